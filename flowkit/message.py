@@ -1,0 +1,61 @@
+"""The message: an immutable envelope around bytes."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from uuid_utils import uuid7
+
+from flowkit.errors import Undecodable
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]|[\ud800-\udfff]")
+MAX_NAME = 255
+MAX_BODY = 16 * 1024 * 1024
+"""The largest body, in bytes, unless the app or the transport sets less."""
+
+
+class Message(NamedTuple):
+    """What travels between flows. Maps to a CloudEvent: id, source, type, time and the body as its data.
+
+    `(source, id)` is its identity: two producers may use the same id. `time` is in seconds since the epoch.
+    `correlation` is the id of the message that began the conversation, `causation` that of its direct cause.
+    """
+
+    id: str
+    source: str
+    channel: str
+    body: bytes
+    type: str = ""
+    key: str | None = None
+    time: float = 0.0
+    correlation: str | None = None
+    causation: str | None = None
+    headers: Mapping[str, str] = {}
+
+
+def new_id() -> str:
+    """A fresh message id: UUIDv7, sortable by time (RFC 9562)."""
+    return str(uuid7())
+
+
+def check_name(what: str, value: object) -> str:
+    """`value` if it can name something: 1 to 255 characters, none of them control characters.
+
+    Such names become columns, headers and queue names, where CR, LF or NUL would mean something else.
+    Raises Undecodable otherwise.
+    """
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME or _CONTROL.search(value):
+        shown = repr(value)[:80]
+        raise Undecodable(f"{what} is {shown}; it must be 1 to {MAX_NAME} characters without control characters")
+    return value
+
+
+def check_headers(headers: object) -> dict[str, str]:
+    """`headers` if they are a mapping of names to text without control characters. Raises Undecodable otherwise."""
+    if not isinstance(headers, Mapping):
+        raise Undecodable(f"headers are {type(headers).__name__}; they must be a mapping of text to text")
+    for name, value in headers.items():
+        check_name("a header's name", name)
+        if not isinstance(value, str) or _CONTROL.search(value):
+            raise Undecodable(f"header {name} is {value!r:.80}; it must be text without control characters")
+    return dict(headers)

@@ -1,0 +1,348 @@
+"""The seams of FlowKit: what an engine needs of a store and a transport, and what both hand to it.
+
+Everything blocks unless it says otherwise. A Unit and a Source belong to one thread at a time; Store and Transport
+may be called from any thread. Who opens something closes it.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol
+
+from flowkit.message import Message
+
+
+class Clock(Protocol):
+    """Time, passed in so that tests can turn it."""
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+
+    def monotonic(self) -> float:
+        """Seconds from a fixed point, never backwards: for time boxes and deadlines."""
+
+
+# ---------------------------------------------------------------- what came, and what came of it
+
+Identity = tuple[str, str, str]
+"""(flow, source, id): what takes effect once."""
+
+
+class Delivery(NamedTuple):
+    """A message as received: one addressed copy in the hands of one lane."""
+
+    message: Message
+    flow: str
+    generation: int = 0
+    """How often it was sent again on purpose. Its inbox row expects this number or a lower one."""
+    attempts: int = 0
+    """Failures recorded when it was staged. The inbox row, where there is one, knows better."""
+    deliveries: int = 1
+    """How often it was handed out. With `row` it is the lease token: a stale one changes nothing."""
+    staged: float = 0.0
+    """When this generation was staged, in seconds since the epoch, by the database's clock."""
+    row: str | None = None
+    """Its message row, where the transport works on rows; that row is removed in the unit of work."""
+    tag: Any = None
+    """The transport's own handle to settle it."""
+
+    @property
+    def identity(self) -> "Identity":
+        return self.flow, self.message.source, self.message.id
+
+
+class Done(NamedTuple):
+    """The handler's effects, the inbox row and the outgoing messages are committed."""
+
+
+class Duplicate(NamedTuple):
+    """It was already applied, is dead, or was sent again since: nothing to do."""
+
+
+class Retried(NamedTuple):
+    """It failed and waits as a row for its next attempt."""
+
+    after: float
+    error: BaseException
+
+
+class Dead(NamedTuple):
+    """It is a dead letter."""
+
+    reason: str
+    error: BaseException | None = None
+
+
+class Forwarded(NamedTuple):
+    """It was handed to another flow under the same identity."""
+
+    to: str
+
+
+class Deferred(NamedTuple):
+    """It waits as a row until this version of the app, or another, can handle it."""
+
+    after: float
+
+
+class Expired(NamedTuple):
+    """An explicit policy ended it unhandled."""
+
+
+Outcome = Done | Duplicate | Retried | Dead | Forwarded | Deferred | Expired
+
+
+# ---------------------------------------------------------------- what is written
+
+
+class Copy(NamedTuple):
+    """One addressed copy of a message, to be staged as a row."""
+
+    row: str
+    message: Message
+    flow: str
+    generation: int = 0
+    attempts: int = 0
+    delay: float = 0.0
+
+
+class Claim(NamedTuple):
+    """What the inbox knows of a message that may run now."""
+
+    attempts: int = 0
+    suspect: bool = False
+    """It was running when its process died, so it runs alone."""
+
+
+class Reopening(NamedTuple):
+    """An inbox row set open again, expecting `generation` next."""
+
+    identity: Identity
+    generation: int
+    attempts: int
+    suspect: bool = False
+
+
+class Letter(NamedTuple):
+    """A dead letter: the delivery, why, and after how many attempts."""
+
+    delivery: Delivery
+    reason: str
+    error: str
+    stack: str
+    attempts: int
+
+
+class Receipt(NamedTuple):
+    """What a transport says of a copy that it was given to carry away."""
+
+    copy: Copy
+    confirmed: bool
+    reason: str = ""
+
+
+class WorkerInfo(NamedTuple):
+    """Who a worker is."""
+
+    id: str
+    app: str
+    host: str
+    pid: int
+
+
+class Retention(NamedTuple):
+    """What an app keeps for how long, in seconds."""
+
+    app: str
+    flows: Collection[str]
+    channels: Collection[str]
+    inbox: float
+    dead_letters: float
+
+
+class Tally(NamedTuple):
+    """Counts of addressed copies, added to the ledger."""
+
+    accepted: int = 0
+    applied: int = 0
+    dead: int = 0
+    discarded: int = 0
+    expired: int = 0
+
+
+# ---------------------------------------------------------------- the ports
+
+
+class Unit(Protocol):
+    """A unit of work: one transaction on one connection. It begins with the first call that writes, or the first
+    use that a handler makes of what it was given.
+
+    Any call may raise StoreConflict or StoreUnavailable; the transaction is then gone.
+    """
+
+    used: bool
+    """Whether a handler touched the transaction since this was last set to False."""
+
+    opening: Callable[[], None] | None
+    """Called once, when a handler's first use begins the transaction."""
+
+    def look(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
+        """Which of these could be claimed now, by a plain read outside any transaction. Decides nothing."""
+
+    def claim(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
+        """Claim these in the inbox. Those missing from the answer are duplicates."""
+
+    def subscribers(self, channels: Collection[str]) -> Mapping[str, Sequence[str]]:
+        """The flows subscribed to each of these channels."""
+
+    def give(self, wanted: type) -> object:
+        """What a handler gets for a parameter of this type, one of `Store.injects`, guarded against its ending."""
+
+    def broken(self) -> BaseException | None:
+        """Why the transaction cannot go on, by a local look; else None. TransactionEnded if somebody ended it."""
+
+    def flush(self) -> None:
+        """Send what the handlers left pending to the database."""
+
+    def savepoint(self) -> AbstractContextManager[None]:
+        """Around one handler that asks for the transaction: flushes at its end, and undoes just it when it raises."""
+
+    def reopen(self, rows: Sequence[Reopening]) -> None:
+        """Set these inbox rows open."""
+
+    def bury(self, letters: Sequence[Letter]) -> None:
+        """Set these inbox rows dead and write the dead letters."""
+
+    def stage(self, copies: Sequence[Copy], lease: float = 0.0) -> None:
+        """Write message rows: due after their delay, or born leased to the sender for `lease` seconds."""
+
+    def remove(self, rows: Collection[tuple[str, int]]) -> int:
+        """Remove message rows by (row, deliveries). Returns how many still had that token."""
+
+    def count(self, tallies: Mapping[str, Tally]) -> None:
+        """Add to the ledger, by flow."""
+
+    def commit(self) -> None:
+        """Commit. Raises CommitUnknown, StoreConflict, TransactionEnded, or the database's own refusal."""
+
+
+class Store(Protocol):
+    """The database: inbox, message rows, dead letters, subscriptions, workers, ledger."""
+
+    injects: Mapping[type, str]
+    """Types that handlers may ask for to write in the unit of work, and what they are for."""
+    serial: bool
+    """One writer at a time (SQLite): a handler that is slow must not hold the transaction open."""
+
+    def unit(self, flow: str, deadline: float = 60.0, lane: str = "") -> AbstractContextManager[Unit]:
+        """A unit of work for a flow. Leaving it without commit rolls back."""
+
+    def join(self, session: object) -> Unit:
+        """A unit inside the caller's own transaction, which the caller commits. Raises ConfigError elsewhere."""
+
+    def now(self) -> float:
+        """The database's time, in seconds since the epoch."""
+
+    def classify(self, error: BaseException) -> BaseException:
+        """The StoreConflict or StoreUnavailable that a database error means; else the error itself."""
+
+    # message rows
+    def lease(self, flow: str, limit: int, worker: str, seconds: float) -> list[Delivery]:
+        """Take up to `limit` due rows of a flow, in a short committed transaction of its own."""
+
+    def renew(self, rows: Collection[tuple[str, int]], seconds: float) -> None:
+        """Hold these leased rows for `seconds` more."""
+
+    def release(self, rows: Collection[tuple[str, int]]) -> None:
+        """Make these leased rows due now."""
+
+    def park(self, rows: Mapping[tuple[str, int], str], seconds: float) -> None:
+        """Make these rows due again after `seconds`, with the reason that kept them."""
+
+    def unpark(self, flows: Collection[str]) -> None:
+        """Make the parked rows of these flows due now."""
+
+    def due(self, flows: Collection[str]) -> set[str]:
+        """Which of these flows have a due row."""
+
+    def wait(self, seconds: float) -> bool:
+        """Block until another transaction may have written rows, at most so long. Whether one may have."""
+
+    def notify(self) -> None:
+        """Wake those who wait, in this process and in others."""
+
+    def create(self, metadata: Any) -> None:
+        """Create the app's own tables, where this store does so; elsewhere migrations are the user's."""
+
+    # the fleet
+    def subscribe(self, subscriptions: Mapping[str, str]) -> None:
+        """Record flow -> channel. They stay until they are removed by command."""
+
+    def subscriptions(self) -> Mapping[str, str]:
+        """flow -> channel, of every app."""
+
+    def charge(self, identity: Identity, attempt: bool) -> None:
+        """A process died with this message in flight: make it a suspect, or record an attempt if it ran alone."""
+
+    def join_fleet(self, worker: "WorkerInfo") -> None:
+        """Record a worker, and hold its liveness lock for as long as this process lives."""
+
+    def beat(self, worker: str, state: str) -> None:
+        """Say that a worker is alive, and free the leases of those that are dead."""
+
+    def leave_fleet(self, worker: str) -> None:
+        """Forget a worker that ended in order."""
+
+    def clean(self, policy: "Retention", holder: str) -> int:
+        """Remove what its retention ended, in one bounded batch, if `holder` is elected. Returns rows removed."""
+
+    def close(self) -> None:
+        """Release every connection."""
+
+
+class Source(Protocol):
+    """Where a lane gets the messages of its flow."""
+
+    def receive(self, limit: int) -> list[Delivery]:
+        """What is there, up to `limit`, without waiting for more."""
+
+    def settle(self, deliveries: Sequence[Delivery]) -> None:
+        """These are finished: their unit of work is committed."""
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Give these back unfinished: any lane may have them now."""
+
+    def close(self) -> None:
+        """Stop receiving."""
+
+
+class Transport(Protocol):
+    """Carries copies from the store to the flows they are addressed to."""
+
+    lease: float
+    """Seconds for which rows are born leased to the lane that sends them after its commit; 0: rows are the queue."""
+    limit: int
+    """The largest body, in bytes."""
+
+    def declare(self, flows: Collection[str]) -> None:
+        """Make the places that these flows receive from."""
+
+    def source(self, flow: str, worker: str) -> Source:
+        """A source of one flow's messages for one lane."""
+
+    def send(self, copies: Sequence[Copy]) -> list[Receipt]:
+        """Carry away committed copies. One receipt each; none where the rows stay and are the queue."""
+
+    def ready(self, flows: Collection[str]) -> set[str]:
+        """Which of these flows have something to receive now."""
+
+    def wait(self, seconds: float) -> bool:
+        """Block until something may have arrived, at most so long. Whether something may have."""
+
+    def close(self) -> None:
+        """Release every connection."""
+
+
+Ids = Callable[[], str]
+"""Makes message and row ids: unique, and sortable by time."""
+Random = Callable[[], float]
+"""Uniform in [0, 1)."""

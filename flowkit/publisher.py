@@ -1,0 +1,105 @@
+"""Accepting messages from outside the flows: validate, commit, answer."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
+
+from flowkit.errors import CommitUnknown, FlowKitError, OutcomeUnknown, Unrouted
+from flowkit.flow import Context, Outgoing, unrouted
+from flowkit.ports import Copy, Delivery, Store, Tally, Unit
+
+handling: ContextVar[str | None] = ContextVar("handling", default=None)
+"""The flow whose handler runs in this thread. It sends through its outbox, never through a publisher."""
+
+
+class Publisher:
+    """Accepts messages in transactions of its own. Callers that arrive while one commits share the next.
+
+    Any thread may call it; every call blocks until its messages are committed.
+    """
+
+    def __init__(self, store: Store, context: Context) -> None:
+        self._store = store
+        self._context = context
+        self._lane = f"publish-{context.ids()}"
+        self._gate = threading.Lock()
+        self._committing = False
+        self._waiting: list[tuple[Sequence[Outgoing], Future[None]]] = []
+
+    def publish(self, messages: Sequence[Outgoing], optional: frozenset[str] = frozenset()) -> None:
+        """Accept these messages, once per id. `optional` names the channels that may have no subscriber.
+
+        Raises Unrouted, StoreUnavailable (nothing was accepted) or OutcomeUnknown (send again under the same id).
+        """
+        flow = handling.get()
+        if flow is not None:
+            raise FlowKitError(
+                f"flow {flow} published from inside its handler: the message would leave even if the handler's "
+                "transaction does not commit; return it, or take a parameter `outbox: Outbox` and send it there"
+            )
+        mine: Future[None] = Future()
+        with self._gate:
+            self._waiting.append((messages, mine))
+            leader = not self._committing
+            self._committing = True
+        while leader:
+            with self._gate:
+                together, self._waiting = self._waiting, []
+                leader = self._committing = bool(together)
+            if together:
+                self._commit(together, optional)
+        mine.result()
+
+    def _commit(self, together: list[tuple[Sequence[Outgoing], "Future[None]"]], optional: frozenset[str]) -> None:
+        """One transaction for all callers; where it is refused, one for each, so that none pays for another."""
+        try:
+            with self._store.unit("", lane=self._lane) as unit:
+                stage(unit, [one for messages, _ in together for one in messages], self._context, optional)
+                unit.commit()
+        except CommitUnknown:
+            for messages, future in together:
+                future.set_exception(OutcomeUnknown(messages[0].message.id))
+        except BaseException as error:
+            if len(together) == 1:
+                together[0][1].set_exception(self._store.classify(error))
+            else:
+                for one in together:
+                    self._commit([one], optional)
+        else:
+            for _, future in together:
+                future.set_result(None)
+            self._store.notify()
+
+
+def stage(unit: Unit, messages: Sequence[Outgoing], context: Context, optional: frozenset[str] = frozenset()) -> None:
+    """Stage one copy for each subscribed flow of messages that were not accepted before.
+
+    An id is accepted once: it is claimed in the inbox under the channel's name, so that a resend after an unknown
+    outcome changes nothing, however late the first one commits.
+    """
+    fresh = unit.claim([Delivery(one.message, f"channel:{one.message.channel}") for one in messages])
+    routes = unit.subscribers({one.message.channel for one in messages})
+    for one in messages:
+        if not routes.get(one.message.channel) and one.message.channel not in optional:
+            raise Unrouted(unrouted(one.message.channel))
+    copies: list[Copy] = []
+    for one in messages:
+        identity = (f"channel:{one.message.channel}", one.message.source, one.message.id)
+        if fresh.pop(identity, None) is not None:
+            copies += address(one, routes, context)
+    unit.stage(copies)
+    unit.count(accepted(copies))
+
+
+def address(one: Outgoing, routes: Mapping[str, Sequence[str]], context: Context) -> list[Copy]:
+    """One copy of a message for each flow that is subscribed to its channel."""
+    return [Copy(context.ids(), one.message, flow, delay=one.delay) for flow in routes.get(one.message.channel, ())]
+
+
+def accepted(copies: Sequence[Copy]) -> dict[str, Tally]:
+    """The ledger entry of newly staged copies."""
+    counts: dict[str, int] = {}
+    for copy in copies:
+        counts[copy.flow] = counts.get(copy.flow, 0) + 1
+    return {flow: Tally(accepted=count) for flow, count in counts.items()}

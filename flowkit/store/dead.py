@@ -1,0 +1,100 @@
+"""Dead letters: messages that ended unapplied, kept with their reason until somebody decides."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic_core import to_json
+
+from flowkit.message import Message
+from flowkit.ports import Copy, Reopening, Tally
+from flowkit.store.unit import MICROSECOND, read_message
+
+if TYPE_CHECKING:
+    from flowkit.store.sql import SqlStore
+    from flowkit.store.unit import SqlUnit
+
+
+class DeadLetter(NamedTuple):
+    """A message that is dead, and why. `died` is in seconds since the epoch."""
+
+    letter: str
+    flow: str
+    message: Message
+    generation: int
+    attempts: int
+    died: float
+    reason: str
+    error: str
+    stack: str
+
+
+class DeadLetters:
+    """The dead letters of a store. Every call blocks; any thread may call it."""
+
+    def __init__(self, store: "SqlStore") -> None:
+        self._store = store
+
+    def select(self, flow: str | None = None, error: str | None = None, limit: int = 1_000_000) -> list[str]:
+        """The ids of the letters of a flow, or of an error that contains a text; the oldest first."""
+        with self._store.unit("") as unit:
+            return [letter for (letter,) in unit.read(self._store.sql.select_dead, (flow, error, limit))]
+
+    def read(self, letters: Sequence[str]) -> list[DeadLetter]:
+        """These letters, with everything that is known of them."""
+        with self._store.unit("") as unit:
+            return [
+                DeadLetter(
+                    letter,
+                    flow,
+                    read_message(rest[:10]),
+                    generation,
+                    attempts,
+                    died / MICROSECOND,
+                    reason,
+                    error,
+                    stack,
+                )
+                for letter, flow, *rest, generation, attempts, died, reason, error, stack in unit.read(
+                    self._store.sql.read_dead, (_names(letters),)
+                )
+            ]
+
+    def retry(self, letters: Sequence[str]) -> int:
+        """Send these again, with the next generation and no attempts. Returns how many were still dead.
+
+        Each takes effect at most once, however often it is retried: its inbox row expects that generation.
+        """
+        with self._store.transaction() as unit:
+            rows = self._exhume(unit, letters)
+            tallies: dict[str, Tally] = {}
+            reopened, copies = [], []
+            for _, flow, message, generation, _ in rows:
+                reopened.append(Reopening((flow, message.source, message.id), generation + 1, 0))
+                copies.append(Copy(self._store.ids(), message, flow, generation + 1))
+                tallies[flow] = tallies.get(flow, Tally())._replace(dead=tallies.get(flow, Tally()).dead - 1)
+            unit.reopen(reopened)
+            unit.stage(copies)
+            unit.count(tallies)
+        self._store.notify()
+        return len(rows)
+
+    def discard(self, letters: Sequence[str]) -> int:
+        """Give these up for good. Returns how many were still dead."""
+        with self._store.transaction() as unit:
+            rows = self._exhume(unit, letters)
+            tallies: dict[str, Tally] = {}
+            for _, flow, *_ in rows:
+                tally = tallies.get(flow, Tally())
+                tallies[flow] = tally._replace(dead=tally.dead - 1, discarded=tally.discarded + 1)
+            unit.write(self._store.sql.conclude, [(flow, message.source, message.id) for _, flow, message, *_ in rows])
+            unit.count(tallies)
+        return len(rows)
+
+    def _exhume(self, unit: "SqlUnit", letters: Sequence[str]) -> list[tuple[str, str, Message, int, int]]:
+        unit.begin()
+        rows = unit.read(self._store.sql.exhume, (_names(letters),))
+        return [(row[0], row[1], read_message(row[2:12]), row[12], row[13]) for row in rows]
+
+
+def _names(letters: Sequence[str]) -> str:
+    return to_json([[letter] for letter in letters]).decode()

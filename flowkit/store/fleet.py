@@ -1,0 +1,45 @@
+"""The fleet: which workers live, and taking over from those that do not."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from flowkit.ports import WorkerInfo
+
+if TYPE_CHECKING:
+    from flowkit.store.sql import SqlStore
+
+SILENT_MICROSECONDS = 120_000_000
+"""A worker without a liveness lock counts as gone after this silence. Its leases ended long before."""
+_log = logging.getLogger("flowkit.store")
+
+
+class Fleet:
+    """The workers of a store. Each holds a lock that its death frees; survivors then free its leases at once."""
+
+    def __init__(self, store: "SqlStore") -> None:
+        self._store = store
+
+    def join(self, worker: WorkerInfo) -> None:
+        locked = self._store.dialect.hold(worker.id)
+        with self._store.transaction() as unit:
+            unit.write(self._store.sql.join, [(*worker, "starting", int(locked))])
+
+    def beat(self, worker: str, state: str) -> None:
+        locked = self._store.dialect.hold(worker)
+        with self._store.transaction() as unit:
+            unit.write(self._store.sql.beat, [(state, int(locked), worker)])
+        with self._store.unit("") as unit:
+            others = unit.read(self._store.sql.others, (SILENT_MICROSECONDS, worker))
+        for other, is_locked, is_silent in others:
+            if self._store.dialect.gone(other) if is_locked else is_silent:
+                _log.warning("worker %s is gone; its messages are taken over", other)
+                self.leave(other)
+
+    def leave(self, worker: str) -> None:
+        """Free the leases of a worker, fold its counters, and forget it."""
+        sql = self._store.sql
+        with self._store.transaction() as unit:
+            unit.write(sql.free, [(worker,)])
+            unit.write(sql.leave, [(worker,)])
+        self._store.dialect.forget(worker)
+        self._store.notify()

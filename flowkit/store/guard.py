@@ -1,0 +1,96 @@
+"""What handlers get to write with: a Session and a Connection of the unit's transaction that cannot end it."""
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NoReturn
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Session
+
+from flowkit.errors import TransactionEnded
+
+_ENDING = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|"
+    r"rollback(?!\s+(?:(?:work|transaction)\s+)?to\b))\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def _refuse(what: str) -> NoReturn:
+    raise TransactionEnded(
+        f"the handler called {what}, but FlowKit ends the transaction, together with the inbox and what is sent; "
+        "remove the call; to undo a part, use begin_nested()"
+    )
+
+
+class HandlerConnection(Connection):
+    """A connection whose transaction belongs to FlowKit. `touched` is called before each of its statements."""
+
+    touched: Callable[[], None] = staticmethod(lambda: None)
+    open = True
+
+    def commit(self) -> None:
+        _refuse("commit()")
+
+    def rollback(self) -> None:
+        _refuse("rollback()")
+
+    def close(self) -> None:
+        if self.open:
+            _refuse("close()")
+        super().close()
+
+    def release(self) -> None:
+        """Return the connection to its pool. For the unit of work only."""
+        self.open = False
+        self.close()
+
+
+class HandlerSession(Session):
+    """A session whose transaction belongs to FlowKit. `touched` is called before each use."""
+
+    touched: Callable[[], None]
+
+    def commit(self) -> None:
+        _refuse("commit()")
+
+    def rollback(self) -> None:
+        _refuse("rollback()")
+
+    def close(self) -> None:
+        _refuse("close()")
+
+    def release(self) -> None:
+        """Forget every object. For the unit of work only."""
+        super().close()
+
+
+def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def noted(self: HandlerSession, *arguments: Any, **options: Any) -> Any:
+        self.touched()
+        return method(self, *arguments, **options)
+
+    return noted
+
+
+# Objects wait in a session without a statement, so each way into it counts as a use of the transaction.
+_USES = (
+    "add add_all delete merge get get_one execute scalar scalars query refresh flush expire expire_all expunge "
+    "expunge_all connection begin_nested bulk_save_objects bulk_insert_mappings bulk_update_mappings"
+)
+for _name in _USES.split():
+    setattr(HandlerSession, _name, _noting(getattr(Session, _name)))
+
+
+def watch(engine: Engine) -> None:
+    """Refuse statements of handlers that would end their transaction."""
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def look(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if isinstance(connection, HandlerConnection):
+            connection.touched()
+            ending = _ENDING.match(statement)
+            if ending:
+                _refuse(f"SQL {ending[1].upper()}")

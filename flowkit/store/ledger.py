@@ -1,0 +1,83 @@
+"""The ledger: accepted = applied + dead + discarded + expired + pending, for each flow.
+
+The left side and the first four terms are counters, written in the transactions that they count; pending is read from
+the rows, so that the equation can fail.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from flowkit.store.sql import SqlStore
+
+
+class Balance(NamedTuple):
+    """The ledger of one flow, in addressed copies."""
+
+    accepted: int = 0
+    applied: int = 0
+    dead: int = 0
+    discarded: int = 0
+    expired: int = 0
+    pending: int = 0
+    letters: int = 0
+    """Dead letters that are there; must equal `dead`."""
+
+    @property
+    def balanced(self) -> bool:
+        ended = self.applied + self.dead + self.discarded + self.expired
+        return self.accepted == ended + self.pending and self.dead == self.letters
+
+
+class Backlog(NamedTuple):
+    """What waits for one flow. `oldest` is in seconds since it was staged; None where nothing waits."""
+
+    due: int
+    leased: int
+    delayed: int
+    parked: int
+    oldest: float | None
+
+
+class WorkerRow(NamedTuple):
+    """A worker as it last reported. `started` and `silent` are in seconds before now."""
+
+    id: str
+    app: str
+    host: str
+    pid: int
+    state: str
+    started: float
+    silent: float
+
+
+class Ledger:
+    """Reads the state of a store. Every call blocks; any thread may call it."""
+
+    def __init__(self, store: "SqlStore") -> None:
+        self._store = store
+
+    def balances(self) -> dict[str, Balance]:
+        """The ledger of every flow, in one snapshot."""
+        with self._store.unit("") as unit:
+            return {flow: Balance(*map(int, rest)) for flow, *rest in unit.read(self._store.sql.balances)}
+
+    def backlog(self) -> dict[str, Backlog]:
+        """What waits, by flow."""
+        with self._store.unit("") as unit:
+            return {
+                flow: Backlog(int(due), int(leased), int(delayed), int(parked), None if age is None else age / 1e6)
+                for flow, due, leased, delayed, parked, age in unit.read(self._store.sql.backlog)
+            }
+
+    def workers(self) -> list[WorkerRow]:
+        """The workers that are in the fleet."""
+        with self._store.unit("") as unit:
+            return [
+                WorkerRow(id, app, host, pid, state, started / 1e6, silent / 1e6)
+                for id, app, host, pid, state, started, silent in unit.read(self._store.sql.fleet)
+            ]
+
+    def pending(self, flows: list[str]) -> int:
+        """Messages of these flows that are not at their end."""
+        balances = self.balances()
+        return sum(balances[flow].pending for flow in flows if flow in balances)

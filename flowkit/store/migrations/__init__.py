@@ -1,0 +1,22 @@
+"""The migrations of the schema, run by `flowkit db upgrade`. They expand before they contract: a running worker of the
+version before goes on working."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection
+
+from flowkit.store import tables
+
+
+def upgrade(connection: Connection, ids: Callable[[], str]) -> None:
+    """Bring the schema to this version, and give a new store its id. Blocks; raises what the database refuses."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    if connection.execute(tables.meta.select().where(tables.meta.c.name == "store")).first() is None:
+        connection.execute(tables.meta.insert().values(name="store", value=ids()))
+    connection.commit()

@@ -1,0 +1,201 @@
+"""PostgreSQL, through psycopg 3."""
+
+import importlib.util
+import logging
+import threading
+from typing import Any
+
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
+
+from flowkit.errors import ConfigError, StoreConflict, StoreUnavailable, TransactionEnded
+from flowkit.ports import Clock
+from flowkit.store.sql import SqlStore
+from flowkit.store.statements import Statements
+from flowkit.store.unit import SWALLOWED
+from flowkit.url import mask
+
+CONNECT_SECONDS = 10
+LOCK_SECONDS = 10
+MARGIN_SECONDS = 5
+"""Granted to a transaction beyond its flow's deadline before the server ends it."""
+SLOW_POLL_SECONDS = 1.0
+_CONFLICTS = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock timeout
+_UNAVAILABLE = ("08", "57", "53", "58", "25006")  # connection, shutdown and timeouts, resources, system, read-only
+_log = logging.getLogger("flowkit.store")
+
+
+class PostgresDialect:
+    """What differs on PostgreSQL."""
+
+    name = "postgresql"
+    serial = False
+
+    def __init__(self, url: str) -> None:
+        self._url = make_url(url).set(drivername="postgresql+psycopg")
+        self.statements = Statements.render(
+            now="CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)",
+            each="jsonb_array_elements(CAST(? AS jsonb)) AS each(value)",
+            skip="FOR UPDATE SKIP LOCKED",
+            marker="%s",
+        )
+        self.engine = create_engine(
+            self._url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=6,
+            max_overflow=-1,
+            connect_args={
+                "connect_timeout": CONNECT_SECONDS,
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 25_000,
+                "application_name": "flowkit",
+            },
+        )
+        self._watch: Any = None
+        self._watching = threading.Lock()
+        self._held: str | None = None
+
+    def begin(self, connection: Any, deadline: float) -> None:
+        # The server ends a transaction whose owner is frozen or gone; without, its rows stay locked for good.
+        limit = int((deadline + MARGIN_SECONDS) * 1000)
+        connection.execute(
+            "BEGIN ISOLATION LEVEL READ COMMITTED; "
+            f"SET LOCAL statement_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}; "
+            f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}",
+            prepare=False,
+        )
+
+    def broken(self, connection: Any) -> BaseException | None:
+        """Why the transaction cannot go on. A local look at what the server said last."""
+        status = connection.info.transaction_status.name
+        if status == "INTRANS":
+            return None
+        if status == "INERROR":
+            return RuntimeError(SWALLOWED)
+        if status == "IDLE":
+            return TransactionEnded("the transaction was ended by the driver")
+        return StoreUnavailable("PostgreSQL: the connection was lost")
+
+    def lost(self, connection: Any) -> bool:
+        return bool(connection.closed or connection.broken)
+
+    def classify(self, error: BaseException) -> BaseException:
+        state = getattr(error, "sqlstate", None)
+        psycopg = importlib.import_module("psycopg")
+        if state in _CONFLICTS:
+            return StoreConflict(f"PostgreSQL ({state}): {_first_line(error)}")
+        if (state or "").startswith(_UNAVAILABLE) or (
+            state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+        ):
+            return StoreUnavailable(f"PostgreSQL ({state or 'connection'}): {_first_line(error)}")
+        return error
+
+    def adopt(self, connection: Any) -> None:
+        """Nothing to prepare."""
+
+    # ------------------------------------------------------------ waiting and liveness
+
+    def _watcher(self) -> Any:
+        """The connection that listens and holds the liveness lock, made again when it is lost."""
+        if self._watch is None or self._watch.closed:
+            psycopg = importlib.import_module("psycopg")
+            self._watch = psycopg.connect(
+                self._url.set(drivername="postgresql").render_as_string(hide_password=False),
+                autocommit=True,
+                connect_timeout=CONNECT_SECONDS,
+                application_name="flowkit watch",
+            )
+            self._watch.execute("LISTEN flowkit")
+            if self._held:
+                self._watch.execute("SELECT pg_advisory_lock(%s)", (_key(self._held),))
+        return self._watch
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for a NOTIFY, with slow polling for one that was lost."""
+        with self._watching:
+            try:
+                for _ in self._watcher().notifies(timeout=min(seconds, SLOW_POLL_SECONDS), stop_after=1):
+                    return True
+            except Exception as error:
+                self._watch = None
+                raise self.classify(error) from error
+        return seconds >= SLOW_POLL_SECONDS
+
+    def notify(self) -> None:
+        # Alone and after the commit: inside the batch it would serialise commits.
+        with self.engine.connect() as connection:
+            connection.exec_driver_sql("NOTIFY flowkit")
+
+    def hold(self, worker: str) -> bool:
+        """Hold an advisory lock for as long as this process lives; whether it is in fact held (poolers share)."""
+        with self._watching:
+            if self._held != worker:
+                self._held = worker
+                self._watcher().execute("SELECT pg_advisory_lock(%s)", (_key(worker),))
+            held = self._watcher().execute(
+                "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
+                "AND ((classid::bigint << 32) | objid::bigint) = %s",
+                (_key(worker),),
+            )
+            return held.fetchone() is not None
+
+    def gone(self, worker: str) -> bool:
+        """Whether the worker that held this lock is dead."""
+        with self.engine.connect() as connection:
+            row = connection.exec_driver_sql("SELECT pg_try_advisory_xact_lock(%s)", (_key(worker),)).fetchone()
+            return bool(row and row[0])
+
+    def forget(self, worker: str) -> None:
+        with self._watching:
+            if self._held == worker:
+                self._held = None
+                if self._watch is not None and not self._watch.closed:
+                    self._watch.execute("SELECT pg_advisory_unlock(%s)", (_key(worker),))
+
+    def tidy(self) -> None:
+        """Nothing to do: autovacuum does it."""
+
+    def close(self) -> None:
+        with self._watching:
+            if self._watch is not None:
+                self._watch.close()
+                self._watch = None
+        self.engine.dispose()
+
+
+def _key(worker: str) -> int:
+    """63 bits of a worker's id, a UUIDv7: its last digits are random."""
+    return int(worker.replace("-", "")[-15:], 16)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+def open_store(url: str, clock: Clock, check: bool = True) -> SqlStore:
+    """Open the PostgreSQL store of a URL; with `check`, refuse a schema of another version. Raises ConfigError."""
+    if importlib.util.find_spec("psycopg") is None:
+        raise ConfigError(
+            "FLOWKIT_DATABASE_URL names PostgreSQL, whose driver is missing; pip install 'flowkit-runtime[postgresql]'"
+        )
+    try:
+        store = SqlStore(PostgresDialect(url), clock)
+        with store.dialect.engine.connect() as connection:
+            durable = connection.exec_driver_sql("SHOW synchronous_commit").scalar()
+    except Exception as error:
+        cause = _first_line(getattr(error, "orig", None) or error)
+        raise ConfigError(
+            f"FLOWKIT_DATABASE_URL is {mask(url)}, which cannot be reached: {cause}; check host, user, password and "
+            "database"
+        ) from None
+    if durable in ("off", "local"):
+        store.close()
+        raise ConfigError(
+            f"FLOWKIT_DATABASE_URL is {mask(url)}, which has synchronous_commit = {durable}: acknowledged commits can "
+            "be lost; set it to on for this database or user"
+        )
+    if check:
+        store.check_schema()
+    return store

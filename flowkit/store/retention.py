@@ -1,0 +1,49 @@
+"""Retention: what the inbox, the dead letters and the ledger forget, and when."""
+
+from typing import TYPE_CHECKING
+
+from pydantic_core import to_json
+
+from flowkit.ports import Retention, Tally
+
+if TYPE_CHECKING:
+    from flowkit.store.sql import SqlStore
+    from flowkit.store.unit import SqlUnit
+
+BATCH = 1000
+TERM_MICROSECONDS = 60_000_000
+
+
+class Cleaner:
+    """Removes in bounded batches; one elected worker of an app does it."""
+
+    def __init__(self, store: "SqlStore") -> None:
+        self._store = store
+
+    def clean(self, policy: Retention, holder: str) -> int:
+        """One batch of each kind, if `holder` is elected for its term. Returns the rows removed."""
+        sql = self._store.sql
+        with self._store.transaction() as unit:
+            unit.begin()
+            if not unit.read(sql.elect, (f"cleaner:{policy.app}", holder, TERM_MICROSECONDS)):
+                return 0
+            owned = to_json([[name] for name in (*policy.flows, *(f"channel:{one}" for one in policy.channels))])
+            removed = len(unit.read(sql.purge_inbox, (owned.decode(), int(policy.inbox * 1_000_000), BATCH)))
+            flows = to_json([[name] for name in policy.flows]).decode()
+            letters = unit.read(sql.expire_dead, (flows, int(policy.dead_letters * 1_000_000), BATCH))
+            tallies = {flow: Tally() for (flow, *_) in letters}
+            for flow, _, _ in letters:
+                tallies[flow] = tallies[flow]._replace(dead=tallies[flow].dead - 1, expired=tallies[flow].expired + 1)
+            unit.write(sql.conclude, letters)
+            unit.count(tallies)
+            self._fold(unit)
+        self._store.dialect.tidy()
+        return removed + len(letters)
+
+    def _fold(self, unit: "SqlUnit") -> None:
+        """Add the counters of lanes whose worker is gone to the totals."""
+        gone = unit.read(self._store.sql.fold, (BATCH,))
+        totals: dict[str, Tally] = {}
+        for flow, *counts in gone:
+            totals[flow] = Tally(*(a + b for a, b in zip(totals.get(flow, Tally()), counts, strict=True)))
+        unit.write(self._store.sql.count, [(flow, "", *totals[flow]) for flow in sorted(totals)])

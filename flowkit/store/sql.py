@@ -1,0 +1,279 @@
+"""The store on a SQL database: units of work, message rows and the schema. The dialect says what differs."""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from pydantic_core import to_json
+from sqlalchemy import Connection, Engine, MetaData, event, inspect
+from sqlalchemy.orm import Session
+
+from flowkit.errors import ConfigError
+from flowkit.message import new_id
+from flowkit.ports import Clock, Delivery, Identity, Ids, Retention, WorkerInfo
+from flowkit.store import tables
+from flowkit.store.dead import DeadLetters
+from flowkit.store.fleet import Fleet
+from flowkit.store.guard import HandlerConnection, watch
+from flowkit.store.ledger import Ledger
+from flowkit.store.retention import Cleaner
+from flowkit.store.statements import Statements
+from flowkit.store.unit import MICROSECOND, SqlUnit, read_message
+
+SHORT_SECONDS = 30.0
+"""The deadline of the store's own short transactions."""
+_log = logging.getLogger("flowkit.store")
+
+
+class Dialect(Protocol):
+    """What differs between databases. `connection` is always the driver's own."""
+
+    name: str
+    serial: bool
+    engine: Engine
+    statements: Statements
+
+    def begin(self, connection: Any, deadline: float) -> None:
+        """Begin a transaction that the server ends some seconds after `deadline`."""
+
+    def broken(self, connection: Any) -> BaseException | None:
+        """Why the transaction cannot go on, by a local look."""
+
+    def lost(self, connection: Any) -> bool:
+        """Whether the connection is gone."""
+
+    def classify(self, error: BaseException) -> BaseException:
+        """The StoreConflict or StoreUnavailable that an error means; else the error."""
+
+    def adopt(self, connection: Any) -> None:
+        """Prepare a connection that somebody else opened."""
+
+    def wait(self, seconds: float) -> bool:
+        """Block until another connection may have committed, at most so long."""
+
+    def notify(self) -> None:
+        """Wake those who wait."""
+
+    def hold(self, worker: str) -> bool:
+        """Hold a lock until this process dies; whether others can rely on it."""
+
+    def gone(self, worker: str) -> bool:
+        """Whether that lock is free."""
+
+    def forget(self, worker: str) -> None:
+        """Release that lock."""
+
+    def tidy(self) -> None:
+        """Regular upkeep of the database."""
+
+    def close(self) -> None:
+        """Release every connection."""
+
+
+class SqlStore:
+    """Implements ports.Store. Thread-safe; a unit belongs to the thread that opened it."""
+
+    injects: Mapping[type, str] = {
+        Session: "an ORM session of the unit of work",
+        Connection: "a connection of the unit of work",
+    }
+
+    def __init__(self, dialect: Dialect, clock: Clock, ids: Ids = new_id) -> None:
+        self.dialect = dialect
+        self.serial = dialect.serial
+        self.sql = dialect.statements
+        self.clock = clock
+        self.ids = ids
+        self.dead_letters = DeadLetters(self)
+        self.ledger = Ledger(self)
+        self._fleet = Fleet(self)
+        self._cleaner = Cleaner(self)
+        watch(dialect.engine)
+
+    # ------------------------------------------------------------ units
+
+    @contextmanager
+    def unit(self, flow: str, deadline: float = SHORT_SECONDS, lane: str = "") -> Iterator[SqlUnit]:
+        try:
+            connection = HandlerConnection(self.dialect.engine)
+        except Exception as error:
+            raise self.classify(error) from error
+        unit = SqlUnit(self, connection, lane or flow, deadline)
+        try:
+            yield unit
+        finally:
+            unit.end()
+
+    @contextmanager
+    def transaction(self) -> Iterator[SqlUnit]:
+        """A short transaction of the store's own, committed at the end."""
+        with self.unit("") as unit:
+            yield unit
+            unit.commit()
+
+    def join(self, session: object) -> SqlUnit:
+        assert isinstance(session, Session)
+        connection = session.connection()
+        try:
+            with session.begin_nested():
+                theirs = connection.exec_driver_sql("SELECT value FROM flowkit_meta WHERE name = 'store'").scalar()
+        except Exception:
+            theirs = None
+        if theirs is None or theirs != self.identity():
+            raise ConfigError(
+                "app.outbox(session): the session writes to another database than FLOWKIT_DATABASE_URL, so that one "
+                "transaction cannot cover both; use a session on the store's database, or app.publish() after commit"
+            )
+        self.dialect.adopt(connection.connection.driver_connection)
+        event.listen(session, "after_commit", lambda _: self.notify(), once=True)
+        return SqlUnit(self, connection, f"session-{self.ids()}", SHORT_SECONDS, begun=True)
+
+    def identity(self) -> str:
+        """The id of this store, made with its schema."""
+        with self.unit("") as unit:
+            return str(unit.read("SELECT value FROM flowkit_meta WHERE name = 'store'")[0][0])
+
+    def now(self) -> float:
+        with self.unit("") as unit:
+            return float(unit.read(self.sql.now)[0][0]) / MICROSECOND
+
+    def classify(self, error: BaseException) -> BaseException:
+        inner = getattr(error, "orig", None) or error
+        cause = self.dialect.classify(inner)
+        return error if cause is inner else cause
+
+    # ------------------------------------------------------------ message rows
+
+    def lease(self, flow: str, limit: int, worker: str, seconds: float) -> list[Delivery]:
+        with self.transaction() as unit:
+            unit.begin()
+            rows = unit.read(self.sql.lease, (flow, limit, int(seconds * MICROSECOND), worker))
+        # RETURNING has no order; row ids are UUIDv7, so that this one is the order of staging.
+        return [_delivery(row) for row in sorted(rows, key=lambda row: str(row[0]))]
+
+    def renew(self, rows: Collection[tuple[str, int]], seconds: float) -> None:
+        with self.transaction() as unit:
+            unit.write(self.sql.renew, [(int(seconds * MICROSECOND), *row) for row in sorted(rows)])
+
+    def release(self, rows: Collection[tuple[str, int]]) -> None:
+        with self.transaction() as unit:
+            unit.write(self.sql.release, sorted(rows))
+
+    def park(self, rows: Mapping[tuple[str, int], str], seconds: float) -> None:
+        with self.transaction() as unit:
+            unit.write(self.sql.park, [(int(seconds * MICROSECOND), rows[row], *row) for row in sorted(rows)])
+
+    def unpark(self, flows: Collection[str]) -> None:
+        with self.transaction() as unit:
+            unit.write(self.sql.unpark, [(_names(flows),)])
+
+    def due(self, flows: Collection[str]) -> set[str]:
+        with self.unit("") as unit:
+            return {flow for (flow,) in unit.read(self.sql.due, (_names(flows),))}
+
+    def wait(self, seconds: float) -> bool:
+        return self.dialect.wait(seconds)
+
+    def notify(self) -> None:
+        try:
+            self.dialect.notify()
+        except Exception as error:
+            # What was committed stays so; those who wait poll, and find it a second later.
+            _log.warning("could not wake the other workers: %s", self.classify(error))
+
+    # ------------------------------------------------------------ the fleet
+
+    def subscribe(self, subscriptions: Mapping[str, str]) -> None:
+        with self.transaction() as unit:
+            unit.write(self.sql.subscribe, sorted(subscriptions.items()))
+
+    def subscriptions(self) -> dict[str, str]:
+        """flow -> channel, of every app."""
+        with self.unit("") as unit:
+            return dict(unit.read("SELECT flow, channel FROM flowkit_subscriptions ORDER BY flow"))
+
+    def charge(self, identity: Identity, attempt: bool) -> None:
+        with self.transaction() as unit:
+            unit.write(self.sql.charge, [(int(attempt), 1, *identity)])
+
+    def join_fleet(self, worker: WorkerInfo) -> None:
+        self._fleet.join(worker)
+
+    def beat(self, worker: str, state: str) -> None:
+        self._fleet.beat(worker, state)
+
+    def leave_fleet(self, worker: str) -> None:
+        self._fleet.leave(worker)
+
+    def clean(self, policy: Retention, holder: str) -> int:
+        return self._cleaner.clean(policy, holder)
+
+    def close(self) -> None:
+        self.dialect.close()
+
+    # ------------------------------------------------------------ schema
+
+    def create_schema(self) -> None:
+        """Create the schema, or bring it up to this version. Safe when several processes start at once."""
+        with self.dialect.engine.connect() as connection:
+            known = _version(connection)
+            if known is None:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                if _version(connection) is None:
+                    tables.metadata.create_all(connection)
+                    connection.execute(tables.version.insert().values(version_num=tables.VERSION))
+                    connection.execute(tables.meta.insert().values(name="store", value=self.ids()))
+                connection.exec_driver_sql("COMMIT")
+        if known not in (None, tables.VERSION):
+            self.upgrade()
+
+    def check_schema(self) -> None:
+        """Raise ConfigError unless the schema is of this version."""
+        with self.dialect.engine.connect() as connection:
+            known = _version(connection)
+        if known != tables.VERSION:
+            has = "has no FlowKit schema" if known is None else f"has FlowKit schema {known}"
+            self.close()
+            raise ConfigError(
+                f"the database of FLOWKIT_DATABASE_URL {has}, and this version needs {tables.VERSION}; "
+                "run: flowkit db upgrade"
+            )
+
+    def upgrade(self) -> str:
+        """Run the migrations. Returns the version reached."""
+        from flowkit.store.migrations import upgrade
+
+        with self.dialect.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
+            upgrade(connection, self.ids)
+        return tables.VERSION
+
+    def create(self, metadata: Any) -> None:
+        if isinstance(metadata, MetaData) and self.dialect.name == "sqlite":
+            with self.dialect.engine.connect() as connection:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                metadata.create_all(connection)
+                connection.exec_driver_sql("COMMIT")
+
+
+def _version(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(tables.version.name):
+        return None
+    found = connection.execute(tables.version.select()).scalar()
+    return None if found is None else str(found)
+
+
+def _names(names: Collection[str]) -> str:
+    return to_json([[name] for name in sorted(names)]).decode()
+
+
+def _delivery(row: Any) -> Delivery:
+    return Delivery(
+        message=read_message(row[2:12]),
+        flow=row[1],
+        generation=row[12],
+        attempts=row[13],
+        deliveries=row[14],
+        staged=row[15] / MICROSECOND,
+        row=row[0],
+    )

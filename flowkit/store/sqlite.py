@@ -1,0 +1,187 @@
+"""SQLite: one host, one writer at a time, nothing to install.
+
+Write-ahead log with synchronous=FULL: every commit is synced to disk. SQLite 3.7.0 to 3.51.2 can corrupt a database
+in that mode under concurrent checkpoints (fixed in 3.51.3, https://sqlite.org/wal.html), so the version decides.
+"""
+
+import fcntl
+import importlib
+import os
+import threading
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from flowkit.errors import ConfigError, StoreConflict, StoreUnavailable, TransactionEnded
+from flowkit.ports import Clock
+from flowkit.store.sql import SqlStore
+from flowkit.store.statements import Statements
+
+BUSY_SECONDS = 30
+POLL_SECONDS = 0.001
+IDLE_POLL_SECONDS = 0.02
+WAL_BYTES = 64 * 1024 * 1024
+_CONFLICTS = {5, 6}  # SQLITE_BUSY, SQLITE_LOCKED
+_UNAVAILABLE = {8, 10, 13, 14, 26, 11}  # READONLY, IOERR, FULL, CANTOPEN, NOTADB, CORRUPT
+
+
+def driver() -> ModuleType:
+    """The SQLite driver to use: the newer of pysqlite3 and the standard library's."""
+    candidates = [importlib.import_module("sqlite3")]
+    if importlib.util.find_spec("pysqlite3"):
+        candidates.append(importlib.import_module("pysqlite3.dbapi2"))
+    return max(candidates, key=lambda module: module.sqlite_version_info)
+
+
+def safe_wal(module: ModuleType) -> bool:
+    """Whether this SQLite can keep a write-ahead log without the corruption of 3.7.0 to 3.51.2."""
+    version: tuple[int, ...] = module.sqlite_version_info
+    return version >= (3, 51, 3)
+
+
+class SqliteDialect:
+    """What differs on SQLite."""
+
+    name = "sqlite"
+    serial = True
+
+    def __init__(self, path: str, clock: Clock) -> None:
+        self.path = path
+        self.module = driver()
+        self.statements = Statements.render(now="flowkit_now()", each="json_each(?)", skip="", marker="?")
+        self._clock = clock
+        self._local = threading.local()
+        self._locks: dict[str, int] = {}
+        memory = path == ":memory:"
+        self.engine = create_engine(
+            "sqlite://" if memory else f"sqlite:///{path}",
+            module=self.module,
+            isolation_level="AUTOCOMMIT",
+            poolclass=StaticPool if memory else QueuePool,
+            connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
+            **({} if memory else {"pool_size": 6, "max_overflow": -1}),
+        )
+        event.listen(self.engine, "connect", self._prepare)
+
+    def adopt(self, connection: Any) -> None:
+        """Give a connection the function that tells the time."""
+        clock = self._clock
+        connection.create_function("flowkit_now", 0, lambda: int(clock.now() * 1_000_000))
+
+    def _prepare(self, connection: Any, record: Any) -> None:
+        self.adopt(connection)
+        mode = "WAL" if safe_wal(self.module) else "DELETE"
+        connection.execute(f"PRAGMA journal_mode = {mode}")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    def begin(self, connection: Any, deadline: float) -> None:
+        # IMMEDIATE: a read transaction that turns into a writing one fails at once when another wrote meanwhile.
+        connection.execute("BEGIN IMMEDIATE")
+
+    def broken(self, connection: Any) -> BaseException | None:
+        """Why the transaction is no longer open: SQLite has no failed transactions, only ended ones."""
+        return None if connection.in_transaction else TransactionEnded("the transaction was ended by the driver")
+
+    def lost(self, connection: Any) -> bool:
+        return False
+
+    def classify(self, error: BaseException) -> BaseException:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code is None:
+            return error
+        if code & 0xFF in _CONFLICTS:
+            return StoreConflict(f"SQLite: {error}")
+        if code & 0xFF in _UNAVAILABLE:
+            return StoreUnavailable(f"SQLite ({self.path}): {error}")
+        return error
+
+    # ------------------------------------------------------------ waiting and liveness
+
+    def wait(self, seconds: float) -> bool:
+        """Poll `PRAGMA data_version`, which changes with every commit of another connection; seldom when idle."""
+        local = self._local
+        if not hasattr(local, "connection"):
+            local.connection = self.engine.raw_connection()
+            local.cursor = local.connection.cursor()
+            local.seen, local.quiet = None, 0
+        end = self._clock.monotonic() + seconds
+        pause = threading.Event()
+        while True:
+            version = local.cursor.execute("PRAGMA data_version").fetchone()[0]
+            if version != local.seen:
+                local.seen, local.quiet = version, 0
+                return True
+            left = end - self._clock.monotonic()
+            if left <= 0:
+                return False
+            local.quiet += 1
+            pause.wait(min(left, POLL_SECONDS if local.quiet < 500 else IDLE_POLL_SECONDS))
+
+    def notify(self) -> None:
+        """Nothing to do: waiters see every commit."""
+
+    def hold(self, worker: str) -> bool:
+        """Hold a lock file for as long as this process lives, so that others see its death at once."""
+        if self.path == ":memory:":
+            return False
+        folder = Path(f"{self.path}-workers")
+        folder.mkdir(exist_ok=True)
+        if worker not in self._locks:
+            descriptor = os.open(folder / worker, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._locks[worker] = descriptor
+        return True
+
+    def gone(self, worker: str) -> bool:
+        """Whether the worker that held this lock is dead."""
+        try:
+            descriptor = os.open(Path(f"{self.path}-workers") / worker, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
+    def forget(self, worker: str) -> None:
+        """Remove the lock of a worker that is gone or leaves."""
+        descriptor = self._locks.pop(worker, None)
+        if descriptor is not None:
+            os.close(descriptor)
+        Path(f"{self.path}-workers", worker).unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Truncate the write-ahead log when a long reader let it grow."""
+        log = Path(f"{self.path}-wal")
+        if log.exists() and log.stat().st_size > WAL_BYTES:
+            with self.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        for worker in list(self._locks):
+            self.forget(worker)
+        self.engine.dispose()
+
+
+def open_store(url: str, clock: Clock, check: bool = True) -> SqlStore:
+    """Open, and create where there is none, the SQLite store of a URL. Raises ConfigError."""
+    path = make_url(url).database or ":memory:"
+    if path != ":memory:":
+        folder = Path(path).absolute().parent
+        if not folder.is_dir():
+            raise ConfigError(f"FLOWKIT_DATABASE_URL names {path}, but the folder {folder} does not exist; create it")
+    store = SqlStore(SqliteDialect(path, clock), clock)
+    try:
+        store.create_schema()
+    except Exception as error:
+        cause = store.classify(error)
+        raise ConfigError(f"FLOWKIT_DATABASE_URL names {path}, which cannot be used as a store: {cause}") from None
+    return store

@@ -1,0 +1,149 @@
+"""The engine's SQL, written once for both databases.
+
+Lists travel as one JSON parameter, so that each statement has one text (and one prepared plan) for any batch size.
+Placeholders: `?` a parameter, `{now}` the database's clock in microseconds, `{each}` the rows of a JSON array of
+arrays as column `value`, `{skip}` what keeps two claimers from waiting for each other.
+"""
+
+from dataclasses import dataclass, fields
+
+_ENVELOPE = "source, id, channel, body, type, key, time, correlation, causation, headers"
+
+
+@dataclass(frozen=True)
+class Statements:
+    """Every statement, rendered for one database."""
+
+    look: str = """
+        SELECT box.flow, box.source, box.id, box.state, box.generation, box.attempts, box.suspect
+        FROM {each} JOIN flowkit_inbox AS box
+        ON box.flow = value ->> 0 AND box.source = value ->> 1 AND box.id = value ->> 2"""
+    # One claim for all generations: a missing row and an open row that expects no later generation can be claimed.
+    claim: str = """
+        INSERT INTO flowkit_inbox AS box (flow, source, id, state, generation, attempts, suspect, changed)
+        SELECT value ->> 0, value ->> 1, value ->> 2, 1,
+               CAST(value ->> 3 AS integer), CAST(value ->> 4 AS integer), 0, {now} FROM {each} WHERE true
+        ON CONFLICT (flow, source, id) DO UPDATE
+        SET state = 1, generation = excluded.generation, changed = excluded.changed
+        WHERE box.state = 0 AND box.generation <= excluded.generation
+        RETURNING flow, source, id, attempts, suspect"""
+    set_inbox: str = """
+        INSERT INTO flowkit_inbox (state, generation, attempts, suspect, flow, source, id, changed)
+        VALUES (?, ?, ?, ?, ?, ?, ?, {now})
+        ON CONFLICT (flow, source, id) DO UPDATE SET state = excluded.state, generation = excluded.generation,
+        attempts = excluded.attempts, suspect = excluded.suspect, changed = excluded.changed"""
+    charge: str = """
+        INSERT INTO flowkit_inbox AS box (attempts, suspect, flow, source, id, state, generation, changed)
+        VALUES (?, ?, ?, ?, ?, 0, 0, {now})
+        ON CONFLICT (flow, source, id) DO UPDATE SET attempts = box.attempts + excluded.attempts, suspect = 1
+        WHERE box.state = 0"""
+    bury: str = f"""
+        INSERT INTO flowkit_dead (letter, flow, {_ENVELOPE}, generation, attempts, reason, error, stack, died)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}})"""
+    exhume: str = f"""
+        DELETE FROM flowkit_dead WHERE letter IN (SELECT value ->> 0 FROM {{each}})
+        RETURNING letter, flow, {_ENVELOPE}, generation, attempts"""
+    subscribers: str = """
+        SELECT channel, flow FROM flowkit_subscriptions WHERE channel IN (SELECT value ->> 0 FROM {each})
+        ORDER BY flow"""
+    subscribe: str = """
+        INSERT INTO flowkit_subscriptions (flow, channel, seen) VALUES (?, ?, {now})
+        ON CONFLICT (flow) DO UPDATE SET channel = excluded.channel, seen = excluded.seen"""
+    stage: str = f"""
+        INSERT INTO flowkit_messages
+        (copy, flow, {_ENVELOPE}, generation, attempts, deliveries, staged, due, worker)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, {{now}} + ?, ?)"""
+    lease: str = f"""
+        WITH taken AS (SELECT copy FROM flowkit_messages WHERE flow = ? AND due <= {{now}}
+                       ORDER BY due LIMIT ? {{skip}})
+        UPDATE flowkit_messages SET due = {{now}} + ?, worker = ?, deliveries = deliveries + 1, parked = NULL
+        WHERE copy IN (SELECT copy FROM taken)
+        RETURNING copy, flow, {_ENVELOPE}, generation, attempts, deliveries, staged"""
+    renew: str = "UPDATE flowkit_messages SET due = {now} + ? WHERE copy = ? AND deliveries = ?"
+    release: str = "UPDATE flowkit_messages SET due = {now}, worker = NULL WHERE copy = ? AND deliveries = ?"
+    park: str = """
+        UPDATE flowkit_messages SET due = {now} + ?, worker = NULL, parked = ? WHERE copy = ? AND deliveries = ?"""
+    unpark: str = """
+        UPDATE flowkit_messages SET due = {now}
+        WHERE parked IS NOT NULL AND flow IN (SELECT value ->> 0 FROM {each})"""
+    remove: str = """
+        DELETE FROM flowkit_messages WHERE (copy, deliveries) IN
+        (SELECT value ->> 0, CAST(value ->> 1 AS integer) FROM {each})"""
+    due: str = """
+        SELECT value ->> 0 FROM {each} WHERE EXISTS
+        (SELECT 1 FROM flowkit_messages WHERE flow = value ->> 0 AND due <= {now})"""
+    count: str = """
+        INSERT INTO flowkit_counters AS total (flow, lane, accepted, applied, dead, discarded, expired)
+        VALUES (?, ?, ?, ?, ?, ?, ?)
+        ON CONFLICT (flow, lane) DO UPDATE SET
+        accepted = total.accepted + excluded.accepted, applied = total.applied + excluded.applied,
+        dead = total.dead + excluded.dead, discarded = total.discarded + excluded.discarded,
+        expired = total.expired + excluded.expired"""
+
+    now: str = "SELECT {now}"
+    join: str = """
+        INSERT INTO flowkit_workers (id, app, host, pid, state, locked, started, heartbeat)
+        VALUES (?, ?, ?, ?, ?, ?, {now}, {now})"""
+    beat: str = "UPDATE flowkit_workers SET heartbeat = {now}, state = ?, locked = ? WHERE id = ?"
+    others: str = "SELECT id, locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id <> ?"
+    free: str = """
+        UPDATE flowkit_messages SET due = {now}, worker = NULL
+        WHERE worker = ? AND flow IN (SELECT flow FROM flowkit_subscriptions) AND due > {now}"""
+    leave: str = "DELETE FROM flowkit_workers WHERE id = ?"
+    elect: str = """
+        INSERT INTO flowkit_leases AS lease (name, holder, until)
+        VALUES (?, ?, {now} + CAST(? AS bigint))
+        ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
+        WHERE lease.holder = excluded.holder OR lease.until < {now} RETURNING holder"""
+    purge_inbox: str = """
+        DELETE FROM flowkit_inbox WHERE (flow, source, id) IN
+        (SELECT box.flow, box.source, box.id FROM flowkit_inbox AS box WHERE box.state = 1
+         AND box.flow IN (SELECT value ->> 0 FROM {each}) AND box.changed < {now} - CAST(? AS bigint) LIMIT ?)
+        RETURNING id"""
+    expire_dead: str = """
+        DELETE FROM flowkit_dead WHERE letter IN
+        (SELECT letter FROM flowkit_dead WHERE flow IN (SELECT value ->> 0 FROM {each})
+         AND died < {now} - CAST(? AS bigint) ORDER BY died LIMIT ?)
+        RETURNING flow, source, id"""
+    conclude: str = "UPDATE flowkit_inbox SET state = 1, changed = {now} WHERE flow = ? AND source = ? AND id = ?"
+    fold: str = """
+        DELETE FROM flowkit_counters WHERE (flow, lane) IN
+        (SELECT flow, lane FROM flowkit_counters WHERE lane <> '' AND substr(lane, 1, 36) NOT IN
+         (SELECT id FROM flowkit_workers) LIMIT ?)
+        RETURNING flow, accepted, applied, dead, discarded, expired"""
+
+    select_dead: str = """
+        WITH asked (flow, error) AS (SELECT CAST(? AS text), CAST(? AS text))
+        SELECT letter FROM flowkit_dead AS dead, asked
+        WHERE (asked.flow IS NULL OR dead.flow = asked.flow)
+        AND (asked.error IS NULL OR replace(dead.error, asked.error, '') <> dead.error)
+        ORDER BY died, letter LIMIT ?"""
+    read_dead: str = f"""
+        SELECT letter, flow, {_ENVELOPE}, generation, attempts, died, reason, error, stack FROM flowkit_dead
+        WHERE letter IN (SELECT value ->> 0 FROM {{each}}) ORDER BY died, letter"""
+    balances: str = """
+        SELECT flow, sum(accepted), sum(applied), sum(dead), sum(discarded), sum(expired), sum(pending), sum(letters)
+        FROM (SELECT flow, accepted, applied, dead, discarded, expired, 0 AS pending, 0 AS letters
+              FROM flowkit_counters
+              UNION ALL SELECT flow, 0, 0, 0, 0, 0, count(*), 0 FROM flowkit_messages GROUP BY flow
+              UNION ALL SELECT flow, 0, 0, 0, 0, 0, 0, count(*) FROM flowkit_dead GROUP BY flow
+              UNION ALL SELECT flow, 0, 0, 0, 0, 0, 0, 0 FROM flowkit_subscriptions) AS entries
+        GROUP BY flow ORDER BY flow"""
+    backlog: str = """
+        SELECT flow, sum(CASE WHEN due <= {now} THEN 1 ELSE 0 END),
+               sum(CASE WHEN due > {now} AND worker IS NOT NULL THEN 1 ELSE 0 END),
+               sum(CASE WHEN due > {now} AND worker IS NULL AND parked IS NULL THEN 1 ELSE 0 END),
+               sum(CASE WHEN parked IS NOT NULL THEN 1 ELSE 0 END), {now} - min(staged)
+        FROM flowkit_messages GROUP BY flow ORDER BY flow"""
+    fleet: str = """
+        SELECT id, app, host, pid, state, {now} - started, {now} - heartbeat FROM flowkit_workers ORDER BY id"""
+
+    @classmethod
+    def render(cls, now: str, each: str, skip: str, marker: str) -> "Statements":
+        """The statements for one database, from its words for the placeholders."""
+
+        def one(text: str) -> str:
+            filled = text.format(now=f"(SELECT {now})", each=each, skip=skip)
+            return " ".join(filled.split()).replace("?", marker)
+
+        return cls(**{field.name: one(str(field.default)) for field in fields(cls)})

@@ -1,0 +1,124 @@
+"""The schema. Times are microseconds since the epoch by the database's clock; names are at most 255 characters."""
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
+
+VERSION = "0001"
+"""The revision of the migration that makes this schema."""
+
+OPEN, DONE, DEAD = 0, 1, 2
+"""States of an inbox row."""
+
+metadata = MetaData()
+
+
+def _envelope() -> list[Column[object]]:
+    """The columns of a message."""
+    return [
+        Column("source", Text, nullable=False),
+        Column("id", Text, nullable=False),
+        Column("channel", Text, nullable=False),
+        Column("body", LargeBinary, nullable=False),
+        Column("type", Text, nullable=False),
+        Column("key", Text),
+        Column("time", BigInteger, nullable=False),
+        Column("correlation", Text),
+        Column("causation", Text),
+        Column("headers", Text),
+    ]
+
+
+version = Table("flowkit_version", metadata, Column("version_num", Text, primary_key=True))
+
+meta = Table("flowkit_meta", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
+
+# One row is one addressed copy: outbox and queue at once. `due` is when it may be taken, be it a delay or the end of
+# a lease; (copy, deliveries) is the lease's token, because each lease raises deliveries.
+messages = Table(
+    "flowkit_messages",
+    metadata,
+    Column("copy", Text, primary_key=True),
+    Column("flow", Text, nullable=False),
+    *_envelope(),
+    Column("generation", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("deliveries", Integer, nullable=False),
+    Column("staged", BigInteger, nullable=False),
+    Column("due", BigInteger, nullable=False),
+    Column("worker", Text),
+    Column("parked", Text),
+    Index("flowkit_messages_due", "flow", "due"),
+    sqlite_with_rowid=False,
+)
+
+inbox = Table(
+    "flowkit_inbox",
+    metadata,
+    Column("flow", Text, primary_key=True),
+    Column("source", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("state", SmallInteger, nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("suspect", SmallInteger, nullable=False),
+    Column("changed", BigInteger, nullable=False),
+    Index("flowkit_inbox_changed", "changed", postgresql_using="brin"),
+    sqlite_with_rowid=False,
+)
+
+dead = Table(
+    "flowkit_dead",
+    metadata,
+    Column("letter", Text, primary_key=True),
+    Column("flow", Text, nullable=False),
+    *_envelope(),
+    Column("generation", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("died", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("stack", Text, nullable=False),
+    Index("flowkit_dead_flow", "flow", "error"),
+    Index("flowkit_dead_died", "died"),
+)
+
+subscriptions = Table(
+    "flowkit_subscriptions",
+    metadata,
+    Column("flow", Text, primary_key=True),
+    Column("channel", Text, nullable=False),
+    Column("seen", BigInteger, nullable=False),
+    Index("flowkit_subscriptions_channel", "channel"),
+)
+
+# A lane adds to its own row, so that lanes never wait for each other; those of gone workers are folded into lane ''.
+counters = Table(
+    "flowkit_counters",
+    metadata,
+    Column("flow", Text, primary_key=True),
+    Column("lane", Text, primary_key=True),
+    *(
+        Column(name, BigInteger, nullable=False, server_default=text("0"))
+        for name in ("accepted", "applied", "dead", "discarded", "expired")
+    ),
+)
+
+workers = Table(
+    "flowkit_workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("app", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started", BigInteger, nullable=False),
+    Column("heartbeat", BigInteger, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("locked", SmallInteger, nullable=False),
+)
+
+leases = Table(
+    "flowkit_leases",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("until", BigInteger, nullable=False),
+)

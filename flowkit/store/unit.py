@@ -1,0 +1,290 @@
+"""The unit of work: one transaction for the inbox, the handlers' effects, the outgoing messages and the ledger."""
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import to_json
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from flowkit.errors import CommitUnknown, StoreUnavailable, TransactionEnded
+from flowkit.message import Message
+from flowkit.ports import Claim, Copy, Delivery, Identity, Letter, Reopening, Tally
+from flowkit.store.guard import HandlerConnection, HandlerSession
+from flowkit.store.tables import DEAD, OPEN
+
+if TYPE_CHECKING:
+    from flowkit.store.sql import SqlStore
+
+MICROSECOND = 1_000_000
+SWALLOWED = (
+    "a database error was caught inside the handler, but it had failed the transaction; let the error pass, or guard "
+    "the statement with `with db.begin_nested():`"
+)
+TOKEN = "flowkit_unit"
+"""A savepoint set before a handler gets the transaction. It is gone if the handler ended that transaction."""
+
+
+class SqlUnit:
+    """A unit of work on one connection. FlowKit's own statements go to the driver; handlers get guarded objects."""
+
+    def __init__(
+        self, store: "SqlStore", connection: Connection, lane: str, deadline: float, begun: bool = False
+    ) -> None:
+        self.used = False
+        self.opening: Callable[[], None] | None = None
+        self._store = store
+        self._sql = store.sql
+        self._connection = connection
+        driver: Any = connection.connection.driver_connection
+        self._driver, self._cursor = driver, driver.cursor()
+        self._lane = lane
+        self._deadline = deadline
+        self._begun = begun
+        self._guarded = False
+        self._session: HandlerSession | None = None
+
+    # ------------------------------------------------------------ inbox
+
+    def look(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
+        found = {
+            (flow, source, id): (state, generation, attempts, suspect)
+            for flow, source, id, state, generation, attempts, suspect in self.read(
+                self._sql.look, (to_json(sorted({one.identity for one in deliveries})).decode(),)
+            )
+        }
+        claims = {}
+        for one in deliveries:
+            state, generation, attempts, suspect = found.get(one.identity, (OPEN, 0, one.attempts, 0))
+            if state == OPEN and generation <= one.generation:
+                claims[one.identity] = Claim(attempts, bool(suspect))
+        return claims
+
+    def claim(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
+        # One row per identity, the highest generation; sorted, so that two claims never deadlock each other.
+        wanted: dict[Identity, tuple[int, int]] = {}
+        for one in deliveries:
+            wanted[one.identity] = max(wanted.get(one.identity, (0, 0)), (one.generation, one.attempts))
+        rows = [(*identity, *wanted[identity]) for identity in sorted(wanted)]
+        self.begin()
+        return {
+            (flow, source, id): Claim(attempts, bool(suspect))
+            for flow, source, id, attempts, suspect in self.read(self._sql.claim, (to_json(rows).decode(),))
+        }
+
+    def reopen(self, rows: Sequence[Reopening]) -> None:
+        self.write(
+            self._sql.set_inbox,
+            [(OPEN, one.generation, one.attempts, int(one.suspect), *one.identity) for one in rows],
+        )
+
+    def bury(self, letters: Sequence[Letter]) -> None:
+        self.write(
+            self._sql.set_inbox,
+            [(DEAD, one.delivery.generation, one.attempts, 0, *one.delivery.identity) for one in letters],
+        )
+        self.write(
+            self._sql.bury,
+            [
+                (
+                    self._store.ids(),
+                    one.delivery.flow,
+                    *envelope(one.delivery.message),
+                    one.delivery.generation,
+                    one.attempts,
+                    one.reason,
+                    one.error,
+                    one.stack,
+                )
+                for one in letters
+            ],
+        )
+
+    # ------------------------------------------------------------ messages
+
+    def subscribers(self, channels: Collection[str]) -> Mapping[str, Sequence[str]]:
+        routes: dict[str, list[str]] = {}
+        if channels:
+            names = to_json([[channel] for channel in sorted(channels)]).decode()
+            for channel, flow in self.read(self._sql.subscribers, (names,)):
+                routes.setdefault(channel, []).append(flow)
+        return routes
+
+    def stage(self, copies: Sequence[Copy], lease: float = 0.0) -> None:
+        self.write(
+            self._sql.stage,
+            [
+                (
+                    one.row,
+                    one.flow,
+                    *envelope(one.message),
+                    one.generation,
+                    one.attempts,
+                    int(bool(lease) and not one.delay),
+                    int((one.delay or lease) * MICROSECOND),
+                    self._lane[:36] if lease and not one.delay else None,
+                )
+                for one in copies
+            ],
+        )
+
+    def remove(self, rows: Collection[tuple[str, int]]) -> int:
+        if not rows:
+            return 0
+        self.begin()
+        self._execute(self._sql.remove, (to_json(sorted(rows)).decode(),))
+        return int(self._cursor.rowcount)
+
+    def count(self, tallies: Mapping[str, Tally]) -> None:
+        self.write(self._sql.count, [(flow, self._lane, *tallies[flow]) for flow in sorted(tallies)])
+
+    # ------------------------------------------------------------ handlers
+
+    def give(self, wanted: type) -> object:
+        connection = self._connection
+        assert isinstance(connection, HandlerConnection)
+        if not connection.in_transaction():
+            connection.touched = self._touch
+            connection.begin()
+        if wanted is Connection:
+            return connection
+        if self._session is None:
+            self._session = HandlerSession(bind=connection, join_transaction_mode="rollback_only")
+            self._session.touched = self._touch
+        return self._session
+
+    def _touch(self) -> None:
+        """A handler uses the transaction: note it, and see to it that there is one and that its end is noticed."""
+        self.used = True
+        if self._guarded:
+            return
+        self._guarded = True
+        opening, self.opening = self.opening, None
+        self.begin()
+        if opening is not None:
+            opening()
+        self._execute(f"SAVEPOINT {TOKEN}")
+
+    def broken(self) -> BaseException | None:
+        if not self._guarded:
+            return None
+        transaction = self._connection.get_transaction()
+        if transaction is None or not transaction.is_active:
+            return RuntimeError(SWALLOWED)
+        return self._store.dialect.broken(self._driver)
+
+    def flush(self) -> None:
+        if self._session is not None:
+            self._session.flush()
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        session = self.give(Session)
+        assert isinstance(session, HandlerSession)
+        with session.begin_nested():
+            self.used = False
+            yield
+
+    # ------------------------------------------------------------ the transaction
+
+    def commit(self) -> None:
+        if not self._begun:
+            return
+        self.flush()
+        try:
+            if self._guarded:
+                self._execute(f"RELEASE SAVEPOINT {TOKEN}")
+        except Exception as error:
+            raise self._store.dialect.broken(self._driver) or TransactionEnded(
+                "a handler ended the transaction by the database driver and began another"
+            ) from error
+        try:
+            self._cursor.execute("COMMIT")
+        except Exception as error:
+            cause = self._store.classify(error)
+            if isinstance(cause, StoreUnavailable) and self._store.dialect.lost(self._driver):
+                raise CommitUnknown(str(cause)) from error
+            raise cause from error
+        self._begun = False
+
+    def end(self) -> None:
+        """Undo what is not committed and return the connection. Never raises: a broken connection is discarded."""
+        try:
+            if self._session is not None:
+                self._session.release()
+            self._cursor.close()
+        finally:
+            if self._store.dialect.lost(self._driver):
+                self._connection.invalidate()
+            if isinstance(self._connection, HandlerConnection):
+                self._connection.release()
+
+    def begin(self) -> None:
+        """Begin the transaction, if it has not begun."""
+        if self._begun:
+            return
+        try:
+            self._store.dialect.begin(self._driver, self._deadline)
+        except Exception as error:
+            if not self._store.dialect.lost(self._driver):
+                raise self._store.classify(error) from error
+            self._reconnect()
+        self._begun = True
+
+    def _reconnect(self) -> None:
+        """A pooled connection died while it was idle: begin on a new one. Nothing was done on the old one."""
+        try:
+            self._connection.invalidate()
+            driver: Any = self._connection.connection.driver_connection
+            self._driver, self._cursor = driver, driver.cursor()
+            self._store.dialect.begin(self._driver, self._deadline)
+        except Exception as error:
+            raise self._store.classify(error) from error
+
+    def _execute(self, statement: str, parameters: Sequence[object] = ()) -> None:
+        try:
+            self._cursor.execute(statement, parameters)
+        except Exception as error:
+            raise self._store.classify(error) from error
+
+    def read(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
+        """The rows of a query."""
+        self._execute(statement, parameters)
+        return list(self._cursor.fetchall())
+
+    def write(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
+        """Run a statement once for each row of parameters."""
+        rows = list(rows)
+        if rows:
+            self.begin()
+            try:
+                self._cursor.executemany(statement, rows)
+            except Exception as error:
+                raise self._store.classify(error) from error
+
+
+def envelope(message: Message) -> tuple[object, ...]:
+    """The columns of a message, in the order of the tables."""
+    return (
+        message.source,
+        message.id,
+        message.channel,
+        message.body,
+        message.type,
+        message.key,
+        int(message.time * MICROSECOND),
+        message.correlation,
+        message.causation,
+        to_json(message.headers).decode() if message.headers else None,
+    )
+
+
+def read_message(row: Any) -> Message:
+    """The message of ten envelope columns."""
+    source, id, channel, body, kind, key, time, correlation, causation, headers = row
+    return Message(
+        id, source, channel, body, kind, key, time / MICROSECOND, correlation, causation,
+        json.loads(headers) if headers else {},
+    )  # fmt: skip

@@ -1,0 +1,141 @@
+"""The harness: an app's flows in one thread, on a virtual clock, in memory or on a real database."""
+
+import random
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from flowkit import duration
+from flowkit.app import App
+from flowkit.channel import Channel, T
+from flowkit.config import Services, Settings, open_store
+from flowkit.engine.pipeline import Item
+from flowkit.engine.worker import Worker
+from flowkit.message import Message, new_id
+from flowkit.ports import Done, Outcome
+from flowkit.store.dead import DeadLetter
+from flowkit.store.ledger import Balance
+from flowkit.transports.memory import MemoryTransport
+from flowkit.transports.sql import SqlTransport
+
+MEMORY = "sqlite:///:memory:"
+ROUNDS = 100_000
+"""More rounds than this without a pause: the flows feed themselves."""
+
+
+class VirtualClock:
+    """A clock that stands still until it is turned."""
+
+    def __init__(self) -> None:
+        self._now = time.time()
+
+    def now(self) -> float:
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        """Turn the clock forward."""
+        self._now += seconds
+
+
+class Harness:
+    """Runs the flows of an app in the calling thread; nothing moves until `until_quiet` or `advance`.
+
+    In memory by default. `database_url` names a database instead, whose schema is brought up to date; on PostgreSQL
+    time is the database's, so `advance` moves what waits instead of the clock. `broker=True` puts a broker in memory
+    between the flows, with redelivery: `harness.broker`. A context manager.
+    """
+
+    def __init__(self, app: App, database_url: str = MEMORY, *, broker: bool = False, seed: int = 0) -> None:
+        self.app = app
+        self.clock = VirtualClock()
+        self.outcomes: list[tuple[str, Message, Outcome]] = []
+        """What came of each delivery: flow, message, outcome."""
+        self._sent: list[Message] = []
+        settings = Settings(database_url=database_url, broker_url="")
+        self.store = open_store(settings, check=False, clock=self.clock)
+        self._virtual = self.store.dialect.name == "sqlite"
+        if not self._virtual:
+            self.store.upgrade()
+            if app.metadata is not None:
+                app.metadata.create_all(self.store.dialect.engine)
+        self.broker = MemoryTransport(self.clock)
+        transport = self.broker if broker else SqlTransport(self.store, settings.lease)
+        random_numbers = random.Random(seed)  # noqa: S311 - jitter
+        self.services = Services(settings, self.store, transport, self.clock, new_id, random_numbers.random)
+        self.worker = Worker(app, self.services)
+        for lane in self.worker.lanes:
+            lane.pipeline.observe = self._observe
+
+    def publish(self, channel: Channel[T] | str, value: T | Any, **options: Any) -> str:
+        """Publish from outside, as `app.publish` does. Returns the message's id."""
+        return self.app.publish(channel, value, **options)
+
+    def until_quiet(self) -> None:
+        """Run until nothing is due. Raises RuntimeError when that never comes."""
+        for _ in range(ROUNDS):
+            if not self.worker.step():
+                return
+        raise RuntimeError(f"app {self.app.name} is not quiet after {ROUNDS} rounds: do its flows feed themselves?")
+
+    def advance(self, time: duration.Duration) -> None:
+        """Let time pass, then run until nothing is due."""
+        seconds = duration.seconds(time, "advance")
+        self.clock.advance(seconds)
+        if not self._virtual:
+            self._shift(seconds)
+        self.until_quiet()
+
+    def sent(self, channel: Channel[T] | str) -> list[Any]:
+        """The values that flows sent to a channel, with or without subscriber, in the order of their commits."""
+        wanted = channel if isinstance(channel, Channel) else self.app.channels[channel]
+        return [wanted.body.decode(one.body) for one in self._sent if one.channel == wanted.name]
+
+    def dead(self) -> list[DeadLetter]:
+        """The dead letters, the oldest first."""
+        letters = self.store.dead_letters
+        found: list[DeadLetter] = letters.read(letters.select())
+        return found
+
+    def balances(self) -> dict[str, Balance]:
+        """The ledger, by flow. While a broker is between the flows, what it holds counts as pending."""
+        found: dict[str, Balance] = self.store.ledger.balances()
+        if self.services.transport is self.broker:
+            found = {flow: one._replace(pending=one.pending + self.broker.depth(flow)) for flow, one in found.items()}
+        return found
+
+    def session(self) -> Session:
+        """A session on the store's database, to look at what was stored. The caller closes it."""
+        return Session(self.store.dialect.engine.execution_options(isolation_level="AUTOCOMMIT"))
+
+    def __enter__(self) -> "Harness":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what is held and close the services."""
+        self.worker.close()
+        self.app.close()
+
+    def _observe(self, items: Sequence[Item]) -> None:
+        for item in items:
+            if item.outcome is not None:
+                self.outcomes.append((item.delivery.flow, item.delivery.message, item.outcome))
+            if isinstance(item.outcome, Done) and item.outbox is not None:
+                self._sent += [outgoing.message for outgoing in item.outbox.sent]
+
+    def _shift(self, seconds: float) -> None:
+        moved = int(seconds * 1_000_000)
+        with self.store.transaction() as unit:
+            unit.write("UPDATE flowkit_messages SET due = due - %s, staged = staged - %s", [(moved, moved)])
+            unit.write("UPDATE flowkit_inbox SET changed = changed - %s", [(moved,)])
+            unit.write("UPDATE flowkit_dead SET died = died - %s", [(moved,)])

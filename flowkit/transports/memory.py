@@ -1,0 +1,142 @@
+"""A broker in memory: the reference transport. It behaves like one over a network, unacknowledged messages and all."""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Collection, Sequence
+
+from flowkit.message import MAX_BODY
+from flowkit.ports import Clock, Copy, Delivery, Receipt
+
+LEASE_SECONDS = 30.0
+
+
+class MemoryTransport:
+    """Implements ports.Transport. Thread-safe. What it holds is lost with the process, as with any broker's memory.
+
+    `disconnect()`, `unbind()`, `drop_confirms` and `duplicate()` do on purpose what networks and brokers do.
+    """
+
+    lease = LEASE_SECONDS
+    limit = MAX_BODY
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.drop_confirms = False
+        """Whether confirms are lost on the way: the copy is there, and its sender does not know."""
+        self.duplicates = 0
+        self._queues: dict[str, deque[Delivery]] = {}
+        self._unacked: dict[int, Delivery] = {}
+        self._tags = itertools.count(1)
+        self._changed = threading.Condition()
+        self._epoch = 0
+
+    def declare(self, flows: Collection[str]) -> None:
+        with self._changed:
+            for flow in flows:
+                self._queues.setdefault(flow, deque())
+
+    def source(self, flow: str, worker: str) -> "MemorySource":
+        self.declare([flow])
+        return MemorySource(self, flow)
+
+    def send(self, copies: Sequence[Copy]) -> list[Receipt]:
+        receipts = []
+        with self._changed:
+            for copy in copies:
+                queue = self._queues.get(copy.flow)
+                if queue is None:
+                    receipts.append(Receipt(copy, False, f"no queue for flow {copy.flow}"))
+                    continue
+                queue.append(Delivery(copy.message, copy.flow, copy.generation, copy.attempts, 0, self._clock.now()))
+                receipts.append(Receipt(copy, not self.drop_confirms))
+            self._changed.notify_all()
+        return receipts
+
+    def ready(self, flows: Collection[str]) -> set[str]:
+        with self._changed:
+            return {flow for flow in flows if self._queues.get(flow)}
+
+    def wait(self, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait(seconds)
+
+    def depth(self, flow: str) -> int:
+        """Messages of a flow that are queued or unacknowledged."""
+        with self._changed:
+            return len(self._queues.get(flow, ())) + sum(one.flow == flow for one in self._unacked.values())
+
+    def close(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------ what networks and brokers do
+
+    def disconnect(self) -> None:
+        """Lose every connection: what is unacknowledged returns to its queue; acknowledgements of it are stale."""
+        with self._changed:
+            self._epoch += 1
+            for tag in sorted(self._unacked, reverse=True):
+                delivery = self._unacked.pop(tag)
+                self._queues[delivery.flow].appendleft(delivery)
+            self._changed.notify_all()
+
+    def duplicate(self, flow: str) -> None:
+        """Queue every waiting message of a flow once more."""
+        with self._changed:
+            self.duplicates += len(self._queues[flow])
+            self._queues[flow].extend(list(self._queues[flow]))
+
+    def unbind(self, flow: str) -> None:
+        """Delete the queue of a flow: what is sent there is returned."""
+        with self._changed:
+            del self._queues[flow]
+
+    # ------------------------------------------------------------ for its sources
+
+    def take(self, flow: str, limit: int) -> list[Delivery]:
+        with self._changed:
+            taken: list[Delivery] = []
+            queue = self._queues.get(flow, deque())
+            while queue and len(taken) < limit:
+                delivery = queue.popleft()
+                tag = next(self._tags)
+                delivery = delivery._replace(deliveries=delivery.deliveries + 1, tag=(self._epoch, tag))
+                self._unacked[tag] = delivery
+                taken.append(delivery)
+            return taken
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> None:
+        with self._changed:
+            for delivery in deliveries:
+                epoch, tag = delivery.tag
+                if epoch == self._epoch:
+                    del self._unacked[tag]
+
+    def reject(self, deliveries: Sequence[Delivery]) -> None:
+        with self._changed:
+            for delivery in reversed(deliveries):
+                epoch, tag = delivery.tag
+                if epoch == self._epoch:
+                    self._queues[delivery.flow].appendleft(self._unacked.pop(tag))
+            self._changed.notify_all()
+
+
+class MemorySource:
+    """Implements ports.Source on one queue."""
+
+    def __init__(self, transport: MemoryTransport, flow: str) -> None:
+        self._transport = transport
+        self._flow = flow
+
+    def receive(self, limit: int) -> list[Delivery]:
+        return self._transport.take(self._flow, limit)
+
+    def settle(self, deliveries: Sequence[Delivery]) -> None:
+        self._transport.acknowledge(deliveries)
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        self._transport.reject(deliveries)
+
+    def close(self) -> None:
+        """Its unacknowledged messages were released before."""

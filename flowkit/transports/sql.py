@@ -1,0 +1,60 @@
+"""The database as the queue: message rows are claimed where they were committed, so nothing hops."""
+
+from collections.abc import Collection, Sequence
+
+from flowkit.message import MAX_BODY
+from flowkit.ports import Copy, Delivery, Receipt, Store
+
+
+class SqlTransport:
+    """Implements ports.Transport on the store's message rows. Thread-safe."""
+
+    lease = 0.0
+    limit = MAX_BODY
+
+    def __init__(self, store: Store, hold: float) -> None:
+        """`hold`: seconds for which a received row belongs to its lane, unless it is renewed."""
+        self._store = store
+        self._hold = hold
+
+    def declare(self, flows: Collection[str]) -> None:
+        """Nothing to make: a flow's rows are found by its name."""
+
+    def source(self, flow: str, worker: str) -> "SqlSource":
+        return SqlSource(self._store, flow, worker, self._hold)
+
+    def send(self, copies: Sequence[Copy]) -> list[Receipt]:
+        """The committed rows are the queue."""
+        return []
+
+    def ready(self, flows: Collection[str]) -> set[str]:
+        return self._store.due(flows)
+
+    def wait(self, seconds: float) -> bool:
+        return self._store.wait(seconds)
+
+    def close(self) -> None:
+        """The store is closed by who opened it."""
+
+
+class SqlSource:
+    """Implements ports.Source: leases rows of one flow."""
+
+    def __init__(self, store: Store, flow: str, worker: str, hold: float) -> None:
+        self._store = store
+        self._flow = flow
+        self._worker = worker
+        self._hold = hold
+
+    def receive(self, limit: int) -> list[Delivery]:
+        return self._store.lease(self._flow, limit, self._worker, self._hold)
+
+    def settle(self, deliveries: Sequence[Delivery]) -> None:
+        """Their rows were removed in the unit of work."""
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        if deliveries:
+            self._store.release([(one.row, one.deliveries) for one in deliveries if one.row])
+
+    def close(self) -> None:
+        """Nothing is held."""

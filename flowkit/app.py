@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from flowkit import duration
 from flowkit.channel import Channel, T
@@ -52,7 +52,11 @@ class App:
 
     # ------------------------------------------------------------ definitions
 
-    def channel(self, name: str, type: type[T] | Any = Any, *, optional: bool = False) -> Channel[T]:
+    @overload
+    def channel(self, name: str, type: type[T], *, optional: bool = False) -> Channel[T]: ...
+    @overload
+    def channel(self, name: str, type: Any = Any, *, optional: bool = False) -> Channel[Any]: ...
+    def channel(self, name: str, type: Any = Any, *, optional: bool = False) -> Channel[Any]:
         """Declare a channel that carries `type`. With `optional`, its messages may have no subscriber.
 
         Raises DefinitionError when it was declared otherwise before.

@@ -159,6 +159,13 @@ class Retention(NamedTuple):
     dead_letters: float
 
 
+class Pending(NamedTuple):
+    """Messages that are not at their end: due or in work now, and waiting for a later time."""
+
+    now: int
+    later: int
+
+
 class Tally(NamedTuple):
     """Counts of addressed copies, added to the ledger."""
 
@@ -279,6 +286,9 @@ class Store(Protocol):
 
     def subscriptions(self) -> Mapping[str, str]:
         """flow -> channel, of every app."""
+
+    def pending(self, flows: Collection[str]) -> "Pending":
+        """How many messages of these flows are not at their end."""
 
     def charge(self, identity: Identity, attempt: bool) -> None:
         """A process died with this message in flight: make it a suspect, or record an attempt if it ran alone."""

@@ -69,6 +69,10 @@ class Spoiled(Exception):
     """A handler failed after it had used the transaction: what it did must not commit with the others'."""
 
 
+class Exhausted(FlowKitError):
+    """The attempts of a message are used up by deaths of its process or by its deadline."""
+
+
 class Superseded(BaseException):
     """The message was applied elsewhere between the look and the claim. Passes through the handler's `except`."""
 
@@ -207,7 +211,7 @@ class Pipeline:
                 if verdict is not None:
                     item.error = verdict
                 elif item.claim.attempts >= self.flow.retry.attempts:
-                    item.error = Reject(f"its process died or hung in each of its {item.claim.attempts} attempts")
+                    item.error = Exhausted(f"its process died or its deadline passed, {item.claim.attempts} times")
                 else:
                     self._handle_one(unit, item, State.ALONE if alone else State.RUNNING, careful)
         except Superseded:
@@ -342,6 +346,8 @@ class Pipeline:
         if error is None:
             return Done()
         attempts = item.claim.attempts + 1
+        if isinstance(error, Exhausted):
+            return Dead("crashed", error)
         if isinstance(error, Reject | TransactionEnded):
             return Dead("rejected", error)
         if isinstance(error, Undecodable):
@@ -398,7 +404,7 @@ def letter(item: Item, dead: Dead) -> Letter:
     error = dead.error
     stack = "".join(traceback.format_exception(error)) if error else ""
     attempts = item.claim.attempts if item.claim else 0
-    ran = not isinstance(error, Undecodable)
+    ran = not isinstance(error, Undecodable | Exhausted)
     return Letter(item.delivery, dead.reason, describe(error), storable(stack), attempts + ran)
 
 

@@ -18,6 +18,8 @@ SETTLED_SECONDS = 10.0
 """A worker that lived so long starts its backoff anew."""
 REPLACE = 75
 """Exit status of a worker that asks to be replaced: a handler ran past its deadline."""
+FINAL = (0, 1, 2)
+"""Done; a flow stopped; wrong configuration: starting the worker again would not help."""
 SLOTS_VARIABLE = "FLOWKIT_SLOTS"
 _log = logging.getLogger("flowkit.supervisor")
 
@@ -54,8 +56,8 @@ class Supervisor:
         self._children = [Child() for _ in range(workers)]
         self._charges: list[Callable[[], None]] = []
         self.stopping = False
-        self.refused: int | None = None
-        """The exit status of a worker that refused its configuration: starting it again would not help."""
+        self.status = 0
+        """The highest exit status of the workers that ended by themselves."""
 
     @property
     def pids(self) -> list[int]:
@@ -108,11 +110,9 @@ class Supervisor:
         status, pid, child.process = child.process.returncode, child.process.pid, None
         victims = list(child.slots.in_flight())
         worker = child.slots.worker
-        if status == 0:
+        if status in FINAL:
             child.finished = True
-            return
-        if status == 2:
-            child.finished, self.refused = True, status
+            self.status = max(self.status, status)
             return
         self._charges += [lambda victim=victim: self._charge(victim) for victim in victims]  # type: ignore[misc]
         if worker:

@@ -76,8 +76,3 @@ class Ledger:
                 WorkerRow(id, app, host, pid, state, started / 1e6, silent / 1e6)
                 for id, app, host, pid, state, started, silent in unit.read(self._store.sql.fleet)
             ]
-
-    def pending(self, flows: list[str]) -> int:
-        """Messages of these flows that are not at their end."""
-        balances = self.balances()
-        return sum(balances[flow].pending for flow in flows if flow in balances)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from flowkit.errors import ConfigError
 from flowkit.message import new_id
-from flowkit.ports import Clock, Delivery, Identity, Ids, Retention, WorkerInfo
+from flowkit.ports import Clock, Delivery, Identity, Ids, Pending, Retention, WorkerInfo
 from flowkit.store import tables
 from flowkit.store.dead import DeadLetters
 from flowkit.store.fleet import Fleet
@@ -192,6 +192,10 @@ class SqlStore:
         """flow -> channel, of every app."""
         with self.unit("") as unit:
             return dict(unit.read("SELECT flow, channel FROM flowkit_subscriptions ORDER BY flow"))
+
+    def pending(self, flows: Collection[str]) -> Pending:
+        mine = [one for flow, one in self.ledger.backlog().items() if flow in flows]
+        return Pending(sum(one.due + one.leased for one in mine), sum(one.delayed + one.parked for one in mine))
 
     def charge(self, identity: Identity, attempt: bool) -> None:
         with self.transaction() as unit:

@@ -1,0 +1,190 @@
+"""The commands and their options. Each imports what it needs when it runs, so that `--help` stays quick."""
+
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+EXITS = (
+    "Exit codes: 0 done; 1 the answer is no; 2 wrong configuration or definition; 3 the store is away; 130 interrupted."
+)
+
+cli = typer.Typer(
+    name="flowkit",
+    help="Reliable messaging: flows that take effect once, whatever crashes.",
+    epilog=EXITS,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+dead_cli = typer.Typer(help="Dead letters: list, show, retry or discard them.", no_args_is_help=True)
+db_cli = typer.Typer(help="The schema of the store.", no_args_is_help=True)
+cli.add_typer(dead_cli, name="dead")
+cli.add_typer(db_cli, name="db")
+
+AppName = Annotated[str, typer.Argument(metavar="APP", help="A file such as shop.py, or module:app")]
+Json = Annotated[bool, typer.Option("--json", help="Pure JSON on standard output")]
+Flow = Annotated[str | None, typer.Option(help="Only of this flow, by its full name: app.flow")]
+Error = Annotated[str | None, typer.Option(help="Only with this text in the error")]
+Letters = Annotated[list[str] | None, typer.Argument(help="Ids of letters")]
+All = Annotated[bool, typer.Option("--all", help="All of them")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"flowkit {metadata.version('flowkit-runtime')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Reliable messaging: flows that take effect once, whatever crashes."""
+
+
+@cli.command()
+def run(
+    app: AppName,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes")] = 1,
+    flows: Annotated[str, typer.Option(help="Only these flows, separated by commas")] = "",
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when nothing is pending")] = False,
+    grace: Annotated[str, typer.Option(help="How long workers may take to finish at the end")] = "30s",
+) -> None:
+    """Run the flows of APP: a supervisor and its worker processes."""
+    from flowkit.cli.run import run
+
+    raise typer.Exit(run(app, workers, [one for one in flows.split(",") if one], until_idle, grace))
+
+
+@cli.command()
+def check(app: AppName) -> None:
+    """Find what is wrong in the definitions of APP and in its configuration."""
+    from flowkit.cli.describe import check
+
+    check(app)
+
+
+@cli.command()
+def describe(app: AppName, as_json: Json = False) -> None:
+    """Show the flows of APP: channels, retries, and where dead letters go."""
+    from flowkit.cli.describe import describe
+
+    describe(app, as_json)
+
+
+@cli.command()
+def send(
+    app: AppName,
+    channel: Annotated[str, typer.Argument(help="The channel's name")],
+    body: Annotated[str, typer.Argument(metavar="[JSON|-|@FILE.jsonl]", help="- reads lines from stdin")] = "-",
+    key: Annotated[str | None, typer.Option(help="The key of the message")] = None,
+    id: Annotated[str | None, typer.Option(help="Its id: the same id is accepted once")] = None,
+    delay: Annotated[str, typer.Option(help="Deliver it after so long")] = "0s",
+) -> None:
+    """Publish one message, or one for each line of a file."""
+    from flowkit.cli.send import send
+
+    send(app, channel, body, key, id, delay)
+
+
+@cli.command()
+def status(as_json: Json = False) -> None:
+    """Show workers, what waits for each flow, and its ledger."""
+    from flowkit.cli.status import status
+
+    status(as_json)
+
+
+@cli.command()
+def audit(as_json: Json = False) -> None:
+    """Check that accepted = applied + dead + discarded + expired + pending. Exit code 1 when it is not so."""
+    from flowkit.cli.status import audit
+
+    raise typer.Exit(audit(as_json))
+
+
+@dead_cli.command(name="list")
+def dead_list(
+    flow: Flow = None,
+    error: Error = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many")] = 50,
+    group: Annotated[bool, typer.Option("--group", help="Count them by flow and error")] = False,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, the oldest first."""
+    from flowkit.cli.dead import show_list
+
+    show_list(flow, error, limit, group, as_json)
+
+
+@dead_cli.command(name="show")
+def dead_show(
+    letter: Annotated[str, typer.Argument(help="The letter's id")],
+    body: Annotated[bool, typer.Option("--body", help="Show the payload too")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show one dead letter with its error and stack; its payload is hidden unless asked for."""
+    from flowkit.cli.dead import show
+
+    show(letter, body, as_json)
+
+
+@dead_cli.command(name="retry")
+def dead_retry(
+    letters: Letters = None, flow: Flow = None, error: Error = None, all: All = False, yes: Yes = False
+) -> None:
+    """Send dead letters again: these, or those of a flow or an error."""
+    from flowkit.cli.dead import settle
+
+    settle("retry", letters or [], flow, error, all, yes)
+
+
+@dead_cli.command(name="discard")
+def dead_discard(
+    letters: Letters = None, flow: Flow = None, error: Error = None, all: All = False, yes: Yes = False
+) -> None:
+    """Give dead letters up for good: these, or those of a flow or an error."""
+    from flowkit.cli.dead import settle
+
+    settle("discard", letters or [], flow, error, all, yes)
+
+
+@db_cli.command(name="upgrade")
+def db_upgrade() -> None:
+    """Bring the schema of the store to this version."""
+    from flowkit.cli.status import upgrade
+
+    upgrade()
+
+
+def main() -> None:
+    """The entry point: every mistake ends as one sentence and an exit code."""
+    try:
+        foreign = metadata.distribution("flowkit")
+    except metadata.PackageNotFoundError:
+        foreign = None
+    if foreign is not None:
+        print(
+            f"flowkit: another project, flowkit {foreign.version}, is installed and imports under the same name; "
+            "pip uninstall flowkit, then pip install --force-reinstall flowkit-runtime",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    try:
+        cli()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        from flowkit.errors import ConfigError, DefinitionError, FlowKitError, StoreUnavailable
+
+        if not isinstance(error, FlowKitError):
+            raise
+        print(f"flowkit: {error}", file=sys.stderr)
+        wrong = isinstance(error, ConfigError | DefinitionError)
+        raise SystemExit(2 if wrong else 3 if isinstance(error, StoreUnavailable) else 1) from None

@@ -1,0 +1,94 @@
+"""`flowkit check` and `flowkit describe`: what an app is."""
+
+from typing import Any
+
+from flowkit import duration
+from flowkit.app import App
+from flowkit.cli import show
+from flowkit.cli.load import load
+from flowkit.config import Services, connect
+
+
+def check(name: str) -> None:
+    """Check definitions and configuration."""
+    app = load(name)
+    services = connect()
+    try:
+        app.check(services.store.injects, _subscribers(services))
+    finally:
+        services.close()
+    print(f"app {app.name}: {len(app.flows)} flows, {len(app.channels)} channels: nothing wrong")
+
+
+def describe(name: str, json: bool) -> None:
+    """Show flows and channels."""
+    app = load(name)
+    services = connect()
+    try:
+        subscriptions = dict(services.store.subscriptions())
+    finally:
+        services.close()
+    found = _description(app, subscriptions)
+    if json:
+        show.as_json(found)
+        return
+    show.table(
+        f"App {app.name}",
+        ["flow", "from", "to", "retries", "deadline", "lanes", "after the last attempt"],
+        [
+            (
+                flow["flow"],
+                flow["from"],
+                ", ".join(flow["to"]),
+                flow["retries"],
+                flow["deadline"],
+                str(flow["concurrency"]),
+                f"flowkit dead list --flow {flow['flow']}",
+            )
+            for flow in found["flows"]
+        ],
+    )
+    print()
+    show.table(
+        "Channels",
+        ["channel", "carries", "subscribers"],
+        [(one["channel"], one["type"], ", ".join(one["subscribers"]) or "nobody") for one in found["channels"]],
+    )
+    for orphan in found["orphaned"]:
+        print(f"\norphaned: {orphan} is subscribed, but the app has no such flow; its messages wait")
+
+
+def _description(app: App, subscriptions: dict[str, str]) -> dict[str, Any]:
+    subscriptions |= {flow.name: flow.source.name for flow in app.flows.values()}
+    return {
+        "app": app.name,
+        "retention": duration.text(app.retention),
+        "dead_letter_hold": duration.text(app.dead_letter_hold),
+        "flows": [
+            {
+                "flow": flow.name,
+                "from": flow.source.name,
+                "to": [channel.name for channel in flow.to],
+                "retries": str(flow.retry),
+                "deadline": duration.text(flow.deadline),
+                "concurrency": flow.concurrency,
+            }
+            for flow in app.flows.values()
+        ],
+        "channels": [
+            {
+                "channel": channel.name,
+                "type": getattr(channel.type, "__name__", str(channel.type)),
+                "subscribers": sorted(flow for flow, name in subscriptions.items() if name == channel.name),
+            }
+            for channel in app.channels.values()
+        ],
+        "orphaned": sorted(flow for flow in subscriptions if flow.startswith(f"{app.name}.") and flow not in app.flows),
+    }
+
+
+def _subscribers(services: Services) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for flow, channel in services.store.subscriptions().items():
+        found.setdefault(channel, []).append(flow)
+    return found

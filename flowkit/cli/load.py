@@ -1,0 +1,52 @@
+"""Finding the app that a command names."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from flowkit.app import App
+from flowkit.errors import DefinitionError
+
+
+def load(name: str) -> App:
+    """The app of `shop.py`, `package.module` or `module:app`. Raises DefinitionError when there is none.
+
+    What the module itself raises on import passes: it is the user's own error, with its own traceback.
+    """
+    target, _, attribute = name.partition(":")
+    module = _from_file(Path(target)) if target.endswith(".py") else _from_name(target)
+    if attribute:
+        found = getattr(module, attribute, None)
+        if not isinstance(found, App):
+            raise DefinitionError(f"{target} has no App named {attribute}; write {attribute} = App(…) there")
+        return found
+    apps = {id(one): one for one in vars(module).values() if isinstance(one, App)}
+    if len(apps) != 1:
+        how_many = f"{len(apps)} apps, name the one meant" if apps else "no App; write app = App(…) there, or name one"
+        raise DefinitionError(f"{target} has {how_many}: {target}:app")
+    return next(iter(apps.values()))
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise DefinitionError(f"there is no file {path}; write a Python file, or module:app")
+    sys.path.insert(0, str(path.absolute().parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _from_name(name: str) -> ModuleType:
+    sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise DefinitionError(f"there is no module {name}; write a file such as shop.py, or module:app") from None

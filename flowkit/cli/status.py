@@ -1,0 +1,99 @@
+"""`flowkit status`, `flowkit audit` and `flowkit db upgrade`: the state of the store."""
+
+from typing import Any
+
+from flowkit.cli import show
+from flowkit.config import Settings, open_store
+
+
+def status(json: bool) -> None:
+    """Workers, backlog and ledger."""
+    store = open_store(Settings.read())
+    try:
+        workers, backlog, balances = store.ledger.workers(), store.ledger.backlog(), store.ledger.balances()
+        subscribed = store.subscriptions()
+    finally:
+        store.close()
+    if json:
+        show.as_json(
+            {
+                "workers": [worker._asdict() for worker in workers],
+                "flows": {
+                    flow: {
+                        "channel": subscribed.get(flow),
+                        **balance._asdict(),
+                        "backlog": backlog[flow]._asdict() if flow in backlog else None,
+                    }
+                    for flow, balance in _owned(balances).items()
+                },
+            }
+        )
+        return
+    show.table(
+        "Workers",
+        ["id", "app", "host", "pid", "state", "up", "heartbeat"],
+        [
+            (one.id, one.app, one.host, str(one.pid), one.state, show.ago(one.started), show.ago(one.silent))
+            for one in workers
+        ],
+    )
+    print()
+    show.table(
+        "Flows",
+        ["flow", "channel", "applied", "dead", "due", "in work", "delayed", "parked", "oldest"],
+        [
+            (
+                flow,
+                subscribed.get(flow),
+                balance.applied,
+                balance.dead,
+                *(backlog[flow][:4] if flow in backlog else (0, 0, 0, 0)),
+                show.ago(backlog[flow].oldest if flow in backlog else None),
+            )
+            for flow, balance in _owned(balances).items()
+        ],
+    )
+
+
+def audit(json: bool) -> int:
+    """The ledger. Returns 1 when it does not balance."""
+    store = open_store(Settings.read())
+    try:
+        balances = _owned(store.ledger.balances())
+    finally:
+        store.close()
+    names = ("accepted", "applied", "dead", "discarded", "expired", "pending")
+    balanced = all(one.balanced for one in balances.values())
+    if json:
+        flows = {
+            flow: {"balanced": one.balanced, **{name: getattr(one, name) for name in names}}
+            for flow, one in balances.items()
+        }
+        totals = {name: sum(getattr(one, name) for one in balances.values()) for name in names}
+        show.as_json({"balanced": balanced, **totals, "flows": flows})
+    else:
+        rows = [
+            (flow, *(getattr(one, name) for name in names), "yes" if one.balanced else "NO")
+            for flow, one in balances.items()
+        ]
+        show.table("Ledger", ["flow", *names, "balanced"], rows)
+        print(
+            "\nbalanced"
+            if balanced
+            else "\nNOT balanced: a message was lost or counted twice; keep the database as it is"
+        )
+    return 0 if balanced else 1
+
+
+def upgrade() -> None:
+    """Run the migrations."""
+    store = open_store(Settings.read(), check=False)
+    try:
+        print(f"schema {store.upgrade()}")
+    finally:
+        store.close()
+
+
+def _owned(balances: dict[str, Any]) -> dict[str, Any]:
+    """The flows, without the engine's own entries."""
+    return {flow: one for flow, one in balances.items() if flow}

@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from sqlalchemy import Engine, bindparam, create_engine, inspect, select, text
+from sqlalchemy import BindParameter, Engine, bindparam, create_engine, inspect, select, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from examples.flights import data, direct, flows
+from flowkit import FlowKitError
 from flowkit.store.sqlite import driver
 
 URL = "FLOWKIT_DATABASE_URL"
@@ -37,12 +39,9 @@ HOLDER = text("""
     SELECT worker.id, worker.pid FROM flowkit_workers AS worker JOIN flowkit_messages ON worker = worker.id
     WHERE worker.app = 'flights' AND host = :host GROUP BY worker.id, worker.pid ORDER BY count(*) DESC LIMIT 1""")
 HELD = text("SELECT flow, source, id FROM flowkit_messages WHERE worker = :worker AND deliveries > 0")
-WAITING = text("SELECT flow, source, id FROM flowkit_messages WHERE id IN :ids").bindparams(
-    bindparam("ids", expanding=True)
-)
-APPLIED = text("SELECT flow, source, id FROM flowkit_inbox WHERE state = 1 AND id IN :ids").bindparams(
-    bindparam("ids", expanding=True)
-)
+IDS: BindParameter[str] = bindparam("ids", expanding=True)
+WAITING = text("SELECT flow, source, id FROM flowkit_messages WHERE id IN :ids").bindparams(IDS)
+APPLIED = text("SELECT flow, source, id FROM flowkit_inbox WHERE state = 1 AND id IN :ids").bindparams(IDS)
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
@@ -62,20 +61,21 @@ class Killed(NamedTuple):
 
 
 def connect() -> Engine:
-    """The database of the demo, to look into it from outside."""
-    url = make_url(os.environ[URL])
-    if url.get_backend_name() == "sqlite":
-        return create_engine(url, module=driver(), connect_args={"timeout": 30})
-    return create_engine(url.set(drivername="postgresql+psycopg"))
+    """Make the tables, where FlowKit does not do so itself, and an engine to look into the database from outside.
 
-
-def prepare(engine: Engine) -> None:
-    """Make the tables. Raises DemoError when the database has seen this example before."""
-    if engine.dialect.name == "postgresql":
-        subprocess.run([*FLOWKIT, "db", "upgrade"], check=True, stdout=subprocess.DEVNULL)
+    Raises DemoError when the database cannot be used, or has seen this example before.
+    """
+    if os.environ[URL].startswith("sqlite"):
+        engine = create_engine(os.environ[URL], module=driver(), connect_args={"timeout": 30})
+    else:
+        done = subprocess.run([*FLOWKIT, "db", "upgrade"], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise DemoError(f"flowkit db upgrade ended with {done.returncode}: {done.stderr.strip()}")
+        engine = create_engine(make_url(os.environ[URL]).set(drivername="postgresql+psycopg"))
         flows.Base.metadata.create_all(engine)
     if inspect(engine).has_table("flowkit_counters") and progress(engine).accepted:
         raise DemoError(f"the database has flights of an earlier run; let {URL} name an empty one, or unset it")
+    return engine
 
 
 class Numbers(NamedTuple):
@@ -163,16 +163,19 @@ def kill(engine: Engine) -> Killed | None:
         holder = connection.execute(HOLDER, {"host": socket.gethostname()}).first()
     if holder is None:
         return None
-    os.kill(holder.pid, signal.SIGSTOP)
-    time.sleep(FROZEN_SECONDS)
-    with engine.connect() as connection:
-        held = {(flow, source, id) for flow, source, id in connection.execute(HELD, {"worker": holder.id})}
-    os.kill(holder.pid, signal.SIGKILL if held else signal.SIGCONT)
+    try:
+        os.kill(holder.pid, signal.SIGSTOP)
+        time.sleep(FROZEN_SECONDS)
+        with engine.connect() as connection:
+            held = {(flow, source, id) for flow, source, id in connection.execute(HELD, {"worker": holder.id})}
+        os.kill(holder.pid, signal.SIGKILL if held else signal.SIGCONT)
+    except ProcessLookupError:  # it ended by itself meanwhile
+        return None
     return Killed(holder.pid, held) if held else None
 
 
 def redelivered(engine: Engine, killed: Killed) -> int:
-    """How many of the messages that died with their worker were delivered to another and are applied."""
+    """How many of the messages that a dead worker held are applied: each was then delivered once more, to another."""
     ids = {"ids": sorted({id for _, _, id in killed.held})}
     with engine.connect() as connection:
         waiting = {(flow, source, id) for flow, source, id in connection.execute(WAITING, ids)}
@@ -196,7 +199,7 @@ def carrier_table(results: direct.Results) -> Table:
                 f"{flown + cancelled:,}",
                 f"{cancelled:,}",
                 f"{sum(day.delay for day in days) / flown:.1f} min" if flown else "",
-                f"{max(day.most for day in days if day.most is not None)} min" if flown else "",
+                f"{max(day.most for day in days if day.most is not None):,} min" if flown else "",
                 f"{sum(late.carrier == code for late in results.alerts):,}",
             )
     return table
@@ -221,7 +224,6 @@ def ledger_line(ledger: dict[str, Any]) -> str:
 def demo(folder: Path) -> bool:
     """Run it. Whether everything came out as it should."""
     engine = connect()
-    prepare(engine)
     wanted = direct.compute(data.rows())
     console.print(f"database: {make_url(os.environ[URL]).render_as_string(hide_password=True)}")
     columns = TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -246,11 +248,15 @@ def main() -> int:
         os.environ.setdefault(URL, f"sqlite:///{folder}/flights.db")
         try:
             return 0 if demo(Path(folder)) else 1
-        except DemoError as error:
+        except (DemoError, FlowKitError) as error:
             console.print(f"demo: {error}", markup=False, soft_wrap=True)
-        except subprocess.CalledProcessError as error:
-            console.print(f"demo: {' '.join(error.cmd)} ended with {error.returncode}", markup=False, soft_wrap=True)
-        return 1
+            return 1
+        except SQLAlchemyError as error:
+            cause = getattr(error, "orig", None) or error
+            console.print(f"demo: the database that {URL} names: {cause}", markup=False, soft_wrap=True)
+            return 1
+        except KeyboardInterrupt:
+            return 130
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ class SqlStore:
         """Run the migrations. Returns the version reached."""
         from flowkit.store.migrations import upgrade
 
-        with self.dialect.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
+        with self.dialect.engine.connect().execution_options(isolation_level="SERIALIZABLE") as connection:
             upgrade(connection, self.ids)
         return tables.VERSION
 

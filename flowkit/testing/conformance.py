@@ -1,0 +1,436 @@
+"""The conformance kit: what every store and every transport must do. Subclass, say how to open yours, run pytest.
+
+    class TestMyTransport(TransportConformance):
+        features = Features(rows=False)
+
+        def open(self) -> tuple[Store, Transport]: ...
+
+Differences are declared in `Features`, never skipped silently.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flowkit.message import Message, new_id
+from flowkit.ports import Copy, Delivery, Letter, Reopening, Retention, Source, Store, Tally, Transport, WorkerInfo
+
+FLOW = "kit.flow"
+OTHER = "kit.other"
+CHANNEL = "kit.channel"
+DEADLINE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Features:
+    """In what transports may differ."""
+
+    rows: bool
+    """The store's message rows are the queue; else copies hop to it after the commit."""
+
+
+def message(body: bytes = b"{}", **fields: Any) -> Message:
+    """A message of the kit."""
+    return Message(**{"id": new_id(), "source": "kit", "channel": CHANNEL, "body": body, **fields})
+
+
+def delivery(one: Message, flow: str = FLOW, generation: int = 0, attempts: int = 0) -> Delivery:
+    """A message as a lane would hold it."""
+    return Delivery(one, flow, generation, attempts)
+
+
+class StoreConformance:
+    """The rules of the inbox, the rows, the dead letters and the ledger."""
+
+    def open(self) -> Any:
+        """A fresh store, with its schema."""
+        raise NotImplementedError("say how to open the store")
+
+    def setup_method(self) -> None:
+        self.store = self.open()
+        self.store.subscribe({FLOW: CHANNEL, OTHER: CHANNEL})
+
+    def teardown_method(self) -> None:
+        self.store.close()
+
+    def claim(self, *deliveries: Delivery) -> list[str]:
+        """The ids that could be claimed, in a transaction of their own."""
+        with self.store.unit(FLOW) as unit:
+            claims = unit.claim(deliveries)
+            unit.commit()
+        return sorted(identity[2] for identity in claims)
+
+    def stage(self, *copies: Copy) -> None:
+        with self.store.unit(FLOW) as unit:
+            unit.stage(copies)
+            unit.commit()
+
+    # ------------------------------------------------------------ the inbox
+
+    def test_a_message_is_claimed_once(self) -> None:
+        one = delivery(message())
+        assert self.claim(one) == [one.message.id]
+        assert self.claim(one) == []
+
+    def test_a_claim_that_rolls_back_never_was(self) -> None:
+        one = delivery(message())
+        with self.store.unit(FLOW) as unit:
+            assert unit.claim([one])
+        assert self.claim(one) == [one.message.id]
+
+    def test_row_54_the_same_id_twice_in_one_batch_is_claimed_once(self) -> None:
+        one = delivery(message())
+        assert self.claim(one, one, one) == [one.message.id]
+
+    def test_row_55_two_producers_may_use_the_same_id(self) -> None:
+        one = message(id="order-1", source="a")
+        assert self.claim(delivery(one), delivery(one._replace(source="b"))) == ["order-1", "order-1"]
+
+    def test_each_flow_claims_its_own_copy(self) -> None:
+        one = message()
+        assert len(self.claim(delivery(one), delivery(one, OTHER))) == 2
+
+    def test_row_61_a_generation_is_claimed_once_and_older_ones_never_again(self) -> None:
+        one = delivery(message())
+        self.claim(one)
+        with self.store.unit(FLOW) as unit:
+            unit.reopen([Reopening(one.identity, 1, 1)])
+            unit.commit()
+        second = one._replace(generation=1)
+        assert self.claim(one) == []
+        assert self.claim(second) == [one.message.id]
+        assert self.claim(second) == []
+
+    def test_row_65_a_missing_row_can_be_claimed_whatever_the_generation(self) -> None:
+        one = delivery(message(), generation=3, attempts=2)
+        with self.store.unit(FLOW) as unit:
+            assert unit.claim([one])[one.identity].attempts == 2
+            unit.commit()
+        assert self.claim(one) == []
+
+    def test_row_65_a_charge_before_the_first_claim_does_not_make_it_a_duplicate(self) -> None:
+        one = delivery(message())
+        self.store.charge(one.identity, attempt=True)
+        with self.store.unit(FLOW) as unit:
+            claim = unit.claim([one])[one.identity]
+            unit.commit()
+        assert claim.attempts == 1
+        assert claim.suspect
+        assert self.claim(one) == []
+
+    def test_a_charge_after_the_end_changes_nothing(self) -> None:
+        one = delivery(message())
+        self.claim(one)
+        self.store.charge(one.identity, attempt=True)
+        assert self.claim(one) == []
+
+    def test_a_look_tells_what_a_claim_would(self) -> None:
+        done, fresh, again = delivery(message()), delivery(message()), delivery(message(), generation=1)
+        self.claim(done)
+        with self.store.unit(FLOW) as unit:
+            unit.reopen([Reopening(again.identity, 1, 5)])
+            unit.commit()
+        with self.store.unit(FLOW) as unit:
+            seen = unit.look([done, fresh, again, again._replace(generation=0)])
+        assert set(seen) == {fresh.identity, again.identity}
+        assert seen[again.identity].attempts == 5
+
+    def test_row_34_two_transactions_cannot_both_claim(self) -> None:
+        one = delivery(message())
+        won: list[list[str]] = []
+        with self.store.unit(FLOW) as unit:
+            assert unit.claim([one])
+            other = threading.Thread(target=lambda: won.append(self.claim(one)))
+            other.start()
+            other.join(0.2)
+            assert other.is_alive(), "the second claim must wait for the first transaction"
+            unit.commit()
+        other.join(DEADLINE_SECONDS)
+        assert won == [[]]
+
+    # ------------------------------------------------------------ message rows
+
+    def test_a_staged_copy_is_leased_once_with_all_it_carries(self) -> None:
+        sent = message(
+            b"\x00\xff raw", type="Order", key="k", time=12.5, correlation="c", causation="d", headers={"h": "ü"}
+        )
+        self.stage(Copy(new_id(), sent, FLOW, generation=2, attempts=1))
+        (got,) = self.store.lease(FLOW, 10, new_id(), 30)
+        assert got.message == sent
+        assert (got.flow, got.generation, got.attempts, got.deliveries) == (FLOW, 2, 1, 1)
+        assert self.store.lease(FLOW, 10, new_id(), 30) == []
+
+    def test_row_5_a_stale_token_changes_nothing(self) -> None:
+        self.stage(Copy(new_id(), message(), FLOW))
+        (first,) = self.store.lease(FLOW, 1, new_id(), 0)
+        (second,) = self.store.lease(FLOW, 1, new_id(), 30)
+        assert (second.row, second.deliveries) == (first.row, 2)
+        with self.store.unit(FLOW) as unit:
+            assert unit.remove([(first.row or "", first.deliveries)]) == 0
+            unit.commit()
+        self.store.release([(first.row or "", first.deliveries)])
+        assert self.store.lease(FLOW, 1, new_id(), 30) == [], "a stale release must not free the new lease"
+        with self.store.unit(FLOW) as unit:
+            assert unit.remove([(second.row or "", second.deliveries)]) == 1
+            unit.commit()
+
+    def test_a_released_row_is_due_at_once_and_a_renewed_one_is_not(self) -> None:
+        self.stage(Copy(new_id(), message(), FLOW))
+        (first,) = self.store.lease(FLOW, 1, new_id(), 0)
+        self.store.renew([(first.row or "", first.deliveries)], 30)
+        assert self.store.due([FLOW, OTHER]) == set()
+        self.store.release([(first.row or "", first.deliveries)])
+        assert self.store.due([FLOW, OTHER]) == {FLOW}
+
+    def test_a_delay_is_not_early(self) -> None:
+        self.stage(Copy(new_id(), message(), FLOW, delay=60))
+        assert self.store.lease(FLOW, 1, new_id(), 30) == []
+        assert self.store.pending([FLOW]) == (0, 1)
+
+    def test_a_parked_row_is_seen_and_due_on_demand(self) -> None:
+        self.stage(Copy(new_id(), message(), FLOW))
+        (one,) = self.store.lease(FLOW, 1, new_id(), 30)
+        self.store.park({(one.row or "", one.deliveries): "no queue"}, 60)
+        assert self.store.due([FLOW]) == set()
+        self.store.unpark([FLOW])
+        assert self.store.due([FLOW]) == {FLOW}
+
+    def test_rows_come_in_the_order_of_their_staging(self) -> None:
+        rows = [Copy(new_id(), message(str(number).encode()), FLOW) for number in range(20)]
+        self.stage(*rows)
+        assert [one.row for one in self.store.lease(FLOW, 20, new_id(), 30)] == [one.row for one in rows]
+
+    def test_row_36_rows_of_a_slow_transaction_are_not_skipped(self) -> None:
+        if self.store.serial:
+            return  # one writer at a time: no transaction can commit past another
+        slow = Copy(new_id(), message(b"slow"), FLOW)
+        with self.store.unit(FLOW) as unit:
+            unit.stage([slow])
+            for _ in range(50):
+                self.stage(Copy(new_id(), message(), FLOW))
+            assert len(self.store.lease(FLOW, 100, new_id(), 30)) == 50
+            unit.commit()
+        assert [one.row for one in self.store.lease(FLOW, 100, new_id(), 30)] == [slow.row]
+
+    # ------------------------------------------------------------ dead letters and the ledger
+
+    def bury(self) -> Delivery:
+        one = delivery(message(b'{"a": 1}'))
+        with self.store.unit(FLOW) as unit:
+            unit.claim([one])
+            unit.bury([Letter(one, "failed", "ValueError: no", "stack", 3)])
+            unit.count({FLOW: Tally(accepted=1, dead=1)})
+            unit.commit()
+        return one
+
+    def test_a_dead_letter_keeps_the_message_and_is_a_duplicate_from_then_on(self) -> None:
+        one = self.bury()
+        (letter,) = self.store.dead_letters.read(self.store.dead_letters.select(FLOW, "no"))
+        assert (letter.message, letter.attempts, letter.error) == (one.message, 3, "ValueError: no")
+        assert self.claim(one) == []
+        assert self.store.ledger.balances()[FLOW].balanced
+
+    def test_a_retried_letter_runs_once_however_often_it_is_retried(self) -> None:
+        one = self.bury()
+        letters = self.store.dead_letters.select()
+        assert self.store.dead_letters.retry(letters) == 1
+        assert self.store.dead_letters.retry(letters) == 0
+        (again,) = self.store.lease(FLOW, 10, new_id(), 30)
+        assert (again.generation, again.attempts) == (1, 0)
+        assert self.claim(again, again) == [one.message.id]
+        balance = self.store.ledger.balances()[FLOW]
+        assert (balance.accepted, balance.dead, balance.pending) == (1, 0, 1)
+        assert balance.balanced
+
+    def test_a_discarded_letter_is_counted_and_stays_a_duplicate(self) -> None:
+        one = self.bury()
+        assert self.store.dead_letters.discard(self.store.dead_letters.select()) == 1
+        assert self.claim(one) == []
+        balance = self.store.ledger.balances()[FLOW]
+        assert (balance.dead, balance.discarded, balance.balanced) == (0, 1, True)
+
+    def test_the_ledger_can_fail_to_balance(self) -> None:
+        self.stage(Copy(new_id(), message(), FLOW))
+        assert not self.store.ledger.balances()[FLOW].balanced, "a row that was never counted must show"
+
+    def test_counters_of_gone_lanes_are_folded_and_keep_their_sum(self) -> None:
+        for lane in ("a", "b", "c"):
+            with self.store.unit(FLOW, lane=f"{new_id()}-{lane}") as unit:
+                unit.count({FLOW: Tally(accepted=2, applied=2)})
+                unit.commit()
+        self.store.clean(Retention("kit", [FLOW], [CHANNEL], 3600, 3600), "me")
+        assert self.store.ledger.balances()[FLOW].applied == 6
+        with self.store.unit(FLOW) as unit:
+            assert unit.read("SELECT lane, applied FROM flowkit_counters") == [("", 6)]
+
+    # ------------------------------------------------------------ the fleet
+
+    def test_only_the_elected_cleaner_cleans(self) -> None:
+        policy = Retention("kit", [FLOW], [CHANNEL], 0, 3600)
+        self.claim(delivery(message()), delivery(message()))
+        assert self.store.clean(policy, "one") == 2
+        self.claim(delivery(message()))
+        assert self.store.clean(policy, "two") == 0
+        assert self.store.clean(policy, "one") == 1
+
+    def test_open_and_dead_inbox_rows_are_never_purged(self) -> None:
+        self.bury()
+        waits = delivery(message())
+        with self.store.unit(FLOW) as unit:
+            unit.reopen([Reopening(waits.identity, 1, 1)])
+            unit.commit()
+        assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 0, 3600), "me") == 0
+
+    def test_dead_letters_past_their_hold_expire(self) -> None:
+        self.bury()
+        assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 3600, 0), "me") == 1
+        balance = self.store.ledger.balances()[FLOW]
+        assert (balance.dead, balance.expired, balance.balanced) == (0, 1, True)
+
+    def test_a_worker_that_leaves_frees_what_it_held(self) -> None:
+        worker = WorkerInfo(new_id(), "kit", "host", 1)
+        self.store.join_fleet(worker)
+        self.store.beat(worker.id, "ready")
+        self.stage(Copy(new_id(), message(), FLOW))
+        assert self.store.lease(FLOW, 1, worker.id, 300)
+        assert self.store.due([FLOW]) == set()
+        self.store.leave_fleet(worker.id)
+        assert self.store.due([FLOW]) == {FLOW}
+        assert self.store.ledger.workers() == []
+
+    def test_a_gone_flow_keeps_its_subscription(self) -> None:
+        self.store.subscribe({FLOW: CHANNEL})
+        with self.store.unit(FLOW) as unit:
+            assert unit.subscribers([CHANNEL, "nobody"]) == {CHANNEL: [FLOW, OTHER]}
+
+
+class TransportConformance:
+    """What a transport does with copies that were committed for it."""
+
+    features: Features
+
+    def open(self) -> tuple[Store, Transport]:
+        """A fresh store and the transport to test."""
+        raise NotImplementedError("say how to open the transport")
+
+    def lose_connection(self, transport: Transport) -> None:
+        """Make the transport forget who holds its unsettled messages, as a broken connection does."""
+        raise NotImplementedError("say how a connection is lost")
+
+    def setup_method(self) -> None:
+        self.store, self.transport = self.open()
+        self.store.subscribe({FLOW: CHANNEL, OTHER: CHANNEL})
+        self.transport.declare([FLOW, OTHER])
+
+    def teardown_method(self) -> None:
+        self.transport.close()
+        self.store.close()
+
+    def send(self, *messages: Message, flow: str = FLOW, generation: int = 0) -> None:
+        """Stage, commit and publish, as a pipeline does."""
+        copies = [Copy(new_id(), one, flow, generation) for one in messages]
+        with self.store.unit(flow) as unit:
+            unit.stage(copies, self.transport.lease)
+            unit.commit()
+        confirmed = [(one.copy.row, 1) for one in self.transport.send(copies) if one.confirmed]
+        assert len(confirmed) == (0 if self.features.rows else len(copies))
+        with self.store.unit(flow) as unit:
+            unit.remove(confirmed)
+            unit.commit()
+
+    def settle(self, source: Source, deliveries: Sequence[Delivery]) -> None:
+        """Commit and settle, as a pipeline does."""
+        with self.store.unit(FLOW) as unit:
+            unit.remove([(one.row, one.deliveries) for one in deliveries if one.row])
+            unit.commit()
+        source.settle(deliveries)
+
+    def test_a_message_arrives_whole(self) -> None:
+        sent = message(b"\x00\xff", type="T", key="k", time=1.5, correlation="c", causation="d", headers={"h": "ü"})
+        self.send(sent, generation=3)
+        (got,) = self.transport.source(FLOW, new_id()).receive(10)
+        assert got.message == sent
+        assert (got.flow, got.generation, got.deliveries) == (FLOW, 3, 1)
+        assert got.staged > 0
+
+    def test_receive_takes_what_is_there_up_to_the_limit_and_does_not_wait(self) -> None:
+        source = self.transport.source(FLOW, new_id())
+        assert source.receive(10) == []
+        self.send(*(message() for _ in range(5)))
+        assert [len(source.receive(3)), len(source.receive(3)), len(source.receive(3))] == [3, 2, 0]
+
+    def test_a_settled_message_never_comes_back(self) -> None:
+        self.send(message())
+        source = self.transport.source(FLOW, new_id())
+        self.settle(source, source.receive(1))
+        self.lose_connection(self.transport)
+        assert self.transport.source(FLOW, new_id()).receive(1) == []
+
+    def test_what_one_source_holds_another_does_not_get(self) -> None:
+        self.send(message())
+        assert len(self.transport.source(FLOW, new_id()).receive(1)) == 1
+        assert self.transport.source(FLOW, new_id()).receive(1) == []
+
+    def test_what_is_given_back_comes_again_and_says_so(self) -> None:
+        self.send(message())
+        source = self.transport.source(FLOW, new_id())
+        first = source.receive(1)
+        source.release(first)
+        (again,) = self.transport.source(FLOW, new_id()).receive(1)
+        assert again.message == first[0].message
+        assert again.deliveries == 2
+
+    def test_a_lost_connection_brings_the_unsettled_back(self) -> None:
+        self.send(message(), message())
+        source = self.transport.source(FLOW, new_id())
+        first = source.receive(2)
+        self.settle(source, first[:1])
+        self.lose_connection(self.transport)
+        (again,) = self.transport.source(FLOW, new_id()).receive(2)
+        assert again.message == first[1].message
+        assert again.deliveries == 2
+
+    def test_row_16_a_stale_settlement_is_harmless(self) -> None:
+        self.send(message())
+        source = self.transport.source(FLOW, new_id())
+        stale = source.receive(1)
+        self.lose_connection(self.transport)
+        other = self.transport.source(FLOW, new_id())
+        held = other.receive(1)
+        self.settle(source, stale)
+        source.release(stale)
+        assert self.transport.source(FLOW, new_id()).receive(1) == [], "the second holder still has it"
+        self.settle(other, held)
+
+    def test_each_flow_gets_its_own_copy(self) -> None:
+        one = message()
+        self.send(one)
+        self.send(one, flow=OTHER)
+        assert [len(self.transport.source(flow, new_id()).receive(5)) for flow in (FLOW, OTHER)] == [1, 1]
+
+    def test_messages_come_in_the_order_of_their_sending(self) -> None:
+        sent = [message() for _ in range(20)]
+        self.send(*sent)
+        assert [one.message for one in self.transport.source(FLOW, new_id()).receive(20)] == sent
+
+    def test_ready_names_the_flows_with_messages(self) -> None:
+        self.send(message())
+        assert self.transport.ready([FLOW, OTHER]) == {FLOW}
+        self.transport.source(FLOW, new_id()).receive(1)
+        assert self.transport.ready([FLOW, OTHER]) == set()
+
+    def test_a_waiter_wakes_when_a_message_comes(self) -> None:
+        woken = threading.Event()
+
+        def wait() -> None:
+            while not self.transport.ready([FLOW]):
+                self.transport.wait(DEADLINE_SECONDS)
+            woken.set()
+
+        waiter = threading.Thread(target=wait, daemon=True)
+        waiter.start()
+        self.send(message())
+        self.store.notify()
+        assert woken.wait(DEADLINE_SECONDS)
+        waiter.join(DEADLINE_SECONDS)

@@ -1,0 +1,124 @@
+"""Both stores and both transports pass the kit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowkit.config import Settings, SystemClock, open_store
+from flowkit.ports import Store, Transport
+from flowkit.testing.conformance import Features, StoreConformance, TransportConformance
+from flowkit.transports.memory import MemoryTransport
+from flowkit.transports.sql import SqlTransport
+
+
+def opened(url: str) -> Any:
+    store = open_store(Settings(database_url=url), check=False)
+    store.upgrade()
+    return store
+
+
+class OnUrl:
+    """Opens what is tested once the fixture has made its database."""
+
+    url: str
+
+    def setup_method(self) -> None:
+        """Done by the fixture."""
+
+    def begin(self, url: str) -> None:
+        self.url = url
+        super().setup_method()  # type: ignore[misc]
+
+
+class OnSqlite(OnUrl):
+    @pytest.fixture(autouse=True)
+    def _sqlite(self, sqlite_url: str) -> None:
+        self.begin(sqlite_url)
+
+
+class OnPostgresql(OnUrl):
+    @pytest.fixture(autouse=True)
+    def _postgresql(self, postgresql_url: str) -> None:
+        self.begin(postgresql_url)
+
+
+class TestSqliteStore(OnSqlite, StoreConformance):
+    def open(self) -> Any:
+        return opened(self.url)
+
+
+@pytest.mark.postgresql
+class TestPostgresqlStore(OnPostgresql, StoreConformance):
+    def open(self) -> Any:
+        return opened(self.url)
+
+
+class SqlTransportConformance(TransportConformance):
+    features = Features(rows=True)
+    url: str
+
+    def open(self) -> tuple[Store, Transport]:
+        store = opened(self.url)
+        return store, SqlTransport(store, 30)
+
+    def lose_connection(self, transport: Transport) -> None:
+        """Their leases end: what a dead worker's survivors see to."""
+        with self.store.unit("") as unit:
+            unit.write(  # type: ignore[attr-defined]
+                "UPDATE flowkit_messages SET due = 0 WHERE worker IS NOT NULL", [()]
+            )
+            unit.commit()
+
+
+class TestSqlTransportOnSqlite(OnSqlite, SqlTransportConformance):
+    pass
+
+
+@pytest.mark.postgresql
+class TestSqlTransportOnPostgresql(OnPostgresql, SqlTransportConformance):
+    pass
+
+
+class TestMemoryTransport(OnSqlite, TransportConformance):
+    features = Features(rows=False)
+
+    def open(self) -> tuple[Store, Transport]:
+        return opened(self.url), MemoryTransport(SystemClock())
+
+    def lose_connection(self, transport: Transport) -> None:
+        assert isinstance(transport, MemoryTransport)
+        transport.disconnect()
+
+
+def test_the_migrations_make_the_schema_that_the_tables_declare(tmp_path: Path) -> None:
+    from sqlalchemy import create_engine, inspect
+
+    from flowkit.store import tables
+    from flowkit.store.migrations import upgrade
+
+    shapes = []
+    for name in ("created", "migrated"):
+        engine = create_engine(f"sqlite:///{tmp_path}/{name}.db")
+        with engine.connect() as connection:
+            if name == "created":
+                tables.metadata.create_all(connection)
+                connection.execute(tables.version.insert().values(version_num=tables.VERSION))
+                connection.commit()
+            else:
+                upgrade(connection, lambda: "id")
+            look = inspect(connection)
+            shapes.append(
+                {
+                    table: (
+                        [(one["name"], str(one["type"]), one["nullable"]) for one in look.get_columns(table)],
+                        look.get_pk_constraint(table)["constrained_columns"],
+                        sorted((str(one["name"]), one["column_names"]) for one in look.get_indexes(table)),
+                    )
+                    for table in look.get_table_names()
+                    if table != tables.version.name
+                }
+            )
+            assert connection.execute(tables.version.select()).scalar() == tables.VERSION
+        engine.dispose()
+    assert shapes[0] == shapes[1]

@@ -1,50 +1,70 @@
 PYTHON ?= python3
-BIN := .venv/bin
+VENV := .venv
+BIN := $(VENV)/bin
+FAST := -m "not postgresql and not processes and not slow"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-wheel check format bench services clean
+.PHONY: help demo test test-all test-fast test-wheel check format bench services clean
+# In the order written, also with -j: two pips in one environment would break it.
+.NOTPARALLEL:
 
-help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: .venv/run.stamp ## Run real flight data through FlowKit on SQLite, and kill a worker meanwhile
+demo: $(VENV)/.runtime ## see flows survive what breaks others, on SQLite
 	$(BIN)/python -m examples.flights
 
-test: .venv/dev.stamp services ## Run every test, with private services, then the fast ones against the built wheel
+test: services test-all test-wheel ## run every test, then the fast ones on the built wheel
+
+test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest
-	$(MAKE) --no-print-directory test-wheel
 
-test-fast: .venv/dev.stamp ## Run the tests that need no services
-	$(BIN)/python -m pytest -m "not postgresql and not processes and not slow" -n 2
+test-fast: $(VENV)/.dev ## run the tests that need no services
+	$(BIN)/python -m pytest $(FAST)
 
-test-wheel: .venv/dev.stamp ## Run the fast tests against the built wheel instead of the source tree
-	PYTHON="$(PYTHON)" tests/wheel
+test-wheel: .venv-wheel/.test ## run the fast tests on the built wheel, away from the source tree
+	@set -eu; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
+	.venv-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir "$$work" .; \
+	.venv-wheel/bin/python -m pip install --quiet --no-deps --force-reinstall "$$work"/*.whl; \
+	tar -c --exclude='./.*' --exclude=__pycache__ --exclude=./flowkit --exclude=./connectors . | tar -x -C "$$work"; \
+	python="$$PWD/.venv-wheel/bin/python"; cd "$$work"; \
+	"$$python" -c 'import flowkit; assert "site-packages" in flowkit.__file__, flowkit.__file__'; \
+	"$$python" -m pytest $(FAST)
 
-check: .venv/dev.stamp ## Lint, formatting, strict types, and which floor may import which
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+check: $(VENV)/.dev ## lint, formatting, types, and who may import whom
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: .venv/dev.stamp ## Format the code
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+format: $(VENV)/.dev ## format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
-bench: .venv/dev.stamp services ## Measure the reliable work beside naive loops, into benchmarks/results
+bench: $(VENV)/.dev services ## measure
 	$(BIN)/python -m benchmarks
 
-services: ## Install the servers that the tests start privately
-	@tests/services/install
+services: ## install the servers that tests start for themselves
+	tests/services/install
 
-clean: ## Remove what the targets made
-	rm -rf .venv .venv-wheel dist build .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+clean: ## remove all that was made here
+	rm -rf .venv .venv-wheel build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.venv/run.stamp: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[all]"
-	@touch $@
+# The demo needs no test tools; what tests need is added to the same environment.
+$(VENV)/.runtime: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
 
-.venv/dev.stamp: .venv/run.stamp
-	$(BIN)/python -m pip install --quiet --group dev
-	@touch $@
+$(VENV)/.dev: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	touch $@
+
+# The wheel's dependencies stay; the wheel itself is built anew each time.
+.venv-wheel/.test: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-wheel/bin/python -m pip install --quiet '.[all]' --group test
+	touch $@

@@ -1,27 +1,40 @@
-"""Fixtures: private services, and fresh databases on them."""
+"""Fixtures: private servers, and a fresh database for each test."""
 
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import hypothesis
 import pytest
 
-from tests.services.postgresql import PostgreSQL, binaries
+from tests.services.postgresql import PostgreSQL, find_binaries
 
-hypothesis.settings.register_profile("default", deadline=None)
+CI = bool(os.environ.get("CI"))
+
+# No deadlines: a busy machine is no bug. In CI the same examples each time.
+hypothesis.settings.register_profile("home", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+hypothesis.settings.load_profile("ci" if CI else "home")
+
+_numbers = itertools.count(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the server, so that -m 'not postgresql' leaves nothing out."""
+    for item in items:
+        if "postgresql" in getattr(item, "fixturenames", ()):
+            item.add_marker("postgresql")
 
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
-    """A PostgreSQL server of this test run."""
-    if binaries() is None:
-        missing = "PostgreSQL is not installed: run `make services`, or put initdb and postgres on the PATH"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
+    """The PostgreSQL server of this test run."""
+    if find_binaries() is None:
+        missing = "PostgreSQL is not installed: run tests/services/install"
+        if CI:
+            pytest.fail(missing, pytrace=False)
         pytest.skip(missing)
     server = PostgreSQL()
     try:
@@ -32,18 +45,25 @@ def postgresql() -> Iterator[PostgreSQL]:
 
 
 @pytest.fixture
-def postgresql_url(postgresql: PostgreSQL) -> str:
-    """A fresh database."""
-    return postgresql.url(f"t{uuid4().hex[:12]}")
+def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
+    """A fresh database on PostgreSQL, whatever the test before did to the server."""
+    postgresql.resume()
+    postgresql.start()
+    name = f"test_{next(_numbers)}"
+    yield postgresql.create_database(name)
+    postgresql.resume()
+    postgresql.start()
+    postgresql.drop_database(name)
 
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
-    """A fresh database file."""
+    """A fresh database on SQLite."""
     return f"sqlite:///{tmp_path}/flowkit.db"
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
 def database_url(request: pytest.FixtureRequest) -> str:
-    """A fresh database on each of the stores."""
-    return str(request.getfixturevalue(f"{request.param}_url"))
+    """A fresh database: the test runs on each kind."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url

@@ -1,1 +1,1 @@
-"""Connectors of FlowKit: sources and sinks of outside systems, built on its public names only."""
+"""Connectors to outside systems, built on flowkit's public names alone."""

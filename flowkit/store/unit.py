@@ -183,9 +183,11 @@ class SqlUnit:
     def savepoint(self) -> Iterator[None]:
         session = self.give(Session)
         assert isinstance(session, HandlerSession)
-        with session.begin_nested():
+        with session.begin_nested() as transaction:
             self.used = False
             yield
+            if not transaction.is_active:
+                raise RuntimeError(SWALLOWED)
 
     # ------------------------------------------------------------ the transaction
 
@@ -193,13 +195,8 @@ class SqlUnit:
         if not self._begun:
             return
         self.flush()
-        try:
-            if self._guarded:
-                self._execute(f"RELEASE SAVEPOINT {TOKEN}")
-        except Exception as error:
-            raise self._store.dialect.broken(self._driver) or TransactionEnded(
-                "a handler ended the transaction by the database driver and began another"
-            ) from error
+        if self._guarded:
+            self._release_token()
         try:
             self._cursor.execute("COMMIT")
         except Exception as error:
@@ -208,6 +205,19 @@ class SqlUnit:
                 raise CommitUnknown(str(cause)) from error
             raise cause from error
         self._begun = False
+
+    def _release_token(self) -> None:
+        """Raise TransactionEnded if the transaction is not the one that the handlers were given."""
+        broken = self.broken()
+        if broken is not None:
+            raise broken
+        try:
+            self._cursor.execute(f"RELEASE SAVEPOINT {TOKEN}")
+        except Exception as error:
+            cause = self._store.classify(error)
+            if cause is not error:
+                raise cause from error
+            raise TransactionEnded("a handler ended the transaction by the driver and began another") from error
 
     def end(self) -> None:
         """Undo what is not committed and return the connection. Never raises: a broken connection is discarded."""

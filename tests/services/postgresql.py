@@ -1,124 +1,206 @@
-"""A private PostgreSQL: free port, temporary data, durable as in production, ended with the tests."""
+"""A private PostgreSQL server: real durability, real crashes, nothing left behind."""
 
 import contextlib
-import ctypes
-import glob
 import os
 import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-START_SECONDS = 60
+import psycopg
+from psycopg import sql
+
+from tests.services import free_port
+
+Mode = Literal["fast", "immediate"]
+
+DEADLINE = 60.0
+
+# Runs beside the server, in a session of its own, until the pipe from the test run closes: however that ends,
+# also by SIGKILL. A frozen server obeys only once it is continued.
+GUARDIAN = """
+cat >/dev/null
+if read -r pid <"$0/data/postmaster.pid"; then
+    kill -QUIT "$pid"
+    kill -CONT "$pid"
+    for tenth in $(seq 100); do kill -0 "$pid" || break; sleep 0.1; done
+fi
+rm -rf "$0"
+"""
 
 
-def binaries() -> Path | None:
-    """The folder of the server's binaries, the newest version's; None where it is not installed."""
-    for candidate in sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True):
-        if (Path(candidate) / "initdb").exists():
-            return Path(candidate)
-    found = shutil.which("initdb")
-    return Path(os.path.realpath(found)).parent if found else None
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def die_with_parent() -> None:
-    """Run in the child before it becomes the server: a killed test run leaves no server behind."""
-    ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
+def find_binaries() -> Path | None:
+    """The directory of `postgres` and `initdb`, of the newest version if there are several."""
+    found = shutil.which("postgres")
+    if found:
+        return Path(found).resolve().parent
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: float(path.parts[-3]))
+    return versions[-1].parent if versions else None
 
 
 class PostgreSQL:
-    """One server process. `url(name)` makes a database."""
+    """One server with its data in a temporary directory. Not thread-safe. Call `close` in the end."""
 
     def __init__(self) -> None:
-        self._bin = binaries()
-        if self._bin is None:
-            raise FileNotFoundError("PostgreSQL's initdb is not installed; run: make services")
+        binaries = find_binaries()
+        if binaries is None:
+            raise FileNotFoundError("PostgreSQL is not installed: run tests/services/install")
+        self._binaries = binaries
+        self._server: subprocess.Popen[bytes] | None = None
+        self._paused: set[int] = set()
+        self._password = secrets.token_urlsafe(16)
         self.port = free_port()
-        self._password = secrets.token_hex(8)
-        self.folder = Path(tempfile.mkdtemp(prefix="flowkit-postgresql-"))
-        self._process: subprocess.Popen[bytes] | None = None
-        self._user: str | None = None
-        if os.getuid() == 0:
-            names = {entry.pw_name for entry in pwd.getpwall()}
-            self._user = "postgres" if "postgres" in names else "nobody"
-            entry = pwd.getpwnam(self._user)
-            os.chown(self.folder, entry.pw_uid, entry.pw_gid)
-        password_file = self.folder / "password"
-        password_file.write_text(self._password)
-        password_file.chmod(0o644)
-        self._run(
-            "initdb", "-D", str(self._data), "-U", "flowkit", "-A", "scram-sha-256", f"--pwfile={password_file}", "-N"
+        # In /tmp: another user can get there, and the path of a socket has 107 bytes at most.
+        self.home = Path(tempfile.mkdtemp(prefix="flowkit-postgresql-", dir="/tmp"))
+        self.log = self.home / "log"
+        self._as: dict[str, Any] = {"cwd": self.home, "env": {"PATH": os.defpath, "LC_ALL": "C"}}
+        if os.geteuid() == 0:  # which PostgreSQL refuses to run as
+            user = _unprivileged()
+            os.chown(self.home, user.pw_uid, user.pw_gid)
+            self._as |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        self._guardian = subprocess.Popen(
+            ["/bin/sh", "-c", GUARDIAN, str(self.home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
-
-    @property
-    def _data(self) -> Path:
-        return self.folder / "data"
+        try:
+            self._initialize()
+        except BaseException:
+            self.close()
+            raise
 
     def start(self) -> None:
-        """Start and wait until it accepts connections."""
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [
-                    str(self._binary("postgres")), "-D", str(self._data), "-p", str(self.port), "-k", str(self.folder),
-                    "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=100", "-c", "fsync=on",
-                    "-c", "synchronous_commit=on", "-c", "log_min_messages=warning",
-                ],
-                stdout=log, stderr=log, cwd="/", preexec_fn=die_with_parent, **self._as_user(),
-            )  # fmt: skip
-        deadline = time.monotonic() + START_SECONDS
-        while self._ready() != 0:
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.05)
+        """Start, and wait until connections are accepted. Does nothing if it runs."""
+        if self._server and self._server.poll() is None:
+            return
+        settings = {
+            "port": self.port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": self.home,
+            "max_connections": 100,
+            # Durability is what is tested: no shortcuts.
+            "fsync": "on",
+            "synchronous_commit": "on",
+        }
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        with self.log.open("ab") as log:
+            self._server = subprocess.Popen(
+                [self._binaries / "postgres", "-D", self.home / "data", *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for the tests, which then stop it
+                **self._as,
+            )
+        deadline = time.monotonic() + DEADLINE
+        while True:
+            try:
+                psycopg.connect(self.url("postgres"), connect_timeout=5).close()
+                return
+            except psycopg.OperationalError as error:
+                if self._server.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(f"PostgreSQL did not start:\n{self.log.read_text()}") from error
+                time.sleep(0.02)
 
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """Stop: SIGINT ends connections in order (fast), SIGQUIT at once, as a crash (immediate)."""
-        if self._process is not None:
-            self._process.send_signal(how)
-            self._process.wait(START_SECONDS)
-            self._process = None
+    def stop(self, mode: Mode = "fast") -> None:
+        """Stop: "fast" in good order, "immediate" like a crash. Does nothing if it is stopped."""
+        if self._server is None:
+            return
+        self.resume()
+        self._server.send_signal({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[mode])
+        try:
+            self._server.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self._server.kill()
+            self._server.wait()
+            raise
+        finally:
+            self._server = None
 
-    def restart(self, how: signal.Signals = signal.SIGINT) -> None:
-        self.stop(how)
+    def restart(self, mode: Mode = "fast") -> None:
+        """Stop and start on the same port."""
+        self.stop(mode)
         self.start()
 
-    def url(self, name: str, port: int | None = None) -> str:
-        """The URL of a database, on another port if a proxy stands before it. The database is made when missing."""
-        if port is None:
-            with contextlib.suppress(subprocess.CalledProcessError):
-                self._run("createdb", "-h", "127.0.0.1", "-p", str(self.port), "-U", "flowkit", name)
-        return f"postgresql://flowkit:{self._password}@127.0.0.1:{port or self.port}/{name}"
+    def pause(self) -> None:
+        """Freeze all its processes: connections stay open, and nothing answers."""
+        if self._server is None:
+            raise RuntimeError("PostgreSQL is not running")
+        new = {self._server.pid}
+        while new:  # the postmaster may have been starting one more
+            for pid in new:
+                _send(pid, signal.SIGSTOP)
+            self._paused |= new
+            new = _children(self._server.pid) - self._paused
+
+    def resume(self) -> None:
+        """Go on after `pause`. Does nothing if it is not paused."""
+        for pid in self._paused:
+            _send(pid, signal.SIGCONT)
+        self._paused.clear()
+
+    def create_database(self, name: str) -> str:
+        """Make an empty database and return its URL."""
+        self._administer("CREATE DATABASE {}", name)
+        return self.url(name)
+
+    def drop_database(self, name: str) -> None:
+        """Remove a database and end the connections to it."""
+        self._administer("DROP DATABASE {} WITH (FORCE)", name)
+
+    def url(self, database: str, port: int | None = None) -> str:
+        """The URL of a database; with `port`, through a proxy."""
+        return f"postgresql://flowkit:{self._password}@127.0.0.1:{port or self.port}/{database}"
 
     def close(self) -> None:
-        self.stop(signal.SIGQUIT)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Stop and delete everything."""
+        try:
+            self.stop("immediate")
+        finally:
+            self._guardian.communicate()  # closes its pipe, and waits until it has removed the directory
 
-    def _binary(self, name: str) -> Path:
-        assert self._bin is not None
-        return self._bin / name
+    def _initialize(self) -> None:
+        secret = self.home / "password"
+        secret.write_text(self._password)
+        if "user" in self._as:
+            os.chown(secret, self._as["user"], self._as["group"])
+        options = ["-D", "data", "-U", "flowkit", "--pwfile", "password", "-A", "scram-sha-256", "-E", "UTF8"]
+        made = subprocess.run(
+            [self._binaries / "initdb", "--locale=C", "--no-sync", *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            **self._as,
+        )
+        secret.unlink()
+        if made.returncode:
+            raise RuntimeError(f"initdb failed:\n{made.stdout}{made.stderr}")
 
-    def _as_user(self) -> dict[str, Any]:
-        return {"user": self._user, "group": pwd.getpwnam(self._user).pw_gid, "extra_groups": []} if self._user else {}
+    def _administer(self, statement: Literal["CREATE DATABASE {}", "DROP DATABASE {} WITH (FORCE)"], name: str) -> None:
+        with contextlib.closing(psycopg.connect(self.url("postgres"), autocommit=True)) as connection:
+            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
 
-    def _run(self, name: str, *arguments: str) -> None:
-        subprocess.run(
-            [str(self._binary(name)), *arguments], check=True, capture_output=True, cwd="/",
-            env={**os.environ, "PGPASSWORD": self._password}, **self._as_user(),
-        )  # fmt: skip
 
-    def _ready(self) -> int:
-        command = [str(self._binary("pg_isready")), "-h", "127.0.0.1", "-p", str(self.port), "-q"]
-        return subprocess.run(command, check=False).returncode
+def _unprivileged() -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam("postgres")
+    except KeyError:
+        return pwd.getpwnam("nobody")
+
+
+def _children(parent: int) -> set[int]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    return {int(pid) for pid, ppid in (line.split() for line in listed.splitlines()) if int(ppid) == parent}
+
+
+def _send(pid: int, what: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, what)

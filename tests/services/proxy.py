@@ -1,98 +1,212 @@
-"""A TCP proxy that cuts connections, also just when a statement passes."""
+"""A TCP proxy that makes the network fail at a chosen moment."""
 
 import contextlib
 import socket
 import threading
-from types import TracebackType
+from dataclasses import dataclass, field
+
+from tests.services import free_port
+
+CHUNK = 65536
+ANSWER_SECONDS = 10.0
+"""How long a server has for what it was sent last, before its client is cut off all the same."""
+
+
+@dataclass(eq=False)
+class _Link:
+    client: socket.socket
+    server: socket.socket
+    tail: bytes = b""
+    """The last bytes of what the client sent: a pattern may come in two pieces."""
+    muted: bool = False
+    """What the server answers is thrown away."""
+    dead: bool = False
+    served: threading.Event = field(default_factory=threading.Event)
+    """The server will say no more."""
+
+    def shut(self) -> None:
+        for end in (self.client, self.server):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 class Proxy:
-    """Forwards a free port of 127.0.0.1 to a server there. A context manager."""
+    """Forwards connections from a port of its own to a server. Any thread may call it."""
 
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
-        self._lock = threading.Lock()
-        self._pattern: bytes | None = None
-        self._deliver = True
-        self._budget = 0
+    def __init__(self, target_host: str, target_port: int) -> None:
+        self._target = (target_host, target_port)
+        self._changed = threading.Condition()
+        self._links: set[_Link] = set()
+        self._threads: list[threading.Thread] = []
+        self._flowing = True
+        self._trigger: tuple[bytes, bool] | None = None
+        self._listener: socket.socket | None = None
         self.cuts = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        """End every connection."""
-        with self._lock:
-            pairs, self._pairs = self._pairs, set()
-        for pair in pairs:
-            self._end(pair)
-
-    def cut_at(self, pattern: bytes, times: int, deliver: bool) -> None:
-        """End a connection when the client sends `pattern`: the server sees it first if `deliver`, or never does."""
-        with self._lock:
-            self._pattern, self._deliver, self._budget = pattern, deliver, times
+        """How many connections have been cut."""
+        self.port = free_port()
+        self.accept()
 
     def __enter__(self) -> "Proxy":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._listener.close()
-        self.cut()
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
-    def _accept(self) -> None:
+    def accept(self) -> None:
+        """Let new connections in again, after `refuse`."""
+        if self._listener is None:
+            self._listener = socket.create_server(("127.0.0.1", self.port))
+            self._acceptor = threading.Thread(target=self._listen, args=(self._listener,), daemon=True)
+            self._acceptor.start()
+
+    def refuse(self) -> None:
+        """Refuse new connections. Those that are open stay."""
+        if self._listener is not None:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # close alone does not wake a thread in accept()
+            self._acceptor.join()
+            self._listener.close()
+            self._listener = None
+
+    def cut(self) -> None:
+        """End all connections."""
+        with self._changed:
+            links = list(self._links)
+        for link in links:
+            self._cut(link)
+
+    def cut_when(self, pattern: bytes, forward: bool) -> None:
+        """Once, cut the connection on which the client sends `pattern`, instead of answering.
+
+        With `forward` the server has received and done it by then; without, it never gets it.
+        """
+        with self._changed:
+            self._trigger = (pattern, forward)
+
+    def blackhole(self) -> None:
+        """Stop forwarding, both ways. Connections stay open, and new ones are accepted."""
+        with self._changed:
+            self._flowing = False
+
+    def forward(self) -> None:
+        """Forward again after `blackhole`, first what was held back."""
+        with self._changed:
+            self._flowing = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End everything, and wait until it has ended."""
+        self.refuse()
+        with self._changed:
+            links, threads = list(self._links), list(self._threads)
+        for link in links:
+            self._end(link)
+        for thread in threads:
+            thread.join()
+
+    def _listen(self, listener: socket.socket) -> None:
         while True:
             try:
-                client, _ = self._listener.accept()
+                client, _ = listener.accept()
             except OSError:
                 return
             try:
-                server = socket.create_connection(("127.0.0.1", self._target))
+                server = socket.create_connection(self._target, timeout=5)
             except OSError:
                 client.close()
                 continue
-            pair = (client, server)
-            with self._lock:
-                self._pairs.add(pair)
-            threading.Thread(target=self._up, args=(pair,), daemon=True).start()
-            threading.Thread(target=self._down, args=(pair,), daemon=True).start()
+            server.settimeout(None)
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            link = _Link(client, server)
+            thread = threading.Thread(target=self._serve, args=(link,), daemon=True)
+            with self._changed:
+                self._links.add(link)
+                self._threads = [one for one in self._threads if one.is_alive()] + [thread]
+                thread.start()
 
-    def _up(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        client, server = pair
+    def _serve(self, link: _Link) -> None:
+        answers = threading.Thread(target=self._pump_answers, args=(link,), daemon=True)
+        answers.start()
+        self._pump_requests(link)
+        answers.join()
+        with self._changed:
+            self._links.discard(link)
+        link.client.close()
+        link.server.close()
+
+    def _pump_requests(self, link: _Link) -> None:
+        try:
+            while data := link.client.recv(CHUNK):
+                if not self._hold(link):
+                    return
+                trigger = self._match(link, data)
+                if trigger is not None:
+                    if trigger:
+                        self._deliver_last(link, data)
+                    self._cut(link)
+                    return
+                link.server.sendall(data)
+            if self._hold(link):  # the end of a stream does not get through a blackhole either
+                link.server.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._hold(link)
+            self._end(link)
+
+    def _pump_answers(self, link: _Link) -> None:
+        try:
+            while data := link.server.recv(CHUNK):
+                if not self._hold(link):
+                    return
+                if not link.muted:
+                    link.client.sendall(data)
+            if self._hold(link) and not link.muted:
+                link.client.shutdown(socket.SHUT_WR)
+        except OSError:
+            if self._hold(link) and not link.muted:
+                self._end(link)
+        finally:
+            link.served.set()
+
+    def _hold(self, link: _Link) -> bool:
+        """Wait out a blackhole. False if the connection has been ended meanwhile."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._flowing or link.dead)
+            return not link.dead
+
+    def _match(self, link: _Link, data: bytes) -> bool | None:
+        """Disarm the trigger and return whether to forward, if the client has just sent the pattern."""
+        with self._changed:
+            if self._trigger is None:
+                link.tail = data  # no more than a chunk: enough for a pattern that is set between its pieces
+                return None
+            pattern, forward = self._trigger
+            seen = link.tail[-(len(pattern) - 1) :] + data if len(pattern) > 1 else data
+            link.tail = seen
+            if pattern not in seen:
+                return None
+            self._trigger = None
+            link.muted = True
+            return forward
+
+    def _deliver_last(self, link: _Link, data: bytes) -> None:
+        """Hand over what came last and wait until the server, seeing its client gone, has done it and closed."""
         with contextlib.suppress(OSError):
-            while data := client.recv(65536):
-                if self._struck(data):
-                    if self._deliver:
-                        client.shutdown(socket.SHUT_RDWR)
-                        server.sendall(data)
-                        server.shutdown(socket.SHUT_WR)
-                        while server.recv(65536):
-                            """Until the server has done it and closed."""
-                    break
-                server.sendall(data)
-        self._end(pair)
+            link.server.sendall(data)
+            with contextlib.suppress(BlockingIOError):  # the end of the same message, if it came in pieces
+                while more := link.client.recv(CHUNK, socket.MSG_DONTWAIT):
+                    link.server.sendall(more)
+            link.server.shutdown(socket.SHUT_WR)
+            link.served.wait(ANSWER_SECONDS)
 
-    def _down(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        client, server = pair
-        with contextlib.suppress(OSError):
-            while data := server.recv(65536):
-                client.sendall(data)
-        self._end(pair)
+    def _cut(self, link: _Link) -> None:
+        self._end(link, cuts=1)
 
-    def _struck(self, data: bytes) -> bool:
-        with self._lock:
-            if self._budget and self._pattern is not None and self._pattern in data:
-                self._budget -= 1
-                self.cuts += 1
-                return True
-            return False
-
-    def _end(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        with self._lock:
-            self._pairs.discard(pair)
-        for one in pair:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+    def _end(self, link: _Link, cuts: int = 0) -> None:
+        with self._changed:
+            if link.dead or link not in self._links:
+                return
+            link.dead = True
+            self.cuts += cuts  # before anyone can notice
+            self._changed.notify_all()
+            link.shut()  # not after the lock: its sockets may be closed by then, and their numbers in use again

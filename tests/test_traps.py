@@ -1,0 +1,499 @@
+"""The traps of the engine itself: rows 50 to 68 of the failures, on both stores."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from flowkit import RetryPolicy
+from flowkit.config import Settings, connect, open_store
+from flowkit.engine.worker import Worker
+from flowkit.ports import Duplicate
+from tests.shop import COMMIT, FAST, Effect, Order, Unique, effects, new_app, once, running
+
+Deed = Callable[[Session], object]
+
+
+def driver_commit(db: Session) -> None:
+    db.flush()
+    driver = db.connection().connection.driver_connection
+    assert driver is not None
+    driver.commit()
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        pytest.param(lambda db: db.commit(), id="commit"),
+        pytest.param(lambda db: db.rollback(), id="rollback"),
+        pytest.param(lambda db: db.close(), id="close"),
+        pytest.param(lambda db: db.connection().commit(), id="connection-commit"),
+        pytest.param(lambda db: db.execute(COMMIT), id="sql-commit"),
+        pytest.param(lambda db: db.execute(text("  /* no */ ROLLBACK")), id="sql-rollback"),
+    ],
+)
+def test_row_50_a_handler_cannot_end_its_transaction(database_url: str, deed: Deed) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            deed(db)
+
+    with running(app, database_url) as harness:
+        for number in range(10):
+            harness.publish(orders, Order(name=str(number), deed="x" if number == 4 else ""))
+        harness.until_quiet()
+        once(harness, *(str(number) for number in range(10) if number != 4))
+        (letter,) = harness.dead()
+        assert "TransactionEnded" in letter.error
+        assert "remove the call" in letter.error
+
+
+def test_row_50_going_round_by_the_driver_stops_the_flow_by_name(database_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            driver_commit(db)
+
+    with running(app, database_url) as harness:
+        for number in range(10):
+            harness.publish(orders, Order(name=str(number), deed="x" if number == 4 else ""))
+        harness.until_quiet()
+        (lane,) = harness.worker.lanes
+        assert "flow shop.accept is stopped" in lane.stopped
+        balance = harness.balances()["shop.accept"]
+        assert balance.accepted == 10 == balance.applied + balance.dead + balance.pending
+        assert balance.pending == 5, "those that had not run are given back"
+        assert balance.dead == 5, "those that ran are dead letters, because their effects are unknown"
+
+
+def test_row_50_a_commit_and_a_begin_by_the_driver_are_noticed_too(database_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        driver_commit(db)
+        driver = db.connection().connection.driver_connection
+        assert driver is not None
+        driver.execute("BEGIN")
+
+    with running(app, database_url) as harness:
+        harness.publish(orders, Order(name="a"))
+        harness.until_quiet()
+        assert "flow shop.accept is stopped" in harness.worker.lanes[0].stopped
+
+
+def test_row_51_a_swallowed_database_error_is_blamed_on_its_message(database_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            db.add(Unique(name="there"))
+            try:
+                db.flush()
+            except IntegrityError:
+                """Swallowed: the transaction is gone, and the handler does not say so."""
+
+    with running(app, database_url) as harness:
+        with harness.session() as session:
+            session.add(Unique(name="there"))
+            session.flush()
+        for number in range(10):
+            harness.publish(orders, Order(name=str(number), deed="x" if number == 4 else ""))
+        harness.until_quiet()
+        harness.advance("1s")
+        harness.advance("1s")
+        once(harness, *(str(number) for number in range(10) if number != 4))
+        (letter,) = harness.dead()
+        assert letter.message.body == b'{"name":"4","deed":"x"}'
+        assert letter.attempts == 3
+
+
+def test_row_52_a_deferred_constraint_costs_only_its_culprit(database_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        db.execute(text("INSERT INTO children (parent) VALUES (:parent)"), {"parent": 2 if order.deed else 1})
+
+    with running(app, database_url) as harness:
+        with harness.session() as session:
+            session.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+            session.execute(
+                text("CREATE TABLE children (parent INTEGER REFERENCES parents (id) DEFERRABLE INITIALLY DEFERRED)")
+            )
+            session.execute(text("INSERT INTO parents VALUES (1)"))
+        for number in range(20):
+            harness.publish(orders, Order(name=str(number), deed="x" if number == 13 else ""))
+        harness.until_quiet()
+        harness.advance("1s")
+        harness.advance("1s")
+        once(harness, *(str(number) for number in range(20) if number != 13))
+        (letter,) = harness.dead()
+        assert letter.attempts == 3
+
+
+def test_row_61_broker_duplicates_times_retries_run_the_allowed_attempts() -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+    runs: Counter[str] = Counter()
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order) -> None:
+        runs[order.name] += 1
+        raise ValueError("always")
+
+    with running(app, "sqlite:///:memory:", broker=True) as harness:
+        for number in range(5):
+            harness.publish(orders, Order(name=str(number)))
+        for _ in range(6):
+            harness.worker.relay.step()
+            harness.broker.duplicate("shop.accept")
+            harness.broker.disconnect()
+            harness.advance("1s")
+        assert runs == {str(number): 3 for number in range(5)}
+        assert len(harness.dead()) == 5
+        assert harness.broker.duplicates > 0
+        assert any(isinstance(outcome, Duplicate) for _, _, outcome in harness.outcomes)
+
+
+def test_row_62_an_idle_lane_leaves_nothing_to_the_relay() -> None:
+    app = new_app()
+    orders, next_orders = app.channel("orders", Order), app.channel("next", Order)
+    app.flow(orders, to=next_orders, name="first")(lambda order: order)
+
+    @app.flow(next_orders)
+    def second(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+
+    with running(app, "sqlite:///:memory:", broker=True) as harness:
+        for number in range(50):
+            harness.publish(orders, Order(name=str(number)))
+        harness.until_quiet()
+        harness.advance("5m")
+        assert not any(isinstance(outcome, Duplicate) for _, _, outcome in harness.outcomes)
+        assert harness.store.pending(["shop.first", "shop.second"]) == (0, 0)
+        once(harness, *map(str, range(50)))
+
+
+def test_row_62_a_lost_confirm_is_sent_again_and_applied_once() -> None:
+    app = new_app()
+    orders, next_orders = app.channel("orders", Order), app.channel("next", Order)
+    app.flow(orders, to=next_orders, name="first")(lambda order: order)
+
+    @app.flow(next_orders)
+    def second(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+
+    with running(app, "sqlite:///:memory:", broker=True) as harness:
+        harness.broker.drop_confirms = True
+        for number in range(20):
+            harness.publish(orders, Order(name=str(number)))
+        harness.until_quiet()
+        harness.broker.drop_confirms = False
+        harness.advance("5m")
+        once(harness, *map(str, range(20)))
+        assert any(isinstance(outcome, Duplicate) for _, _, outcome in harness.outcomes), "none was sent again"
+
+
+def test_row_66_a_failed_message_leaves_no_row_of_its_own(database_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            raise ValueError(order.deed)
+
+    with running(app, database_url) as harness:
+        for number in range(10):
+            harness.publish(orders, Order(name=str(number), deed="bad" if number in (0, 7) else ""))
+        harness.until_quiet()
+        once(harness, *(str(number) for number in range(10) if number not in (0, 7)))
+        harness.advance("1s")
+        harness.advance("1s")
+        assert [letter.attempts for letter in harness.dead()] == [3, 3]
+
+
+def test_row_66_a_failure_without_the_database_does_not_run_its_neighbours_again(database_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+    runs: Counter[str] = Counter()
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        runs[order.name] += 1
+        if order.deed:
+            raise ValueError("before it touched the database")
+        db.add(Effect(name=order.name))
+
+    with running(app, database_url) as harness:
+        for number in range(10):
+            harness.publish(orders, Order(name=str(number), deed="bad" if number == 5 else ""))
+        harness.until_quiet()
+        assert runs == {str(number): 1 for number in range(10)}
+
+
+@pytest.mark.parametrize("isolate", ["batch", "savepoint", "single"])
+def test_an_attempt_of_a_single_message_is_one_run(database_url: str, isolate: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+    runs: Counter[str] = Counter()
+
+    @app.flow(orders, retry=FAST, isolate=isolate)  # type: ignore[arg-type]
+    def accept(order: Order, db: Session) -> None:
+        runs[order.name] += 1
+        db.add(Effect(name=order.name))
+        raise ValueError("always")
+
+    with running(app, database_url) as harness:
+        harness.publish(orders, Order(name="a"))
+        for _ in range(5):
+            harness.advance("1s")
+        assert runs == {"a": 3}
+        once(harness)
+
+
+def test_row_67_a_batch_given_up_half_way_loses_nothing(sqlite_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+    services = connect(Settings(database_url=sqlite_url))
+    batches: list[int] = []
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        time.sleep(0.02)
+
+    worker = Worker(app, services)
+    (lane,) = worker.lanes
+    lane.pipeline.observe = lambda items: batches.append(sum(item.outcome is not None for item in items))
+    app.publish_many(orders, [Order(name=str(number)) for number in range(12)])
+    while worker.step():
+        """Until it is quiet."""
+    with Session(services.store.dialect.engine) as session:  # type: ignore[attr-defined]
+        assert effects(session) == {str(number): 1 for number in range(12)}
+    assert batches[0] < 12, "the first batch must have met its time box"
+    assert services.store.pending(["shop.accept"]) == (0, 0)
+    worker.close()
+    services.close()
+
+
+@pytest.mark.postgresql
+def test_row_67_a_drain_in_the_middle_of_a_batch_gives_the_rest_back(postgresql_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.name == "3":
+            harness.worker.stop()
+
+    with running(app, postgresql_url) as harness:
+        harness.app.publish_many(orders, [Order(name=str(number)) for number in range(10)])
+        harness.worker.step()
+        once(harness, "0", "1", "2", "3")
+        harness.worker.stopping.clear()
+        harness.until_quiet()
+        once(harness, *map(str, range(10)))
+
+
+def test_row_35_a_redelivery_after_the_purge_is_flagged_and_not_applied() -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+
+    with running(app, "sqlite:///:memory:", broker=True) as harness:
+        harness.publish(orders, Order(name="a"))
+        harness.worker.relay.step()
+        harness.broker.duplicate("shop.accept")
+        (first, second) = harness.broker.take("shop.accept", 2)
+        harness.broker.reject([first])
+        harness.until_quiet()
+        harness.advance("15d")
+        with harness.store.unit("") as unit:
+            assert unit.read("SELECT 1 FROM flowkit_inbox WHERE flow = 'shop.accept'") == [], "the inbox forgot it"
+        harness.broker.reject([second])
+        harness.until_quiet()
+        once(harness, "a")
+        (letter,) = harness.dead()
+        assert "older than App(retention='14d')" in letter.error
+        harness.store.dead_letters.discard([letter.letter])
+        with harness.store.transaction() as unit:
+            unit.write("UPDATE flowkit_counters SET accepted = accepted + 1 WHERE applied > 0", [()])
+
+
+def test_row_54_the_same_message_twice_in_a_batch_runs_once() -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+    runs: list[str] = []
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        runs.append(order.name)
+        db.add(Effect(name=order.name))
+
+    with running(app, "sqlite:///:memory:", broker=True) as harness:
+        harness.publish(orders, Order(name="a"))
+        harness.worker.relay.step()
+        harness.broker.duplicate("shop.accept")
+        harness.broker.duplicate("shop.accept")
+        harness.until_quiet()
+        assert runs == ["a"]
+        once(harness, "a")
+
+
+def test_row_55_two_suppliers_may_both_send_order_1(database_url: str) -> None:
+    suppliers = [new_app("east"), new_app("west")]
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+
+    with running(app, database_url) as harness:
+        for supplier in suppliers:
+            channel = supplier.channel("orders", Order)
+            supplier.connect(harness.services)
+            supplier.publish(channel, Order(name=supplier.name), id="order-1")
+            supplier.publish(channel, Order(name=supplier.name), id="order-1")
+        harness.until_quiet()
+        once(harness, "east", "west")
+
+
+@pytest.mark.postgresql
+def test_row_53_hot_rows_do_not_become_dead_letters(postgresql_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, concurrency=4)
+    def accept(order: Order, db: Connection) -> None:
+        db.execute(text("UPDATE hot SET n = n + 1 WHERE id = :id"), {"id": int(order.name)})
+
+    setup = open_store(Settings(database_url=postgresql_url), check=False)
+    setup.upgrade()
+    with setup.transaction() as unit:
+        unit.write("CREATE TABLE hot (id integer PRIMARY KEY, n integer NOT NULL)", [()])
+        unit.write("INSERT INTO hot SELECT n, 0 FROM generate_series(0, 19) AS n", [()])
+    setup.close()
+    services = connect(Settings(database_url=postgresql_url, threads=4))
+    worker = Worker(app, services)
+    for start in range(0, 2000, 500):
+        app._publish(
+            [app._compose(orders, Order(name=str(n * 7 % 20)), key=str(n * 7 % 20)) for n in range(start, start + 500)]
+        )
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    wait_until(lambda: sum(services.store.pending(["shop.accept"])) == 0)
+    worker.stop()
+    thread.join(30)
+    store = open_store(Settings(database_url=postgresql_url))
+    with store.unit("") as unit:
+        assert unit.read("SELECT sum(n), max(n) FROM hot") == [(2000, 100)]
+    assert store.ledger.balances()["shop.accept"][:3] == (2000, 2000, 0)
+    store.close()
+    services.close()
+
+
+@pytest.mark.postgresql
+def test_row_33_conflicts_are_never_attempts(postgresql_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, concurrency=4, retry=RetryPolicy(attempts=1))
+    def accept(order: Order, db: Connection) -> None:
+        first, second = (1, 2) if int(order.name) % 2 else (2, 1)
+        for id in (first, second):
+            db.execute(text("UPDATE hot SET n = n + 1 WHERE id = :id"), {"id": id})
+
+    setup = open_store(Settings(database_url=postgresql_url), check=False)
+    setup.upgrade()
+    with setup.transaction() as unit:
+        unit.write("CREATE TABLE hot (id integer PRIMARY KEY, n integer NOT NULL)", [()])
+        unit.write("INSERT INTO hot VALUES (1, 0), (2, 0)", [()])
+    services = connect(Settings(database_url=postgresql_url, threads=4))
+    worker = Worker(app, services)
+    app.publish_many(orders, [Order(name=str(number)) for number in range(1000)])
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    wait_until(lambda: sum(services.store.pending(["shop.accept"])) == 0)
+    worker.stop()
+    thread.join(30)
+    services.close()
+    with setup.unit("") as unit:
+        assert unit.read("SELECT n FROM hot") == [(1000,), (1000,)]
+        ((deadlocks,),) = unit.read("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    assert setup.ledger.balances()["shop.accept"][:3] == (1000, 1000, 0)
+    setup.close()
+    assert deadlocks >= 0
+
+
+def test_row_68_two_hundred_flows_share_a_few_connections(postgresql_url: str) -> None:
+    app = new_app()
+    channels = [app.channel(f"c{number}", Order) for number in range(200)]
+    for number, channel in enumerate(channels):
+
+        @app.flow(channel, name=f"f{number}")
+        def accept(order: Order, db: Session) -> None:
+            db.add(Effect(name=order.name))
+
+    setup = open_store(Settings(database_url=postgresql_url), check=False)
+    setup.upgrade()
+    Effect.metadata.create_all(setup.dialect.engine)
+    services = connect(Settings(database_url=postgresql_url, threads=4))
+    worker = Worker(app, services)
+    for channel in channels:
+        app.publish(channel, Order(name=channel.name))
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    most = 0
+
+    def drained() -> bool:
+        nonlocal most
+        with setup.unit("") as unit:
+            ((count,),) = unit.read(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        most = max(most, count)
+        return bool(sum(setup.pending(list(app.flows))) == 0)
+
+    wait_until(drained)
+    worker.stop()
+    thread.join(30)
+    services.close()
+    with Session(setup.dialect.engine) as session:
+        assert effects(session) == {channel.name: 1 for channel in channels}
+    setup.close()
+    assert most <= 4 + 2, f"{most} connections"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for a condition, with a deadline."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.01)

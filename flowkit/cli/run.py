@@ -27,13 +27,15 @@ _log = logging.getLogger("flowkit.run")
 
 def run(name: str, workers: int, flows: list[str], until_idle: bool, grace: str) -> int:
     """Run an app. Returns the exit code."""
+    descriptor = os.environ.pop(SLOTS_VARIABLE, "")
+    if descriptor:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # until the worker holds something
     settings = Settings.read()
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     seconds = duration.seconds(grace, "--grace")
     app = load(name)
-    descriptor = os.environ.pop(SLOTS_VARIABLE, "")
     if descriptor:
         return _work(app, connect(settings), flows, seconds, int(descriptor))
     services = connect(settings)
@@ -53,13 +55,17 @@ def _work(app: App, services: Services, flows: list[str], grace: float, descript
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     _die_with_parent()
-    ended = worker.run(grace)
+    ended = worker.run(grace, _abandon)
     if worker.overdue or not ended:
-        # A handler hangs in a thread that cannot be ended: the process is, and its supervisor charges the message.
-        logging.shutdown()
-        os._exit(REPLACE)
+        _abandon()
     services.close()
     return 1 if any(lane.stopped for lane in worker.lanes) else 0
+
+
+def _abandon() -> None:
+    """End this process though a handler hangs in a thread that cannot be ended; the supervisor charges its message."""
+    logging.shutdown()
+    os._exit(REPLACE)
 
 
 def _supervise(app: App, services: Services, workers: int, flows: list[str], until_idle: bool, grace: float) -> int:

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,6 +23,7 @@ BEAT_SECONDS = 1.0
 CLEAN_SECONDS = 10.0
 WATCH_SECONDS = 0.25
 """How late a delayed message may be noticed, where nothing else wakes the worker."""
+DEADLINE_STEP_SECONDS = 0.05
 BREATH_SECONDS = 0.001
 BACKOFF_SECONDS = (0.1, 5.0)
 _log = logging.getLogger("flowkit.worker")
@@ -44,6 +45,7 @@ class Worker:
         self.overdue = False
         """Whether a handler ran past its deadline: the process has to be replaced."""
         self.stopping = threading.Event()
+        self._ended = threading.Event()
         self._slots = slots or Slots()
         self._slots.worker = self.id
         self._opened = ExitStack()
@@ -103,10 +105,9 @@ class Worker:
         return busy
 
     def tick(self) -> None:
-        """What is due of the upkeep: heartbeat, renewal of leases, deadlines, retention."""
+        """What is due of the upkeep: heartbeat, renewal of leases, retention."""
         now = self.services.clock.monotonic()
         store = self.services.store
-        self._watch_deadlines(now)
         if now - self._beaten >= BEAT_SECONDS:
             store.beat(self.id, self.state)
             self._beaten = now
@@ -122,10 +123,10 @@ class Worker:
             )
             self._cleaned = now
 
-    def _watch_deadlines(self, now: float) -> None:
+    def watch_deadlines(self) -> None:
+        """See whether a handler runs past its deadline. Its thread cannot be ended: the process has to be replaced."""
         for lane in self.lanes:
-            since = lane.pipeline.since
-            if since is not None and now - since > lane.flow.deadline and not self.overdue:
+            if self._late(lane) and not self.overdue:
                 lane.pipeline.slot.mark(State.OVERDUE)
                 self.overdue = True
                 self.state = "unready"
@@ -137,8 +138,13 @@ class Worker:
 
     # ------------------------------------------------------------ threads
 
-    def run(self, grace: float = 30.0) -> bool:
-        """Work until `stop()`, then finish, at most `grace` seconds. Blocks. Whether every thread ended in time."""
+    def run(self, grace: float = 30.0, abandon: Callable[[], None] = lambda: None) -> bool:
+        """Work until `stop()`, then finish, at most `grace` seconds. Blocks. Whether every thread ended in time.
+
+        `abandon` ends the process at once. It is called when a handler past its deadline holds the transaction that
+        every other writer waits for.
+        """
+        threading.Thread(target=self._guard_deadlines, args=(abandon,), name="flowkit-deadlines", daemon=True).start()
         threads = [
             threading.Thread(target=self._work, name=f"flowkit-{number}", daemon=True)
             for number in range(self.services.settings.threads)
@@ -167,6 +173,15 @@ class Worker:
         self.services.store.leave_fleet(self.id)
         self._opened.close()
 
+    def _guard_deadlines(self, abandon: Callable[[], None]) -> None:
+        while not self.overdue:
+            self.watch_deadlines()
+            self._ended.wait(DEADLINE_STEP_SECONDS)
+            if self._ended.is_set():
+                return
+        if self.services.store.serial:
+            abandon()
+
     def _finish(self, threads: list[threading.Thread], grace: float) -> bool:
         clock = self.services.clock
         end = clock.monotonic() + grace
@@ -180,6 +195,7 @@ class Worker:
             for thread in threads:
                 thread.join(0.05)
         alive = any(thread.is_alive() for thread in threads)
+        self._ended.set()
         if not alive:
             self.close()
         return not alive

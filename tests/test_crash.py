@@ -1,0 +1,296 @@
+"""Real processes that die: rows 1 to 11 of the failures, on both stores."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from flowkit.config import Services, Settings, SystemClock, connect, open_store
+from flowkit.engine import supervisor as supervising
+from flowkit.engine.supervisor import Supervisor
+from tests import crash_app
+from tests.shop import Base, Order, effects
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+ROOT = Path(__file__).parent.parent
+APP = str(ROOT / "tests" / "crash_app.py")
+
+
+class Fleet:
+    """Worker processes of the crash app on one store, supervised by the test."""
+
+    def __init__(self, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        self.folder = folder
+        folder.mkdir()
+        store = open_store(Settings(database_url=url), check=False)
+        store.upgrade()
+        Base.metadata.create_all(store.dialect.engine)
+        store.close()
+        monkeypatch.setenv("FLOWKIT_DATABASE_URL", url)
+        monkeypatch.setenv("CRASH_DIR", str(folder))
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        for name, value in settings.items():
+            monkeypatch.setenv(f"FLOWKIT_{name.upper()}", str(value))
+        monkeypatch.setattr(supervising, "FIRST_BACKOFF_SECONDS", 0.01)
+        monkeypatch.setattr(supervising, "MOST_BACKOFF_SECONDS", 0.01)
+        self.services: Services = connect(Settings(database_url=url))
+        self.store: Any = self.services.store
+        self.app = crash_app.app
+        self.app.connect(self.services)
+        self.died: Counter[int] = Counter()
+
+    def supervise(self, workers: int = 2, *flows: str) -> Supervisor:
+        command = [sys.executable, "-m", "flowkit", "run", APP, *(["--flows", ",".join(flows)] if flows else [])]
+        supervisor = Supervisor(command, workers, self.store, SystemClock(), random.random)
+        bury = supervisor._bury
+
+        def note(child: Any, now: float) -> None:
+            self.died[child.process.returncode] += 1
+            bury(child, now)
+
+        supervisor._bury = note  # type: ignore[method-assign]
+        return supervisor
+
+    def publish(self, *names: str, deed: str = "", channel: Any = crash_app.orders) -> None:
+        self.app.publish_many(channel, [Order(name=name, deed=deed) for name in names])
+
+    def pending(self) -> int:
+        return sum(self.store.pending(list(self.app.flows)))
+
+    def ready(self) -> int:
+        """Workers that said they are ready."""
+        return sum(worker.state == "ready" for worker in self.store.ledger.workers())
+
+    def effects(self) -> dict[str, int]:
+        with Session(self.store.dialect.engine) as session:
+            return effects(session)
+
+    def check(self) -> None:
+        """Nothing lost, nothing twice, and the database is whole."""
+        assert {name: count for name, count in self.effects().items() if count != 1} == {}
+        for flow, balance in self.store.ledger.balances().items():
+            assert balance.balanced, f"{flow}: {balance}"
+            assert balance.pending == 0, f"{flow}: {balance}"
+        if self.store.dialect.name == "sqlite":
+            with self.store.unit("") as unit:
+                assert unit.read("PRAGMA integrity_check") == [("ok",)]
+
+
+@contextmanager
+def stepping(supervisor: Supervisor) -> Iterator[Callable[[Callable[[], bool], float], None]]:
+    """Step the supervisor until a condition holds; stop its workers in the end."""
+
+    def until(condition: Callable[[], bool], seconds: float = 120) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "the condition did not come true in time"
+            supervisor.step()
+            time.sleep(0.01)
+
+    try:
+        yield until
+        supervisor.stop()
+        until(lambda: not supervisor.step(), 60)
+    finally:
+        supervisor.kill()
+        while supervisor.pids:
+            supervisor.stopping = True
+            supervisor.step()
+        supervisor.close()
+
+
+@pytest.fixture
+def fleet(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Fleet]:
+    made = Fleet(database_url, tmp_path / "kills", monkeypatch, **getattr(request, "param", {}))
+    yield made
+    made.services.close()
+
+
+TIMES = 3
+
+
+def test_row_1_killed_at_every_step(fleet: Fleet) -> None:
+    places = [f"{step}.{when}" for step in (*crash_app.STEPS, "lane") for when in ("before", "after")]
+    places += ["inside.accept", "inside.pass"]
+    kills = [f"{place}.{number}" for place in places for number in range(TIMES)]
+    for kill in kills:
+        (fleet.folder / kill).touch()
+    sent = 0
+
+    def done() -> bool:
+        nonlocal sent
+        left = [file for file in fleet.folder.iterdir() if file.name != "runs"]
+        pending = fleet.pending()
+        if left and pending < 50:
+            fleet.publish(*(str(number) for number in range(sent, sent + 100)))
+            sent += 100
+        return not left and pending == 0
+
+    with stepping(fleet.supervise(2)) as until:
+        until(done, 240)
+    assert fleet.died[-signal.SIGKILL] == len(kills), fleet.died
+    fleet.check()
+    assert set(fleet.effects()) == {f"{flow} {number}" for flow in ("accept", "invoice") for number in range(sent)}
+    runs = (fleet.folder / "runs").read_text().splitlines()
+    assert len(runs) > sent, "no message was delivered again: the kills hit nothing"
+
+
+def test_row_2_a_poison_message_takes_no_innocent_with_it(fleet: Fleet) -> None:
+    fleet.publish(*(str(number) for number in range(50)), channel=crash_app.poison)
+    fleet.publish("poison", deed="crash", channel=crash_app.poison)
+    fleet.publish(*(str(number) for number in range(50, 100)), channel=crash_app.poison)
+    with stepping(fleet.supervise(2)) as until:
+        until(lambda: fleet.pending() == 0, 120)
+    assert fleet.died[9] >= 6, "one death makes it a suspect, five alone use up its attempts"
+    fleet.check()
+    assert set(fleet.effects()) == {f"drink {number}" for number in range(100)}
+    (letter,) = fleet.store.dead_letters.read(fleet.store.dead_letters.select())
+    assert (letter.reason, letter.attempts) == ("crashed", 5)
+    assert b"poison" in letter.message.body
+
+
+@pytest.mark.parametrize("fleet", [{"lease": 1}], indirect=True)
+def test_row_3_a_paused_worker_that_wakes_changes_nothing(fleet: Fleet) -> None:
+    supervisor = fleet.supervise(2)
+    fleet.publish(*(str(number) for number in range(600)), deed="sleep")
+    pauses = 0
+    with stepping(supervisor) as until:
+        until(lambda: len(fleet.effects()) > 0, 60)
+        for _ in range(3):
+            if fleet.pending() == 0:
+                break
+            (pid, *_) = supervisor.pids
+            before = fleet.pending()
+            os.kill(pid, signal.SIGSTOP)
+            paused = time.monotonic()
+            # Longer than its lease and the transaction's timeout need not be: the inbox holds in every case.
+            until(lambda: time.monotonic() - paused > 2.5, 30)  # noqa: B023
+            os.kill(pid, signal.SIGCONT)
+            pauses += 1
+            until(lambda: fleet.pending() < before, 60)  # noqa: B023
+        until(lambda: fleet.pending() == 0, 120)
+    assert pauses >= 2
+    fleet.check()
+    assert len(fleet.effects()) == 1200
+
+
+def test_row_6_all_workers_die_at_once_and_others_drain(fleet: Fleet) -> None:
+    fleet.publish(*(str(number) for number in range(400)), deed="sleep")
+    first = fleet.supervise(2)
+    try:
+        while len(fleet.effects()) < 20:
+            first.step()
+            time.sleep(0.01)
+        first.stopping = True
+        for pid in first.pids:
+            os.kill(pid, signal.SIGKILL)
+        while first.pids:
+            for child in first._children:
+                if child.process is not None and child.process.poll() is not None:
+                    child.process = None  # the supervisor died too: nobody tells who was running
+    finally:
+        first.close()
+    assert fleet.pending() > 0
+    began = time.monotonic()
+    with stepping(fleet.supervise(2)) as until:
+        before = len(fleet.effects())
+        until(lambda: len(fleet.effects()) > before, 60)
+        print(f"takeover after {time.monotonic() - began:.2f} s, the start of the workers included")
+        until(lambda: fleet.pending() == 0, 120)
+    fleet.check()
+    assert len(fleet.effects()) == 800
+
+
+def test_row_7_rolling_restarts_run_nothing_again(fleet: Fleet) -> None:
+    fleet.publish(*(str(number) for number in range(500)), deed="sleep")
+    for _ in range(4):
+        supervisor = fleet.supervise(2)
+        with stepping(supervisor) as until:
+            before = len(fleet.effects())
+            until(lambda: fleet.ready() == 2 and len(fleet.effects()) > before + 20, 60)  # noqa: B023
+    with stepping(fleet.supervise(2)) as until:
+        until(lambda: fleet.ready() == 2 and fleet.pending() == 0, 120)
+    assert set(fleet.died) == {0}, "every worker ended in order"
+    fleet.check()
+    runs = Counter((fleet.folder / "runs").read_text().splitlines())
+    assert {run: count for run, count in runs.items() if count != 1} == {}
+    assert len(runs) == 500
+
+
+def test_row_10_a_handler_that_never_returns_is_replaced(fleet: Fleet) -> None:
+    fleet.publish("stuck", deed="hang", channel=crash_app.hanging)
+    fleet.publish(*(str(number) for number in range(100)))
+    with stepping(fleet.supervise(2)) as until:
+        until(lambda: fleet.pending() == 0, 120)
+    assert fleet.died[supervising.REPLACE] == 2, fleet.died
+    fleet.check()
+    assert len(fleet.effects()) == 200
+    (letter,) = fleet.store.dead_letters.read(fleet.store.dead_letters.select())
+    assert (letter.reason, letter.attempts) == ("crashed", 2)
+
+
+def test_row_11_a_worker_does_not_grow_with_the_backlog(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = Fleet(sqlite_url, tmp_path / "kills", monkeypatch)
+    fleet.publish(*(str(number) for number in range(15000)))
+    sizes: list[int] = []
+    supervisor = fleet.supervise(1)
+    with stepping(supervisor) as until:
+
+        def done() -> bool:
+            if supervisor.pids:
+                sizes.append(resident(supervisor.pids[0]))
+            return fleet.pending() == 0
+
+        until(done, 120)
+    fleet.check()
+    fleet.services.close()
+    middle = sizes[len(sizes) // 2]
+    print(f"resident: {middle / 1e6:.0f} MB in the middle, {max(sizes) / 1e6:.0f} MB at most")
+    assert max(sizes) < 120e6
+    assert sizes[-1] < middle * 1.15
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory of a process."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def test_the_command_line_runs_until_idle_and_forwards_signals(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = Fleet(sqlite_url, tmp_path / "kills", monkeypatch)
+    fleet.publish(*(str(number) for number in range(100)))
+    command = [sys.executable, "-m", "flowkit", "run", APP, "--workers", "2"]
+    subprocess.run([*command, "--until-idle"], check=True, timeout=60, cwd=ROOT)
+    fleet.check()
+    assert len(fleet.effects()) == 200
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        end = time.monotonic() + 60
+        while len([one for one in fleet.store.ledger.workers() if one.state == "ready"]) < 2:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert fleet.store.ledger.workers() == []
+    fleet.services.close()

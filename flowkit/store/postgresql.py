@@ -21,7 +21,8 @@ MARGIN_SECONDS = 5
 """Granted to a transaction beyond its flow's deadline before the server ends it."""
 SLOW_POLL_SECONDS = 1.0
 _CONFLICTS = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock timeout
-_UNAVAILABLE = ("08", "57", "53", "58", "25006")  # connection, shutdown and timeouts, resources, system, read-only
+_UNAVAILABLE = ("08", "57P", "53", "58", "25006", "25P03")
+"""Connection, shutdown, resources, system, read-only, idle in transaction. A statement's own timeout is its failure."""
 _log = logging.getLogger("flowkit.store")
 
 
@@ -119,7 +120,8 @@ class PostgresDialect:
                 for _ in self._watcher().notifies(timeout=min(seconds, SLOW_POLL_SECONDS), stop_after=1):
                     return True
             except Exception as error:
-                self._watch = None
+                if self._watch is not None:
+                    self._watch.close()
                 raise self.classify(error) from error
         return seconds >= SLOW_POLL_SECONDS
 

@@ -43,6 +43,7 @@ class SqlUnit:
         self._lane = lane
         self._deadline = deadline
         self._begun = begun
+        self._gone = False
         self._guarded = False
         self._session: HandlerSession | None = None
 
@@ -200,7 +201,7 @@ class SqlUnit:
         try:
             self._cursor.execute("COMMIT")
         except Exception as error:
-            cause = self._store.classify(error)
+            cause = self._cause(error)
             if isinstance(cause, StoreUnavailable) and self._store.dialect.lost(self._driver):
                 raise CommitUnknown(str(cause)) from error
             raise cause from error
@@ -214,7 +215,7 @@ class SqlUnit:
         try:
             self._cursor.execute(f"RELEASE SAVEPOINT {TOKEN}")
         except Exception as error:
-            cause = self._store.classify(error)
+            cause = self._cause(error)
             if cause is not error:
                 raise cause from error
             raise TransactionEnded("a handler ended the transaction by the driver and began another") from error
@@ -226,8 +227,9 @@ class SqlUnit:
                 self._session.release()
             self._cursor.close()
         finally:
-            if self._store.dialect.lost(self._driver):
+            if self._gone or self._store.dialect.lost(self._driver):
                 self._connection.invalidate()
+                self._driver.close()
             if isinstance(self._connection, HandlerConnection):
                 self._connection.release()
 
@@ -253,11 +255,17 @@ class SqlUnit:
         except Exception as error:
             raise self._store.classify(error) from error
 
+    def _cause(self, error: BaseException) -> BaseException:
+        """What an error means; a connection on which the store was away is not used again."""
+        cause = self._store.classify(error)
+        self._gone = isinstance(cause, StoreUnavailable)
+        return cause
+
     def _execute(self, statement: str, parameters: Sequence[object] = ()) -> None:
         try:
             self._cursor.execute(statement, parameters)
         except Exception as error:
-            raise self._store.classify(error) from error
+            raise self._cause(error) from error
 
     def read(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
         """The rows of a query."""
@@ -272,7 +280,7 @@ class SqlUnit:
             try:
                 self._cursor.executemany(statement, rows)
             except Exception as error:
-                raise self._store.classify(error) from error
+                raise self._cause(error) from error
 
 
 def envelope(message: Message) -> tuple[object, ...]:

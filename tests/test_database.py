@@ -1,0 +1,363 @@
+"""Databases that fail, wait or fill: rows 8, 27 to 42, 57 and 63 of the failures."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from flowkit import App, OutcomeUnknown, StoreUnavailable
+from flowkit.config import Services, Settings, SystemClock, connect, open_store
+from flowkit.engine.worker import Worker
+from flowkit.message import new_id
+from flowkit.ports import Copy, Delivery
+from flowkit.store import sqlite
+from flowkit.store.sqlite import SqliteDialect, driver, safe_wal
+from flowkit.testing.conformance import FLOW, message
+from tests.services.postgresql import PostgreSQL
+from tests.services.proxy import Proxy
+from tests.shop import Base, Effect, Order, effects, new_app, once, running
+
+
+def prepared(url: str, **settings: Any) -> Services:
+    """Services on a store that has its schema and the tables of the shop."""
+    store = open_store(Settings(database_url=url), check=False)
+    store.upgrade()
+    Base.metadata.create_all(store.dialect.engine)
+    store.close()
+    return connect(Settings(database_url=url, **settings))
+
+
+@contextmanager
+def working(app: App, services: Services) -> Iterator[Worker]:
+    """A worker on threads."""
+    worker = Worker(app, services)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+def chain(app: App) -> Any:
+    """Two flows, with an effect in each."""
+    orders, accepted = app.channel("orders", Order), app.channel("accepted", Order)
+
+    @app.flow(orders, to=accepted, concurrency=2)
+    def accept(order: Order, db: Session) -> Order:
+        db.add(Effect(name=f"accept {order.name}"))
+        return order
+
+    @app.flow(accepted)
+    def invoice(order: Order, db: Session) -> None:
+        db.add(Effect(name=f"invoice {order.name}"))
+
+    return orders
+
+
+def checked(url: str, flows: list[str], count: int) -> None:
+    """Nothing lost, nothing twice, everything balanced."""
+    store = open_store(Settings(database_url=url))
+    with Session(store.dialect.engine) as session:
+        found = effects(session)
+    assert {name: times for name, times in found.items() if times != 1} == {}
+    assert len(found) == count
+    for flow, balance in store.ledger.balances().items():
+        assert balance.balanced, f"{flow}: {balance}"
+    assert store.pending(flows) == (0, 0)
+    store.close()
+
+
+def publish_safely(app: App, channel: Any, order: Order, id: str) -> bool:
+    """Publish as a careful client does, again under the same id until it is accepted. Whether it was cut."""
+    cut = False
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            app.publish(channel, order, id=id)
+            return cut
+        except (OutcomeUnknown, StoreUnavailable):
+            cut = True
+            time.sleep(0.02)
+    raise AssertionError("the store did not come back")
+
+
+@pytest.mark.postgresql
+def test_row_27_connections_cut_during_commit(postgresql: PostgreSQL, postgresql_url: str) -> None:
+    name = postgresql_url.rsplit("/", 1)[1]
+    prepared(postgresql_url).close()
+    app = new_app()
+    orders = chain(app)
+    with Proxy("127.0.0.1", postgresql.port) as proxy:
+        services = connect(Settings(database_url=postgresql.url(name, port=proxy.port)))
+        with working(app, services):
+            cuts = 0
+            for number in range(40):
+                proxy.cut_when(b"COMMIT", forward=number % 2 == 0)
+                cuts += publish_safely(app, orders, Order(name=str(number)), f"order-{number}")
+            wait_until(lambda: proxy.cuts >= 30)
+            for number in range(40, 60):
+                publish_safely(app, orders, Order(name=str(number)), f"order-{number}")
+            wait_until(lambda: quiet(postgresql_url, list(app.flows)))
+        services.close()
+    checked(postgresql_url, list(app.flows), 120)
+
+
+def quiet(url: str, flows: list[str]) -> bool:
+    store = open_store(Settings(database_url=url))
+    try:
+        return bool(sum(store.pending(flows)) == 0)
+    finally:
+        store.close()
+
+
+@pytest.mark.postgresql
+def test_row_28_restarts_of_the_database_under_load(postgresql: PostgreSQL, postgresql_url: str) -> None:
+    services = prepared(postgresql_url)
+    app = new_app()
+    orders = chain(app)
+    sent = 0
+    with working(app, services) as worker:
+        for how in ("fast", "immediate", "fast"):
+            for _ in range(30):
+                publish_safely(app, orders, Order(name=str(sent)), f"order-{sent}")
+                sent += 1
+            postgresql.restart(how)  # type: ignore[arg-type]
+        for _ in range(30):
+            publish_safely(app, orders, Order(name=str(sent)), f"order-{sent}")
+            sent += 1
+        wait_until(lambda: quiet(postgresql_url, list(app.flows)))
+        wait_until(lambda: worker.state == "ready")
+    services.close()
+    checked(postgresql_url, list(app.flows), 2 * sent)
+
+
+@pytest.mark.postgresql
+def test_row_57_an_owner_frozen_in_its_transaction_frees_its_rows(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowkit.store.postgresql.MARGIN_SECONDS", 0.5)
+    services = prepared(postgresql_url)
+    store: Any = services.store
+    one = Delivery(message(), FLOW)
+    with store.unit(FLOW, deadline=0.5) as frozen:
+        assert frozen.claim([one])
+        began = time.monotonic()
+        with store.unit(FLOW) as other:
+            assert other.claim([one]), "the server ends the frozen transaction, and the message can be claimed"
+            other.commit()
+        assert time.monotonic() - began < 3 * 1.0
+        with pytest.raises(StoreUnavailable):
+            frozen.commit()
+    services.close()
+
+
+def test_row_34_many_pairs_of_copies_at_once(database_url: str) -> None:
+    services = prepared(database_url)
+    store: Any = services.store
+    copies = [Delivery(message(), FLOW) for _ in range(300)]
+    barrier = threading.Barrier(4)
+    won: list[int] = []
+
+    def run() -> None:
+        mine = 0
+        for one in copies:
+            barrier.wait(60)
+            with store.unit(FLOW) as unit:
+                if unit.claim([one]):
+                    unit.write("INSERT INTO effects (name) VALUES ('once')", [()])
+                    mine += 1
+                unit.commit()
+        won.append(mine)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sum(won) == 300
+    with store.unit("") as unit:
+        assert unit.read("SELECT count(*) FROM effects") == [(300,)]
+    services.close()
+
+
+def test_row_38_a_row_that_cannot_be_sent_does_not_block_the_others() -> None:
+    app = new_app()
+    blocked, free = app.channel("blocked", Order), app.channel("free", Order)
+
+    @app.flow(blocked)
+    def first(order: Order, db: Session) -> None:
+        db.add(Effect(name=f"blocked {order.name}"))
+
+    @app.flow(free)
+    def second(order: Order, db: Session) -> None:
+        db.add(Effect(name=f"free {order.name}"))
+
+    with running(app, "sqlite:///:memory:", broker=True) as harness:
+        harness.broker.unbind("shop.first")
+        for number in range(5):
+            harness.publish(blocked, Order(name=str(number)))
+            harness.publish(free, Order(name=str(number)))
+        harness.until_quiet()
+        once(harness, *(f"free {number}" for number in range(5)))
+        assert harness.store.ledger.backlog()["shop.first"].parked == 5
+        harness.broker.declare(["shop.first"])
+        harness.advance("31s")
+        once(harness, *(f"{kind} {number}" for kind in ("free", "blocked") for number in range(5)))
+
+
+def test_row_39_many_writers_leak_no_lock_errors(sqlite_url: str) -> None:
+    services = prepared(sqlite_url)
+    app = new_app()
+    orders = chain(app)
+    errors: list[BaseException] = []
+    end = time.monotonic() + 3
+
+    def write(writer: int) -> None:
+        number = 0
+        try:
+            while time.monotonic() < end:
+                app.publish(orders, Order(name=f"{writer}-{number}"))
+                number += 1
+        except BaseException as error:
+            errors.append(error)
+        sent.append(number)
+
+    sent: list[int] = []
+    with working(app, services):
+        writers = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+        for thread in writers:
+            thread.start()
+        for thread in writers:
+            thread.join(60)
+        wait_until(lambda: sum(services.store.pending(list(app.flows))) == 0)
+    services.close()
+    assert errors == []
+    checked(sqlite_url, list(app.flows), 2 * sum(sent))
+
+
+def test_row_40_the_log_is_truncated_once_a_long_reader_is_gone(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "WAL_BYTES", 1_000_000)
+    services = prepared(sqlite_url)
+    store: Any = services.store
+    log = tmp_path / "flowkit.db-wal"
+    reader = driver().connect(tmp_path / "flowkit.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM flowkit_messages").fetchone()
+    for _ in range(50):
+        with store.unit(FLOW) as unit:
+            unit.stage([Copy(new_id(), message(b"x" * 20_000), FLOW) for _ in range(5)])
+            unit.commit()
+    assert log.stat().st_size > 4_000_000, "the reader pins the log"
+    reader.execute("ROLLBACK")
+    reader.close()
+    store.dialect.tidy()
+    assert log.stat().st_size < 1_000_000
+    services.close()
+
+
+def test_row_41_commits_are_synced_to_disk(sqlite_url: str) -> None:
+    services = prepared(sqlite_url)
+    store: Any = services.store
+    with store.unit("") as unit:
+        assert unit.read("PRAGMA synchronous") == [(2,)], "FULL"
+        assert unit.read("PRAGMA journal_mode") == [("wal",) if safe_wal(driver()) else ("delete",)]
+    services.close()
+
+
+def test_row_42_an_unsafe_sqlite_keeps_no_write_ahead_log(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {(3, 40, 1): False, (3, 51, 2): False, (3, 51, 3): True, (3, 53, 0): True}
+    for version, safe in versions.items():
+        assert safe_wal(type("Module", (), {"sqlite_version_info": version})) is safe  # type: ignore[arg-type]
+    monkeypatch.setattr(sqlite, "safe_wal", lambda module: False)
+    dialect = SqliteDialect(str(tmp_path / "old.db"), SystemClock())
+    with dialect.engine.connect() as connection:
+        assert connection.execute(text("PRAGMA journal_mode")).scalar() == "delete"
+    dialect.close()
+
+
+def test_row_63_slow_handlers_do_not_hold_up_publishers(sqlite_url: str) -> None:
+    services = prepared(sqlite_url)
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, concurrency=3)
+    def slow(order: Order, db: Session) -> None:
+        time.sleep(0.02)
+        db.add(Effect(name=order.name))
+
+    app.connect(services)
+    app.publish_many(orders, [Order(name=str(number)) for number in range(150)])
+    waits: list[float] = []
+    with working(app, services):
+        wait_until(lambda: sum(services.store.pending(list(app.flows))) < 130)
+        for number in range(150, 250):
+            began = time.monotonic()
+            app.publish(orders, Order(name=str(number)))
+            waits.append(time.monotonic() - began)
+        wait_until(lambda: sum(services.store.pending(list(app.flows))) == 0)
+    services.close()
+    checked(sqlite_url, list(app.flows), 250)
+    waits.sort()
+    print(f"publishers wait {waits[len(waits) // 2] * 1000:.1f} ms, p99 {waits[-2] * 1000:.1f} ms")
+    assert waits[-2] < 3 * 0.1
+
+
+def test_row_8_a_stuck_lane_does_not_starve_the_others(database_url: str) -> None:
+    services = prepared(database_url)
+    app = new_app()
+    stuck_orders, orders = app.channel("stuck", Order), app.channel("orders", Order)
+    release = threading.Event()
+
+    @app.flow(stuck_orders)
+    def stuck(order: Order) -> None:
+        release.wait(60)
+
+    @app.flow(orders, concurrency=3)
+    def free(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+
+    try:
+        with working(app, services):
+            app.publish(stuck_orders, Order(name="stuck"))
+            app.publish_many(orders, [Order(name=str(number)) for number in range(500)])
+            wait_until(lambda: sum(services.store.pending(["shop.free"])) == 0)
+            assert sum(services.store.pending(["shop.stuck"])) == 1, "the stuck one was in its handler all the time"
+            release.set()
+            wait_until(lambda: sum(services.store.pending(["shop.stuck"])) == 0)
+    finally:
+        release.set()
+    services.close()
+    checked(database_url, list(app.flows), 500)
+
+
+def test_two_versions_of_the_lease_never_overlap_in_time(database_url: str) -> None:
+    services = prepared(database_url)
+    store: Any = services.store
+    with store.unit(FLOW) as unit:
+        unit.stage([Copy(new_id(), message(), FLOW)])
+        unit.commit()
+    (first,) = store.lease(FLOW, 1, new_id(), 0.2)
+    taken: list[Delivery] = []
+    wait_until(lambda: bool(taken.extend(store.lease(FLOW, 1, new_id(), 30)) or taken), 10)
+    assert taken[0].deliveries == first.deliveries + 1
+    services.close()

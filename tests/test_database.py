@@ -1,5 +1,9 @@
 """Databases that fail, wait or fill: rows 8, 27 to 42, 57 and 63 of the failures."""
 
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -137,7 +141,7 @@ def test_row_28_restarts_of_the_database_under_load(postgresql: PostgreSQL, post
             for _ in range(30):
                 publish_safely(app, orders, Order(name=str(sent)), f"order-{sent}")
                 sent += 1
-            postgresql.restart(how)  # type: ignore[arg-type]
+            postgresql.restart(how)
         for _ in range(30):
             publish_safely(app, orders, Order(name=str(sent)), f"order-{sent}")
             sent += 1
@@ -273,7 +277,34 @@ def test_row_40_the_log_is_truncated_once_a_long_reader_is_gone(
     services.close()
 
 
-def test_row_41_commits_are_synced_to_disk(sqlite_url: str) -> None:
+COMMITS = 25
+COMMITTER = f"""
+import sys
+from flowkit.config import Settings, open_store
+from flowkit.ports import Tally
+store = open_store(Settings(database_url=sys.argv[1]))
+print("begin", flush=True)
+for number in range({COMMITS}):
+    with store.unit("kit.flow") as unit:
+        unit.count({{"kit.flow": Tally(accepted=1)}})
+        unit.commit()
+"""
+
+
+def test_row_41_every_commit_is_one_sync_to_disk(sqlite_url: str, tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        missing = "strace is not installed: run tests/services/install"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    prepared(sqlite_url).close()
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-e", "trace=fsync,fdatasync,write", "-o", str(trace)]
+    subprocess.run([*command, sys.executable, "-c", COMMITTER, sqlite_url], check=True, stdout=subprocess.DEVNULL)
+    calls = trace.read_text().split('write(1, "begin')[1].splitlines()
+    syncs = sum("fsync(" in call or "fdatasync(" in call for call in calls)
+    assert syncs >= COMMITS
+
+
+def test_row_41_synchronous_is_full(sqlite_url: str) -> None:
     services = prepared(sqlite_url)
     store: Any = services.store
     with store.unit("") as unit:
@@ -350,14 +381,14 @@ def test_row_8_a_stuck_lane_does_not_starve_the_others(database_url: str) -> Non
     checked(database_url, list(app.flows), 500)
 
 
-def test_two_versions_of_the_lease_never_overlap_in_time(database_url: str) -> None:
+def test_a_lease_ends_by_itself(database_url: str) -> None:
     services = prepared(database_url)
     store: Any = services.store
     with store.unit(FLOW) as unit:
         unit.stage([Copy(new_id(), message(), FLOW)])
         unit.commit()
     (first,) = store.lease(FLOW, 1, new_id(), 0.2)
-    taken: list[Delivery] = []
-    wait_until(lambda: bool(taken.extend(store.lease(FLOW, 1, new_id(), 30)) or taken), 10)
-    assert taken[0].deliveries == first.deliveries + 1
+    wait_until(lambda: store.due([FLOW]) == {FLOW}, 10)
+    (second,) = store.lease(FLOW, 1, new_id(), 30)
+    assert second.deliveries == first.deliveries + 1
     services.close()

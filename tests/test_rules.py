@@ -279,4 +279,3 @@ TestLedgerRules = pytest.mark.slow(LedgerRules.TestCase)
 for _machine in (TestInboxRules, TestInboxRulesOnRows, TestInboxRulesWithoutDatabase, TestLedgerRules):
     _machine.settings = FEW
 del _machine
-

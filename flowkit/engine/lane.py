@@ -60,8 +60,7 @@ class Lane:
     def drain(self) -> None:
         """Give back everything that is held. Nobody steps the lane any more."""
         self.flush()
-        self.source.release([*self.held, *self.suspects])
-        self.held, self.suspects = [], []
+        self._give_back()
         self.source.close()
 
     @property
@@ -95,6 +94,7 @@ class Lane:
             except TransactionEnded as error:
                 self._stop(error)
                 self.held += [one for rest, _ in todo for one in rest]
+                self._give_back()
                 break
             except BaseException:
                 self.held += [one for rest, _ in (*todo, (part, None)) for one in rest]
@@ -143,6 +143,10 @@ class Lane:
         )
         self._log.error("%s", self.stopped)
         self._keep(self.pipeline.quarantine(error))
+
+    def _give_back(self) -> None:
+        self.source.release([*self.held, *self.suspects])
+        self.held, self.suspects = [], []
 
 
 SPOILED = Spoiled()

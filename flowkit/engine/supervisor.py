@@ -18,8 +18,11 @@ SETTLED_SECONDS = 10.0
 """A worker that lived so long starts its backoff anew."""
 REPLACE = 75
 """Exit status of a worker that asks to be replaced: a handler ran past its deadline."""
-FINAL = (0, 1, 2)
-"""Done; a flow stopped; wrong configuration: starting the worker again would not help."""
+STOPPED = 76
+"""Exit status of a worker one of whose flows stopped."""
+FINAL = {0: 0, 2: 2, STOPPED: 1}
+"""Statuses of a worker that is not started again, because that would not help, and what they make of the supervisor's:
+done, wrong configuration, a flow stopped."""
 SLOTS_VARIABLE = "FLOWKIT_SLOTS"
 _log = logging.getLogger("flowkit.supervisor")
 
@@ -112,7 +115,7 @@ class Supervisor:
         worker = child.slots.worker
         if status in FINAL:
             child.finished = True
-            self.status = max(self.status, status)
+            self.status = max(self.status, FINAL[status])
             return
         self._charges += [lambda victim=victim: self._charge(victim) for victim in victims]  # type: ignore[misc]
         if worker:

@@ -15,7 +15,7 @@ from flowkit.engine.lane import Lane
 from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.relay import Relay
 from flowkit.engine.slots import Slots, State
-from flowkit.errors import StoreUnavailable
+from flowkit.errors import StoreConflict, StoreUnavailable
 from flowkit.flow import Flow
 from flowkit.ports import Retention, WorkerInfo
 
@@ -210,7 +210,11 @@ class Worker:
         self.relay.step()
         self.services.transport.wait(WATCH_SECONDS)
         with self._changed:
-            cold = {lane.flow.name for lane in self.lanes if lane not in self._running and lane not in self._hot}
+            cold = {
+                lane.flow.name
+                for lane in self.lanes
+                if lane not in self._running and lane not in self._hot and not lane.stopped
+            }
         if cold:
             self._heat(self.services.transport.ready(cold))
         self.stopping.wait(BREATH_SECONDS)
@@ -243,25 +247,25 @@ class Worker:
     def _next(self) -> Lane | None:
         """The next hot lane that nobody runs; a lane with suspects runs when nobody else does."""
         with self._changed:
-            if not self._alone:
-                for _ in range(len(self._hot)):
-                    lane = self._hot.popleft()
-                    if lane in self._running or (lane.suspects and self._running):
-                        self._hot.append(lane)
-                        if lane.suspects:
-                            break
-                        continue
-                    self._running.add(lane)
-                    self._alone = bool(lane.suspects)
-                    return lane
-            self._changed.wait(WATCH_SECONDS)
-            return None
+            suspect = next((lane for lane in self._hot if lane.suspects), None)
+            if suspect is not None:
+                # Nobody else starts until it ran.
+                lane = None if self._running else suspect
+            else:
+                lane = next((lane for lane in self._hot if lane not in self._running), None)
+            if lane is None or self._alone:
+                self._changed.wait(WATCH_SECONDS)
+                return None
+            self._hot.remove(lane)
+            self._running.add(lane)
+            self._alone = lane is suspect
+            return lane
 
     def _guarded(self, step: Any) -> object:
         """Run a step; when the store is away, wait with backoff and jitter, and say so once."""
         try:
             result = step()
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreConflict) as error:
             if not self._failures:
                 _log.error("the store is away: %s; nothing is acknowledged until it is back", error)
             self._failures += 1

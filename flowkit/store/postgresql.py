@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
 from flowkit.errors import ConfigError, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.ports import Clock
@@ -177,7 +178,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def open_store(url: str, clock: Clock, check: bool = True) -> SqlStore:
-    """Open the PostgreSQL store of a URL; with `check`, refuse a schema of another version. Raises ConfigError."""
+    """Open the PostgreSQL store of a URL; with `check`, refuse a schema of another version.
+
+    Raises ConfigError, or StoreUnavailable when the server does not let us in.
+    """
     if importlib.util.find_spec("psycopg") is None:
         raise ConfigError(
             "FLOWKIT_DATABASE_URL names PostgreSQL, whose driver is missing; pip install 'flowkit-runtime[postgresql]'"
@@ -188,7 +192,8 @@ def open_store(url: str, clock: Clock, check: bool = True) -> SqlStore:
             durable = connection.exec_driver_sql("SHOW synchronous_commit").scalar()
     except Exception as error:
         cause = _first_line(getattr(error, "orig", None) or error)
-        raise ConfigError(
+        # A worker that starts while the server is away is started again; one that is configured wrongly is not.
+        raise (StoreUnavailable if isinstance(error, OperationalError) else ConfigError)(
             f"FLOWKIT_DATABASE_URL is {mask(url)}, which cannot be reached: {cause}; check host, user, password and "
             "database"
         ) from None

@@ -8,6 +8,7 @@ import fcntl
 import importlib
 import os
 import threading
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,8 @@ from flowkit.store.statements import Statements
 BUSY_SECONDS = 30
 POLL_SECONDS = 0.001
 IDLE_POLL_SECONDS = 0.02
+QUICK_POLLS = 500
+"""After so many polls without news the pauses grow."""
 WAL_BYTES = 64 * 1024 * 1024
 _CONFLICTS = {5, 6}  # SQLITE_BUSY, SQLITE_LOCKED
 _UNAVAILABLE = {8, 10, 13, 14, 26, 11}  # READONLY, IOERR, FULL, CANTOPEN, NOTADB, CORRUPT
@@ -54,7 +57,9 @@ class SqliteDialect:
         self.module = driver()
         self.statements = Statements.render(now="flowkit_now()", each="json_each(?)", skip="", marker="?")
         self._clock = clock
-        self._local = threading.local()
+        self._watching = threading.Lock()
+        self._watch: Any = None
+        self._seen = self._quiet = 0
         self._locks: dict[str, int] = {}
         memory = path == ":memory:"
         self.engine = create_engine(
@@ -104,23 +109,19 @@ class SqliteDialect:
 
     def wait(self, seconds: float) -> bool:
         """Poll `PRAGMA data_version`, which changes with every commit of another connection; seldom when idle."""
-        local = self._local
-        if not hasattr(local, "connection"):
-            local.connection = self.engine.raw_connection()
-            local.cursor = local.connection.cursor()
-            local.seen, local.quiet = None, 0
-        end = self._clock.monotonic() + seconds
-        pause = threading.Event()
+        end = time.monotonic() + seconds
         while True:
-            version = local.cursor.execute("PRAGMA data_version").fetchone()[0]
-            if version != local.seen:
-                local.seen, local.quiet = version, 0
-                return True
-            left = end - self._clock.monotonic()
-            if left <= 0:
-                return False
-            local.quiet += 1
-            pause.wait(min(left, POLL_SECONDS if local.quiet < 500 else IDLE_POLL_SECONDS))
+            with self._watching:
+                if self._watch is None:
+                    self._watch = self.engine.raw_connection()
+                version = self._watch.cursor().execute("PRAGMA data_version").fetchone()[0]
+                news = bool(version != self._seen)
+                self._seen = version
+                self._quiet = 0 if news else self._quiet + 1
+            left = end - time.monotonic()
+            if news or left <= 0:
+                return news
+            time.sleep(min(left, POLL_SECONDS if self._quiet < QUICK_POLLS else IDLE_POLL_SECONDS))
 
     def notify(self) -> None:
         """Nothing to do: waiters see every commit."""
@@ -168,6 +169,9 @@ class SqliteDialect:
     def close(self) -> None:
         for worker in list(self._locks):
             self.forget(worker)
+        with self._watching:
+            if self._watch is not None:
+                self._watch.close()
         self.engine.dispose()
 
 

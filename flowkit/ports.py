@@ -176,6 +176,22 @@ class Tally(NamedTuple):
     expired: int = 0
 
 
+class Objects(Protocol):
+    """Injected into handlers: a durable key-value store of the app, written in the handler's transaction.
+
+    Values are what JSON can say. Each call is a statement in the transaction, and blocks for it.
+    """
+
+    def get(self, key: str) -> Any:
+        """The value of a key; None where there is none, or its time is over."""
+
+    def put(self, key: str, value: Any, ttl: str | float | None = None) -> None:
+        """Set a key, for a duration such as "1h" if one is given. Raises TypeError for what JSON cannot say."""
+
+    def delete(self, key: str) -> None:
+        """Remove a key, if it is there."""
+
+
 # ---------------------------------------------------------------- the ports
 
 

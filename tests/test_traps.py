@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from flowkit import RetryPolicy
+from flowkit import Objects, RetryPolicy
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.ports import Duplicate
@@ -271,6 +271,31 @@ def test_an_attempt_of_a_single_message_is_one_run(database_url: str, isolate: s
             harness.advance("1s")
         assert runs == {"a": 3}
         once(harness)
+
+
+def test_objects_are_kept_with_the_transaction_and_end_with_their_time(database_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+    seen: dict[str, object] = {}
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, objects: Objects) -> None:
+        seen.setdefault(order.name, objects.get("last"))
+        objects.put("last", {"name": order.name}, ttl="1h")
+        if order.deed == "delete":
+            objects.delete("last")
+        if order.deed == "fail":
+            raise ValueError("what it put is undone")
+
+    with running(app, database_url) as harness:
+        for name, deed in (("a", ""), ("b", "fail"), ("c", ""), ("d", "delete"), ("e", "")):
+            harness.publish(orders, Order(name=name, deed=deed))
+            harness.until_quiet()
+        assert seen == {"a": None, "b": {"name": "a"}, "c": {"name": "a"}, "d": {"name": "c"}, "e": None}
+        if database_url.startswith("sqlite"):
+            harness.advance("2h")
+            with harness.store.unit("") as unit:
+                assert unit.read("SELECT * FROM flowkit_objects") == [], "the cleaner removed it"
 
 
 def test_row_67_a_batch_given_up_half_way_loses_nothing(sqlite_url: str) -> None:

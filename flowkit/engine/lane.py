@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Sequence
 
-from flowkit.engine.pipeline import Item, Pipeline, Refused, Spoiled, describe
+from flowkit.engine.item import Item, Refused, Spoiled, describe
+from flowkit.engine.pipeline import Pipeline
 from flowkit.errors import StoreConflict, TransactionEnded
 from flowkit.ports import Delivery, Source
 
@@ -72,12 +73,17 @@ class Lane:
         """Bring deliveries to their outcomes, in parts as small as needed: see each `except`."""
         careful = self.flow.isolate == "savepoint"
         todo = self._parts(deliveries)
-        tries = 0
+        tries = handled = 0
         while todo:
+            if handled and self.pipeline.halted():
+                self.held += [one for rest, _ in todo for one in rest]
+                break
             part, verdict = todo.pop()
             self.working = [one for rest, _ in (*todo, (part, None)) for one in rest]
             try:
-                items = self.pipeline.run(part, alone, careful or verdict is SPOILED, _error(verdict))
+                items = self.pipeline.run(
+                    part, alone, (careful and len(part) > 1) or verdict is SPOILED, _error(verdict)
+                )
             except Spoiled as spoiled:
                 # A failed handler had used the transaction. Alone its blame is certain; else all run carefully once.
                 todo.append((part, SPOILED if len(part) > 1 else spoiled.__cause__))
@@ -101,6 +107,7 @@ class Lane:
                 self.working = ()
                 raise
             else:
+                handled += len(items)
                 self._keep(items)
         self.working = ()
         if tries == 0 and len(deliveries) >= self._limit < self.flow.batch:

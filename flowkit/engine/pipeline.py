@@ -1,7 +1,6 @@
 """The path of a batch: decode → claim → handle → stage → commit → settle → publish."""
 
-import hashlib
-import traceback
+from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -9,6 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from flowkit import duration
+from flowkit.engine.item import Exhausted, Item, Refused, Spoiled, Superseded, check_envelope, finished, legible, letter
 from flowkit.engine.slots import Slot, State
 from flowkit.errors import (
     FlowKitError,
@@ -20,7 +20,6 @@ from flowkit.errors import (
     Undecodable,
 )
 from flowkit.flow import Call, Context, Flow, Outbox
-from flowkit.message import check_headers, check_name
 from flowkit.ports import (
     Claim,
     Copy,
@@ -45,40 +44,10 @@ from flowkit.publisher import accepted, address, handling
 BOX_SECONDS = 0.25
 SERIAL_BOX_SECONDS = 0.05
 """How long handlers of one batch may run: on a serial store the others wait for its transaction."""
+PARK_SECONDS = 30.0
+"""An unroutable row is due again after this, or when its queue is declared."""
 SLOW_SECONDS = 0.001
 """On a serial store a handler that takes longer than this gets a short transaction of its own."""
-
-
-@dataclass(eq=False, slots=True)
-class Item:
-    """One delivery on its way: what came, and what came of it."""
-
-    delivery: Delivery
-    body: object = None
-    claim: Claim | None = None
-    """What the inbox says; None for a duplicate."""
-    claimed: bool = False
-    handled: bool = False
-    error: BaseException | None = None
-    outbox: Outbox | None = None
-    outcome: Outcome | None = None
-    """None: not handled in this batch; it stays in the lane."""
-
-
-class Spoiled(Exception):
-    """A handler failed after it had used the transaction: what it did must not commit with the others'."""
-
-
-class Exhausted(FlowKitError):
-    """The attempts of a message are used up by deaths of its process or by its deadline."""
-
-
-class Superseded(BaseException):
-    """The message was applied elsewhere between the look and the claim. Passes through the handler's `except`."""
-
-
-class Refused(Exception):
-    """The database refused the transaction at its end, for something that one of its messages did."""
 
 
 @dataclass(eq=False)
@@ -138,8 +107,7 @@ class Pipeline:
             self.claim(unit, items) if self.early else self.look(unit, items)
             self.handle(unit, items, alone, careful, verdict)
             self.claim(unit, items)
-            copies = self.stage(unit, items)
-            self.commit(unit)
+            copies = self.commit(unit, items)
         self.settle(items)
         self.publish(copies)
         self.observe(items)
@@ -178,6 +146,10 @@ class Pipeline:
                 item.error = error
                 item.handled = True
                 item.delivery = legible(delivery)
+            except Exception as error:
+                # The user's own validator failed: as if the handler had.
+                item.error = error
+                item.handled = True
 
     def look(self, unit: Unit, items: Sequence[Item]) -> None:
         """See what may run, without a transaction: the handlers of this flow run outside of one."""
@@ -236,7 +208,7 @@ class Pipeline:
             if unit.broken() is not None and not careful:
                 raise
             item.error = error
-        except Exception as error:
+        except (Exception, SystemExit, CancelledError) as error:
             cause = self.store.classify(error)
             if isinstance(cause, StoreConflict | StoreUnavailable):
                 raise cause from error
@@ -302,10 +274,12 @@ class Pipeline:
         unit.count({flow: tally for flow, tally in tallies.items() if any(tally)})
         return [*fresh, *again]
 
-    def commit(self, unit: Unit) -> None:
-        """Commit everything at once: one sync to disk for the batch."""
+    def commit(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
+        """Stage and commit everything at once: one sync to disk for the batch. Returns what is to be published."""
         try:
+            copies = self.stage(unit, items)
             unit.commit()
+            return copies
         except FlowKitError:
             raise
         except Exception as error:
@@ -371,53 +345,3 @@ class Pipeline:
             self.claim(unit, running)
             if any(item.claim is None for item in running):
                 raise Superseded
-
-
-PARK_SECONDS = 30.0
-"""An unroutable row is due again after this, or when its queue is declared."""
-
-
-def check_envelope(delivery: Delivery) -> None:
-    """Raise Undecodable when the envelope holds what the tables or the transports cannot."""
-    message = delivery.message
-    check_name("its id", message.id)
-    check_name("its source", message.source)
-    check_headers(message.headers)
-    if message.key is not None:
-        check_name("its key", message.key)
-
-
-def legible(delivery: Delivery) -> Delivery:
-    """A delivery whose envelope can be recorded: what cannot is replaced, its id by the hash of its bytes."""
-    message = delivery.message
-    try:
-        check_envelope(delivery)
-    except Undecodable:
-        message = message._replace(
-            id=f"sha256-{hashlib.sha256(message.body).hexdigest()}", source="unknown", key=None, headers={}
-        )
-    return delivery._replace(message=message)
-
-
-def letter(item: Item, dead: Dead) -> Letter:
-    """The dead letter of a message."""
-    error = dead.error
-    stack = "".join(traceback.format_exception(error)) if error else ""
-    attempts = item.claim.attempts if item.claim else 0
-    ran = not isinstance(error, Undecodable | Exhausted)
-    return Letter(item.delivery, dead.reason, describe(error), storable(stack), attempts + ran)
-
-
-def describe(error: BaseException | None) -> str:
-    """One line: the error's class and message."""
-    return storable(f"{type(error).__name__}: {error}"[:2000]) if error else ""
-
-
-def storable(text: str) -> str:
-    """Text that every database takes: no NUL, no lone surrogates."""
-    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
-
-
-def finished(items: Sequence[Item]) -> list[Delivery]:
-    """Those that have an outcome: the others stay in the lane."""
-    return [item.delivery for item in items if item.outcome is not None]

@@ -36,6 +36,7 @@ class Cleaner:
                 tallies[flow] = tallies[flow]._replace(dead=tallies[flow].dead - 1, expired=tallies[flow].expired + 1)
             unit.write(sql.conclude, letters)
             unit.count(tallies)
+            removed += len(unit.read(sql.purge_objects, (policy.app, BATCH)))
             self._fold(unit)
         self._store.dialect.tidy()
         return removed + len(letters)

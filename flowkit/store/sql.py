@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from flowkit.errors import ConfigError
 from flowkit.message import new_id
-from flowkit.ports import Clock, Delivery, Identity, Ids, Pending, Retention, WorkerInfo
+from flowkit.ports import Clock, Delivery, Identity, Ids, Objects, Pending, Retention, WorkerInfo
 from flowkit.store import tables
 from flowkit.store.dead import DeadLetters
 from flowkit.store.fleet import Fleet
@@ -77,6 +77,7 @@ class SqlStore:
     injects: Mapping[type, str] = {
         Session: "an ORM session of the unit of work",
         Connection: "a connection of the unit of work",
+        Objects: "a durable key-value store of the app",
     }
 
     def __init__(self, dialect: Dialect, clock: Clock, ids: Ids = new_id) -> None:
@@ -99,7 +100,7 @@ class SqlStore:
             connection = HandlerConnection(self.dialect.engine)
         except Exception as error:
             raise self.classify(error) from error
-        unit = SqlUnit(self, connection, lane or flow, deadline)
+        unit = SqlUnit(self, connection, flow, deadline, lane or flow)
         try:
             yield unit
         finally:
@@ -127,7 +128,7 @@ class SqlStore:
             )
         self.dialect.adopt(connection.connection.driver_connection)
         event.listen(session, "after_commit", lambda _: self.notify(), once=True)
-        return SqlUnit(self, connection, f"session-{self.ids()}", SHORT_SECONDS, begun=True)
+        return SqlUnit(self, connection, "", SHORT_SECONDS, f"session-{self.ids()}", begun=True)
 
     def identity(self) -> str:
         """The id of this store, made with its schema."""

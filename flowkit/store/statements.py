@@ -80,6 +80,15 @@ class Statements:
         dead = total.dead + excluded.dead, discarded = total.discarded + excluded.discarded,
         expired = total.expired + excluded.expired"""
 
+    get_object: str = """
+        SELECT value FROM flowkit_objects WHERE space = ? AND key = ? AND (expires IS NULL OR expires > {now})"""
+    put_object: str = """
+        INSERT INTO flowkit_objects (space, key, value, expires) VALUES (?, ?, ?, {now} + CAST(? AS bigint))
+        ON CONFLICT (space, key) DO UPDATE SET value = excluded.value, expires = excluded.expires"""
+    delete_object: str = "DELETE FROM flowkit_objects WHERE space = ? AND key = ?"
+    purge_objects: str = """
+        DELETE FROM flowkit_objects WHERE (space, key) IN
+        (SELECT space, key FROM flowkit_objects WHERE space = ? AND expires <= {now} LIMIT ?) RETURNING key"""
     now: str = "SELECT {now}"
     join: str = """
         INSERT INTO flowkit_workers (id, app, host, pid, state, locked, started, heartbeat)

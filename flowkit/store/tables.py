@@ -102,6 +102,16 @@ counters = Table(
     ),
 )
 
+objects = Table(
+    "flowkit_objects",
+    metadata,
+    Column("space", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+    Column("expires", BigInteger),
+    Index("flowkit_objects_expires", "expires"),
+)
+
 workers = Table(
     "flowkit_workers",
     metadata,

@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 
 from flowkit.errors import CommitUnknown, StoreUnavailable, TransactionEnded
 from flowkit.message import Message
-from flowkit.ports import Claim, Copy, Delivery, Identity, Letter, Reopening, Tally
+from flowkit.ports import Claim, Copy, Delivery, Identity, Letter, Objects, Reopening, Tally
 from flowkit.store.guard import HandlerConnection, HandlerSession
+from flowkit.store.objects import SqlObjects
 from flowkit.store.tables import DEAD, OPEN
 
 if TYPE_CHECKING:
@@ -31,15 +32,22 @@ class SqlUnit:
     """A unit of work on one connection. FlowKit's own statements go to the driver; handlers get guarded objects."""
 
     def __init__(
-        self, store: "SqlStore", connection: Connection, lane: str, deadline: float, begun: bool = False
+        self,
+        store: "SqlStore",
+        connection: Connection,
+        flow: str,
+        deadline: float,
+        lane: str,
+        begun: bool = False,
     ) -> None:
         self.used = False
         self.opening: Callable[[], None] | None = None
         self._store = store
-        self._sql = store.sql
+        self.sql = store.sql
         self._connection = connection
         driver: Any = connection.connection.driver_connection
         self._driver, self._cursor = driver, driver.cursor()
+        self._flow = flow
         self._lane = lane
         self._deadline = deadline
         self._begun = begun
@@ -53,7 +61,7 @@ class SqlUnit:
         found = {
             (flow, source, id): (state, generation, attempts, suspect)
             for flow, source, id, state, generation, attempts, suspect in self.read(
-                self._sql.look, (to_json(sorted({one.identity for one in deliveries})).decode(),)
+                self.sql.look, (to_json(sorted({one.identity for one in deliveries})).decode(),)
             )
         }
         claims = {}
@@ -72,22 +80,22 @@ class SqlUnit:
         self.begin()
         return {
             (flow, source, id): Claim(attempts, bool(suspect))
-            for flow, source, id, attempts, suspect in self.read(self._sql.claim, (to_json(rows).decode(),))
+            for flow, source, id, attempts, suspect in self.read(self.sql.claim, (to_json(rows).decode(),))
         }
 
     def reopen(self, rows: Sequence[Reopening]) -> None:
         self.write(
-            self._sql.set_inbox,
+            self.sql.set_inbox,
             [(OPEN, one.generation, one.attempts, int(one.suspect), *one.identity) for one in rows],
         )
 
     def bury(self, letters: Sequence[Letter]) -> None:
         self.write(
-            self._sql.set_inbox,
+            self.sql.set_inbox,
             [(DEAD, one.delivery.generation, one.attempts, 0, *one.delivery.identity) for one in letters],
         )
         self.write(
-            self._sql.bury,
+            self.sql.bury,
             [
                 (
                     self._store.ids(),
@@ -109,13 +117,13 @@ class SqlUnit:
         routes: dict[str, list[str]] = {}
         if channels:
             names = to_json([[channel] for channel in sorted(channels)]).decode()
-            for channel, flow in self.read(self._sql.subscribers, (names,)):
+            for channel, flow in self.read(self.sql.subscribers, (names,)):
                 routes.setdefault(channel, []).append(flow)
         return routes
 
     def stage(self, copies: Sequence[Copy], lease: float = 0.0) -> None:
         self.write(
-            self._sql.stage,
+            self.sql.stage,
             [
                 (
                     one.row,
@@ -135,11 +143,11 @@ class SqlUnit:
         if not rows:
             return 0
         self.begin()
-        self._execute(self._sql.remove, (to_json(sorted(rows)).decode(),))
+        self._execute(self.sql.remove, (to_json(sorted(rows)).decode(),))
         return int(self._cursor.rowcount)
 
     def count(self, tallies: Mapping[str, Tally]) -> None:
-        self.write(self._sql.count, [(flow, self._lane, *tallies[flow]) for flow in sorted(tallies)])
+        self.write(self.sql.count, [(flow, self._lane, *tallies[flow]) for flow in sorted(tallies)])
 
     # ------------------------------------------------------------ handlers
 
@@ -147,16 +155,18 @@ class SqlUnit:
         connection = self._connection
         assert isinstance(connection, HandlerConnection)
         if not connection.in_transaction():
-            connection.touched = self._touch
+            connection.touched = self.touch
             connection.begin()
         if wanted is Connection:
             return connection
+        if wanted is Objects:
+            return SqlObjects(self, self._flow.split(".", 1)[0])
         if self._session is None:
             self._session = HandlerSession(bind=connection, join_transaction_mode="rollback_only")
-            self._session.touched = self._touch
+            self._session.touched = self.touch
         return self._session
 
-    def _touch(self) -> None:
+    def touch(self) -> None:
         """A handler uses the transaction: note it, and see to it that there is one and that its end is noticed."""
         self.used = True
         if self._guarded:

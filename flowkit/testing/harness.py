@@ -12,7 +12,7 @@ from flowkit import duration
 from flowkit.app import App
 from flowkit.channel import Channel, T
 from flowkit.config import Services, Settings, open_store
-from flowkit.engine.pipeline import Item
+from flowkit.engine.item import Item
 from flowkit.engine.worker import Worker
 from flowkit.message import Message, new_id
 from flowkit.ports import Done, Outcome

@@ -91,6 +91,14 @@ def upgrade() -> None:
         ),
     )
     op.create_table(
+        "flowkit_objects",
+        sa.Column("space", sa.Text, primary_key=True),
+        sa.Column("key", sa.Text, primary_key=True),
+        sa.Column("value", sa.LargeBinary, nullable=False),
+        sa.Column("expires", sa.BigInteger),
+    )
+    op.create_index("flowkit_objects_expires", "flowkit_objects", ["expires"])
+    op.create_table(
         "flowkit_workers",
         sa.Column("id", sa.Text, primary_key=True),
         sa.Column("app", sa.Text, nullable=False),

@@ -1,0 +1,89 @@
+"""One delivery on its way through the pipeline, and how its way can end early."""
+
+import hashlib
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flowkit.errors import FlowKitError, Undecodable
+from flowkit.flow import Outbox
+from flowkit.message import check_headers, check_name
+from flowkit.ports import Claim, Dead, Delivery, Letter, Outcome
+
+
+@dataclass(eq=False, slots=True)
+class Item:
+    """One delivery on its way: what came, and what came of it."""
+
+    delivery: Delivery
+    body: object = None
+    claim: Claim | None = None
+    """What the inbox says; None for a duplicate."""
+    claimed: bool = False
+    handled: bool = False
+    error: BaseException | None = None
+    outbox: Outbox | None = None
+    outcome: Outcome | None = None
+    """None: not handled in this batch; it stays in the lane."""
+
+
+class Spoiled(Exception):
+    """A handler failed after it had used the transaction: what it did must not commit with the others'."""
+
+
+class Exhausted(FlowKitError):
+    """The attempts of a message are used up by deaths of its process or by its deadline."""
+
+
+class Superseded(BaseException):
+    """The message was applied elsewhere between the look and the claim. Passes through the handler's `except`."""
+
+
+class Refused(Exception):
+    """The database refused the transaction at its end, for something that one of its messages did."""
+
+
+def check_envelope(delivery: Delivery) -> None:
+    """Raise Undecodable when the envelope holds what the tables or the transports cannot."""
+    message = delivery.message
+    check_name("its id", message.id)
+    check_name("its source", message.source)
+    check_headers(message.headers)
+    if message.key is not None:
+        check_name("its key", message.key)
+
+
+def legible(delivery: Delivery) -> Delivery:
+    """A delivery whose envelope can be recorded: what cannot is replaced, its id by the hash of its bytes."""
+    message = delivery.message
+    try:
+        check_envelope(delivery)
+    except Undecodable:
+        message = message._replace(
+            id=f"sha256-{hashlib.sha256(message.body).hexdigest()}", source="unknown", key=None, headers={}
+        )
+    return delivery._replace(message=message)
+
+
+def letter(item: Item, dead: Dead) -> Letter:
+    """The dead letter of a message."""
+    error = dead.error
+    stack = "".join(traceback.format_exception(error)) if error else ""
+    attempts = item.claim.attempts if item.claim else 0
+    ran = not isinstance(error, Undecodable | Exhausted)
+    return Letter(item.delivery, dead.reason, describe(error), storable(stack), attempts + ran)
+
+
+def describe(error: BaseException | None) -> str:
+    """One line: the error's class and message."""
+    return storable(f"{type(error).__name__}: {error}"[:2000]) if error else ""
+
+
+def storable(text: str) -> str:
+    """Text that every database takes: no NUL, no lone surrogates."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def finished(items: Sequence[Item]) -> list[Delivery]:
+    """Those that have an outcome: the others stay in the lane."""
+    return [item.delivery for item in items if item.outcome is not None]

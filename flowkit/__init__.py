@@ -1,20 +1,24 @@
 """FlowKit: stateless reliable messaging. Flows that take effect once, whatever crashes."""
 
-from flowkit.app import App
-from flowkit.channel import Channel, Routed, Split
-from flowkit.errors import (
-    ConfigError,
-    DefinitionError,
-    FlowKitError,
-    OutcomeUnknown,
-    Reject,
-    RetryAfter,
-    StoreUnavailable,
-    TooLarge,
-    Unrouted,
-)
-from flowkit.flow import Logger, Outbox, RetryPolicy
-from flowkit.message import Message
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowkit.app import App
+    from flowkit.channel import Channel, Routed, Split
+    from flowkit.errors import (
+        ConfigError,
+        DefinitionError,
+        FlowKitError,
+        OutcomeUnknown,
+        Reject,
+        RetryAfter,
+        StoreUnavailable,
+        TooLarge,
+        Unrouted,
+    )
+    from flowkit.flow import Logger, Outbox, RetryPolicy
+    from flowkit.message import Message
+    from flowkit.ports import Objects
 
 __all__ = [
     "App",
@@ -24,6 +28,7 @@ __all__ = [
     "FlowKitError",
     "Logger",
     "Message",
+    "Objects",
     "Outbox",
     "OutcomeUnknown",
     "Reject",
@@ -36,3 +41,29 @@ __all__ = [
     "Unrouted",
 ]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "App": "app",
+    "Channel": "channel",
+    "Logger": "flow",
+    "Message": "message",
+    "Objects": "ports",
+    "Outbox": "flow",
+    "RetryPolicy": "flow",
+    "Routed": "channel",
+    "Split": "channel",
+}
+"""Where names live that are not errors. Imported on first use: `flowkit --help` needs none of them."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(f"flowkit.{_HOMES.get(name, 'errors')}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.orm import Session
 
 from flowkit import App, OutcomeUnknown, StoreUnavailable
@@ -392,3 +392,36 @@ def test_a_lease_ends_by_itself(database_url: str) -> None:
     (second,) = store.lease(FLOW, 1, new_id(), 30)
     assert second.deliveries == first.deliveries + 1
     services.close()
+
+
+def test_row_43_a_full_disk_loses_nothing_and_work_goes_on_when_there_is_room(sqlite_url: str) -> None:
+    services = prepared(sqlite_url)
+    store: Any = services.store
+    app = new_app()
+    orders = chain(app)
+    limit = 1_000_000
+
+    @event.listens_for(store.dialect.engine, "checkout")
+    def set_limit(connection: Any, record: Any, proxy: Any) -> None:
+        connection.execute(f"PRAGMA max_page_count = {limit}")
+
+    app.connect(services)
+    accepted = refused = 0
+    with store.unit("") as unit:
+        ((pages,),) = unit.read("PRAGMA page_count")
+    limit = pages + 30
+    while not refused:
+        try:
+            app.publish_many(orders, [Order(name=f"{accepted}-{number}", deed="x" * 200) for number in range(20)])
+            accepted += 1
+        except StoreUnavailable as error:
+            assert "full" in str(error)
+            refused += 1
+    limit = pages
+    with working(app, services) as worker:
+        wait_until(lambda: worker.state == "unready")
+        assert app.services() is services
+        limit = 1_000_000
+        wait_until(lambda: sum(store.pending(list(app.flows))) == 0)
+    services.close()
+    checked(sqlite_url, list(app.flows), 2 * 20 * accepted)

@@ -6,8 +6,11 @@ from typing import Annotated
 
 import typer
 
+from flowkit import __version__
+
 EXITS = (
-    "Exit codes: 0 done; 1 the answer is no; 2 wrong configuration or definition; 3 the store is away; 130 interrupted."
+    "Exit codes: 0 done; 1 the answer is no: unbalanced, a stopped flow, nothing found; 2 wrong usage, configuration "
+    "or definition; 3 the store cannot be reached; 130 interrupted."
 )
 
 cli = typer.Typer(
@@ -19,8 +22,10 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-dead_cli = typer.Typer(help="Dead letters: list, show, retry or discard them.", no_args_is_help=True)
-db_cli = typer.Typer(help="The schema of the store.", no_args_is_help=True)
+dead_cli = typer.Typer(
+    help="Dead letters: list, show, retry or discard them.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None
+)
+db_cli = typer.Typer(help="The schema of the store.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None)
 cli.add_typer(dead_cli, name="dead")
 cli.add_typer(db_cli, name="db")
 
@@ -35,7 +40,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 
 def _version(show: bool) -> None:
     if show:
-        print(f"flowkit {metadata.version('flowkit-runtime')}")
+        print(f"flowkit {__version__}")
         raise typer.Exit
 
 
@@ -59,12 +64,12 @@ def run(
     """Run the flows of APP: a supervisor and its worker processes."""
     from flowkit.cli.run import run
 
-    raise typer.Exit(run(app, workers, [one for one in flows.split(",") if one], until_idle, grace))
+    raise typer.Exit(run(app, workers, [one.strip() for one in flows.split(",") if one.strip()], until_idle, grace))
 
 
 @cli.command()
 def check(app: AppName) -> None:
-    """Find what is wrong in the definitions of APP and in its configuration."""
+    """Find what is wrong in APP and its configuration."""
     from flowkit.cli.describe import check
 
     check(app)
@@ -72,7 +77,7 @@ def check(app: AppName) -> None:
 
 @cli.command()
 def describe(app: AppName, as_json: Json = False) -> None:
-    """Show the flows of APP: channels, retries, and where dead letters go."""
+    """Show the flows and channels of APP."""
     from flowkit.cli.describe import describe
 
     describe(app, as_json)
@@ -82,7 +87,7 @@ def describe(app: AppName, as_json: Json = False) -> None:
 def send(
     app: AppName,
     channel: Annotated[str, typer.Argument(help="The channel's name")],
-    body: Annotated[str, typer.Argument(metavar="[JSON|-|@FILE.jsonl]", help="- reads lines from stdin")] = "-",
+    body: Annotated[str, typer.Argument(metavar="[JSON|-|@FILE.jsonl]", help="- reads lines of stdin")] = "-",
     key: Annotated[str | None, typer.Option(help="The key of the message")] = None,
     id: Annotated[str | None, typer.Option(help="Its id: the same id is accepted once")] = None,
     delay: Annotated[str, typer.Option(help="Deliver it after so long")] = "0s",
@@ -103,7 +108,10 @@ def status(as_json: Json = False) -> None:
 
 @cli.command()
 def audit(as_json: Json = False) -> None:
-    """Check that accepted = applied + dead + discarded + expired + pending. Exit code 1 when it is not so."""
+    """Check that no message was lost or counted twice.
+
+    For each flow: accepted = applied + dead + discarded + expired + pending. Exit code 1 when it is not so.
+    """
     from flowkit.cli.status import audit
 
     raise typer.Exit(audit(as_json))
@@ -129,7 +137,10 @@ def dead_show(
     body: Annotated[bool, typer.Option("--body", help="Show the payload too")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show one dead letter with its error and stack; its payload is hidden unless asked for."""
+    """Show one dead letter with its error and stack.
+
+    Its payload is hidden unless asked for.
+    """
     from flowkit.cli.dead import show
 
     show(letter, body, as_json)
@@ -139,7 +150,7 @@ def dead_show(
 def dead_retry(
     letters: Letters = None, flow: Flow = None, error: Error = None, all: All = False, yes: Yes = False
 ) -> None:
-    """Send dead letters again: these, or those of a flow or an error."""
+    """Send again: these, or those of a flow or an error."""
     from flowkit.cli.dead import settle
 
     settle("retry", letters or [], flow, error, all, yes)
@@ -149,7 +160,7 @@ def dead_retry(
 def dead_discard(
     letters: Letters = None, flow: Flow = None, error: Error = None, all: All = False, yes: Yes = False
 ) -> None:
-    """Give dead letters up for good: these, or those of a flow or an error."""
+    """Give up for good: these, or those of a flow or an error."""
     from flowkit.cli.dead import settle
 
     settle("discard", letters or [], flow, error, all, yes)
@@ -158,9 +169,20 @@ def dead_discard(
 @db_cli.command(name="upgrade")
 def db_upgrade() -> None:
     """Bring the schema of the store to this version."""
-    from flowkit.cli.status import upgrade
+    from flowkit.cli.schema import upgrade
 
     upgrade()
+
+
+@db_cli.command(name="check")
+def db_check() -> None:
+    """Say whether the schema is of this version.
+
+    Exit code 1 when it is not.
+    """
+    from flowkit.cli.schema import check
+
+    raise typer.Exit(check())
 
 
 def main() -> None:
@@ -177,14 +199,15 @@ def main() -> None:
         )
         raise SystemExit(2)
     try:
-        cli()
+        cli(prog_name="flowkit")
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
+        from flowkit.cli.plain import plain
         from flowkit.errors import ConfigError, DefinitionError, FlowKitError, StoreUnavailable
 
         if not isinstance(error, FlowKitError):
             raise
-        print(f"flowkit: {error}", file=sys.stderr)
+        print(f"flowkit: {plain(str(error))}", file=sys.stderr)
         wrong = isinstance(error, ConfigError | DefinitionError)
         raise SystemExit(2 if wrong else 3 if isinstance(error, StoreUnavailable) else 1) from None

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import typer
 from rich.progress import Progress
 
-from flowkit.cli.show import as_json, plain, table
+from flowkit.cli.plain import plain
+from flowkit.cli.show import as_json, table
 from flowkit.config import Settings, open_store
 from flowkit.errors import FlowKitError
 
@@ -27,16 +29,12 @@ def _letters() -> Iterator[Any]:
 
 def show_list(flow: str | None, error: str | None, limit: int, group: bool, json: bool) -> None:
     """List, or count by flow and error."""
-    with _letters() as letters:
-        found = letters.read(letters.select(flow, error, 1_000_000 if group else limit))
     if group:
-        counts = Counter((one.flow, one.reason, one.error) for one in found)
-        rows = [(*key, count) for key, count in counts.most_common(limit)]
-        if json:
-            as_json([dict(zip(("flow", "reason", "error", "count"), row, strict=True)) for row in rows])
-        else:
-            table("Dead letters", ["flow", "reason", "error", "count"], rows)
-    elif json:
+        show_groups(flow, error, limit, json)
+        return
+    with _letters() as letters:
+        found = [one for batch in batches(letters.select(flow, error, limit)) for one in letters.read(batch)]
+    if json:
         as_json([_fields(one) for one in found])
     else:
         table(
@@ -47,6 +45,26 @@ def show_list(flow: str | None, error: str | None, limit: int, group: bool, json
                 for one in found
             ],
         )
+
+
+def show_groups(flow: str | None, error: str | None, limit: int, json: bool) -> None:
+    """Count by flow and error, the most frequent first."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    with _letters() as letters:
+        for batch in batches(letters.select(flow, error)):
+            counts.update((one.flow, one.reason, one.error) for one in letters.read(batch))
+    rows = [(*key, count) for key, count in counts.most_common(limit)]
+    columns = ["flow", "reason", "error", "count"]
+    if json:
+        as_json([dict(zip(columns, row, strict=True)) for row in rows])
+    else:
+        table("Dead letters", columns, rows)
+
+
+def batches(letters: list[str]) -> Iterator[list[str]]:
+    """The letters, as many at a time as memory and one transaction should hold."""
+    for start in range(0, len(letters), BATCH):
+        yield letters[start : start + BATCH]
 
 
 def show(letter: str, body: bool, json: bool) -> None:
@@ -61,17 +79,20 @@ def show(letter: str, body: bool, json: bool) -> None:
         as_json(fields)
         return
     for name, value in fields.items():
-        print(f"{name}: {plain(str(value))}")
+        print(f"{name}: {plain('' if value is None else str(value))}")
 
 
 def settle(
     verb: Literal["retry", "discard"], chosen: list[str], flow: str | None, error: str | None, all: bool, yes: bool
 ) -> None:
     """Retry or discard letters, in batches."""
-    if not (chosen or flow or error or all):
-        raise FlowKitError(f"name what to {verb}: ids of letters, --flow, --error or --all")
+    if bool(chosen) + bool(flow or error) + all != 1:
+        raise typer.BadParameter(f"name what to {verb}: either ids of letters, or --flow and --error, or --all")
+    chosen = list(dict.fromkeys(chosen))
     with _letters() as letters:
         wanted = chosen or letters.select(flow, error)
+        if not wanted:
+            raise FlowKitError("there are no such dead letters")
         if len(wanted) > 1 and not yes and sys.stdin.isatty():
             answer = input(f"{verb} {len(wanted)} dead letters? [y/N] ")
             if answer.strip().lower() not in ("y", "yes"):
@@ -79,11 +100,10 @@ def settle(
         done = 0
         with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
             task = progress.add_task(verb, total=len(wanted))
-            for start in range(0, len(wanted), BATCH):
-                batch = wanted[start : start + BATCH]
+            for batch in batches(wanted):
                 done += getattr(letters, verb)(batch)
                 progress.advance(task, len(batch))
-    print(f"{done} of {len(wanted)} dead letters: {verb}")
+    print(f"{done} of {len(wanted)} dead letters: {'sent again' if verb == 'retry' else 'discarded'}")
     if done < len(chosen):
         raise FlowKitError(f"{len(chosen) - done} of the letters named are not there; see flowkit dead list")
 

@@ -43,7 +43,7 @@ def describe(name: str, json: bool) -> None:
                 flow["retries"],
                 flow["deadline"],
                 str(flow["concurrency"]),
-                f"flowkit dead list --flow {flow['flow']}",
+                flow["dead_letters"],
             )
             for flow in found["flows"]
         ],
@@ -72,6 +72,7 @@ def _description(app: App, subscriptions: dict[str, str]) -> dict[str, Any]:
                 "retries": str(flow.retry),
                 "deadline": duration.text(flow.deadline),
                 "concurrency": flow.concurrency,
+                "dead_letters": f"flowkit dead list --flow {flow.name}",
             }
             for flow in app.flows.values()
         ],

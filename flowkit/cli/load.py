@@ -13,6 +13,8 @@ from flowkit.errors import DefinitionError
 def load(name: str) -> App:
     """The app of `shop.py`, `package.module` or `module:app`. Raises DefinitionError when there is none.
 
+    Without a name it is the variable `app`, or the only App there is.
+
     What the module itself raises on import passes: it is the user's own error, with its own traceback.
     """
     target, _, attribute = name.partition(":")
@@ -22,6 +24,9 @@ def load(name: str) -> App:
         if not isinstance(found, App):
             raise DefinitionError(f"{target} has no App named {attribute}; write {attribute} = App(…) there")
         return found
+    if isinstance(getattr(module, "app", None), App):
+        usual: App = module.app
+        return usual
     apps = {id(one): one for one in vars(module).values() if isinstance(one, App)}
     if len(apps) != 1:
         how_many = f"{len(apps)} apps, name the one meant" if apps else "no App; write app = App(…) there, or name one"
@@ -32,6 +37,8 @@ def load(name: str) -> App:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise DefinitionError(f"there is no file {path}; write a Python file, or module:app")
+    if path.stem in sys.stdlib_module_names or path.stem == "flowkit":
+        raise DefinitionError(f"{path} has the name of the module {path.stem}, which it would replace; rename the file")
     sys.path.insert(0, str(path.absolute().parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None

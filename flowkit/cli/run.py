@@ -1,65 +1,81 @@
 """`flowkit run`: the supervisor, and the worker process that it starts."""
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 import threading
 import time
-from types import FrameType
 
 from flowkit import duration
 from flowkit.app import App
+from flowkit.cli.idle import Idle
 from flowkit.cli.load import load
+from flowkit.cli.plain import PlainFormatter
+from flowkit.cli.signals import Signals, die_with_parent, name_parent
 from flowkit.config import Services, Settings, connect
 from flowkit.engine.slots import Slots
-from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, Supervisor
+from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.worker import Worker
+from flowkit.errors import ConfigError
+from flowkit.url import mask
 
 STEP_SECONDS = 0.05
-IDLE_SECONDS = 0.2
+STOPPED_SECONDS = 0.2
+INTERRUPTED = 130
 MARGIN_SECONDS = 2.0
 """Granted to the workers beyond their grace before they are killed."""
-PR_SET_PDEATHSIG = 1
 _log = logging.getLogger("flowkit.run")
 
 
 def run(name: str, workers: int, flows: list[str], until_idle: bool, grace: str) -> int:
-    """Run an app. Returns the exit code."""
+    """Run an app: as a worker where a supervisor started this process, else as its supervisor. Returns the exit."""
     descriptor = os.environ.pop(SLOTS_VARIABLE, "")
     if descriptor:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))  # until the worker holds something
+        signals = Signals()
+        die_with_parent()
     settings = Settings.read()
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    _log_to_stderr(settings.log_level)
     seconds = duration.seconds(grace, "--grace")
     app = load(name)
-    if descriptor:
-        return _work(app, connect(settings), flows, seconds, int(descriptor))
     services = connect(settings)
+    if descriptor:
+        return _work(app, services, flows, until_idle, seconds, Slots(int(descriptor)), signals)
     try:
         return _supervise(app, services, workers, flows, until_idle, seconds)
     finally:
         services.close()
 
 
-def _work(app: App, services: Services, flows: list[str], grace: float, descriptor: int) -> int:
+def _log_to_stderr(level: str) -> None:
+    known = logging.getLevelNamesMapping()
+    if level.upper() not in known:
+        raise ConfigError(f"FLOWKIT_LOG_LEVEL is {level!r}; write DEBUG, INFO, WARNING or ERROR")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=known[level.upper()], handlers=[handler])
+
+
+def _work(
+    app: App, services: Services, flows: list[str], until_idle: bool, grace: float, slots: Slots, signals: Signals
+) -> int:
     """The life of a worker process."""
-    worker = Worker(app, services, app.select(flows) if flows else None, Slots(descriptor))
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        worker.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    _die_with_parent()
+    worker = Worker(app, services, app.select(flows) if flows else None, slots)
+    signals.call(worker.stop)
+    if until_idle:
+        threading.Thread(target=_end_when_stopped, args=(worker,), name="flowkit-stopped", daemon=True).start()
     ended = worker.run(grace, _abandon)
     if worker.overdue or not ended:
         _abandon()
     services.close()
-    return 1 if any(lane.stopped for lane in worker.lanes) else 0
+    signals.ignore()
+    return STOPPED if any(lane.stopped for lane in worker.lanes) else 0
+
+
+def _end_when_stopped(worker: Worker) -> None:
+    """End a worker of which a flow stopped: what that flow holds would stay pending, and never be idle."""
+    while not worker.stopping.wait(STOPPED_SECONDS):
+        if any(lane.stopped for lane in worker.lanes):
+            worker.stop()
 
 
 def _abandon() -> None:
@@ -69,7 +85,7 @@ def _abandon() -> None:
 
 
 def _supervise(app: App, services: Services, workers: int, flows: list[str], until_idle: bool, grace: float) -> int:
-    """The life of the supervisor."""
+    """The life of the supervisor. Mistakes are found here, so that they are told once."""
     store = services.store
     subscribed: dict[str, list[str]] = {}
     for flow, channel in store.subscriptions().items():
@@ -77,74 +93,39 @@ def _supervise(app: App, services: Services, workers: int, flows: list[str], unt
     app.check(store.injects, subscribed)
     chosen = [flow.name for flow in (app.select(flows) if flows else app.flows.values())]
     app.connect(services)
+    signals = Signals()
+    name_parent()
     supervisor = Supervisor(
         [sys.executable, "-m", "flowkit", *sys.argv[1:]], workers, store, services.clock, services.random
     )
-    stopping = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if stopping.is_set():
-            supervisor.kill()
-        stopping.set()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    idle = Idle(services, chosen) if until_idle else None
+    idle = Idle(store, chosen) if until_idle else None
+    _log.info(
+        "app %s: %d flow(s) in %d worker process(es) on %s",
+        app.name, len(chosen), workers, mask(services.settings.database_url),
+    )  # fmt: skip
     try:
-        while supervisor.step() and not stopping.wait(STEP_SECONDS):
+        while supervisor.step() and not signals.asked.wait(STEP_SECONDS):
             if idle is not None and idle.reached():
                 break
-        supervisor.stop()
-        end = time.monotonic() + grace + MARGIN_SECONDS
-        while supervisor.step():
-            if time.monotonic() > end:
-                _log.error("workers %s did not finish within %gs; they are killed", supervisor.pids, grace)
-                supervisor.kill()
-            time.sleep(STEP_SECONDS)
+        return _finish(supervisor, grace, signals)
     finally:
         supervisor.kill()
         supervisor.close()
-    return supervisor.status
+        signals.ignore()
 
 
-class Idle:
-    """Whether nothing of some flows is pending: seen twice in a row, because a look is not a lock."""
-
-    def __init__(self, services: Services, flows: list[str]) -> None:
-        self._services = services
-        self._flows = flows
-        self._looked = 0.0
-        self._seen = 0
-        self._told = False
-
-    def reached(self) -> bool:
-        """Look, if it is time to."""
-        now = time.monotonic()
-        if now - self._looked < IDLE_SECONDS:
-            return False
-        self._looked = now
-        self._seen = self._seen + 1 if self._pending() == 0 else 0
-        return self._seen >= 2
-
-    def _pending(self) -> int:
-        pending = self._services.store.pending(self._flows)
-        if pending.later and not pending.now and not self._told:
-            self._told = True
-            _log.info("only delayed messages and retries are left: waiting for %d", pending.later)
-        return sum(pending)
-
-
-def _die_with_parent() -> None:
-    """Finish when the supervisor dies: by a signal from the kernel on Linux, by looking elsewhere."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == parent != 1:
-            return
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=look, daemon=True).start()
+def _finish(supervisor: Supervisor, grace: float, signals: Signals) -> int:
+    """Let the workers end, at most for their grace or until a second signal. Returns the exit code."""
+    supervisor.stop()
+    end = time.monotonic() + grace + MARGIN_SECONDS
+    killed = False
+    while supervisor.step():
+        if not killed and (signals.again.is_set() or time.monotonic() > end):
+            why = "at the second signal" if signals.again.is_set() else f"because they did not finish within {grace:g}s"
+            _log.error("workers %s are killed %s; their messages are taken over", supervisor.pids, why)
+            supervisor.kill()
+            killed = True
+        time.sleep(STEP_SECONDS)
+    if signals.again.is_set():
+        return INTERRUPTED
+    return max(supervisor.status, int(killed))

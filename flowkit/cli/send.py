@@ -2,15 +2,16 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
 
-from flowkit.app import App
+from flowkit.app import BULK, App
 from flowkit.channel import Channel
 from flowkit.cli.load import load
-from flowkit.errors import FlowKitError, Undecodable
+from flowkit.errors import DefinitionError, FlowKitError, OutcomeUnknown, Undecodable
 
 
 def send(name: str, channel_name: str, body: str, key: str | None, id: str | None, delay: str) -> None:
@@ -18,45 +19,96 @@ def send(name: str, channel_name: str, body: str, key: str | None, id: str | Non
     app = load(name)
     channel = app.channels.get(channel_name)
     if channel is None:
-        raise FlowKitError(
+        raise DefinitionError(
             f"app {app.name} has no channel {channel_name}; its channels are {', '.join(sorted(app.channels))}"
         )
     try:
-        if body != "-" and not body.startswith("@"):
-            print(app.publish(channel, _decode(channel, body, ""), key=key, id=id, delay=delay))
+        one, lines = _read(channel, body)
+        if one is not None:
+            print(app.publish(channel, _decode(channel, one, ""), key=key, id=id, delay=delay))
             return
         if key or id or delay != "0s":
-            raise FlowKitError("--key, --id and --delay are for one message; give it as an argument")
-        print(_send_lines(app, channel, body))
+            raise FlowKitError("--key, --id and --delay are for one message, and there are several lines")
+        print(_send_lines(app, channel, lines))
     finally:
         app.close()
 
 
-def _send_lines(app: App, channel: Channel[Any], body: str) -> int:
-    if body == "-":
-        return app.publish_many(channel, _values(channel, sys.stdin.buffer))
-    path = Path(body[1:])
+def _read(channel: Channel[Any], body: str) -> tuple[bytes | None, Iterable[bytes]]:
+    """The one message, or the lines of several. Standard input may also be one JSON document of several lines."""
+    if body.startswith("@"):
+        return None, _lines_of(Path(body[1:]), channel)
+    if body != "-":
+        return body.encode(errors="surrogateescape"), ()
+    first, second = sys.stdin.buffer.readline(), sys.stdin.buffer.readline()
+    if not first:
+        return None, ()
+    if not second:
+        return first.rstrip(b"\r\n"), ()
+    if channel.body.raw is None and _unfinished(first):
+        return first + second + sys.stdin.buffer.read(), ()
+    return None, _chain(first, second)
+
+
+def _unfinished(line: bytes) -> bool:
+    """Whether a line is the beginning of JSON that goes on."""
+    return line.rstrip().endswith((b"{", b"[", b",", b":"))
+
+
+def _chain(*first: bytes) -> Iterator[bytes]:
+    yield from first
+    yield from sys.stdin.buffer
+
+
+def _lines_of(path: Path, channel: Channel[Any]) -> Iterator[bytes]:
+    """The lines of a file, with a bar on a terminal."""
     if not path.is_file():
         raise FlowKitError(f"there is no file {path}")
     with path.open("rb") as lines, Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task(f"sending to {channel.name}", total=path.stat().st_size)
-
-        def followed() -> Iterator[bytes]:
-            for line in lines:
-                progress.advance(task, len(line))
-                yield line
-
-        return app.publish_many(channel, _values(channel, followed()))
+        for line in lines:
+            progress.advance(task, len(line))
+            yield line
 
 
-def _values(channel: Channel[Any], lines: Iterable[bytes]) -> Iterator[Any]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield _decode(channel, line, f"line {number}: ")
+def _send_lines(app: App, channel: Channel[Any], lines: Iterable[bytes]) -> int:
+    values = Values(channel, lines)
+    with values.told():
+        return app.publish_many(channel, values)
 
 
-def _decode(channel: Channel[Any], body: str | bytes, where: str) -> Any:
+class Values:
+    """The messages of lines, and the line up to which they are committed. Empty lines are none."""
+
+    def __init__(self, channel: Channel[Any], lines: Iterable[bytes]) -> None:
+        self._channel = channel
+        self._lines = lines
+        self._committed = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        count = 0
+        for number, line in enumerate(self._lines, 1):
+            if line.strip():
+                yield _decode(self._channel, line.rstrip(b"\r\n"), f"line {number}: ")
+                count += 1
+                if count % BULK == 0:
+                    self._committed = number
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """When not all can be sent, say which lines were."""
+        try:
+            yield
+        except BaseException as error:
+            sent = f"lines 1 to {self._committed} were sent" if self._committed else "nothing was sent"
+            certain = isinstance(error, FlowKitError) and not isinstance(error, OutcomeUnknown)
+            rest = "" if certain else f", except perhaps the next {BULK} messages"
+            print(f"flowkit: {sent}{rest}", file=sys.stderr)
+            raise
+
+
+def _decode(channel: Channel[Any], body: bytes, where: str) -> Any:
     try:
-        return channel.body.decode(body.encode() if isinstance(body, str) else body)
+        return channel.body.decode(body)
     except Undecodable as error:
         raise FlowKitError(f"{where}not a message for channel {channel.name}: {error}") from None

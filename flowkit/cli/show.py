@@ -9,11 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from flowkit import duration
+from flowkit.cli.plain import plain
+
+PIPED_WIDTH = 100_000
+"""Wide enough that a row is a line, for grep and cut."""
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table. Numbers are set right; what a message brought is never read as markup."""
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     rows = list(rows)
     for number, column in enumerate(columns):
@@ -25,15 +29,10 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
 
 
 def cell(value: object) -> Text:
-    """One value as text, without control characters."""
+    """One value as text on one line, without control characters."""
     if isinstance(value, int) and not isinstance(value, bool):
         return Text(f"{value:,}")
-    return Text(plain("" if value is None else str(value)))
-
-
-def plain(text: str) -> str:
-    """Text without control characters, which a terminal would obey."""
-    return "".join(one if one.isprintable() or one in "\n\t" else f"\\x{ord(one):02x}" for one in text)
+    return Text(plain("" if value is None else str(value), ""))
 
 
 def ago(seconds: float | None) -> str:
@@ -44,5 +43,5 @@ def ago(seconds: float | None) -> str:
 
 
 def as_json(value: object) -> None:
-    """Print JSON and nothing else."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print JSON and nothing else, in ASCII: any terminal and any locale can take it."""
+    print(json.dumps(value, indent=2))

@@ -1,8 +1,9 @@
-"""`flowkit status`, `flowkit audit` and `flowkit db upgrade`: the state of the store."""
+"""`flowkit status` and `flowkit audit`: the state of the store."""
 
 from typing import Any
 
 from flowkit.cli import show
+from flowkit.cli.plain import plain
 from flowkit.config import Settings, open_store
 
 
@@ -77,6 +78,9 @@ def audit(json: bool) -> int:
             for flow, one in balances.items()
         ]
         show.table("Ledger", ["flow", *names, "balanced"], rows)
+        for flow, one in balances.items():
+            if not one.balanced:
+                print(f"\n{plain(flow)}: {_difference(one)}", end="")
         print(
             "\nbalanced"
             if balanced
@@ -85,13 +89,15 @@ def audit(json: bool) -> int:
     return 0 if balanced else 1
 
 
-def upgrade() -> None:
-    """Run the migrations."""
-    store = open_store(Settings.read(), check=False)
-    try:
-        print(f"schema {store.upgrade()}")
-    finally:
-        store.close()
+def _difference(one: Any) -> str:
+    """What does not add up in a flow."""
+    found = one.applied + one.dead + one.discarded + one.expired + one.pending
+    faults = []
+    if one.accepted != found:
+        faults.append(f"{one.accepted:,} were accepted, and {found:,} are accounted for")
+    if one.dead != one.letters:
+        faults.append(f"{one.dead:,} are counted dead, and there are {one.letters:,} dead letters")
+    return "; ".join(faults)
 
 
 def _owned(balances: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,27 @@
+"""`flowkit db`: the schema of the store."""
+
+from flowkit.config import Settings, open_store
+from flowkit.errors import ConfigError
+
+
+def upgrade() -> None:
+    """Run the migrations."""
+    store = open_store(Settings.read(), check=False)
+    try:
+        print(f"schema {store.upgrade()}")
+    finally:
+        store.close()
+
+
+def check() -> int:
+    """Say whether the schema is this version's. Returns 1 when it is not."""
+    store = open_store(Settings.read(), check=False)
+    try:
+        store.check_schema()
+    except ConfigError as error:
+        print(error)
+        return 1
+    finally:
+        store.close()
+    print("the schema is of this version")
+    return 0

@@ -1,0 +1,88 @@
+"""What asks a process to finish: SIGTERM, SIGINT, and the death of its parent."""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+PR_SET_PDEATHSIG = 1
+PARENT_VARIABLE = "FLOWKIT_SUPERVISOR"
+"""The process id of the supervisor, for its workers."""
+LOOK_SECONDS = 1.0
+
+
+class Signals:
+    """Counts SIGTERM and SIGINT from now on.
+
+    They are read by a thread of their own: a signal handler runs between any two steps of the main thread, and must
+    not take a lock that the main thread may hold, as threading.Event.set does.
+    """
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        """Set by the first signal: finish."""
+        self.again = threading.Event()
+        """Set by the second: end at once."""
+        self._calls: list[Callable[[], None]] = []
+        self._calling = threading.Lock()
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in numbers:
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._read, args=(reading, bytes(numbers)), name="flowkit-signals", daemon=True).start()
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call this at the first signal; at once, when it came already."""
+        with self._calling:
+            self._calls.append(function)
+            if not self.asked.is_set():
+                return
+        function()
+
+    def ignore(self) -> None:
+        """From now on they change nothing: the interpreter, as it ends, would let them kill the process."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+    def _read(self, descriptor: int, numbers: bytes) -> None:
+        while byte := os.read(descriptor, 1):
+            if byte not in numbers:
+                continue
+            if self.asked.is_set():
+                self.again.set()
+                continue
+            with self._calling:
+                self.asked.set()
+                calls = list(self._calls)
+            for function in calls:
+                function()
+
+
+def name_parent() -> None:
+    """Tell the processes that this one starts whom they belong to."""
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+
+
+def die_with_parent() -> None:
+    """Get a SIGTERM when the supervisor dies: from the kernel on Linux, by looking elsewhere.
+
+    One that died while this process started is noticed too.
+    """
+    parent = int(os.environ.pop(PARENT_VARIABLE, "") or os.getppid())
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=look, name="flowkit-parent", daemon=True).start()

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from flowkit import Objects, RetryPolicy
+from flowkit import App, Channel, Objects, RetryPolicy
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.ports import Duplicate
@@ -232,6 +232,52 @@ def test_row_66_a_failed_message_leaves_no_row_of_its_own(database_url: str) -> 
         harness.advance("1s")
         harness.advance("1s")
         assert [letter.attempts for letter in harness.dead()] == [3, 3]
+
+
+def by_session(app: App, orders: Channel[Order]) -> None:
+    @app.flow(orders, retry=FAST, name="accept")
+    def accept(order: Order, db: Session) -> None:
+        db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": order.name})
+        if order.deed:
+            raise ValueError(order.deed)
+
+
+def by_connection(app: App, orders: Channel[Order]) -> None:
+    @app.flow(orders, retry=FAST, name="accept")
+    def accept(order: Order, db: Connection) -> None:
+        db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": order.name})
+        if order.deed:
+            raise ValueError(order.deed)
+
+
+def by_objects(app: App, orders: Channel[Order]) -> None:
+    @app.flow(orders, retry=FAST, name="accept")
+    def accept(order: Order, objects: Objects, db: Connection) -> None:
+        if order.deed:
+            objects.put("bad", order.name)
+            raise ValueError(order.deed)
+        assert objects.get("bad") is None, "what a failed neighbour put is seen"
+        db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": order.name})
+
+
+@pytest.mark.parametrize("way", [by_session, by_connection, by_objects])
+def test_row_66_however_it_writes_a_failed_message_leaves_nothing(
+    database_url: str, way: Callable[[App, Channel[Order]], None]
+) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+    way(app, orders)
+    with running(app, database_url) as harness:
+        app.publish_many(
+            orders, [Order(name=str(number), deed="bad" if number in (0, 7) else "") for number in range(10)]
+        )
+        harness.until_quiet()
+        for _ in range(3):
+            harness.advance("1s")
+        once(harness, *(str(number) for number in range(10) if number not in (0, 7)))
+        assert [letter.error for letter in harness.dead()] == ["ValueError: bad"] * 2
+        with harness.store.unit("") as unit:
+            assert unit.read("SELECT * FROM flowkit_objects") == []
 
 
 def test_row_66_a_failure_without_the_database_does_not_run_its_neighbours_again(database_url: str) -> None:

@@ -195,6 +195,7 @@ class SqlUnit:
         session = self.give(Session)
         assert isinstance(session, HandlerSession)
         with session.begin_nested() as transaction:
+            session.connection()  # the savepoint is set now, not at the session's first statement: others write too
             self.used = False
             yield
             if not transaction.is_active:

@@ -14,7 +14,11 @@ from flowkit.message import new_id
 from flowkit.ports import Clock, Ids, Random, Store, Transport
 from flowkit.url import mask
 
-STORES = {"sqlite": "flowkit.store.sqlite", "postgresql": "flowkit.store.postgresql"}
+STORES = {
+    "sqlite": "flowkit.store.sqlite",
+    "postgresql": "flowkit.store.postgresql",
+    "postgres": "flowkit.store.postgresql",
+}
 """Database scheme -> the module whose `open_store` opens it. Imported on first use: drivers are optional."""
 
 
@@ -80,13 +84,12 @@ def connect(settings: Settings | None = None, check: bool = True) -> Services:
     return Services(settings, store, SqlTransport(store, settings.lease))
 
 
-def open_store(settings: Settings, check: bool = True, clock: Clock | None = None) -> Any:
-    """Open the database of the settings. Raises ConfigError."""
-    scheme = settings.database_url.split(":", 1)[0].split("+", 1)[0].replace("postgres", "postgresql", 1)
-    module = STORES.get(scheme.replace("postgresqlql", "postgresql"))
+def open_store(settings: Settings, check: bool = True, clock: Clock | None = None, create: bool = True) -> Any:
+    """Open the database of the settings; with `create`, make a SQLite file that is not there. Raises ConfigError."""
+    module = STORES.get(settings.database_url.split(":", 1)[0].split("+", 1)[0])
     if module is None:
         raise ConfigError(
             f"FLOWKIT_DATABASE_URL is {mask(settings.database_url)}; write sqlite:///path/to/file.db or "
             "postgresql://user:password@host/database"
         )
-    return importlib.import_module(module).open_store(settings.database_url, clock or SystemClock(), check)
+    return importlib.import_module(module).open_store(settings.database_url, clock or SystemClock(), check, create)

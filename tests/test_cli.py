@@ -306,14 +306,20 @@ def test_a_wrong_setting_is_named(
         assert "Traceback" not in result.err
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(sys.platform != "linux", reason="uses a folder in which not even root may write")
 def test_a_folder_that_cannot_be_written_is_named(flowkit: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = flowkit.folder / "locked"
-    folder.mkdir(mode=0o500)
-    monkeypatch.setenv("FLOWKIT_DATABASE_URL", "sqlite:///locked/flowkit.db")
-    result = flowkit("status")
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", "sqlite:////proc/self/flowkit.db")
+    result = flowkit("db", "upgrade")
     assert result.code == 2
-    assert "locked/flowkit.db, which cannot be used as a store" in result.err
+    assert "/proc/self/flowkit.db, which cannot be used as a store" in result.err
+
+
+@pytest.mark.parametrize("command", [["status"], ["audit"], ["dead", "list"]])
+def test_looking_creates_no_database(flowkit: Terminal, command: list[str]) -> None:
+    result = flowkit(*command)
+    assert result.code == 2
+    assert "there is no such file here" in result.err
+    assert not (flowkit.folder / "flowkit.db").exists()
 
 
 def test_a_database_that_cannot_be_written_is_named(flowkit: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -580,6 +586,7 @@ def test_a_terminal_is_asked(flowkit: Terminal, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_dead_letters_that_are_not_there(flowkit: Terminal, arguments: list[str], code: int, message: str) -> None:
+    flowkit("db", "upgrade")
     result = flowkit("dead", *arguments)
     assert result.code == code
     assert message in result.err

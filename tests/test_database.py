@@ -108,7 +108,7 @@ def test_row_27_connections_cut_during_commit(postgresql: PostgreSQL, postgresql
     app = new_app()
     orders = chain(app)
     with Proxy("127.0.0.1", postgresql.port) as proxy:
-        services = connect(Settings(database_url=postgresql.url(name, port=proxy.port)))
+        services = connect(Settings(database_url=postgresql.url(name, port=proxy.port), lease=2))
         with working(app, services):
             cuts = 0
             for number in range(40):

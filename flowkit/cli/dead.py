@@ -20,7 +20,7 @@ BATCH = 500
 
 @contextmanager
 def _letters() -> Iterator[Any]:
-    store = open_store(Settings.read())
+    store = open_store(Settings.read(), create=False)
     try:
         yield store.dead_letters
     finally:

@@ -9,7 +9,7 @@ from flowkit.config import Settings, open_store
 
 def status(json: bool) -> None:
     """Workers, backlog and ledger."""
-    store = open_store(Settings.read())
+    store = open_store(Settings.read(), create=False)
     try:
         workers, backlog, balances = store.ledger.workers(), store.ledger.backlog(), store.ledger.balances()
         subscribed = store.subscriptions()
@@ -58,7 +58,7 @@ def status(json: bool) -> None:
 
 def audit(json: bool) -> int:
     """The ledger. Returns 1 when it does not balance."""
-    store = open_store(Settings.read())
+    store = open_store(Settings.read(), create=False)
     try:
         balances = _owned(store.ledger.balances())
     finally:

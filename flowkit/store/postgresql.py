@@ -177,8 +177,8 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
-def open_store(url: str, clock: Clock, check: bool = True) -> SqlStore:
-    """Open the PostgreSQL store of a URL; with `check`, refuse a schema of another version.
+def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) -> SqlStore:
+    """Open the PostgreSQL store of a URL; with `check`, refuse a schema of another version. Never creates one.
 
     Raises ConfigError, or StoreUnavailable when the server does not let us in.
     """

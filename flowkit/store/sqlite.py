@@ -175,13 +175,18 @@ class SqliteDialect:
         self.engine.dispose()
 
 
-def open_store(url: str, clock: Clock, check: bool = True) -> SqlStore:
-    """Open, and create where there is none, the SQLite store of a URL. Raises ConfigError."""
+def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) -> SqlStore:
+    """Open the SQLite store of a URL; with `create`, make it where there is none. Raises ConfigError."""
     path = make_url(url).database or ":memory:"
     if path != ":memory:":
         folder = Path(path).absolute().parent
         if not folder.is_dir():
             raise ConfigError(f"FLOWKIT_DATABASE_URL names {path}, but the folder {folder} does not exist; create it")
+        if not create and not Path(path).exists():
+            raise ConfigError(
+                f"FLOWKIT_DATABASE_URL names {path}, and there is no such file here; go to the folder where the flows "
+                "run, or set it to their database"
+            )
     store = SqlStore(SqliteDialect(path, clock), clock)
     try:
         store.create_schema()

@@ -283,4 +283,5 @@ class SessionOutbox:
         """Stage one message in the session's transaction. Returns its id. Blocks for the statements only."""
         outgoing = self._app._compose(channel, value, key, delay, id, headers)
         stage(self._unit, [outgoing], self._app.context(self._app.services()), self._app._optional)
+        self._unit.flush()
         return outgoing.message.id

@@ -196,8 +196,8 @@ class Objects(Protocol):
 
 
 class Unit(Protocol):
-    """A unit of work: one transaction on one connection. It begins with the first call that writes, or the first
-    use that a handler makes of what it was given.
+    """A unit of work: one transaction on one connection. It begins with the first claim, or the first use that a
+    handler makes of what it was given. What is written may wait for the commit, and fail there.
 
     Any call may raise StoreConflict or StoreUnavailable; the transaction is then gone.
     """
@@ -224,7 +224,7 @@ class Unit(Protocol):
         """Why the transaction cannot go on, by a local look; else None. TransactionEnded if somebody ended it."""
 
     def flush(self) -> None:
-        """Send what the handlers left pending to the database."""
+        """Send what is pending to the database: the handlers' objects, and what was written."""
 
     def savepoint(self) -> AbstractContextManager[None]:
         """Around one handler that asks for the transaction: flushes at its end, and undoes just it when it raises."""
@@ -238,8 +238,8 @@ class Unit(Protocol):
     def stage(self, copies: Sequence[Copy], lease: float = 0.0) -> None:
         """Write message rows: due after their delay, or born leased to the sender for `lease` seconds."""
 
-    def remove(self, rows: Collection[tuple[str, int]]) -> int:
-        """Remove message rows by (row, deliveries). Returns how many still had that token."""
+    def remove(self, rows: Collection[tuple[str, int]]) -> None:
+        """Remove message rows by (row, deliveries): those that still have that token."""
 
     def count(self, tallies: Mapping[str, Tally]) -> None:
         """Add to the ledger, by flow."""
@@ -287,11 +287,11 @@ class Store(Protocol):
     def due(self, flows: Collection[str]) -> set[str]:
         """Which of these flows have a due row."""
 
-    def wait(self, seconds: float) -> bool:
-        """Block until another transaction may have written rows, at most so long. Whether one may have."""
+    def wait(self, seconds: float) -> set[str] | None:
+        """Block until another transaction may have written rows, at most so long. The flows told; None: unknown."""
 
-    def notify(self) -> None:
-        """Wake those who wait, in this process and in others."""
+    def notify(self, flows: Collection[str]) -> None:
+        """Wake those who wait for rows of these flows, in this process and in others."""
 
     def create(self, metadata: Any) -> None:
         """Create the app's own tables, where this store does so; elsewhere migrations are the user's."""
@@ -358,11 +358,8 @@ class Transport(Protocol):
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
         """Carry away committed copies. One receipt each; none where the rows stay and are the queue."""
 
-    def ready(self, flows: Collection[str]) -> set[str]:
-        """Which of these flows have something to receive now."""
-
-    def wait(self, seconds: float) -> bool:
-        """Block until something may have arrived, at most so long. Whether something may have."""
+    def wait(self, seconds: float, flows: Collection[str]) -> set[str]:
+        """Block until one of these flows may have something to receive, at most so long. Which may; others too."""
 
     def close(self) -> None:
         """Release every connection."""

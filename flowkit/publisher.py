@@ -55,7 +55,7 @@ class Publisher:
         """One transaction for all callers; where it is refused, one for each, so that none pays for another."""
         try:
             with self._store.unit("", lane=self._lane) as unit:
-                stage(unit, [one for messages, _ in together for one in messages], self._context, optional)
+                flows = stage(unit, [one for messages, _ in together for one in messages], self._context, optional)
                 unit.commit()
         except CommitUnknown:
             for messages, future in together:
@@ -69,11 +69,13 @@ class Publisher:
         else:
             for _, future in together:
                 future.set_result(None)
-            self._store.notify()
+            self._store.notify(flows)
 
 
-def stage(unit: Unit, messages: Sequence[Outgoing], context: Context, optional: frozenset[str] = frozenset()) -> None:
-    """Stage one copy for each subscribed flow of messages that were not accepted before.
+def stage(
+    unit: Unit, messages: Sequence[Outgoing], context: Context, optional: frozenset[str] = frozenset()
+) -> set[str]:
+    """Stage one copy for each subscribed flow of messages that were not accepted before. Returns those flows.
 
     An id is accepted once: it is claimed in the inbox under the channel's name, so that a resend after an unknown
     outcome changes nothing, however late the first one commits.
@@ -90,6 +92,7 @@ def stage(unit: Unit, messages: Sequence[Outgoing], context: Context, optional: 
             copies += address(one, routes, context)
     unit.stage(copies)
     unit.count(accepted(copies))
+    return {copy.flow for copy in copies}
 
 
 def address(one: Outgoing, routes: Mapping[str, Sequence[str]], context: Context) -> list[Copy]:

@@ -24,7 +24,6 @@ CLEAN_SECONDS = 10.0
 WATCH_SECONDS = 0.25
 """How late a delayed message may be noticed, where nothing else wakes the worker."""
 DEADLINE_STEP_SECONDS = 0.05
-BREATH_SECONDS = 0.001
 BACKOFF_SECONDS = (0.1, 5.0)
 _log = logging.getLogger("flowkit.worker")
 
@@ -164,7 +163,7 @@ class Worker:
     def wake(self, flows: set[str]) -> None:
         """New messages of these flows are committed."""
         self._heat(flows)
-        self.services.store.notify()
+        self.services.store.notify(flows)
 
     def close(self) -> None:
         """Give back what is held and leave the fleet. Nobody steps the worker any more."""
@@ -208,22 +207,14 @@ class Worker:
         """Wait for news and heat the lanes that have some."""
         self.tick()
         self.relay.step()
-        self.services.transport.wait(WATCH_SECONDS)
-        with self._changed:
-            cold = {
-                lane.flow.name
-                for lane in self.lanes
-                if lane not in self._running and lane not in self._hot and not lane.stopped
-            }
-        if cold:
-            self._heat(self.services.transport.ready(cold))
-        self.stopping.wait(BREATH_SECONDS)
+        flows = {lane.flow.name for lane in self.lanes if not lane.stopped}
+        self._heat(self.services.transport.wait(WATCH_SECONDS, flows))
 
     def _heat(self, flows: set[str]) -> None:
         if flows:
             with self._changed:
                 for lane in self.lanes:
-                    if lane.flow.name in flows and lane not in self._hot:
+                    if lane.flow.name in flows and lane not in self._hot and not lane.stopped:
                         self._hot.append(lane)
                         self._changed.notify()
 

@@ -75,7 +75,7 @@ class DeadLetters:
             unit.reopen(reopened)
             unit.stage(copies)
             unit.count(tallies)
-        self._store.notify()
+        self._store.notify({flow for _, flow, *_ in rows})
         return len(rows)
 
     def discard(self, letters: Sequence[str]) -> int:

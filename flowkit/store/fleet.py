@@ -42,4 +42,4 @@ class Fleet:
             unit.write(sql.free, [(worker,)])
             unit.write(sql.leave, [(worker,)])
         self._store.dialect.forget(worker)
-        self._store.notify()
+        self._store.notify(())

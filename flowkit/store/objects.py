@@ -31,7 +31,9 @@ class SqlObjects:
         lasts = None if ttl is None else int(duration.seconds(ttl, "an object's ttl") * 1_000_000)
         self._unit.touch()
         self._unit.write(self._unit.sql.put_object, [(self._space, check_name("an object's key", key), body, lasts)])
+        self._unit.send()  # now, inside the savepoint of its handler
 
     def delete(self, key: str) -> None:
         self._unit.touch()
         self._unit.write(self._unit.sql.delete_object, [(self._space, key)])
+        self._unit.send()

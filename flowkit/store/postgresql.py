@@ -3,6 +3,8 @@
 import importlib.util
 import logging
 import threading
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from typing import Any
 
 from sqlalchemy import create_engine
@@ -21,6 +23,8 @@ LOCK_SECONDS = 10
 MARGIN_SECONDS = 5
 """Granted to a transaction beyond its flow's deadline before the server ends it."""
 SLOW_POLL_SECONDS = 1.0
+PAYLOAD = 2000
+"""The most characters that a NOTIFY carries here; the server's limit is 8,000 bytes."""
 _CONFLICTS = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock timeout
 _UNAVAILABLE = ("08", "57P", "53", "58", "25006", "25P03")
 """Connection, shutdown, resources, system, read-only, idle in transaction. A statement's own timeout is its failure."""
@@ -38,6 +42,7 @@ class PostgresDialect:
         self.statements = Statements.render(
             now="CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)",
             each="jsonb_array_elements(CAST(? AS jsonb)) AS each(value)",
+            among="= ANY(ARRAY(SELECT value ->> 0 FROM {each}))",
             skip="FOR UPDATE SKIP LOCKED",
             marker="%s",
         )
@@ -68,6 +73,20 @@ class PostgresDialect:
             f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}",
             prepare=False,
         )
+
+    def pipelined(self, connection: Any) -> AbstractContextManager[object]:
+        pipeline: AbstractContextManager[object] = connection.pipeline()
+        return pipeline
+
+    def commit(self, connection: Any, token: str | None) -> None:
+        # In a pipeline the server stops at the first error: if the savepoint is gone, it does not commit.
+        if token is not None:
+            connection.execute(f"RELEASE SAVEPOINT {token}", prepare=False)
+        connection.execute("COMMIT", prepare=False)
+
+    def token_gone(self, error: BaseException) -> bool:
+        # Invalid savepoint specification, no active transaction.
+        return getattr(error, "sqlstate", None) in ("3B001", "25P01")
 
     def broken(self, connection: Any) -> BaseException | None:
         """Why the transaction cannot go on. A local look at what the server said last."""
@@ -114,22 +133,23 @@ class PostgresDialect:
                 self._watch.execute("SELECT pg_advisory_lock(%s)", (_key(self._held),))
         return self._watch
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for a NOTIFY, with slow polling for one that was lost."""
+    def wait(self, seconds: float) -> set[str] | None:
+        """Wait for a NOTIFY, which names flows; at the end of the time one may have been lost."""
         with self._watching:
             try:
-                for _ in self._watcher().notifies(timeout=min(seconds, SLOW_POLL_SECONDS), stop_after=1):
-                    return True
+                for told in self._watcher().notifies(timeout=min(seconds, SLOW_POLL_SECONDS), stop_after=1):
+                    return set(told.payload.split("\n")) if told.payload else None
             except Exception as error:
                 if self._watch is not None:
                     self._watch.close()
                 raise self.classify(error) from error
-        return seconds >= SLOW_POLL_SECONDS
+        return None
 
-    def notify(self) -> None:
+    def notify(self, flows: Collection[str]) -> None:
         # Alone and after the commit: inside the batch it would serialise commits.
+        names = "\n".join(sorted(flows))
         with self.engine.connect() as connection:
-            connection.exec_driver_sql("NOTIFY flowkit")
+            connection.exec_driver_sql("SELECT pg_notify('flowkit', %s)", (names if len(names) < PAYLOAD else "",))
 
     def hold(self, worker: str) -> bool:
         """Hold an advisory lock for as long as this process lives; whether it is in fact held (poolers share)."""

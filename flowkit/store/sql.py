@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from pydantic_core import to_json
@@ -49,11 +49,20 @@ class Dialect(Protocol):
     def adopt(self, connection: Any) -> None:
         """Prepare a connection that somebody else opened."""
 
-    def wait(self, seconds: float) -> bool:
-        """Block until another connection may have committed, at most so long."""
+    def pipelined(self, connection: Any) -> AbstractContextManager[object]:
+        """Send statements without waiting for each one's result, where the driver can. Errors come at its end."""
 
-    def notify(self) -> None:
-        """Wake those who wait."""
+    def commit(self, connection: Any, token: str | None) -> None:
+        """Commit, if the savepoint `token` is still there. Refuses, and does not commit, when it is gone."""
+
+    def token_gone(self, error: BaseException) -> bool:
+        """Whether a commit was refused because the savepoint is gone."""
+
+    def wait(self, seconds: float) -> set[str] | None:
+        """Block until another connection may have committed, at most so long. The flows told; None: unknown."""
+
+    def notify(self, flows: Collection[str]) -> None:
+        """Wake those who wait for these flows."""
 
     def hold(self, worker: str) -> bool:
         """Hold a lock until this process dies; whether others can rely on it."""
@@ -127,7 +136,7 @@ class SqlStore:
                 "transaction cannot cover both; use a session on the store's database, or app.publish() after commit"
             )
         self.dialect.adopt(connection.connection.driver_connection)
-        event.listen(session, "after_commit", lambda _: self.notify(), once=True)
+        event.listen(session, "after_commit", lambda _: self.notify(()), once=True)
         return SqlUnit(self, connection, "", SHORT_SECONDS, f"session-{self.ids()}", begun=True)
 
     def identity(self) -> str:
@@ -147,8 +156,8 @@ class SqlStore:
     # ------------------------------------------------------------ message rows
 
     def lease(self, flow: str, limit: int, worker: str, seconds: float) -> list[Delivery]:
-        with self.transaction() as unit:
-            unit.begin()
+        with self.unit(flow) as unit:
+            # One statement, and a transaction by itself.
             rows = unit.read(self.sql.lease, (flow, limit, int(seconds * MICROSECOND), worker))
         # RETURNING has no order; row ids are UUIDv7, so that this one is the order of staging.
         return [_delivery(row) for row in sorted(rows, key=lambda row: str(row[0]))]
@@ -173,12 +182,12 @@ class SqlStore:
         with self.unit("") as unit:
             return {flow for (flow,) in unit.read(self.sql.due, (_names(flows),))}
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> set[str] | None:
         return self.dialect.wait(seconds)
 
-    def notify(self) -> None:
+    def notify(self, flows: Collection[str]) -> None:
         try:
-            self.dialect.notify()
+            self.dialect.notify(flows)
         except Exception as error:
             # What was committed stays so; those who wait poll, and find it a second later.
             _log.warning("could not wake the other workers: %s", self.classify(error))

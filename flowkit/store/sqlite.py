@@ -5,10 +5,12 @@ in that mode under concurrent checkpoints (fixed in 3.51.3, https://sqlite.org/w
 """
 
 import fcntl
-import importlib
+import importlib.util
 import os
 import threading
 import time
+from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,7 +57,9 @@ class SqliteDialect:
     def __init__(self, path: str, clock: Clock) -> None:
         self.path = path
         self.module = driver()
-        self.statements = Statements.render(now="flowkit_now()", each="json_each(?)", skip="", marker="?")
+        self.statements = Statements.render(
+            now="flowkit_now()", each="json_each(?)", among="IN (SELECT value ->> 0 FROM {each})", skip="", marker="?"
+        )
         self._clock = clock
         self._watching = threading.Lock()
         self._watch: Any = None
@@ -84,6 +88,17 @@ class SqliteDialect:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
 
+    def pipelined(self, connection: Any) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def commit(self, connection: Any, token: str | None) -> None:
+        if token is not None:
+            connection.execute(f"RELEASE SAVEPOINT {token}")
+        connection.execute("COMMIT")
+
+    def token_gone(self, error: BaseException) -> bool:
+        return "no such savepoint" in str(error)
+
     def begin(self, connection: Any, deadline: float) -> None:
         # IMMEDIATE: a read transaction that turns into a writing one fails at once when another wrote meanwhile.
         connection.execute("BEGIN IMMEDIATE")
@@ -107,7 +122,7 @@ class SqliteDialect:
 
     # ------------------------------------------------------------ waiting and liveness
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> set[str] | None:
         """Poll `PRAGMA data_version`, which changes with every commit of another connection; seldom when idle."""
         end = time.monotonic() + seconds
         while True:
@@ -120,10 +135,10 @@ class SqliteDialect:
                 self._quiet = 0 if news else self._quiet + 1
             left = end - time.monotonic()
             if news or left <= 0:
-                return news
+                return None
             time.sleep(min(left, POLL_SECONDS if self._quiet < QUICK_POLLS else IDLE_POLL_SECONDS))
 
-    def notify(self) -> None:
+    def notify(self, flows: Collection[str]) -> None:
         """Nothing to do: waiters see every commit."""
 
     def hold(self, worker: str) -> bool:

@@ -2,7 +2,8 @@
 
 Lists travel as one JSON parameter, so that each statement has one text (and one prepared plan) for any batch size.
 Placeholders: `?` a parameter, `{now}` the database's clock in microseconds, `{each}` the rows of a JSON array of
-arrays as column `value`, `{skip}` what keeps two claimers from waiting for each other.
+arrays as column `value`, `{among}` a test against their first elements that uses an index, `{skip}` what keeps two
+claimers from waiting for each other.
 """
 
 from dataclasses import dataclass, fields
@@ -67,7 +68,7 @@ class Statements:
         UPDATE flowkit_messages SET due = {now}
         WHERE parked IS NOT NULL AND flow IN (SELECT value ->> 0 FROM {each})"""
     remove: str = """
-        DELETE FROM flowkit_messages WHERE (copy, deliveries) IN
+        DELETE FROM flowkit_messages WHERE copy {among} AND (copy, deliveries) IN
         (SELECT value ->> 0, CAST(value ->> 1 AS integer) FROM {each})"""
     due: str = """
         SELECT value ->> 0 FROM {each} WHERE EXISTS
@@ -148,11 +149,11 @@ class Statements:
         SELECT id, app, host, pid, state, {now} - started, {now} - heartbeat FROM flowkit_workers ORDER BY id"""
 
     @classmethod
-    def render(cls, now: str, each: str, skip: str, marker: str) -> "Statements":
+    def render(cls, now: str, each: str, among: str, skip: str, marker: str) -> "Statements":
         """The statements for one database, from its words for the placeholders."""
 
         def one(text: str) -> str:
-            filled = text.format(now=f"(SELECT {now})", each=each, skip=skip)
+            filled = text.format(now=f"(SELECT {now})", each=each, among=among.format(each=each), skip=skip)
             return " ".join(filled.split()).replace("?", marker)
 
         return cls(**{field.name: one(str(field.default)) for field in fields(cls)})

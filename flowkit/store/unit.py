@@ -52,6 +52,7 @@ class SqlUnit:
         self._deadline = deadline
         self._begun = begun
         self._gone = False
+        self._waiting: list[tuple[str, list[Sequence[object]]]] = []
         self._guarded = False
         self._session: HandlerSession | None = None
 
@@ -139,12 +140,10 @@ class SqlUnit:
             ],
         )
 
-    def remove(self, rows: Collection[tuple[str, int]]) -> int:
-        if not rows:
-            return 0
-        self.begin()
-        self._execute(self.sql.remove, (to_json(sorted(rows)).decode(),))
-        return int(self._cursor.rowcount)
+    def remove(self, rows: Collection[tuple[str, int]]) -> None:
+        if rows:
+            copies = to_json(sorted(rows)).decode()
+            self.write(self.sql.remove, [(copies, copies)])
 
     def count(self, tallies: Mapping[str, Tally]) -> None:
         self.write(self.sql.count, [(flow, self._lane, *tallies[flow]) for flow in sorted(tallies)])
@@ -189,6 +188,7 @@ class SqlUnit:
     def flush(self) -> None:
         if self._session is not None:
             self._session.flush()
+        self.send()
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -204,32 +204,26 @@ class SqlUnit:
     # ------------------------------------------------------------ the transaction
 
     def commit(self) -> None:
-        if not self._begun:
+        if not self._begun and not self._waiting:
             return
-        self.flush()
-        if self._guarded:
-            self._release_token()
-        try:
-            self._cursor.execute("COMMIT")
-        except Exception as error:
-            cause = self._cause(error)
-            if isinstance(cause, StoreUnavailable) and self._store.dialect.lost(self._driver):
-                raise CommitUnknown(str(cause)) from error
-            raise cause from error
-        self._begun = False
-
-    def _release_token(self) -> None:
-        """Raise TransactionEnded if the transaction is not the one that the handlers were given."""
+        self.begin()
+        if self._session is not None:
+            self._session.flush()
         broken = self.broken()
         if broken is not None:
             raise broken
         try:
-            self._cursor.execute(f"RELEASE SAVEPOINT {TOKEN}")
+            with self._store.dialect.pipelined(self._driver):
+                self.send()
+                self._store.dialect.commit(self._driver, TOKEN if self._guarded else None)
         except Exception as error:
             cause = self._cause(error)
-            if cause is not error:
-                raise cause from error
-            raise TransactionEnded("a handler ended the transaction by the driver and began another") from error
+            if isinstance(cause, StoreUnavailable) and self._store.dialect.lost(self._driver):
+                raise CommitUnknown(str(cause)) from error
+            if cause is error and self._store.dialect.token_gone(error):
+                raise TransactionEnded("a handler ended the transaction by the driver and began another") from error
+            raise cause from error
+        self._begun = False
 
     def end(self) -> None:
         """Undo what is not committed and return the connection. Never raises: a broken connection is discarded."""
@@ -279,17 +273,28 @@ class SqlUnit:
             raise self._cause(error) from error
 
     def read(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
-        """The rows of a query."""
+        """The rows of a query, which sees what was written before."""
+        self.send()
         self._execute(statement, parameters)
         return list(self._cursor.fetchall())
 
     def write(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
-        """Run a statement once for each row of parameters."""
+        """Run a statement once for each row of parameters, at the latest with the commit."""
         rows = list(rows)
         if rows:
+            self._waiting.append((statement, rows))
+
+    def send(self) -> None:
+        """Run what waits. Kept until the end, all of it and the commit take one round trip."""
+        waiting, self._waiting = self._waiting, []
+        if waiting:
             self.begin()
+        for statement, rows in waiting:
             try:
-                self._cursor.executemany(statement, rows)
+                if len(rows) == 1:
+                    self._cursor.execute(statement, rows[0])
+                else:
+                    self._cursor.executemany(statement, rows)
             except Exception as error:
                 raise self._cause(error) from error
 

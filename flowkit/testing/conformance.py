@@ -167,13 +167,15 @@ class StoreConformance:
         (second,) = self.store.lease(FLOW, 1, new_id(), 30)
         assert (second.row, second.deliveries) == (first.row, 2)
         with self.store.unit(FLOW) as unit:
-            assert unit.remove([(first.row or "", first.deliveries)]) == 0
+            unit.remove([(first.row or "", first.deliveries)])
             unit.commit()
+        assert self.store.pending([FLOW]).now == 1, "a stale token must not remove the row"
         self.store.release([(first.row or "", first.deliveries)])
         assert self.store.lease(FLOW, 1, new_id(), 30) == [], "a stale release must not free the new lease"
         with self.store.unit(FLOW) as unit:
-            assert unit.remove([(second.row or "", second.deliveries)]) == 1
+            unit.remove([(second.row or "", second.deliveries)])
             unit.commit()
+        assert self.store.pending([FLOW]).now == 0
 
     def test_a_released_row_is_due_at_once_and_a_renewed_one_is_not(self) -> None:
         self.stage(Copy(new_id(), message(), FLOW))
@@ -414,23 +416,23 @@ class TransportConformance:
         self.send(*sent)
         assert [one.message for one in self.transport.source(FLOW, new_id()).receive(20)] == sent
 
-    def test_ready_names_the_flows_with_messages(self) -> None:
+    def test_wait_names_the_flows_with_messages(self) -> None:
         self.send(message())
-        assert self.transport.ready([FLOW, OTHER]) == {FLOW}
+        assert self.transport.wait(0, [FLOW, OTHER]) == {FLOW}
         self.transport.source(FLOW, new_id()).receive(1)
-        assert self.transport.ready([FLOW, OTHER]) == set()
+        assert self.transport.wait(0, [FLOW, OTHER]) == set()
 
     def test_a_waiter_wakes_when_a_message_comes(self) -> None:
         woken = threading.Event()
 
         def wait() -> None:
-            while not self.transport.ready([FLOW]):
-                self.transport.wait(DEADLINE_SECONDS)
+            while FLOW not in self.transport.wait(DEADLINE_SECONDS, [FLOW]):
+                """Woken for something else."""
             woken.set()
 
         waiter = threading.Thread(target=wait, daemon=True)
         waiter.start()
         self.send(message())
-        self.store.notify()
+        self.store.notify([FLOW])
         assert woken.wait(DEADLINE_SECONDS)
         waiter.join(DEADLINE_SECONDS)

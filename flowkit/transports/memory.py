@@ -29,6 +29,7 @@ class MemoryTransport:
         self._unacked: dict[int, Delivery] = {}
         self._tags = itertools.count(1)
         self._changed = threading.Condition()
+        self._arrived = False
         self._epoch = 0
 
     def declare(self, flows: Collection[str]) -> None:
@@ -50,16 +51,14 @@ class MemoryTransport:
                     continue
                 queue.append(Delivery(copy.message, copy.flow, copy.generation, copy.attempts, 0, self._clock.now()))
                 receipts.append(Receipt(copy, not self.drop_confirms))
-            self._changed.notify_all()
+            self._arrive()
         return receipts
 
-    def ready(self, flows: Collection[str]) -> set[str]:
+    def wait(self, seconds: float, flows: Collection[str]) -> set[str]:
         with self._changed:
+            self._changed.wait_for(lambda: self._arrived, seconds)
+            self._arrived = False
             return {flow for flow in flows if self._queues.get(flow)}
-
-    def wait(self, seconds: float) -> bool:
-        with self._changed:
-            return self._changed.wait(seconds)
 
     def depth(self, flow: str) -> int:
         """Messages of a flow that are queued or unacknowledged."""
@@ -68,7 +67,7 @@ class MemoryTransport:
 
     def close(self) -> None:
         with self._changed:
-            self._changed.notify_all()
+            self._arrive()
 
     # ------------------------------------------------------------ what networks and brokers do
 
@@ -79,7 +78,7 @@ class MemoryTransport:
             for tag in sorted(self._unacked, reverse=True):
                 delivery = self._unacked.pop(tag)
                 self._queues[delivery.flow].appendleft(delivery)
-            self._changed.notify_all()
+            self._arrive()
 
     def duplicate(self, flow: str) -> None:
         """Queue every waiting message of a flow once more."""
@@ -91,6 +90,10 @@ class MemoryTransport:
         """Delete the queue of a flow: what is sent there is returned."""
         with self._changed:
             del self._queues[flow]
+
+    def _arrive(self) -> None:
+        self._arrived = True
+        self._changed.notify_all()
 
     # ------------------------------------------------------------ for its sources
 
@@ -119,7 +122,7 @@ class MemoryTransport:
                 epoch, tag = delivery.tag
                 if epoch == self._epoch:
                     self._queues[delivery.flow].appendleft(self._unacked.pop(tag))
-            self._changed.notify_all()
+            self._arrive()
 
 
 class MemorySource:

@@ -27,11 +27,9 @@ class SqlTransport:
         """The committed rows are the queue."""
         return []
 
-    def ready(self, flows: Collection[str]) -> set[str]:
-        return self._store.due(flows)
-
-    def wait(self, seconds: float) -> bool:
-        return self._store.wait(seconds)
+    def wait(self, seconds: float, flows: Collection[str]) -> set[str]:
+        told = self._store.wait(seconds)
+        return self._store.due(flows) if told is None else told
 
     def close(self) -> None:
         """The store is closed by who opened it."""

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 
-from flowkit.errors import CommitUnknown, FlowKitError, OutcomeUnknown, Unrouted
+from flowkit.errors import CommitUnknown, FlowKitError, OutcomeUnknown, StoreConflict, StoreUnavailable, Unrouted
 from flowkit.flow import Context, Outgoing, unrouted
 from flowkit.ports import Copy, Delivery, Store, Tally, Unit
 
+TRIES = 10
 handling: ContextVar[str | None] = ContextVar("handling", default=None)
 """The flow whose handler runs in this thread. It sends through its outbox, never through a publisher."""
 
@@ -54,9 +55,7 @@ class Publisher:
     def _commit(self, together: list[tuple[Sequence[Outgoing], "Future[None]"]], optional: frozenset[str]) -> None:
         """One transaction for all callers; where it is refused, one for each, so that none pays for another."""
         try:
-            with self._store.unit("", lane=self._lane) as unit:
-                flows = stage(unit, [one for messages, _ in together for one in messages], self._context, optional)
-                unit.commit()
+            flows = self._accept([one for messages, _ in together for one in messages], optional)
         except CommitUnknown:
             for messages, future in together:
                 future.set_exception(OutcomeUnknown(messages[0].message.id))
@@ -70,6 +69,18 @@ class Publisher:
             for _, future in together:
                 future.set_result(None)
             self._store.notify(flows)
+
+    def _accept(self, messages: Sequence[Outgoing], optional: frozenset[str]) -> set[str]:
+        """One transaction, done again when it collides with another. Returns the flows that got copies."""
+        for _ in range(TRIES):
+            try:
+                with self._store.unit("", lane=self._lane) as unit:
+                    flows = stage(unit, messages, self._context, optional)
+                    unit.commit()
+                    return flows
+            except StoreConflict as error:
+                conflict = error
+        raise StoreUnavailable(f"{TRIES} transactions in a row collided with others; nothing was accepted: {conflict}")
 
 
 def stage(

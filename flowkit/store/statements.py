@@ -119,7 +119,7 @@ class Statements:
     fold: str = """
         DELETE FROM flowkit_counters WHERE (flow, lane) IN
         (SELECT flow, lane FROM flowkit_counters WHERE lane <> '' AND substr(lane, 1, 36) NOT IN
-         (SELECT id FROM flowkit_workers) LIMIT ?)
+         (SELECT id FROM flowkit_workers) LIMIT ? {skip})
         RETURNING flow, accepted, applied, dead, discarded, expired"""
 
     select_dead: str = """

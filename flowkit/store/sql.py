@@ -4,9 +4,10 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from pydantic_core import to_json
-from sqlalchemy import Connection, Engine, MetaData, event, inspect
+from sqlalchemy import Connection, Engine, MetaData, event, inspect, select
 from sqlalchemy.orm import Session
 
 from flowkit.errors import ConfigError
@@ -21,6 +22,8 @@ from flowkit.store.retention import Cleaner
 from flowkit.store.statements import Statements
 from flowkit.store.unit import MICROSECOND, SqlUnit, read_message
 
+NOTIFIES = "flowkit.notifies"
+"""Marks a session whose commit wakes the workers."""
 SHORT_SECONDS = 30.0
 """The deadline of the store's own short transactions."""
 _log = logging.getLogger("flowkit.store")
@@ -99,6 +102,7 @@ class SqlStore:
         self.ledger = Ledger(self)
         self._fleet = Fleet(self)
         self._cleaner = Cleaner(self)
+        self._joined: WeakSet[Engine] = WeakSet()
         watch(dialect.engine)
 
     # ------------------------------------------------------------ units
@@ -123,21 +127,42 @@ class SqlStore:
             unit.commit()
 
     def join(self, session: object) -> SqlUnit:
-        assert isinstance(session, Session)
+        if not isinstance(session, Session):
+            raise ConfigError(
+                f"app.outbox() takes a sqlalchemy.orm.Session, not {type(session).__name__}; inside an AsyncSession, "
+                "use session.sync_session in session.run_sync()"
+            )
+        session.flush()
         connection = session.connection()
-        try:
-            with session.begin_nested():
-                theirs = connection.exec_driver_sql("SELECT value FROM flowkit_meta WHERE name = 'store'").scalar()
-        except Exception:
-            theirs = None
-        if theirs is None or theirs != self.identity():
+        if not self._holds(connection.engine):
             raise ConfigError(
                 "app.outbox(session): the session writes to another database than FLOWKIT_DATABASE_URL, so that one "
                 "transaction cannot cover both; use a session on the store's database, or app.publish() after commit"
             )
         self.dialect.adopt(connection.connection.driver_connection)
-        event.listen(session, "after_commit", lambda _: self.notify(()), once=True)
+        if NOTIFIES not in session.info:
+            session.info[NOTIFIES] = True
+            event.listen(session, "after_commit", self._after_commit)
         return SqlUnit(self, connection, "", SHORT_SECONDS, f"session-{self.ids()}", begun=True)
+
+    def _after_commit(self, session: Session) -> None:
+        if not session.in_nested_transaction():  # a released savepoint is no commit
+            self.notify(())
+
+    def _holds(self, engine: Engine) -> bool:
+        """Whether an engine reaches the database of this store. Asked once for each engine."""
+        if engine not in self._joined:
+            try:
+                with engine.connect() as connection:
+                    if not inspect(connection).has_table(tables.meta.name):
+                        return False
+                    theirs = connection.execute(select(tables.meta.c.value).where(tables.meta.c.name == "store"))
+                    if theirs.scalar() != self.identity():
+                        return False
+            except Exception as error:
+                raise self.classify(error) from error
+            self._joined.add(engine)
+        return True
 
     def identity(self) -> str:
         """The id of this store, made with its schema."""

@@ -152,8 +152,15 @@ class Pipeline:
                 item.handled = True
 
     def look(self, unit: Unit, items: Sequence[Item]) -> None:
-        """See what may run, without a transaction: the handlers of this flow run outside of one."""
-        self._known(unit.look([item.delivery for item in items]), items)
+        """See what may run, without a transaction: the handlers of this flow run outside of one.
+
+        A row that was never handed out before was never claimed: there is nothing to look at.
+        """
+        deliveries = [item.delivery for item in items]
+        if all(one.row and one.deliveries == 1 and not one.generation for one in deliveries):
+            self._known({one.identity: Claim(one.attempts) for one in deliveries}, items)
+        else:
+            self._known(unit.look(deliveries), items)
 
     def claim(self, unit: Unit, items: Sequence[Item]) -> None:
         """Claim in the inbox what is not claimed yet and may run. Who loses is a duplicate."""
@@ -169,7 +176,8 @@ class Pipeline:
         """Call the handler for each message, within the time box. Failures are noted, not raised."""
         clock, began, handled = self.context.clock, self.context.clock.monotonic(), 0
         box = SERIAL_BOX_SECONDS if self.store.serial else BOX_SECONDS
-        self.routes = unit.subscribers(self._channels)
+        if self.early or not self.routes.keys() >= set(self._channels):
+            self.routes = unit.subscribers(self._channels)
         unit.opening = lambda: self._claim_or_leave(unit, items)
         token = handling.set(self.flow.name)
         try:
@@ -277,6 +285,9 @@ class Pipeline:
     def commit(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
         """Stage and commit everything at once: one sync to disk for the batch. Returns what is to be published."""
         try:
+            if not self.early:
+                # The handlers ran outside of the transaction: who subscribed meanwhile gets its copy.
+                self.routes = unit.subscribers(self._channels)
             copies = self.stage(unit, items)
             unit.commit()
             return copies

@@ -109,6 +109,12 @@ class PostgreSQL:
                     raise RuntimeError(f"PostgreSQL did not start:\n{self.log.read_text()}") from error
                 time.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        """The process of the server; its others are children of it."""
+        assert self._server is not None
+        return self._server.pid
+
     def stop(self, mode: Mode = "fast") -> None:
         """Stop: "fast" in good order, "immediate" like a crash. Does nothing if it is stopped."""
         if self._server is None:

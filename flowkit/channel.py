@@ -5,6 +5,7 @@ from typing import Any, Generic, TypeVar, get_origin
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
+from typing_extensions import is_typeddict
 
 from flowkit import duration
 from flowkit.errors import DefinitionError, Undecodable
@@ -79,8 +80,8 @@ class Body:
                 f"{where}: {annotation!r} cannot be serialised; use a pydantic model, dataclass, TypedDict, dict, "
                 f"list, str or bytes ({str(error).splitlines()[0]})"
             ) from None
-        plain = isinstance(annotation, type) and get_origin(annotation) is None and annotation is not object
-        self._instance: type | None = annotation if plain and not getattr(annotation, "_is_protocol", False) else None
+        plain = isinstance(annotation, type) and get_origin(annotation) is None and not is_typeddict(annotation)
+        self._instance: type | None = annotation if plain and annotation is not Any else None
 
     def decode(self, body: bytes) -> Any:
         """The value of a received body. Raises Undecodable with the fields at fault."""

@@ -237,7 +237,7 @@ class Flow:
             if len(self.to) > 1:
                 raise self.wrong(f"it has {len(self.to)} channels in to=; return the one meant: channel(value)")
             expected = self.to[0].type
-            if isinstance(kind, type) and isinstance(expected, type) and adapter.raw is None:
+            if isinstance(kind, type) and isinstance(expected, type) and expected is not Any and adapter.raw is None:
                 plain = get_origin(kind) is None and get_origin(expected) is None
                 if plain and not issubclass(kind, expected):
                     raise self.wrong(
@@ -293,7 +293,7 @@ class Flow:
 
     def _logger(self, delivery: Delivery) -> Logger:
         message = delivery.message
-        extra = {"flow": self.name, "message": message.id, "correlation": message.correlation or message.id}
+        extra = {"flow": self.name, "message_id": message.id, "correlation_id": message.correlation or message.id}
         return logging.LoggerAdapter(logging.getLogger(f"flowkit.flow.{self.name}"), extra)
 
 

@@ -1,13 +1,13 @@
 """URLs of services, for people: without their secrets."""
 
-from urllib.parse import urlsplit
+import re
+
+_SECRET = re.compile(r"(://[^:/?#]*):.*@")
 
 
 def mask(url: str) -> str:
-    """The URL with its password replaced and its parameters, which may hold secrets too, left out."""
-    try:
-        secret = urlsplit(url).password
-    except ValueError:
-        return "an unreadable URL"
-    shown = url.replace(f":{secret}@", ":***@", 1) if secret else url
-    return shown.split("?", 1)[0]
+    """The URL with its password replaced and its parameters, which may hold secrets too, left out.
+
+    Rather too much is masked than too little: a password that should have been quoted may hold any character.
+    """
+    return _SECRET.sub(r"\1:***@", url).split("?", 1)[0]

@@ -27,6 +27,9 @@ from tests.services.postgresql import PostgreSQL
 from tests.services.proxy import Proxy
 from tests.shop import Base, Effect, Order, effects, new_app, once, running
 
+COMMIT = b"COMMIT\0"
+"""As the driver sends it; READ COMMITTED is not meant."""
+
 
 def prepared(url: str, **settings: Any) -> Services:
     """Services on a store that has its schema and the tables of the shop."""
@@ -112,7 +115,7 @@ def test_row_27_connections_cut_during_commit(postgresql: PostgreSQL, postgresql
         with working(app, services):
             cuts = 0
             for number in range(40):
-                proxy.cut_when(b"COMMIT", forward=number % 2 == 0)
+                proxy.cut_when(COMMIT, forward=number % 2 == 0)
                 cuts += publish_safely(app, orders, Order(name=str(number)), f"order-{number}")
             wait_until(lambda: proxy.cuts >= 30)
             for number in range(40, 60):

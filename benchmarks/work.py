@@ -41,7 +41,7 @@ class Order(BaseModel):
 
 
 def write(style: Style, order: Order, db: Session) -> None:
-    """The business row, the way the style says. """
+    """The business row, the way the style says."""
     if style == "add":
         db.add(Row(id=order.id, total=order.total))
     elif style == "statement":

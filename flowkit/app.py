@@ -173,6 +173,8 @@ class App:
         services.store.create(self.metadata)
         services.store.subscribe({flow.name: flow.source.name for flow in self.flows.values()})
         services.transport.declare(list(self.flows))
+        if services.transport.lease:
+            services.store.unpark(list(self.flows))
         self._services = services
         self._publisher = Publisher(services.store, self.context(services))
 

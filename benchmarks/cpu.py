@@ -1,14 +1,23 @@
-"""CPU seconds of this process, and of the database's."""
+"""Wall time, and CPU seconds of this process and of the database's. Linux only."""
 
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 TICK = os.sysconf("SC_CLK_TCK")
 
 
+class Usage(NamedTuple):
+    """Seconds."""
+
+    wall: float
+    worker: float
+    database: float
+
+
 def of_tree(root: int | None) -> float:
-    """CPU seconds of a process and its living descendants; 0 without one. Linux only."""
+    """CPU seconds of a process and its descendants, with those that ended; 0 without one."""
     if root is None:
         return 0.0
     stats = {}
@@ -18,7 +27,7 @@ def of_tree(root: int | None) -> float:
                 fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            # parent; then own and reaped children's user and system time: `man proc`, fields 4 and 14 to 17
+            # Parent; then own and reaped children's user and system time: `man proc`, fields 4 and 14 to 17.
             stats[int(entry.name)] = (int(fields[1]), sum(map(int, fields[11:15])))
     family, grown = {root}, True
     while grown:
@@ -28,17 +37,15 @@ def of_tree(root: int | None) -> float:
 
 
 class Meter:
-    """Wall time and CPU since it was made."""
+    """Measures from when it is made. `database` is the server's process; None: it runs inside this one."""
 
     def __init__(self, database: int | None) -> None:
         self._database = database
-        self._began = time.perf_counter(), time.process_time(), of_tree(database)
+        self._began = self._now()
 
-    def read(self) -> tuple[float, float, float]:
-        """Seconds of wall time, of this process, of the database."""
-        wall, own, database = self._began
-        return (
-            time.perf_counter() - wall,
-            time.process_time() - own,
-            of_tree(self._database) - database,
-        )
+    def read(self) -> Usage:
+        """What was used since."""
+        return Usage(*(now - then for now, then in zip(self._now(), self._began, strict=True)))
+
+    def _now(self) -> Usage:
+        return Usage(time.perf_counter(), time.process_time(), of_tree(self._database))

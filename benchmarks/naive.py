@@ -1,121 +1,139 @@
 """The naive loop: the same reliable work by hand, one message at a time, as a careful person would write it.
 
-One process, one connection, one transaction for each message: claim a row, validate, inbox, business row, onward row,
-delete, commit. Statements go to the driver, which prepares them; only the business row takes the way that its style
-names. Durability is that of FlowKit's store.
+One process, one connection, one cursor, one transaction for each message: claim a row, validate it, inbox, business
+row, onward row, delete, commit. Statements go straight to the driver, which prepares them once; only in the style `add`
+an ORM session writes the business row, on the same connection. Durability is that of FlowKit's store, whose engine
+opens the connection.
 """
 
+import gc
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from benchmarks.cpu import Meter
-from benchmarks.work import Base, Order, Style, write
+from benchmarks.contender import DEADLINE_SECONDS, Lost, equal
+from benchmarks.cpu import Meter, Usage
+from benchmarks.work import INSERT, Base, Order, Row, Style
+from flowkit.config import Settings, open_store
 
 POLL_SECONDS = 0.001
+TABLES = {
+    "sqlite": (
+        "CREATE TABLE naive_queue (number INTEGER PRIMARY KEY, flow text NOT NULL, id text NOT NULL, "
+        "body blob NOT NULL)",
+        "CREATE INDEX naive_queue_flow ON naive_queue (flow, number)",
+        "CREATE TABLE naive_inbox (flow text, id text, PRIMARY KEY (flow, id)) WITHOUT ROWID",
+    ),
+    "postgresql": (
+        "CREATE TABLE naive_queue (number bigserial PRIMARY KEY, flow text NOT NULL, id text NOT NULL, "
+        "body bytea NOT NULL)",
+        "CREATE INDEX naive_queue_flow ON naive_queue (flow, number)",
+        "CREATE TABLE naive_inbox (flow text, id text, PRIMARY KEY (flow, id))",
+    ),
+}
+CLAIM = "SELECT number, id, body FROM naive_queue WHERE flow = 'work' ORDER BY number LIMIT 1"
+ENQUEUE = "INSERT INTO naive_queue (flow, id, body) VALUES (?, ?, ?)"
+RECEIVE = "INSERT INTO naive_inbox (flow, id) VALUES ('work', ?) ON CONFLICT DO NOTHING"
+REMOVE = "DELETE FROM naive_queue WHERE number = ?"
 
 
 class Naive:
-    """Opens its own tables on a store's database."""
+    """Makes its tables in an empty database."""
 
     name = "naive loop"
 
-    def __init__(self, engine: Engine, style: Style, database: int | None) -> None:
-        self._engine = engine
-        self._style: Style = style
-        self._database = database
+    def __init__(self, url: str, style: Style, server: int | None) -> None:
+        self._style = style
+        self._server = server
+        self._store: Any = open_store(Settings(database_url=url), check=False)
+        engine = self._store.dialect.engine
         self._connection = engine.connect()
-        driver: Any = self._connection.connection.driver_connection
-        self._driver = driver
-        self._session = Session(bind=self._connection, join_transaction_mode="rollback_only")
-        self._sqlite = engine.dialect.name == "sqlite"
-        self._marker = "?" if self._sqlite else "%s"
-        self._locked = "" if self._sqlite else " FOR UPDATE SKIP LOCKED"
-        key = "INTEGER PRIMARY KEY AUTOINCREMENT" if self._sqlite else "bigserial PRIMARY KEY"
-        blob = "BLOB" if self._sqlite else "bytea"
-        for statement in (
-            "DROP TABLE IF EXISTS naive_queue",
-            "DROP TABLE IF EXISTS naive_inbox",
-            f"CREATE TABLE naive_queue (number {key}, flow text NOT NULL, id text NOT NULL, body {blob} NOT NULL)",
-            "CREATE INDEX naive_queue_flow ON naive_queue (flow, number)",
-            "CREATE TABLE naive_inbox (flow text, id text, PRIMARY KEY (flow, id))",
-        ):
-            self._driver.execute(statement)
-        Base.metadata.drop_all(engine)
+        self._cursor: Any = self._connection.connection.driver_connection.cursor()
+        self._session = Session(bind=self._connection)
+        for statement in TABLES[engine.dialect.name]:
+            self._cursor.execute(statement)
         Base.metadata.create_all(engine)
-
-    def send(self, orders: list[Order]) -> None:
-        """Enqueue, in one transaction."""
-        statement = f"INSERT INTO naive_queue (flow, id, body) VALUES ('work', {self._marker}, {self._marker})"
-        self._begin()
-        self._driver.cursor().executemany(
-            statement, [(f"order-{order.id}", order.model_dump_json().encode()) for order in orders]
+        sqlite = engine.dialect.name == "sqlite"
+        mark = "?" if sqlite else "%s"
+        self._begin = "BEGIN IMMEDIATE" if sqlite else "BEGIN"
+        self._claim = CLAIM if sqlite else f"{CLAIM} FOR UPDATE SKIP LOCKED"
+        self._enqueue, self._receive, self._remove, self._insert = (
+            one.replace("?", mark) for one in (ENQUEUE, RECEIVE, REMOVE, INSERT.replace(":id, :total", "?, ?"))
         )
-        self._driver.execute("COMMIT")
 
-    def run(self, count: int) -> tuple[float, float, float]:
-        """Do so many. Returns seconds of wall time, own CPU and the database's."""
-        meter = Meter(self._database)
-        for _ in range(count):
-            assert self.step() is not None
+    def send(self, orders: Sequence[Order]) -> None:
+        cursor = self._cursor
+        cursor.execute(self._begin)
+        cursor.executemany(self._enqueue, [("work", *named(order)) for order in orders])
+        cursor.execute("COMMIT")
+        cursor.execute("ANALYZE")
+
+    def run(self, count: int) -> Usage:
+        gc.collect()
+        meter = Meter(self._server)
+        for done in range(count):
+            if self._step() is None:
+                raise Lost(f"the queue of the {self.name} was empty after {done} of {count}")
         return meter.read()
 
     def latencies(self, count: int) -> list[float]:
-        """Seconds from when each order was meant to be sent until it was committed."""
         found: list[float] = []
+        end = time.monotonic() + DEADLINE_SECONDS
         while len(found) < count:
-            order = self.step()
-            if order is None:
+            order = self._step()
+            if order is not None:
+                found.append(time.time() - order.at)
+            elif time.monotonic() < end:
                 time.sleep(POLL_SECONDS)
             else:
-                found.append(time.time() - order.at)
+                raise Lost(f"the {self.name} got {len(found)} of {count} in {DEADLINE_SECONDS} s")
         return found
 
-    def step(self) -> Order | None:
-        """One message, if there is one."""
-        mark, driver = self._marker, self._driver
-        self._begin()
-        row = driver.execute(
-            f"SELECT number, id, body FROM naive_queue WHERE flow = 'work' ORDER BY number LIMIT 1{self._locked}"
-        ).fetchone()
-        if row is None:
-            driver.execute("ROLLBACK")
-            return None
-        number, id, body = row
-        order = Order.model_validate_json(body)
-        fresh = driver.execute(
-            f"INSERT INTO naive_inbox (flow, id) VALUES ('work', {mark}) ON CONFLICT DO NOTHING", (id,)
-        ).rowcount
-        if fresh:
-            if self._style != "none":
-                write(self._style, order, self._session)
-                self._session.flush()
-                self._session.expunge_all()
-            driver.execute(
-                f"INSERT INTO naive_queue (flow, id, body) VALUES ('after', {mark}, {mark})",
-                (id, order.model_dump_json().encode()),
-            )
-        driver.execute(f"DELETE FROM naive_queue WHERE number = {mark}", (number,))
-        driver.execute("COMMIT")
-        return order
-
     def check(self, count: int) -> None:
-        """Fail unless everything took effect exactly once."""
-        rows = 0 if self._style == "none" else count
         for query, wanted in (
-            ("SELECT count(*) FROM naive_inbox", count),
-            ("SELECT count(*) FROM naive_queue WHERE flow = 'after'", count),
-            ("SELECT count(*) FROM naive_queue WHERE flow = 'work'", 0),
-            ("SELECT count(*) FROM bench_rows", rows),
+            ("SELECT count(*) FROM naive_inbox WHERE flow = 'work'", count),
+            ("SELECT count(DISTINCT id) FROM naive_queue WHERE flow = 'after'", count),
+            ("SELECT count(*) FROM naive_queue", count),
+            ("SELECT count(*) FROM bench_rows", 0 if self._style == "none" else count),
         ):
-            found = self._driver.execute(query).fetchone()[0]
-            assert found == wanted, f"{query}: {found}, not {wanted}"
+            equal(query, self._cursor.execute(query).fetchone()[0], wanted)
 
     def close(self) -> None:
         self._session.close()
         self._connection.close()
+        self._store.close()
 
-    def _begin(self) -> None:
-        self._driver.execute("BEGIN IMMEDIATE" if self._sqlite else "BEGIN")
+    def _step(self) -> Order | None:
+        """One message, if there is one."""
+        execute = self._cursor.execute
+        execute(self._begin)
+        execute(self._claim)
+        row = self._cursor.fetchone()
+        if row is None:
+            execute("ROLLBACK")
+            return None
+        number, id, body = row
+        order = Order.model_validate_json(body)
+        execute(self._receive, (id,))
+        if self._cursor.rowcount:
+            self._write(order)
+            execute(self._enqueue, ("after", *named(order)))
+        execute(self._remove, (number,))
+        execute("COMMIT")
+        return order
+
+    def _write(self, order: Order) -> None:
+        """The business row, in the style of the handlers it is compared with."""
+        if self._style == "add":
+            self._session.add(Row(id=order.id, total=order.total))
+            self._session.flush()
+            self._session.expunge_all()
+        elif self._style == "statement":
+            self._cursor.execute(self._insert, (order.id, order.total))
+
+
+def named(order: Order) -> tuple[str, bytes]:
+    """A message's id and body."""
+    return f"order-{order.id}", order.model_dump_json().encode()

@@ -1,33 +1,35 @@
-"""An open-loop producer, run as a process of its own: one order every 5 ms, whatever happens to those before."""
+"""An open-loop producer, a process of its own: one order every 5 ms, whatever becomes of those before."""
 
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
-from benchmarks.naive import Naive
+from benchmarks.naive import ENQUEUE, Naive, named
 from benchmarks.work import Order, bench_app
 from flowkit.config import Settings, connect, open_store
 
 RATE = 200
+START_SECONDS = 0.5
+
+
+def sender(contender: str, url: str) -> Callable[[Order], object]:
+    """What sends one order to the contender's queue, and returns when it is committed."""
+    settings = Settings(database_url=url)
+    if contender == Naive.name:
+        store = open_store(settings, check=False)
+        cursor: Any = store.dialect.engine.connect().connection.driver_connection.cursor()
+        statement = ENQUEUE if store.dialect.name == "sqlite" else ENQUEUE.replace("?", "%s")
+        return lambda order: cursor.execute(statement, ("work", *named(order)))
+    app = bench_app("none")
+    app.connect(connect(settings))
+    return lambda order: app.publish("orders", order)
 
 
 def main(contender: str, url: str, count: int) -> None:
-    """Send to the contender's queue. Each order carries the time at which it was meant to be sent."""
-    if contender == Naive.name:
-        store = open_store(Settings(database_url=url))
-        connection = store.dialect.engine.raw_connection()
-        mark = "?" if store.dialect.name == "sqlite" else "%s"
-        statement = f"INSERT INTO naive_queue (flow, id, body) VALUES ('work', {mark}, {mark})"
-
-        def send(order: Order) -> None:
-            connection.driver_connection.execute(statement, (f"order-{order.id}", order.model_dump_json().encode()))
-    else:
-        app = bench_app("none")
-        app.connect(connect(Settings(database_url=url)))
-
-        def send(order: Order) -> None:
-            app.publish("orders", order)
-
-    begin = time.time() + 0.3
+    """Send. Each order carries the time at which it was meant to be sent."""
+    send = sender(contender, url)
+    begin = time.time() + START_SECONDS
     for number in range(count):
         at = begin + number / RATE
         time.sleep(max(0.0, at - time.time()))

@@ -268,7 +268,8 @@ class Worker:
             if self._failures:
                 _log.info("working again")
                 self._failures = 0
-                self.state = "ready"
+                if not self.stopping.is_set():
+                    self.state = "ready"
             return result
         first, most = BACKOFF_SECONDS
         self.stopping.wait(min(most, first * 2 ** min(self._failures, 10)) * self.services.random())

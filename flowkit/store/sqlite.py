@@ -25,9 +25,9 @@ from flowkit.store.sql import SqlStore
 from flowkit.store.statements import Statements
 
 BUSY_SECONDS = 30
-POLL_SECONDS = 0.001
+POLL_SECONDS = 0.0005
 IDLE_POLL_SECONDS = 0.02
-QUICK_POLLS = 500
+QUICK_POLLS = 1000
 """After so many polls without news the pauses grow."""
 WAL_BYTES = 64 * 1024 * 1024
 _CONFLICTS = {5, 6}  # SQLITE_BUSY, SQLITE_LOCKED

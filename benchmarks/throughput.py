@@ -1,0 +1,53 @@
+"""Throughput: the queue is full, and the contenders empty it in turns."""
+
+from dataclasses import dataclass, field
+from statistics import median
+
+from benchmarks.cpu import Usage
+from benchmarks.database import Database
+from benchmarks.naive import Naive
+from benchmarks.work import Order, Style
+from benchmarks.worker import FlowKit
+
+
+@dataclass
+class Speed:
+    """What one contender did in each round."""
+
+    count: int
+    runs: list[Usage] = field(default_factory=list)
+
+    @property
+    def rates(self) -> list[float]:
+        """Messages per second."""
+        return [self.count / run.wall for run in self.runs]
+
+    def results(self) -> dict[str, object]:
+        """Medians, and between what they lie."""
+        return {
+            "messages_per_second": round(median(self.rates)),
+            "messages_per_second_range": [round(min(self.rates)), round(max(self.rates))],
+            "worker_cpu_us_per_message": round(median(run.worker for run in self.runs) / self.count * 1e6, 1),
+            "database_cpu_us_per_message": round(median(run.database for run in self.runs) / self.count * 1e6, 1),
+        }
+
+
+def throughput(database: Database, style: Style, count: int, rounds: int) -> dict[str, object]:
+    """Messages per second and CPU per message. The ratio is taken within each round, for machines drift."""
+    naive, flowkit = Speed(count), Speed(count)
+    for _ in range(rounds):
+        for kind, speed in ((Naive, naive), (FlowKit, flowkit)):
+            contender = kind(database.fresh(), style, database.pid)
+            try:
+                contender.send([Order(id=number) for number in range(count)])
+                speed.runs.append(contender.run(count))
+                contender.check(count)
+            finally:
+                contender.close()
+    ratios = [mine / theirs for mine, theirs in zip(flowkit.rates, naive.rates, strict=True)]
+    return {
+        "naive": naive.results(),
+        "flowkit": flowkit.results(),
+        "ratio": round(median(ratios), 2),
+        "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
+    }

@@ -1,10 +1,10 @@
 """What takes part in a measurement."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from benchmarks.cpu import Usage
-from benchmarks.work import Order
+from benchmarks.work import Order, Style
 
 DEADLINE_SECONDS = 900.0
 """A run that takes longer has lost something."""
@@ -33,6 +33,10 @@ class Contender(Protocol):
 
     def close(self) -> None:
         """Close every connection."""
+
+
+Kind = Callable[[str, Style, int | None], Contender]
+"""Opens a contender: the URL of an empty database, the style of its handler, the process of the database's server."""
 
 
 def equal(what: str, found: object, wanted: object) -> None:

@@ -34,7 +34,7 @@ class Sqlite:
     """A file. The store opens it with a write-ahead log and synchronous=FULL."""
 
     name = "SQLite"
-    pid = None
+    pid: int | None = None
 
     def __init__(self, folder: Path) -> None:
         self.version: str = driver().sqlite_version

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from statistics import median
 
-from benchmarks.contender import Lost
+from benchmarks.contender import Kind, Lost
 from benchmarks.database import Database
 from benchmarks.naive import Naive
 from benchmarks.producer import RATE
@@ -33,17 +33,17 @@ def latency(database: Database, style: Style, seconds: float, rounds: int) -> di
     }
 
 
-def _run(kind: type[Naive] | type[FlowKit], database: Database, style: Style, count: int) -> dict[str, float]:
-    url = database.fresh()
+def _run(kind: Kind, database: Database, style: Style, count: int) -> dict[str, float]:
+    url, total = database.fresh(), count + WARM
     contender = kind(url, style, database.pid)
+    producer = subprocess.Popen([sys.executable, "-m", "benchmarks.producer", contender.name, url, str(total)])
     try:
-        producer = subprocess.Popen([sys.executable, "-m", "benchmarks.producer", kind.name, url, str(count + WARM)])
-        try:
-            times = sorted(contender.latencies(count + WARM)[WARM:])
-        finally:
-            if producer.wait(60):
-                raise Lost(f"the producer for {kind.name} failed")
-        contender.check(count + WARM)
+        times = sorted(contender.latencies(total)[WARM:])
+        if producer.wait(60):
+            raise Lost(f"the producer for {contender.name} failed")
+        contender.check(total)
     finally:
+        producer.kill()
+        producer.wait()
         contender.close()
     return {name: times[int(len(times) * part)] * 1e3 for name, part in PERCENTILES.items()}

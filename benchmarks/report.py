@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.database import Database, sync_ms
+from benchmarks.latency import PERCENTILES
 from benchmarks.producer import RATE
 from benchmarks.work import Style
 
@@ -25,11 +26,9 @@ _COLUMNS = (
     "",
     "messages/s",
     "range",
-    "CPU µs/message:\nworker",
-    "\ndatabase",
-    "p50 ms",
-    "p95 ms",
-    "p99 ms",
+    "worker CPU\nµs/message",
+    "database CPU\nµs/message",
+    *(f"{name} ms" for name in PERCENTILES),
 )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from statistics import median
 
+from benchmarks.contender import Kind
 from benchmarks.cpu import Usage
 from benchmarks.database import Database
 from benchmarks.naive import Naive
@@ -36,14 +37,8 @@ def throughput(database: Database, style: Style, count: int, rounds: int) -> dic
     """Messages per second and CPU per message. The ratio is taken within each round, for machines drift."""
     naive, flowkit = Speed(count), Speed(count)
     for _ in range(rounds):
-        for kind, speed in ((Naive, naive), (FlowKit, flowkit)):
-            contender = kind(database.fresh(), style, database.pid)
-            try:
-                contender.send([Order(id=number) for number in range(count)])
-                speed.runs.append(contender.run(count))
-                contender.check(count)
-            finally:
-                contender.close()
+        naive.runs.append(_run(Naive, database, style, count))
+        flowkit.runs.append(_run(FlowKit, database, style, count))
     ratios = [mine / theirs for mine, theirs in zip(flowkit.rates, naive.rates, strict=True)]
     return {
         "naive": naive.results(),
@@ -51,3 +46,14 @@ def throughput(database: Database, style: Style, count: int, rounds: int) -> dic
         "ratio": round(median(ratios), 2),
         "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],
     }
+
+
+def _run(kind: Kind, database: Database, style: Style, count: int) -> Usage:
+    contender = kind(database.fresh(), style, database.pid)
+    try:
+        contender.send([Order(id=number) for number in range(count)])
+        usage = contender.run(count)
+        contender.check(count)
+    finally:
+        contender.close()
+    return usage

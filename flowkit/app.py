@@ -212,11 +212,18 @@ class App:
         """`publish` for async code: the event loop goes on while it commits. Takes the same options."""
         return await asyncio.to_thread(lambda: self.publish(channel, value, **options))
 
-    def publish_many(self, channel: Channel[T] | str, values: Iterable[T | Any]) -> int:
-        """Publish many messages, 500 to a transaction. Returns how many; blocks until all are committed."""
+    def publish_many(
+        self, channel: Channel[T] | str, values: Iterable[T | Any], ids: Iterable[str] | None = None
+    ) -> int:
+        """Publish many messages, 500 to a transaction. Returns how many; blocks until all are committed.
+
+        With `ids`, one for each value, it can be called again after any error: each id is accepted once. Raises as
+        `publish` does; OutcomeUnknown carries the ids of the transaction in question, and those before are accepted.
+        """
         count, bulk = 0, []
-        for value in values:
-            bulk.append(self._compose(channel, value))
+        named = zip(values, ids, strict=True) if ids is not None else ((value, None) for value in values)
+        for value, id in named:
+            bulk.append(self._compose(channel, value, id=id))
             if len(bulk) == BULK:
                 self._publish(bulk)
                 count, bulk = count + BULK, []

@@ -38,14 +38,20 @@ class TooLarge(FlowKitError):
 
 
 class OutcomeUnknown(FlowKitError):
-    """The connection broke during COMMIT: the message may or may not be accepted. Send it again under `id`."""
+    """The connection broke during COMMIT: the messages of these ids may or may not be accepted, all or none.
 
-    def __init__(self, id: str) -> None:
+    Send them again under the same ids: they are accepted once.
+    """
+
+    def __init__(self, *ids: str) -> None:
+        what = f"message {ids[0]}" if len(ids) == 1 else f"{len(ids)} messages from {ids[0]} to {ids[-1]}"
+        how = f"id={ids[0]!r}" if len(ids) == 1 else "the ids that this error carries"
         super().__init__(
-            f"the connection was lost during COMMIT, so message {id} may or may not have been accepted; "
-            f"send it again with id={id!r}: it is accepted once"
+            f"the connection was lost during COMMIT, so {what} may or may not have been accepted; "
+            f"send again with {how}: each is accepted once"
         )
-        self.id = id
+        self.ids = ids
+        self.id = ids[0]
 
 
 class StoreUnavailable(FlowKitError):
@@ -58,6 +64,13 @@ class CommitUnknown(StoreUnavailable):
 
 class StoreConflict(FlowKitError):
     """Two transactions collided (serialization, deadlock, lock timeout, busy). Runs again; never an attempt."""
+
+
+class SharedState(BaseException):
+    """A handler drops state of a session that it shares with its batch: it has to run with a savepoint of its own.
+
+    No Exception: it passes through the handler's `except`, and the batch runs once more, carefully.
+    """
 
 
 class TransactionEnded(FlowKitError):

@@ -25,7 +25,7 @@ class Publisher:
         self._context = context
         self._lane = f"publish-{context.ids()}"
         self._gate = threading.Lock()
-        self._committing = False
+        self._committing = threading.Lock()
         self._waiting: list[tuple[Sequence[Outgoing], Future[None]]] = []
 
     def publish(self, messages: Sequence[Outgoing], optional: frozenset[str] = frozenset()) -> None:
@@ -42,13 +42,10 @@ class Publisher:
         mine: Future[None] = Future()
         with self._gate:
             self._waiting.append((messages, mine))
-            leader = not self._committing
-            self._committing = True
-        while leader:
-            with self._gate:
-                together, self._waiting = self._waiting, []
-                leader = self._committing = bool(together)
-            if together:
+        with self._committing:
+            if not mine.done():
+                with self._gate:
+                    together, self._waiting = self._waiting, []
                 self._commit(together, optional)
         mine.result()
 
@@ -58,7 +55,7 @@ class Publisher:
             flows = self._accept([one for messages, _ in together for one in messages], optional)
         except CommitUnknown:
             for messages, future in together:
-                future.set_exception(OutcomeUnknown(messages[0].message.id))
+                future.set_exception(OutcomeUnknown(*(one.message.id for one in messages)))
         except BaseException as error:
             if len(together) == 1:
                 together[0][1].set_exception(self._store.classify(error))
@@ -72,12 +69,18 @@ class Publisher:
 
     def _accept(self, messages: Sequence[Outgoing], optional: frozenset[str]) -> set[str]:
         """One transaction, done again when it collides with another. Returns the flows that got copies."""
-        for _ in range(TRIES):
+        conflict: StoreConflict | None = None
+        for again in range(TRIES):
             try:
                 with self._store.unit("", lane=self._lane) as unit:
                     flows = stage(unit, messages, self._context, optional)
                     unit.commit()
                     return flows
+            except CommitUnknown:
+                raise
+            except StoreUnavailable:
+                if again:
+                    raise  # not just a pooled connection that died while it was idle
             except StoreConflict as error:
                 conflict = error
         raise StoreUnavailable(f"{TRIES} transactions in a row collided with others; nothing was accepted: {conflict}")
@@ -91,11 +94,11 @@ def stage(
     An id is accepted once: it is claimed in the inbox under the channel's name, so that a resend after an unknown
     outcome changes nothing, however late the first one commits.
     """
-    fresh = unit.claim([Delivery(one.message, f"channel:{one.message.channel}") for one in messages])
     routes = unit.subscribers({one.message.channel for one in messages})
     for one in messages:
         if not routes.get(one.message.channel) and one.message.channel not in optional:
             raise Unrouted(unrouted(one.message.channel))
+    fresh = unit.claim([Delivery(one.message, f"channel:{one.message.channel}") for one in messages])
     copies: list[Copy] = []
     for one in messages:
         identity = (f"channel:{one.message.channel}", one.message.source, one.message.id)

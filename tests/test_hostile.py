@@ -149,6 +149,36 @@ def test_a_send_that_cannot_arrive_is_refused() -> None:
             app.publish("orders", Order(name="a"), headers={"a": "b\r\nc"})
 
 
+def test_a_refused_id_is_not_used_up() -> None:
+    with harnessed() as harness:
+        late = harness.app.channel("late", Order)
+        with pytest.raises(Unrouted):
+            harness.publish(late, Order(name="a"), id="order-1")
+        harness.store.subscribe({"shop.accept": "late"})
+        harness.publish(late, Order(name="a"), id="order-1")
+        harness.until_quiet()
+        once(harness, "a")
+
+
+def test_many_messages_sent_again_under_their_ids_are_accepted_once() -> None:
+    with harnessed() as harness:
+        values = [Order(name=str(number)) for number in range(700)]
+        ids = [f"order-{number}" for number in range(700)]
+        assert harness.app.publish_many("orders", values[:600], ids[:600]) == 600
+        assert harness.app.publish_many("orders", values, ids) == 700
+        with pytest.raises(ValueError, match="shorter"):
+            harness.app.publish_many("orders", values, ids[:3])
+        harness.until_quiet()
+        once(harness, *(one.name for one in values))
+
+
+def test_an_unknown_outcome_carries_the_ids_to_send_again() -> None:
+    assert OutcomeUnknown("a").id == "a"
+    error = OutcomeUnknown("a", "b", "c")
+    assert error.ids == ("a", "b", "c")
+    assert "3 messages from a to c" in str(error)
+
+
 def test_publishing_inside_a_handler_is_refused_by_name() -> None:
     app = new_app()
     orders = app.channel("orders", Order)
@@ -220,7 +250,7 @@ def test_a_publisher_cut_during_its_commit_sends_again_and_is_accepted_once(
         through = postgresql.url(postgresql_url.rsplit("/", 1)[1], port=proxy.port)
         app.connect(connect(Settings(database_url=through)))
         proxy.cut_when(COMMIT, forward=arrives)
-        with pytest.raises(OutcomeUnknown, match="send it again with id=") as unknown:
+        with pytest.raises(OutcomeUnknown, match="send again with id=") as unknown:
             app.publish(orders, Order(name="a"))
         assert store.pending(["shop.accept"]).now == int(arrives)
         store.close()

@@ -235,11 +235,9 @@ class LedgerRules(RuleBasedStateMachine):
 
     @rule(commit=st.booleans())
     def publish_in_a_session(self, commit: bool) -> None:
-        with self.harness.store.dialect.engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            with Session(bind=connection, join_transaction_mode="rollback_only") as session:
-                self.app.outbox(session).send(self.orders, Order(name="session"))
-                connection.exec_driver_sql("COMMIT" if commit else "ROLLBACK")
+        with Session(self.harness.store.dialect.engine) as session:
+            self.app.outbox(session).send(self.orders, Order(name="session"))
+            session.commit() if commit else session.rollback()
         self.model["accepted"] += commit
 
     @rule()

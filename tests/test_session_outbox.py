@@ -82,3 +82,16 @@ def test_a_session_on_another_database_is_refused(harness: Harness, tmp_path: An
     engine.dispose()
     with pytest.raises(ConfigError, match=r"takes a sqlalchemy\.orm\.Session, not str"):
         harness.app.outbox("session")
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_a_session_in_autocommit_is_in_a_transaction_from_then_on(harness: Harness, end: str) -> None:
+    engine = harness.store.dialect.engine.execution_options(isolation_level="AUTOCOMMIT")
+    with Session(engine) as session:
+        harness.app.outbox(session).send("orders", Order(name="a"))
+        session.add(Unique(name="mine"))
+        getattr(session, end)()
+        session.rollback()
+        assert session.get(Unique, "mine") is None or end == "commit"
+    harness.until_quiet()
+    once(harness, *["a"] * (end == "commit"))

@@ -50,7 +50,7 @@ class Dialect(Protocol):
         """The StoreConflict or StoreUnavailable that an error means; else the error."""
 
     def adopt(self, connection: Any) -> None:
-        """Prepare a connection that somebody else opened."""
+        """Prepare a connection that somebody else opened: a transaction is open on it, also if it is in autocommit."""
 
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         """Send statements without waiting for each one's result, where the driver can. Errors come at its end."""

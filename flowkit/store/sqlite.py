@@ -77,12 +77,16 @@ class SqliteDialect:
         event.listen(self.engine, "connect", self._prepare)
 
     def adopt(self, connection: Any) -> None:
-        """Give a connection the function that tells the time."""
+        self._tell_time(connection)
+        if not connection.in_transaction:
+            connection.execute("BEGIN IMMEDIATE")
+
+    def _tell_time(self, connection: Any) -> None:
         clock = self._clock
         connection.create_function("flowkit_now", 0, lambda: int(clock.now() * 1_000_000))
 
     def _prepare(self, connection: Any, record: Any) -> None:
-        self.adopt(connection)
+        self._tell_time(connection)
         mode = "WAL" if safe_wal(self.module) else "DELETE"
         connection.execute(f"PRAGMA journal_mode = {mode}")
         connection.execute("PRAGMA synchronous = FULL")

@@ -216,6 +216,10 @@ class Flow:
         """Find what is wrong in the definition. Raises DefinitionError with what to write instead."""
         known = (*injectable, Message, Outbox, Logger)
         for name, wanted in self.wants().items():
+            if wanted not in known and any(one in known for one in get_args(wanted)):
+                raise self.wrong(
+                    f"parameter {name}: {_named(wanted)} is never injected; write the type alone, without None"
+                )
             if wanted not in known and self._required(name):
                 raise self.wrong(
                     f"parameter {name}: {_named(wanted)} cannot be injected; known types are "

@@ -223,6 +223,10 @@ class Unit(Protocol):
     def broken(self) -> BaseException | None:
         """Why the transaction cannot go on, by a local look; else None. TransactionEnded if somebody ended it."""
 
+    def ended(self, error: BaseException) -> BaseException | None:
+        """What ended the transaction, if a handler's error comes of that: StoreConflict, StoreUnavailable or
+        TransactionEnded. None for a failure of the handler's own, be it of another database that it spoke to."""
+
     def flush(self) -> None:
         """Send what is pending to the database: the handlers' objects, and what was written."""
 

@@ -91,8 +91,8 @@ poison = app.channel("poison", Order)
 
 @app.flow(poison, retry=RetryPolicy(attempts=5, first="10ms", jitter=0))
 def drink(order: Order, db: Session) -> None:
-    if order.deed == "crash":
-        os._exit(9)
+    if order.deed:
+        os._exit(int(order.deed))
     db.add(Effect(name=f"drink {order.name}"))
 
 

@@ -147,13 +147,14 @@ def test_row_1_killed_at_every_step(fleet: Fleet) -> None:
     assert len(runs) > sent, "no message was delivered again: the kills hit nothing"
 
 
-def test_row_2_a_poison_message_takes_no_innocent_with_it(fleet: Fleet) -> None:
+@pytest.mark.parametrize("status", [9, 0], ids=["crash", "exit-0"])
+def test_row_2_a_poison_message_takes_no_innocent_with_it(fleet: Fleet, status: int) -> None:
     fleet.publish(*(str(number) for number in range(50)), channel=crash_app.poison)
-    fleet.publish("poison", deed="crash", channel=crash_app.poison)
+    fleet.publish("poison", deed=str(status), channel=crash_app.poison)
     fleet.publish(*(str(number) for number in range(50, 100)), channel=crash_app.poison)
     with stepping(fleet.supervise(2)) as until:
         until(lambda: fleet.pending() == 0, 120)
-    assert fleet.died[9] >= 6, "one death makes it a suspect, five alone use up its attempts"
+    assert fleet.died[status] >= 6, "one death makes it a suspect, five alone use up its attempts"
     fleet.check()
     assert set(fleet.effects()) == {f"drink {number}" for number in range(100)}
     (letter,) = fleet.store.dead_letters.read(fleet.store.dead_letters.select())

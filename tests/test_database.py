@@ -19,9 +19,11 @@ from flowkit import App, OutcomeUnknown, StoreUnavailable
 from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.message import new_id
-from flowkit.ports import Copy, Delivery
+from flowkit.ports import Copy, Delivery, WorkerInfo
 from flowkit.store import sqlite
+from flowkit.store.postgresql import _key
 from flowkit.store.sqlite import SqliteDialect, driver, safe_wal
+from flowkit.testing import Harness
 from flowkit.testing.conformance import FLOW, message
 from tests.services.postgresql import PostgreSQL
 from tests.services.proxy import Proxy
@@ -428,3 +430,32 @@ def test_row_43_a_full_disk_loses_nothing_and_work_goes_on_when_there_is_room(sq
         wait_until(lambda: sum(store.pending(list(app.flows))) == 0)
     services.close()
     checked(sqlite_url, list(app.flows), 2 * 20 * accepted)
+
+
+def test_a_lock_that_somebody_else_holds_is_not_waited_for(postgresql_url: str) -> None:
+    """The backend of a connection that broke may hold a worker's liveness lock for a while."""
+    store = open_store(Settings(database_url=postgresql_url), check=False)
+    store.upgrade()
+    worker = WorkerInfo(new_id(), "kit", "host", 1)
+    with store.unit("") as unit:
+        unit.read("SELECT pg_advisory_lock(%s)", (_key(worker.id),))
+        store.join_fleet(worker)
+        assert unit.read("SELECT locked FROM flowkit_workers") == [(0,)]
+        unit.read("SELECT pg_advisory_unlock(%s)", (_key(worker.id),))
+        store.beat(worker.id, "ready")
+        assert unit.read("SELECT locked FROM flowkit_workers") == [(1,)]
+    store.close()
+
+
+def test_a_large_purge_goes_on_at_once(sqlite_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+    app.flow(orders, name="accept")(lambda order: None)
+    with Harness(app, sqlite_url) as harness:
+        with harness.store.transaction() as unit:
+            old = [("shop.accept", "shop", str(number)) for number in range(2500)]
+            unit.write("INSERT INTO flowkit_inbox VALUES (?, ?, ?, 1, 0, 0, 0, 0)", old)
+        for _ in range(3):
+            harness.worker.tick()
+        with harness.store.unit("") as unit:
+            assert unit.read("SELECT count(*) FROM flowkit_inbox") == [(0,)]

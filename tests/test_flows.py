@@ -52,6 +52,9 @@ def returns_text(order: Order) -> BaseModel:
 async def is_async(order: Order) -> None: ...
 
 
+def wants_perhaps(order: Order, db: Session | None = None) -> None: ...
+
+
 WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (no_parameters, {}, "takes no body"),
     (unknown_parameter, {}, r"parameter thing: Unknown cannot be injected.*app\.provide"),
@@ -60,6 +63,7 @@ WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (returns_order, {}, "has no to="),
     (returns_order, {"to": ["next", "other"]}, r"return the one meant: channel\(value\)"),
     (returns_text, {"to": "next"}, "carries Order"),
+    (wants_perhaps, {}, "parameter db: .*Session.* is never injected; write the type alone"),
     (returns_order, {"to": "lonely"}, "channel lonely, which has no subscriber"),
 ]
 

@@ -64,7 +64,7 @@ def _work(
     if until_idle:
         threading.Thread(target=_end_when_stopped, args=(worker,), name="flowkit-stopped", daemon=True).start()
     ended = worker.run(grace, _abandon)
-    if worker.overdue or not ended:
+    if worker.overdue or worker.crippled or not ended:
         _abandon()
     services.close()
     signals.ignore()

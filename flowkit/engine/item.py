@@ -5,7 +5,8 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowkit.errors import FlowKitError, Undecodable
+from flowkit import duration
+from flowkit.errors import DefinitionError, FlowKitError, RetryAfter, Undecodable
 from flowkit.flow import Outbox
 from flowkit.message import check_headers, check_name
 from flowkit.ports import Claim, Dead, Delivery, Letter, Outcome
@@ -68,7 +69,10 @@ def legible(delivery: Delivery) -> Delivery:
 def letter(item: Item, dead: Dead) -> Letter:
     """The dead letter of a message."""
     error = dead.error
-    stack = "".join(traceback.format_exception(error)) if error else ""
+    try:
+        stack = "".join(traceback.format_exception(error)) if error else ""
+    except Exception:
+        stack = "(cannot be shown)"
     attempts = item.claim.attempts if item.claim else 0
     ran = not isinstance(error, Undecodable | Exhausted)
     return Letter(item.delivery, dead.reason, describe(error), storable(stack), attempts + ran)
@@ -76,7 +80,23 @@ def letter(item: Item, dead: Dead) -> Letter:
 
 def describe(error: BaseException | None) -> str:
     """One line: the error's class and message."""
-    return storable(f"{type(error).__name__}: {error}"[:2000]) if error else ""
+    if error is None:
+        return ""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be shown)"
+    return storable(f"{type(error).__name__}: {text}"[:2000])
+
+
+def checked(error: BaseException) -> BaseException:
+    """The error of a handler; the mistake in it, if it is a RetryAfter with a delay that is none."""
+    if isinstance(error, RetryAfter):
+        try:
+            duration.seconds(error.delay, "RetryAfter(delay)")
+        except DefinitionError as wrong:
+            return wrong
+    return error
 
 
 def storable(text: str) -> str:

@@ -1,15 +1,17 @@
 """A lane: one bounded consumer of one flow."""
 
 import logging
+import time
 from collections.abc import Sequence
 
 from flowkit.engine.item import Item, Refused, Spoiled, describe
 from flowkit.engine.pipeline import Pipeline
-from flowkit.errors import StoreConflict, TransactionEnded
+from flowkit.errors import SharedState, StoreConflict, TransactionEnded
 from flowkit.ports import Delivery, Source
 
 FIRST_BATCH = 32
 BATCH_STEP = 8
+CONFLICT_SECONDS = 0.005
 SOLO_TRIES = 20
 """How often one message alone may collide with others before it waits for a later batch."""
 
@@ -28,6 +30,7 @@ class Lane:
         self.working: Sequence[Delivery] = ()
         self.stopped: str = ""
         """Why this lane runs no more."""
+        self._ended: TransactionEnded | None = None
         self._limit = min(FIRST_BATCH, self.flow.batch) if pipeline.transactional else self.flow.batch
         self._log = logging.getLogger(f"flowkit.flow.{self.flow.name}")
 
@@ -35,6 +38,9 @@ class Lane:
         """Run one batch of what is there. False when nothing was. Raises StoreUnavailable; what was held is kept."""
         if self.stopped:
             return False
+        if self._ended is not None:
+            self._quarantine()
+            return True
         batch, self.held = self.held or self.source.receive(self._limit), []
         if not batch:
             return self.flush()
@@ -87,21 +93,30 @@ class Lane:
             except Spoiled as spoiled:
                 # A failed handler had used the transaction. Alone its blame is certain; else all run carefully once.
                 todo.append((part, SPOILED if len(part) > 1 else spoiled.__cause__))
+            except SharedState:
+                todo.append((part, SPOILED))
             except Refused as refused:
-                todo += self._halves(part) or [(part, refused.__cause__)]
+                if _error(verdict) is not None:
+                    verdict = RuntimeError(
+                        f"the database refused to record how it failed: {describe(refused.__cause__)}"
+                    )
+                    todo.append((part, verdict))
+                else:
+                    todo += self._halves(part) or [(part, refused.__cause__)]
             except StoreConflict as conflict:
                 self._limit = max(1, self._limit // 2)
                 tries += 1
+                if len(part) == 1:
+                    time.sleep(CONFLICT_SECONDS * tries * self.pipeline.random())
                 if len(part) == 1 and tries > SOLO_TRIES:
                     self._log.warning("flow %s: %s; the message waits for the next batch", self.flow.name, conflict)
                     self.held += part
                 else:
                     todo += self._halves(part) or [(part, verdict)]
             except TransactionEnded as error:
-                self._stop(error)
                 self.held += [one for rest, _ in todo for one in rest]
-                self._give_back()
-                break
+                self._ended = error
+                return self._quarantine()
             except BaseException:
                 self.held += [one for rest, _ in (*todo, (part, None)) for one in rest]
                 self.working = ()
@@ -142,14 +157,18 @@ class Lane:
                 suspect = item.claim is not None and item.claim.suspect
                 (self.suspects if suspect else self.held).append(item.delivery)
 
-    def _stop(self, error: TransactionEnded) -> None:
+    def _quarantine(self) -> None:
+        """Stop the flow. Until the store took what became of its last batch, each step tries again."""
+        assert self._ended is not None
+        self._keep(self.pipeline.quarantine(self._ended))
+        self.working = ()
         self.stopped = (
             f"flow {self.flow.name} is stopped: its handler went round FlowKit and ended the transaction by the "
             "database driver; the messages that it had handled are dead letters, because what became of their effects "
             "is unknown; remove the call and start the worker again"
         )
         self._log.error("%s", self.stopped)
-        self._keep(self.pipeline.quarantine(error))
+        self._give_back()
 
     def _give_back(self) -> None:
         self.source.release([*self.held, *self.suspects])

@@ -1,6 +1,5 @@
 """The path of a batch: decode → claim → handle → stage → commit → settle → publish."""
 
-from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -8,12 +7,23 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from flowkit import duration
-from flowkit.engine.item import Exhausted, Item, Refused, Spoiled, Superseded, check_envelope, finished, legible, letter
+from flowkit.engine.item import (
+    Exhausted,
+    Item,
+    Refused,
+    Spoiled,
+    Superseded,
+    check_envelope,
+    checked,
+    finished,
+    legible,
+    letter,
+)
 from flowkit.engine.slots import Slot, State
 from flowkit.errors import (
-    FlowKitError,
     Reject,
     RetryAfter,
+    SharedState,
     StoreConflict,
     StoreUnavailable,
     TransactionEnded,
@@ -101,12 +111,13 @@ class Pipeline:
         StoreUnavailable, TransactionEnded, or what the database refused at commit; nothing is then committed.
         """
         items = self.items = [Item(delivery) for delivery in deliveries]
-        self.early = self.claims_first()
+        self.early = self.claims_first() or (self.transactional and len(items) > 1)
         with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
             self.decode(items)
             self.claim(unit, items) if self.early else self.look(unit, items)
             self.handle(unit, items, alone, careful, verdict)
-            self.claim(unit, items)
+            if not self.early:
+                self.claim(unit, items)
             copies = self.commit(unit, items)
         self.settle(items)
         self.publish(copies)
@@ -191,7 +202,10 @@ class Pipeline:
                 if verdict is not None:
                     item.error = verdict
                 elif item.claim.attempts >= self.flow.retry.attempts:
-                    item.error = Exhausted(f"its process died or its deadline passed, {item.claim.attempts} times")
+                    item.error = Exhausted(
+                        f"its {item.claim.attempts} attempts are used up: the last one ended with its process, by a "
+                        f"crash or past its deadline, or RetryPolicy(attempts={self.flow.retry.attempts}) was higher"
+                    )
                 else:
                     self._handle_one(unit, item, State.ALONE if alone else State.RUNNING, careful)
         except Superseded:
@@ -212,15 +226,13 @@ class Pipeline:
             with unit.savepoint() if careful and self.transactional else nullcontext():
                 self.call(item.body, delivery, item.outbox, unit)
                 self._check(unit)
-        except TransactionEnded as error:
-            if unit.broken() is not None and not careful:
-                raise
-            item.error = error
-        except (Exception, SystemExit, CancelledError) as error:
-            cause = self.store.classify(error)
-            if isinstance(cause, StoreConflict | StoreUnavailable):
-                raise cause from error
-            item.error = error
+        except (Superseded, SharedState, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            ended = unit.ended(error)
+            if ended is not None:
+                raise ended from error
+            item.error = checked(error)
         finally:
             self.since = None
             self.slot.strike()
@@ -291,7 +303,7 @@ class Pipeline:
             copies = self.stage(unit, items)
             unit.commit()
             return copies
-        except FlowKitError:
+        except (StoreConflict, StoreUnavailable, TransactionEnded):
             raise
         except Exception as error:
             raise Refused from error

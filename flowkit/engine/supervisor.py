@@ -113,7 +113,7 @@ class Supervisor:
         status, pid, child.process = child.process.returncode, child.process.pid, None
         victims = list(child.slots.in_flight())
         worker = child.slots.worker
-        if status in FINAL:
+        if status in FINAL and not victims:
             child.finished = True
             self.status = max(self.status, FINAL[status])
             return

@@ -21,6 +21,8 @@ from flowkit.ports import Retention, WorkerInfo
 
 BEAT_SECONDS = 1.0
 CLEAN_SECONDS = 10.0
+MUCH = 1000
+"""A cleaning that removed so many rows has more to do, and goes on at once."""
 WATCH_SECONDS = 0.25
 """How late a delayed message may be noticed, where nothing else wakes the worker."""
 DEADLINE_STEP_SECONDS = 0.05
@@ -43,6 +45,8 @@ class Worker:
         self.state = "starting"
         self.overdue = False
         """Whether a handler ran past its deadline: the process has to be replaced."""
+        self.crippled = False
+        """Whether one of its threads died: the process has to be replaced."""
         self.stopping = threading.Event()
         self._ended = threading.Event()
         self._slots = slots or Slots()
@@ -117,10 +121,11 @@ class Worker:
             self._renewed = now
         if now - self._cleaned >= CLEAN_SECONDS:
             app = self.app
-            store.clean(
+            removed = store.clean(
                 Retention(app.name, list(app.flows), list(app.channels), app.retention, app.dead_letter_hold), self.id
             )
-            self._cleaned = now
+            if removed < MUCH:
+                self._cleaned = now
 
     def watch_deadlines(self) -> None:
         """See whether a handler runs past its deadline. Its thread cannot be ended: the process has to be replaced."""
@@ -167,10 +172,10 @@ class Worker:
 
     def close(self) -> None:
         """Give back what is held and leave the fleet. Nobody steps the worker any more."""
-        for lane in self.lanes:
-            lane.drain()
-        self.services.store.leave_fleet(self.id)
-        self._opened.close()
+        with self._opened as last:
+            last.callback(self.services.store.leave_fleet, self.id)
+            for lane in self.lanes:
+                last.callback(lane.drain)
 
     def _guard_deadlines(self, abandon: Callable[[], None]) -> None:
         while not self.overdue:
@@ -227,6 +232,13 @@ class Worker:
             busy = True
             try:
                 busy = bool(self._guarded(lane.step_alone if self._alone else lane.step)) or bool(lane.suspects)
+            except BaseException:
+                # Not an Exception: what ran last is suspected of it, as of any death of its process.
+                lane.pipeline.slot.mark(State.ALONE if self._alone else State.RUNNING)
+                _log.exception("flow %s: a thread of this worker died; the worker is replaced", lane.flow.name)
+                self.crippled = True
+                self.stop()
+                return
             finally:
                 with self._changed:
                     self._running.discard(lane)
@@ -256,7 +268,10 @@ class Worker:
         """Run a step; when the store is away, wait with backoff and jitter, and say so once."""
         try:
             result = step()
-        except (StoreUnavailable, StoreConflict) as error:
+        except StoreConflict as error:
+            _log.info("the store is busy: %s; this is tried again", error)
+            return True
+        except StoreUnavailable as error:
             if not self._failures:
                 _log.error("the store is away: %s; nothing is acknowledged until it is back", error)
             self._failures += 1

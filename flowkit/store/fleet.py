@@ -18,16 +18,16 @@ class Fleet:
 
     def __init__(self, store: "SqlStore") -> None:
         self._store = store
+        self._members: dict[str, WorkerInfo] = {}
+        """The workers of this process."""
 
     def join(self, worker: WorkerInfo) -> None:
-        locked = self._store.dialect.hold(worker.id)
-        with self._store.transaction() as unit:
-            unit.write(self._store.sql.join, [(*worker, "starting", int(locked))])
+        self._members[worker.id] = worker
+        self._write(worker, "starting")
 
     def beat(self, worker: str, state: str) -> None:
-        locked = self._store.dialect.hold(worker)
-        with self._store.transaction() as unit:
-            unit.write(self._store.sql.beat, [(state, int(locked), worker)])
+        # A row that others removed, because its lock was free for a moment, is there again.
+        self._write(self._members[worker], state)
         with self._store.unit("") as unit:
             others = unit.read(self._store.sql.others, (SILENT_MICROSECONDS, worker))
         for other, is_locked, is_silent in others:
@@ -35,11 +35,17 @@ class Fleet:
                 _log.warning("worker %s is gone; its messages are taken over", other)
                 self.leave(other)
 
+    def _write(self, worker: WorkerInfo, state: str) -> None:
+        locked = self._store.dialect.hold(worker.id)
+        with self._store.transaction() as unit:
+            unit.write(self._store.sql.join, [(*worker, state, int(locked))])
+
     def leave(self, worker: str) -> None:
         """Free the leases of a worker, fold its counters, and forget it."""
         sql = self._store.sql
         with self._store.transaction() as unit:
             unit.write(sql.free, [(worker,)])
             unit.write(sql.leave, [(worker,)])
+        self._members.pop(worker, None)
         self._store.dialect.forget(worker)
         self._store.notify(())

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection, Engine, ExceptionContext, event
+from sqlalchemy.orm import Session, SessionTransaction
 
-from flowkit.errors import TransactionEnded
+from flowkit.errors import SharedState, TransactionEnded
 
 _ENDING = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|"
@@ -29,6 +29,8 @@ class HandlerConnection(Connection):
 
     touched: Callable[[], None] = staticmethod(lambda: None)
     open = True
+    failure: BaseException | None = None
+    """What the driver raised last."""
 
     def commit(self) -> None:
         _refuse("commit()")
@@ -41,6 +43,14 @@ class HandlerConnection(Connection):
             _refuse("close()")
         super().close()
 
+    def invalidate(self, exception: BaseException | None = None) -> None:
+        if self.open and exception is None:
+            _refuse("invalidate()")
+        super().invalidate(exception)
+
+    def get_transaction(self) -> NoReturn:
+        _refuse("get_transaction()")
+
     def release(self) -> None:
         """Return the connection to its pool. For the unit of work only."""
         self.open = False
@@ -51,6 +61,8 @@ class HandlerSession(Session):
     """A session whose transaction belongs to FlowKit. `touched` is called before each use."""
 
     touched: Callable[[], None]
+    shared = True
+    """Whether it holds what other messages of the batch have not sent yet."""
 
     def commit(self) -> None:
         _refuse("commit()")
@@ -61,8 +73,23 @@ class HandlerSession(Session):
     def close(self) -> None:
         _refuse("close()")
 
+    def reset(self) -> None:
+        _refuse("reset()")
+
+    def invalidate(self) -> None:
+        _refuse("invalidate()")
+
+    def get_transaction(self) -> NoReturn:
+        _refuse("get_transaction()")
+
+    def begin(self, nested: bool = False) -> SessionTransaction:
+        if not nested:
+            _refuse("begin()")
+        return super().begin(nested)
+
     def release(self) -> None:
         """Forget every object. For the unit of work only."""
+        self.shared, self.touched = False, lambda: None
         super().close()
 
 
@@ -77,15 +104,31 @@ def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
 
 # Objects wait in a session without a statement, so each way into it counts as a use of the transaction.
 _USES = (
-    "add add_all delete merge get get_one execute scalar scalars query refresh flush expire expire_all expunge "
-    "expunge_all connection begin_nested bulk_save_objects bulk_insert_mappings bulk_update_mappings"
+    "add add_all delete merge get get_one execute scalar scalars query refresh flush connection begin_nested "
+    "bulk_save_objects bulk_insert_mappings bulk_update_mappings"
 )
 for _name in _USES.split():
     setattr(HandlerSession, _name, _noting(getattr(Session, _name)))
 
 
+def _dropping(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def dropped(self: HandlerSession, *arguments: Any, **options: Any) -> Any:
+        if self.shared:
+            raise SharedState
+        self.touched()
+        return method(self, *arguments, **options)
+
+    return dropped
+
+
+# What earlier messages of the batch left in the session is not sent yet: these would drop it.
+for _name in ["expire", "expire_all", "expunge", "expunge_all"]:
+    setattr(HandlerSession, _name, _dropping(getattr(Session, _name)))
+
+
 def watch(engine: Engine) -> None:
-    """Refuse statements of handlers that would end their transaction."""
+    """Refuse statements of handlers that would end their transaction, and remember what they failed with."""
 
     @event.listens_for(engine, "before_cursor_execute")
     def look(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
@@ -94,3 +137,8 @@ def watch(engine: Engine) -> None:
             ending = _ENDING.match(statement)
             if ending:
                 _refuse(f"SQL {ending[1].upper()}")
+
+    @event.listens_for(engine, "handle_error")
+    def note(context: ExceptionContext) -> None:
+        if isinstance(context.connection, HandlerConnection):
+            context.connection.failure = context.original_exception

@@ -66,7 +66,7 @@ class PostgresDialect:
 
     def begin(self, connection: Any, deadline: float) -> None:
         # The server ends a transaction whose owner is frozen or gone; without, its rows stay locked for good.
-        limit = int((deadline + MARGIN_SECONDS) * 1000)
+        limit = min(int((deadline + MARGIN_SECONDS) * 1000), 2**31 - 1)
         connection.execute(
             "BEGIN ISOLATION LEVEL READ COMMITTED; "
             f"SET LOCAL statement_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}; "
@@ -114,7 +114,8 @@ class PostgresDialect:
         return error
 
     def adopt(self, connection: Any) -> None:
-        """Nothing to prepare."""
+        if connection.autocommit and connection.info.transaction_status.name == "IDLE":
+            connection.execute("BEGIN")
 
     # ------------------------------------------------------------ waiting and liveness
 
@@ -130,7 +131,7 @@ class PostgresDialect:
             )
             self._watch.execute("LISTEN flowkit")
             if self._held:
-                self._watch.execute("SELECT pg_advisory_lock(%s)", (_key(self._held),))
+                self._watch.execute("SELECT pg_try_advisory_lock(%s)", (_key(self._held),))
         return self._watch
 
     def wait(self, seconds: float) -> set[str] | None:
@@ -153,16 +154,19 @@ class PostgresDialect:
 
     def hold(self, worker: str) -> bool:
         """Hold an advisory lock for as long as this process lives; whether it is in fact held (poolers share)."""
+        own = (
+            "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
+            "AND ((classid::bigint << 32) | objid::bigint) = %s"
+        )
         with self._watching:
-            if self._held != worker:
-                self._held = worker
-                self._watcher().execute("SELECT pg_advisory_lock(%s)", (_key(worker),))
-            held = self._watcher().execute(
-                "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
-                "AND ((classid::bigint << 32) | objid::bigint) = %s",
-                (_key(worker),),
-            )
-            return held.fetchone() is not None
+            self._held = worker
+            try:
+                if self._watcher().execute(own, (_key(worker),)).fetchone() is None:
+                    # Never waited for: the backend of a connection that broke may hold it for some time.
+                    self._watch.execute("SELECT pg_try_advisory_lock(%s)", (_key(worker),))
+                return self._watch.execute(own, (_key(worker),)).fetchone() is not None
+            except Exception as error:
+                raise self.classify(error) from error
 
     def gone(self, worker: str) -> bool:
         """Whether the worker that held this lock is dead."""

@@ -27,9 +27,11 @@ class Cleaner:
             unit.begin()
             if not unit.read(sql.elect, (f"cleaner:{policy.app}", holder, TERM_MICROSECONDS)):
                 return 0
-            owned = to_json([[name] for name in (*policy.flows, *(f"channel:{one}" for one in policy.channels))])
-            removed = len(unit.read(sql.purge_inbox, (owned.decode(), int(policy.inbox * 1_000_000), BATCH)))
-            flows = to_json([[name] for name in policy.flows]).decode()
+            # An accepted id is remembered longer than what the flows did with it: sent again, it is still known.
+            channels = to_json([[f"channel:{one}"] for one in policy.channels]).decode()
+            flows = to_json([[flow] for flow in policy.flows]).decode()
+            removed = len(unit.read(sql.purge_inbox, (flows, int(policy.inbox * 1_000_000), BATCH)))
+            removed += len(unit.read(sql.purge_inbox, (channels, int(policy.inbox * 2_000_000), BATCH)))
             letters = unit.read(sql.expire_dead, (flows, int(policy.dead_letters * 1_000_000), BATCH))
             tallies = {flow: Tally() for (flow, *_) in letters}
             for flow, _, _ in letters:

@@ -93,8 +93,9 @@ class Statements:
     now: str = "SELECT {now}"
     join: str = """
         INSERT INTO flowkit_workers (id, app, host, pid, state, locked, started, heartbeat)
-        VALUES (?, ?, ?, ?, ?, ?, {now}, {now})"""
-    beat: str = "UPDATE flowkit_workers SET heartbeat = {now}, state = ?, locked = ? WHERE id = ?"
+        VALUES (?, ?, ?, ?, ?, ?, {now}, {now})
+        ON CONFLICT (id) DO UPDATE
+        SET state = excluded.state, locked = excluded.locked, heartbeat = excluded.heartbeat"""
     others: str = "SELECT id, locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id <> ?"
     free: str = """
         UPDATE flowkit_messages SET due = {now}, worker = NULL

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
-from sqlalchemy import Connection
+from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.orm import Session
 
-from flowkit.errors import CommitUnknown, StoreUnavailable, TransactionEnded
+from flowkit.errors import CommitUnknown, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.message import Message
 from flowkit.ports import Claim, Copy, Delivery, Identity, Letter, Objects, Reopening, Tally
 from flowkit.store.guard import HandlerConnection, HandlerSession
@@ -54,6 +54,9 @@ class SqlUnit:
         self._gone = False
         self._waiting: list[tuple[str, list[Sequence[object]]]] = []
         self._guarded = False
+        self._failed: BaseException | None = None
+        self._met: BaseException | None = None
+        self._root: RootTransaction | None = None
         self._session: HandlerSession | None = None
 
     # ------------------------------------------------------------ inbox
@@ -155,7 +158,7 @@ class SqlUnit:
         assert isinstance(connection, HandlerConnection)
         if not connection.in_transaction():
             connection.touched = self.touch
-            connection.begin()
+            self._root = connection.begin()
         if wanted is Connection:
             return connection
         if wanted is Objects:
@@ -170,23 +173,54 @@ class SqlUnit:
         self.used = True
         if self._guarded:
             return
+        if self._failed is not None:
+            raise self._failed
+        try:
+            self.begin()
+            if self.opening is not None:
+                self.opening()
+            self._execute(f"SAVEPOINT {TOKEN}")
+        except BaseException as error:
+            self._failed = error  # the handler may catch it and go on: it must not write, nor seem to be done
+            raise
         self._guarded = True
-        opening, self.opening = self.opening, None
-        self.begin()
-        if opening is not None:
-            opening()
-        self._execute(f"SAVEPOINT {TOKEN}")
 
     def broken(self) -> BaseException | None:
+        if self._failed is not None:
+            return self._failed
         if not self._guarded:
             return None
-        transaction = self._connection.get_transaction()
-        if transaction is None or not transaction.is_active:
-            return RuntimeError(SWALLOWED)
-        return self._store.dialect.broken(self._driver)
+        root = self._root
+        if root is None or not root.is_active:
+            return self._swallowed()
+        broken = self._store.dialect.broken(self._driver)
+        return self._swallowed() if isinstance(broken, RuntimeError) else broken
+
+    def ended(self, error: BaseException) -> BaseException | None:
+        broken = self.broken()
+        if isinstance(broken, StoreConflict | StoreUnavailable | TransactionEnded):
+            return broken
+        # Only what this transaction met: the handler may speak to other databases too.
+        cause: BaseException | None = error
+        while cause is not None:
+            if cause is self._met or getattr(cause, "orig", cause) is self._failure():
+                met = self._store.classify(cause)
+                return met if isinstance(met, StoreConflict | StoreUnavailable) else None
+            cause = cause.__cause__
+        return None
+
+    def _failure(self) -> BaseException | None:
+        """What the driver raised last for a handler."""
+        return self._connection.failure if isinstance(self._connection, HandlerConnection) else None
+
+    def _swallowed(self) -> BaseException:
+        """A handler caught a database error: a collision, which runs again, or its own mistake."""
+        met = self._failure()
+        cause = self._store.classify(met) if met is not None else met
+        return cause if isinstance(cause, StoreConflict | StoreUnavailable) else RuntimeError(SWALLOWED)
 
     def flush(self) -> None:
-        if self._session is not None:
+        if self._session is not None and self._guarded:
             self._session.flush()
         self.send()
 
@@ -194,6 +228,7 @@ class SqlUnit:
     def savepoint(self) -> Iterator[None]:
         session = self.give(Session)
         assert isinstance(session, HandlerSession)
+        session.shared = False
         with session.begin_nested() as transaction:
             session.connection()  # the savepoint is set now, not at the session's first statement: others write too
             self.used = False
@@ -207,11 +242,12 @@ class SqlUnit:
         if not self._begun and not self._waiting:
             return
         self.begin()
-        if self._session is not None:
-            self._session.flush()
-        broken = self.broken()
-        if broken is not None:
-            raise broken
+        if self._guarded:
+            if self._session is not None:
+                self._session.flush()
+            broken = self.broken()
+            if broken is not None:
+                raise broken
         try:
             with self._store.dialect.pipelined(self._driver):
                 self.send()
@@ -233,7 +269,7 @@ class SqlUnit:
             self._cursor.close()
         finally:
             if self._gone or self._store.dialect.lost(self._driver):
-                self._connection.invalidate()
+                Connection.invalidate(self._connection)  # past the guard
                 self._driver.close()
             if isinstance(self._connection, HandlerConnection):
                 self._connection.release()
@@ -253,7 +289,7 @@ class SqlUnit:
     def _reconnect(self) -> None:
         """A pooled connection died while it was idle: begin on a new one. Nothing was done on the old one."""
         try:
-            self._connection.invalidate()
+            Connection.invalidate(self._connection)  # past the guard
             driver: Any = self._connection.connection.driver_connection
             self._driver, self._cursor = driver, driver.cursor()
             self._store.dialect.begin(self._driver, self._deadline)
@@ -262,7 +298,7 @@ class SqlUnit:
 
     def _cause(self, error: BaseException) -> BaseException:
         """What an error means; a connection on which the store was away is not used again."""
-        cause = self._store.classify(error)
+        self._met = cause = self._store.classify(error)
         self._gone = isinstance(cause, StoreUnavailable)
         return cause
 

@@ -185,6 +185,15 @@ class StoreConformance:
         self.store.release([(first.row or "", first.deliveries)])
         assert self.store.due([FLOW, OTHER]) == {FLOW}
 
+    def test_row_5_a_stale_token_renews_nothing(self) -> None:
+        self.stage(Copy(new_id(), message(), FLOW))
+        (first,) = self.store.lease(FLOW, 1, new_id(), 0)
+        (second,) = self.store.lease(FLOW, 1, new_id(), 0)
+        self.store.renew([(first.row or "", first.deliveries)], 30)
+        assert self.store.due([FLOW]) == {FLOW}
+        self.store.renew([(second.row or "", second.deliveries)], 30)
+        assert self.store.due([FLOW]) == set()
+
     def test_a_delay_is_not_early(self) -> None:
         self.stage(Copy(new_id(), message(), FLOW, delay=60))
         assert self.store.lease(FLOW, 1, new_id(), 30) == []
@@ -276,6 +285,16 @@ class StoreConformance:
         assert self.store.clean(policy, "two") == 0
         assert self.store.clean(policy, "one") == 1
 
+    def test_an_accepted_id_is_remembered_twice_as_long_as_what_a_flow_did_with_it(self) -> None:
+        one = message()
+        self.claim(delivery(one), delivery(one, f"channel:{CHANNEL}"))
+        with self.store.unit(FLOW) as unit:
+            unit.write("UPDATE flowkit_inbox SET changed = changed - 90000000", [()])
+            unit.commit()
+        assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 60, 3600), "me") == 1
+        assert self.claim(delivery(one, f"channel:{CHANNEL}")) == []
+        assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 30, 3600), "me") == 1
+
     def test_open_and_dead_inbox_rows_are_never_purged(self) -> None:
         self.bury()
         waits = delivery(message())
@@ -285,8 +304,11 @@ class StoreConformance:
         assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 0, 3600), "me") == 0
 
     def test_dead_letters_past_their_hold_expire(self) -> None:
-        self.bury()
+        one = self.bury()
         assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 3600, 0), "me") == 1
+        assert self.claim(one) == [], "it stays a duplicate"
+        with self.store.unit(FLOW) as unit:
+            assert unit.read("SELECT state FROM flowkit_inbox") == [(1,)], "and is purged with the others"
         balance = self.store.ledger.balances()[FLOW]
         assert (balance.dead, balance.expired, balance.balanced) == (0, 1, True)
 
@@ -300,6 +322,16 @@ class StoreConformance:
         self.store.leave_fleet(worker.id)
         assert self.store.due([FLOW]) == {FLOW}
         assert self.store.ledger.workers() == []
+
+    def test_a_worker_whose_row_others_removed_is_there_again_with_its_next_heartbeat(self) -> None:
+        worker = WorkerInfo(new_id(), "kit", "host", 1)
+        self.store.join_fleet(worker)
+        with self.store.unit(FLOW) as unit:
+            unit.write("DELETE FROM flowkit_workers", [()])
+            unit.commit()
+        self.store.beat(worker.id, "ready")
+        (seen,) = self.store.ledger.workers()
+        assert (seen.id, seen.state) == (worker.id, "ready")
 
     def test_a_gone_flow_keeps_its_subscription(self) -> None:
         self.store.subscribe({FLOW: CHANNEL})

@@ -1,9 +1,9 @@
 """The naive loop: the same reliable work by hand, one message at a time, as a careful person would write it.
 
 One process, one connection, one cursor, one transaction for each message: claim a row, validate it, inbox, business
-row, onward row, delete, commit. Statements go straight to the driver, which prepares them once; only in the style `add`
-an ORM session writes the business row, on the same connection. Durability is that of FlowKit's store, whose engine
-opens the connection.
+row, onward row, delete, commit. Its own statements go straight to the driver, which prepares them once; the business
+row is written as the handler that it is compared with writes it, by a session on the same connection. Durability is
+that of FlowKit's store, whose engine opens the connection.
 """
 
 import gc
@@ -59,9 +59,7 @@ class Naive:
         mark = "?" if sqlite else "%s"
         self._begin = "BEGIN IMMEDIATE" if sqlite else "BEGIN"
         self._claim = CLAIM if sqlite else f"{CLAIM} FOR UPDATE SKIP LOCKED"
-        self._enqueue, self._receive, self._remove, self._insert = (
-            one.replace("?", mark) for one in (ENQUEUE, RECEIVE, REMOVE, INSERT.replace(":id, :total", "?, ?"))
-        )
+        self._enqueue, self._receive, self._remove = (one.replace("?", mark) for one in (ENQUEUE, RECEIVE, REMOVE))
 
     def send(self, orders: Sequence[Order]) -> None:
         cursor = self._cursor
@@ -131,7 +129,7 @@ class Naive:
             self._session.flush()
             self._session.expunge_all()
         elif self._style == "statement":
-            self._cursor.execute(self._insert, (order.id, order.total))
+            self._session.execute(INSERT, {"id": order.id, "total": order.total})
 
 
 def named(order: Order) -> tuple[str, bytes]:

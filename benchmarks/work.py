@@ -10,8 +10,7 @@ from flowkit import App
 
 Style = Literal["none", "add", "statement"]
 STYLES: tuple[Style, ...] = get_args(Style)
-INSERT = "INSERT INTO bench_rows (id, total) VALUES (:id, :total)"
-_INSERT = text(INSERT)
+INSERT = text("INSERT INTO bench_rows (id, total) VALUES (:id, :total)")
 
 
 class Base(DeclarativeBase):
@@ -57,7 +56,7 @@ def bench_app(style: Style) -> App:
 
         @app.flow(orders, to=onward, name="work")
         def stated(order: Order, db: Session) -> Order:
-            db.execute(_INSERT, {"id": order.id, "total": order.total})
+            db.execute(INSERT, {"id": order.id, "total": order.total})
             return order
 
     @app.flow(onward)

@@ -39,10 +39,11 @@ class FlowKit:
         self._store: Any = self._services.store
         self._app.connect(self._services)
         self._worker = Worker(self._app, self._services, self._app.select(["work"]))
-        (lane,) = self._worker.lanes
-        lane.pipeline.observe = self._observe
+        for lane in self._worker.lanes:
+            lane.pipeline.observe = self._observe
         self._latencies: list[float] = []
         self._done = threading.Event()
+        self._counting = threading.Lock()
         self._count = self._wanted = 0
 
     def send(self, orders: Sequence[Order]) -> None:
@@ -87,10 +88,11 @@ class FlowKit:
 
     def _observe(self, items: Sequence[Item]) -> None:
         now = time.time()
-        for item in items:
-            if isinstance(item.outcome, Done):
-                self._count += 1
-                if isinstance(item.body, Order) and item.body.at:
-                    self._latencies.append(now - item.body.at)
-        if self._count >= self._wanted:
-            self._done.set()
+        with self._counting:
+            for item in items:
+                if isinstance(item.outcome, Done):
+                    self._count += 1
+                    if isinstance(item.body, Order) and item.body.at:
+                        self._latencies.append(now - item.body.at)
+            if self._count >= self._wanted:
+                self._done.set()

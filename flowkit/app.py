@@ -79,15 +79,16 @@ class App:
         name: str | None = None,
         retry: RetryPolicy | None = None,
         deadline: duration.Duration = 60.0,
-        concurrency: int = 1,
+        concurrency: int | None = None,
         batch: int = 100,
         isolate: Isolation = "batch",
     ) -> Callable[[F], F]:
         """Make a function the handler of a flow. The function is returned unchanged and can be called as it is.
 
         `to` names the channels it sends to; `deadline` bounds one run of the handler; `concurrency` is how many lanes
-        of a worker run it; `batch` is the most messages that share a transaction; `isolate="savepoint"` gives each
-        message a savepoint, `"single"` a transaction of its own. Raises DefinitionError.
+        of a worker run it, by default 2 on PostgreSQL and 1 on SQLite; `batch` is the most messages that share a
+        transaction; `isolate="savepoint"` gives each message a savepoint, `"single"` a transaction of its own.
+        Raises DefinitionError.
         """
         channels = [to] if isinstance(to, Channel | str) else to
 

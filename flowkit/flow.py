@@ -15,6 +15,8 @@ from flowkit.message import MAX_BODY, Message, check_headers, check_name
 from flowkit.ports import Clock, Delivery, Ids
 
 Isolation = Literal["batch", "savepoint", "single"]
+LANES = 2
+"""Lanes of a flow that says nothing of its concurrency, on a store with many writers."""
 Logger = logging.LoggerAdapter[logging.Logger]
 
 
@@ -171,14 +173,15 @@ class Flow:
     to: tuple[Channel[Any], ...] = ()
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     deadline: float = 60.0
-    concurrency: int = 1
+    concurrency: int | None = None
+    """Lanes in each worker; None leaves it to the store, by `lanes`."""
     batch: int = 100
     isolate: Isolation = "batch"
 
     def __post_init__(self) -> None:
         if inspect.iscoroutinefunction(self.handler) or inspect.isasyncgenfunction(self.handler):
             raise self.wrong("it is async, and this version runs only plain functions; write def instead of async def")
-        if self.concurrency < 1 or self.batch < 1:
+        if (self.concurrency is not None and self.concurrency < 1) or self.batch < 1:
             raise self.wrong("concurrency and batch are at least 1")
         if self.isolate not in get_args(Isolation):
             raise self.wrong(f'isolate={self.isolate!r}; write "batch", "savepoint" or "single"')
@@ -247,6 +250,11 @@ class Flow:
                     raise self.wrong(
                         f"it returns {_named(kind)}, but channel {self.to[0].name} carries {_named(expected)}"
                     )
+
+    def lanes(self, serial: bool) -> int:
+        """How many lanes of a worker run it: where one waits for the database another can work, unless the store
+        has one writer at a time."""
+        return self.concurrency or (1 if serial else LANES)
 
     def takes(self, kinds: Iterable[type]) -> bool:
         """Whether the handler asks for one of these types."""

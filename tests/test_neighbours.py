@@ -91,7 +91,7 @@ def test_row_50_a_commit_by_the_driver_stops_the_flow_whatever_its_isolation(dat
     app = new_app()
     orders = app.channel("orders", Order)
 
-    @app.flow(orders, isolate=isolate)
+    @app.flow(orders, isolate=isolate, concurrency=1)
     def accept(order: Order, db: Session) -> None:
         db.add(Effect(name=order.name))
         if order.deed:
@@ -114,7 +114,7 @@ def test_a_flow_is_stopped_though_the_store_is_away_just_then(
     app = new_app()
     orders = app.channel("orders", Order)
 
-    @app.flow(orders)
+    @app.flow(orders, concurrency=1)
     def accept(order: Order, db: Session) -> None:
         db.add(Effect(name=order.name))
         if order.deed:
@@ -123,7 +123,7 @@ def test_a_flow_is_stopped_though_the_store_is_away_just_then(
             driver.commit()
 
     with running(app, database_url) as harness:
-        (lane,) = harness.worker.lanes
+        lane = harness.worker.lanes[0]
         pipeline, quarantine = lane.pipeline, lane.pipeline.quarantine
 
         def away(error: Any) -> Any:
@@ -179,12 +179,12 @@ def test_an_error_that_cannot_be_recorded_is_recorded_as_that(database_url: str,
     app = new_app()
     orders = app.channel("orders", Order)
 
-    @app.flow(orders)
+    @app.flow(orders, concurrency=1)
     def accept(order: Order) -> None:
         raise Reject("no")
 
     with running(app, database_url) as harness:
-        (lane,) = harness.worker.lanes
+        lane = harness.worker.lanes[0]
         stage, refusals = lane.pipeline.stage, []
 
         def refuse(unit: Any, items: Any) -> Any:
@@ -329,7 +329,7 @@ def test_row_3_what_was_applied_elsewhere_meanwhile_leaves_nothing(sqlite_url: s
             raise AssertionError("the handler must not see it") from None
 
     with Harness(app, sqlite_url) as harness:
-        (lane,) = harness.worker.lanes
+        lane = harness.worker.lanes[0]
         lane.pipeline.paces.extend([1.0] * 31)
         publish(harness, orders)
         harness.until_quiet()
@@ -349,7 +349,7 @@ def test_row_2_a_suspect_that_does_not_run_yet_stays_one(sqlite_url: str) -> Non
         db.add(Effect(name=order.name))
 
     with running(app, sqlite_url) as harness:
-        (lane,) = harness.worker.lanes
+        lane = harness.worker.lanes[0]
         ids = [harness.publish(orders, Order(name=name)) for name in "abc"]
         harness.store.charge(("shop.accept", "shop", ids[1]), attempt=False)
         lane.step()

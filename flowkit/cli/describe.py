@@ -28,7 +28,7 @@ def describe(name: str, json: bool) -> None:
         subscriptions = dict(services.store.subscriptions())
     finally:
         services.close()
-    found = _description(app, subscriptions)
+    found = _description(app, subscriptions, services.store.serial)
     if json:
         show.as_json(found)
         return
@@ -42,7 +42,7 @@ def describe(name: str, json: bool) -> None:
                 ", ".join(flow["to"]),
                 flow["retries"],
                 flow["deadline"],
-                str(flow["concurrency"]),
+                str(flow["lanes"]),
                 flow["dead_letters"],
             )
             for flow in found["flows"]
@@ -58,7 +58,7 @@ def describe(name: str, json: bool) -> None:
         print(f"\norphaned: {orphan} is subscribed, but the app has no such flow; its messages wait")
 
 
-def _description(app: App, subscriptions: dict[str, str]) -> dict[str, Any]:
+def _description(app: App, subscriptions: dict[str, str], serial: bool) -> dict[str, Any]:
     subscriptions |= {flow.name: flow.source.name for flow in app.flows.values()}
     return {
         "app": app.name,
@@ -71,7 +71,7 @@ def _description(app: App, subscriptions: dict[str, str]) -> dict[str, Any]:
                 "to": [channel.name for channel in flow.to],
                 "retries": str(flow.retry),
                 "deadline": duration.text(flow.deadline),
-                "concurrency": flow.concurrency,
+                "lanes": flow.lanes(serial),
                 "dead_letters": f"flowkit dead list --flow {flow.name}",
             }
             for flow in app.flows.values()

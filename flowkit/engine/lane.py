@@ -19,7 +19,8 @@ SOLO_TRIES = 20
 class Lane:
     """Receives batches of one flow and runs them through its pipeline. One thread at a time may step it."""
 
-    def __init__(self, pipeline: Pipeline, source: Source) -> None:
+    def __init__(self, pipeline: Pipeline, source: Source, stops: dict[str, str]) -> None:
+        """`stops`, shared by the lanes of a worker: flows that run no more, and why."""
         self.pipeline = pipeline
         self.flow = pipeline.flow
         self.source = source
@@ -28,8 +29,9 @@ class Lane:
         self.suspects: list[Delivery] = []
         """Were running when their process died: each runs alone, by `step_alone`."""
         self.working: Sequence[Delivery] = ()
-        self.stopped: str = ""
-        """Why this lane runs no more."""
+        self.full = False
+        """Whether it received all that it could take: there may be more, for another lane."""
+        self._stops = stops
         self._ended: TransactionEnded | None = None
         self._limit = min(FIRST_BATCH, self.flow.batch) if pipeline.transactional else self.flow.batch
         self._log = logging.getLogger(f"flowkit.flow.{self.flow.name}")
@@ -37,11 +39,14 @@ class Lane:
     def step(self) -> bool:
         """Run one batch of what is there. False when nothing was. Raises StoreUnavailable; what was held is kept."""
         if self.stopped:
+            if self.held or self.suspects:
+                self._give_back()
             return False
         if self._ended is not None:
             self._quarantine()
             return True
         batch, self.held = self.held or self.source.receive(self._limit), []
+        self.full = len(batch) >= self._limit
         if not batch:
             return self.flush()
         self._process(batch)
@@ -69,6 +74,11 @@ class Lane:
         self.flush()
         self._give_back()
         self.source.close()
+
+    @property
+    def stopped(self) -> str:
+        """Why its flow runs no more."""
+        return self._stops.get(self.flow.name, "")
 
     @property
     def in_hand(self) -> list[Delivery]:
@@ -162,7 +172,7 @@ class Lane:
         assert self._ended is not None
         self._keep(self.pipeline.quarantine(self._ended))
         self.working = ()
-        self.stopped = (
+        self._stops[self.flow.name] = (
             f"flow {self.flow.name} is stopped: its handler went round FlowKit and ended the transaction by the "
             "database driver; the messages that it had handled are dead letters, because what became of their effects "
             "is unknown; remove the call and start the worker again"

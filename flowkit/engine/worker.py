@@ -60,12 +60,16 @@ class Worker:
         app.connect(services)
         store.join_fleet(WorkerInfo(self.id, app.name, socket.gethostname(), os.getpid()))
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
+        self._stops: dict[str, str] = {}
         self.lanes = [
             self._lane(flow, number, provided)
             for number, flow in enumerate(
-                flow for flow in (flows or app.flows.values()) for _ in range(flow.concurrency)
+                flow for flow in (flows or app.flows.values()) for _ in range(flow.lanes(store.serial))
             )
         ]
+        self._lanes: dict[str, list[Lane]] = {}
+        for lane in self.lanes:
+            self._lanes.setdefault(lane.flow.name, []).append(lane)
         self.relay = Relay(store, transport, self.id, lambda: list(store.subscriptions()))
         self._beaten = self._renewed = self._cleaned = float("-inf")
         self._failures = 0
@@ -94,7 +98,7 @@ class Worker:
             halted=self.stopping.is_set,
             wake=self.wake,
         )
-        return Lane(pipeline, source)
+        return Lane(pipeline, source, self._stops)
 
     # ------------------------------------------------------------ steps
 
@@ -216,12 +220,13 @@ class Worker:
         self._heat(self.services.transport.wait(WATCH_SECONDS, flows))
 
     def _heat(self, flows: set[str]) -> None:
-        if flows:
-            with self._changed:
-                for lane in self.lanes:
-                    if lane.flow.name in flows and lane not in self._hot and not lane.stopped:
-                        self._hot.append(lane)
-                        self._changed.notify()
+        """Wake one lane of each of these flows: an idle one, else one that looks again when it is done."""
+        with self._changed:
+            for flow in flows:
+                cold = [lane for lane in self._lanes.get(flow, ()) if lane not in self._hot and not lane.stopped]
+                if cold:
+                    self._hot.append(next((lane for lane in cold if lane not in self._running), cold[0]))
+                    self._changed.notify()
 
     def _work(self) -> None:
         """A thread's life: take the next lane that may have work, step it, and keep it hot while it has."""
@@ -245,6 +250,8 @@ class Worker:
                     self._alone = False
                     if busy and lane not in self._hot:
                         self._hot.append(lane)
+                    if lane.full:
+                        self._heat({lane.flow.name})
                     self._changed.notify_all()
 
     def _next(self) -> Lane | None:

@@ -3,10 +3,11 @@
 import importlib.util
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from pydantic_core import to_json
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
@@ -14,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from flowkit.errors import ConfigError, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.ports import Clock
 from flowkit.store.sql import SqlStore
-from flowkit.store.statements import Statements
+from flowkit.store.statements import ENVELOPE, Statements
 from flowkit.store.unit import SWALLOWED
 from flowkit.url import mask
 
@@ -25,6 +26,17 @@ MARGIN_SECONDS = 5
 SLOW_POLL_SECONDS = 1.0
 PAYLOAD = 2000
 """The most characters that a NOTIFY carries here; the server's limit is 8,000 bytes."""
+BODY = 5
+"""Where a message row has its body. It travels in binary, beside the JSON of the rest."""
+NOW = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
+_STAGE = f"""
+    INSERT INTO flowkit_messages
+    (copy, flow, {ENVELOPE}, generation, attempts, deliveries, staged, due, worker)
+    SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, body, value ->> 5, value ->> 6,
+           CAST(value ->> 7 AS bigint), value ->> 8, value ->> 9, value ->> 10, CAST(value ->> 11 AS integer),
+           CAST(value ->> 12 AS integer), CAST(value ->> 13 AS integer),
+           (SELECT {NOW}), (SELECT {NOW}) + CAST(value ->> 14 AS bigint), value ->> 15
+    FROM ROWS FROM (jsonb_array_elements(CAST(%s AS jsonb)), unnest(CAST(%b AS bytea[]))) AS each(value, body)"""
 _CONFLICTS = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock timeout
 _UNAVAILABLE = ("08", "57P", "53", "58", "25006", "25P03")
 """Connection, shutdown, resources, system, read-only, idle in transaction. A statement's own timeout is its failure."""
@@ -40,7 +52,7 @@ class PostgresDialect:
     def __init__(self, url: str) -> None:
         self._url = make_url(url).set(drivername="postgresql+psycopg")
         self.statements = Statements.render(
-            now="CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)",
+            now=NOW,
             each="jsonb_array_elements(CAST(? AS jsonb)) AS each(value)",
             among="= ANY(ARRAY(SELECT value ->> 0 FROM {each}))",
             skip="FOR UPDATE SKIP LOCKED",
@@ -77,6 +89,12 @@ class PostgresDialect:
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         pipeline: AbstractContextManager[object] = connection.pipeline()
         return pipeline
+
+    def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Sequence[object]]]]:
+        # One statement for all: each row of an executemany costs the client and the server a message of their own.
+        bodies = [row[BODY] for row in rows]
+        plain = [(*row[:BODY], *row[BODY + 1 :]) for row in rows]
+        return [(_STAGE, [(to_json(plain).decode(), bodies)])] if rows else []
 
     def commit(self, connection: Any, token: str | None) -> None:
         # In a pipeline the server stops at the first error: if the savepoint is gone, it does not commit.

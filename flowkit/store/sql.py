@@ -1,7 +1,7 @@
 """The store on a SQL database: units of work, message rows and the schema. The dialect says what differs."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -54,6 +54,9 @@ class Dialect(Protocol):
 
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         """Send statements without waiting for each one's result, where the driver can. Errors come at its end."""
+
+    def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Sequence[object]]]]:
+        """What writes these message rows: statements, each with its rows of parameters."""
 
     def commit(self, connection: Any, token: str | None) -> None:
         """Commit, if the savepoint `token` is still there. Refuses, and does not commit, when it is gone."""

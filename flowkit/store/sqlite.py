@@ -9,7 +9,7 @@ import importlib.util
 import os
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -94,6 +94,9 @@ class SqliteDialect:
 
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         return nullcontext()
+
+    def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Sequence[object]]]]:
+        return [(self.statements.stage, [*rows])] if rows else []
 
     def commit(self, connection: Any, token: str | None) -> None:
         if token is not None:

@@ -8,7 +8,7 @@ claimers from waiting for each other.
 
 from dataclasses import dataclass, fields
 
-_ENVELOPE = "source, id, channel, body, type, key, time, correlation, causation, headers"
+ENVELOPE = "source, id, channel, body, type, key, time, correlation, causation, headers"
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Statements:
         ON CONFLICT (flow, source, id) DO UPDATE SET attempts = box.attempts + excluded.attempts, suspect = 1
         WHERE box.state = 0"""
     bury: str = f"""
-        INSERT INTO flowkit_dead (letter, flow, {_ENVELOPE}, generation, attempts, reason, error, stack, died)
+        INSERT INTO flowkit_dead (letter, flow, {ENVELOPE}, generation, attempts, reason, error, stack, died)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}})"""
     exhume: str = f"""
         DELETE FROM flowkit_dead WHERE letter IN (SELECT value ->> 0 FROM {{each}})
-        RETURNING letter, flow, {_ENVELOPE}, generation, attempts"""
+        RETURNING letter, flow, {ENVELOPE}, generation, attempts"""
     subscribers: str = """
         SELECT channel, flow FROM flowkit_subscriptions WHERE channel IN (SELECT value ->> 0 FROM {each})
         ORDER BY flow"""
@@ -52,14 +52,14 @@ class Statements:
         ON CONFLICT (flow) DO UPDATE SET channel = excluded.channel, seen = excluded.seen"""
     stage: str = f"""
         INSERT INTO flowkit_messages
-        (copy, flow, {_ENVELOPE}, generation, attempts, deliveries, staged, due, worker)
+        (copy, flow, {ENVELOPE}, generation, attempts, deliveries, staged, due, worker)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, {{now}} + ?, ?)"""
     lease: str = f"""
         WITH taken AS (SELECT copy FROM flowkit_messages WHERE flow = ? AND due <= {{now}}
                        ORDER BY due LIMIT ? {{skip}})
         UPDATE flowkit_messages SET due = {{now}} + ?, worker = ?, deliveries = deliveries + 1, parked = NULL
         WHERE copy IN (SELECT copy FROM taken)
-        RETURNING copy, flow, {_ENVELOPE}, generation, attempts, deliveries, staged"""
+        RETURNING copy, flow, {ENVELOPE}, generation, attempts, deliveries, staged"""
     renew: str = "UPDATE flowkit_messages SET due = {now} + ? WHERE copy = ? AND deliveries = ?"
     release: str = "UPDATE flowkit_messages SET due = {now}, worker = NULL WHERE copy = ? AND deliveries = ?"
     park: str = """
@@ -130,7 +130,7 @@ class Statements:
         AND (asked.error IS NULL OR replace(dead.error, asked.error, '') <> dead.error)
         ORDER BY died, letter LIMIT ?"""
     read_dead: str = f"""
-        SELECT letter, flow, {_ENVELOPE}, generation, attempts, died, reason, error, stack FROM flowkit_dead
+        SELECT letter, flow, {ENVELOPE}, generation, attempts, died, reason, error, stack FROM flowkit_dead
         WHERE letter IN (SELECT value ->> 0 FROM {{each}}) ORDER BY died, letter"""
     balances: str = """
         SELECT flow, sum(accepted), sum(applied), sum(dead), sum(discarded), sum(expired), sum(pending), sum(letters)

@@ -126,8 +126,7 @@ class SqlUnit:
         return routes
 
     def stage(self, copies: Sequence[Copy], lease: float = 0.0) -> None:
-        self.write(
-            self.sql.stage,
+        self._waiting += self._store.dialect.staging(
             [
                 (
                     one.row,
@@ -140,7 +139,7 @@ class SqlUnit:
                     self._lane[:36] if lease and not one.delay else None,
                 )
                 for one in copies
-            ],
+            ]
         )
 
     def remove(self, rows: Collection[tuple[str, int]]) -> None:

@@ -38,6 +38,7 @@ class Lane:
 
     def step(self) -> bool:
         """Run one batch of what is there. False when nothing was. Raises StoreUnavailable; what was held is kept."""
+        self.full = False
         if self.stopped:
             if self.held or self.suspects:
                 self._give_back()
@@ -79,6 +80,12 @@ class Lane:
     def stopped(self) -> str:
         """Why its flow runs no more."""
         return self._stops.get(self.flow.name, "")
+
+    @property
+    def expectant(self) -> bool:
+        """Whether another step would find something, even if no news came."""
+        unfinished = self._ended is not None and not self.stopped
+        return bool(self.full or self.held or self.suspects or self.pipeline.confirmed or unfinished)
 
     @property
     def in_hand(self) -> list[Delivery]:

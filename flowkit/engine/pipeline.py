@@ -119,9 +119,9 @@ class Pipeline:
             if not self.early:
                 self.claim(unit, items)
             copies = self.commit(unit, items)
+        self.observe(items)
         self.settle(items)
         self.publish(copies)
-        self.observe(items)
         return items
 
     def quarantine(self, error: TransactionEnded) -> list[Item]:

@@ -229,14 +229,13 @@ class Worker:
                     self._changed.notify()
 
     def _work(self) -> None:
-        """A thread's life: take the next lane that may have work, step it, and keep it hot while it has."""
+        """A thread's life: take the next lane that may have work, step it, and keep it hot while it expects more."""
         while not self.stopping.is_set():
             lane = self._next()
             if lane is None:
                 continue
-            busy = True
             try:
-                busy = bool(self._guarded(lane.step_alone if self._alone else lane.step)) or bool(lane.suspects)
+                self._guarded(lane.step_alone if self._alone else lane.step)
             except BaseException:
                 # Not an Exception: what ran last is suspected of it, as of any death of its process.
                 lane.pipeline.slot.mark(State.ALONE if self._alone else State.RUNNING)
@@ -248,7 +247,7 @@ class Worker:
                 with self._changed:
                     self._running.discard(lane)
                     self._alone = False
-                    if busy and lane not in self._hot:
+                    if lane.expectant and lane not in self._hot:
                         self._hot.append(lane)
                     if lane.full:
                         self._heat({lane.flow.name})

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-FAST := -m "not postgresql and not processes and not slow"
+FAST := -m "not postgresql and not rabbitmq and not processes and not slow"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-fast test-wheel check format bench services clean

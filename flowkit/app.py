@@ -173,9 +173,6 @@ class App:
         """Use these services: create the app's tables where the store does so, and record the subscriptions."""
         services.store.create(self.metadata)
         services.store.subscribe({flow.name: flow.source.name for flow in self.flows.values()})
-        services.transport.declare(list(self.flows))
-        if services.transport.lease:
-            services.store.unpark(list(self.flows))
         self._services = services
         self._publisher = Publisher(services.store, self.context(services))
 

@@ -74,14 +74,28 @@ def connect(settings: Settings | None = None, check: bool = True) -> Services:
     """
     settings = settings or Settings.read()
     store = open_store(settings, check)
-    if settings.broker_url and urlsplit(settings.broker_url).scheme != urlsplit(settings.database_url).scheme:
+    try:
+        return Services(settings, store, open_transport(settings, store))
+    except BaseException:
+        store.close()
+        raise
+
+
+def open_transport(settings: Settings, store: Any) -> Transport:
+    """The transport of the settings: the store itself, or the broker that they name. Connects at its first use."""
+    scheme = urlsplit(settings.broker_url).scheme
+    if scheme in ("amqp", "amqps"):
+        from flowkit.transports.rabbitmq.transport import RabbitTransport
+
+        return RabbitTransport(settings.broker_url, store.identity(), SystemClock(), random.random)
+    if scheme not in ("", urlsplit(settings.database_url).scheme):
         raise ConfigError(
-            f"FLOWKIT_BROKER_URL is {mask(settings.broker_url)}, which this version cannot speak to; "
-            "unset it to send messages through the database"
+            f"FLOWKIT_BROKER_URL is {mask(settings.broker_url)}; write amqp://user:password@host/vhost, or unset it to "
+            "send messages through the database"
         )
     from flowkit.transports.sql import SqlTransport
 
-    return Services(settings, store, SqlTransport(store, settings.lease))
+    return SqlTransport(store, settings.lease)
 
 
 def open_store(settings: Settings, check: bool = True, clock: Clock | None = None, create: bool = True) -> Any:

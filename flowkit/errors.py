@@ -54,7 +54,15 @@ class OutcomeUnknown(FlowKitError):
         self.id = ids[0]
 
 
-class StoreUnavailable(FlowKitError):
+class Unavailable(FlowKitError):
+    """A service cannot be used now. Nothing was acknowledged; the work is done again."""
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker cannot be reached now. What is committed waits in the database."""
+
+
+class StoreUnavailable(Unavailable):
     """The database cannot be reached or cannot write now. Nothing was acknowledged; the work is done again."""
 
 

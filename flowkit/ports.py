@@ -103,6 +103,8 @@ class Copy(NamedTuple):
     generation: int = 0
     attempts: int = 0
     delay: float = 0.0
+    staged: float = 0.0
+    """When its row was staged, in seconds since the epoch; 0: just now."""
 
 
 class Claim(NamedTuple):
@@ -310,6 +312,9 @@ class Store(Protocol):
     def pending(self, flows: Collection[str]) -> "Pending":
         """How many messages of these flows are not at their end."""
 
+    def unfinished(self, flows: Collection[str]) -> int:
+        """How many messages of these flows were accepted and are not at their end, by the ledger."""
+
     def charge(self, identity: Identity, attempt: bool) -> None:
         """A process died with this message in flight: make it a suspect, or record an attempt if it ran alone."""
 
@@ -353,17 +358,30 @@ class Transport(Protocol):
     limit: int
     """The largest body, in bytes."""
 
-    def declare(self, flows: Collection[str]) -> None:
-        """Make the places that these flows receive from."""
+    @property
+    def ready(self) -> bool:
+        """Whether `send` has a chance now. Does not block."""
 
-    def source(self, flow: str, worker: str) -> Source:
-        """A source of one flow's messages for one lane."""
+    def declare(self, flows: Collection[str]) -> None:
+        """Make the places that these flows receive from. Raises ConfigError where one is not what it must be."""
+
+    def source(self, flow: str, worker: str, limit: int) -> Source:
+        """A source of one flow's messages for one lane, which receives at most `limit` at once."""
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
-        """Carry away committed copies. One receipt each; none where the rows stay and are the queue."""
+        """Carry away committed copies. One receipt each, confirmed or not; none where the rows are the queue.
+
+        Blocks until all are confirmed, at most for the transport's own deadline.
+        """
 
     def wait(self, seconds: float, flows: Collection[str]) -> set[str]:
-        """Block until one of these flows may have something to receive, at most so long. Which may; others too."""
+        """Block until one of these flows may have something to receive, at most so long. Which may; others too.
+
+        Raises BrokerUnavailable while nothing can be received.
+        """
+
+    def depths(self, flows: Collection[str]) -> Mapping[str, int]:
+        """How many messages wait for these flows outside of the store's rows."""
 
     def close(self) -> None:
         """Release every connection."""

@@ -8,7 +8,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.services import rabbitmq
 from tests.services.postgresql import PostgreSQL, find_binaries
+from tests.services.rabbitmq import RabbitMQ
 
 CI = bool(os.environ.get("CI"))
 
@@ -26,6 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "postgresql" in getattr(item, "fixturenames", ()):
             item.add_marker("postgresql")
+        if "rabbitmq_node" in getattr(item, "fixturenames", ()):
+            item.add_marker("rabbitmq")
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +46,29 @@ def postgresql() -> Iterator[PostgreSQL]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_node() -> Iterator[RabbitMQ]:
+    """The RabbitMQ node of this test run."""
+    if rabbitmq.find_binaries() is None:
+        missing = "RabbitMQ is not installed: run tests/services/install"
+        if CI:
+            pytest.fail(missing, pytrace=False)
+        pytest.skip(missing)
+    node = RabbitMQ()
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq_node: RabbitMQ) -> str:
+    """A broker, whatever the test before did to it. Queues are named by their store, so that tests do not meet."""
+    rabbitmq_node.start()
+    return rabbitmq_node.url()
 
 
 @pytest.fixture

@@ -1,15 +1,23 @@
-"""Both stores and both transports pass the kit."""
+"""Both stores and all transports pass the kit."""
 
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flowkit.config import Settings, SystemClock, open_store
-from flowkit.ports import Store, Transport
+from flowkit.errors import BrokerUnavailable
+from flowkit.ports import Delivery, Source, Store, Transport
 from flowkit.testing.conformance import Features, StoreConformance, TransportConformance
 from flowkit.transports.memory import MemoryTransport
+from flowkit.transports.rabbitmq.link import answer
+from flowkit.transports.rabbitmq.source import RabbitSource
+from flowkit.transports.rabbitmq.transport import RabbitTransport
 from flowkit.transports.sql import SqlTransport
+from tests.services.proxy import Proxy
+from tests.services.rabbitmq import RabbitMQ
 
 
 def opened(url: str) -> Any:
@@ -89,6 +97,47 @@ class TestMemoryTransport(OnSqlite, TransportConformance):
     def lose_connection(self, transport: Transport) -> None:
         assert isinstance(transport, MemoryTransport)
         transport.disconnect()
+
+
+@pytest.mark.rabbitmq
+class TestRabbitTransport(OnSqlite, TransportConformance):
+    """Through a proxy, which ends its connections."""
+
+    features = Features(rows=False)
+
+    @pytest.fixture(autouse=True)
+    def _sqlite(self, sqlite_url: str, rabbitmq_node: RabbitMQ, rabbitmq_url: str) -> Iterator[None]:
+        self.node = rabbitmq_node
+        with Proxy("127.0.0.1", rabbitmq_node.port) as self.proxy:
+            self.begin(sqlite_url)
+            yield
+
+    def open(self) -> tuple[Store, Transport]:
+        store = opened(self.url)
+        url = self.node.url(self.proxy.port)
+        return store, RabbitTransport(url, store.identity(), SystemClock(), lambda: 0.01)
+
+    def lose_connection(self, transport: Transport) -> None:
+        known, end = len(self.proxy.arrivals), time.monotonic() + 20
+        self.proxy.cut()
+        while len(self.proxy.arrivals) < known + 2 or not self.connected(transport):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    def settle(self, source: Source, deliveries: Sequence[Delivery]) -> None:
+        """Acknowledgements are not answered: what comes after them is, when they arrived."""
+        super().settle(source, deliveries)
+        assert isinstance(source, RabbitSource)
+        channel = source._channel
+        if channel is not None:
+            source._loop.run(answer(channel, lambda done: channel.basic_qos(prefetch_count=200, callback=done)))
+
+    def connected(self, transport: Transport) -> bool:
+        try:
+            transport.wait(0, [])
+        except BrokerUnavailable:
+            return False
+        return transport.ready
 
 
 def test_the_migrations_make_the_schema_that_the_tables_declare(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ class InboxRules(RuleBasedStateMachine):
     @precondition(lambda self: self.broker)
     @rule(flow=st.sampled_from(("shop.accept", "shop.finish")))
     def duplicate(self, flow: str) -> None:
-        if self.harness.broker.depth(flow) < 50:
+        if self.harness.broker.depths([flow])[flow] < 50:
             self.harness.broker.duplicate(flow)
 
     @rule(seconds=st.sampled_from((1, 2, 40)))

@@ -13,8 +13,10 @@ LOOK_SECONDS = 0.2
 class Idle:
     """Whether nothing of some flows is pending: seen twice in a row, because a look is not a lock."""
 
-    def __init__(self, store: Store, flows: Sequence[str]) -> None:
+    def __init__(self, store: Store, flows: Sequence[str], broker: bool) -> None:
+        """`broker`: messages are not only in the store's rows, so the ledger is asked for them too."""
         self._store = store
+        self._broker = broker
         self._flows = flows
         self._looked = float("-inf")
         self._seen = 0
@@ -28,6 +30,8 @@ class Idle:
         self._looked = now
         try:
             now_pending, later = self._store.pending(self._flows)
+            if self._broker:
+                now_pending = self._store.unfinished(self._flows) - later
         except (StoreUnavailable, StoreConflict):
             self._seen = 0
             return False

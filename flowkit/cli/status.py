@@ -1,18 +1,21 @@
 """`flowkit status` and `flowkit audit`: the state of the store."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flowkit.cli import show
 from flowkit.cli.plain import plain
-from flowkit.config import Settings, open_store
+from flowkit.config import Settings, open_store, open_transport
 
 
 def status(json: bool) -> None:
     """Workers, backlog and ledger."""
-    store = open_store(Settings.read(), create=False)
+    settings = Settings.read()
+    store = open_store(settings, create=False)
     try:
         workers, backlog, balances = store.ledger.workers(), store.ledger.backlog(), store.ledger.balances()
         subscribed = store.subscriptions()
+        queued = _queued(settings, store, subscribed)
     finally:
         store.close()
     if json:
@@ -24,6 +27,7 @@ def status(json: bool) -> None:
                         "channel": subscribed.get(flow),
                         **balance._asdict(),
                         "backlog": backlog[flow]._asdict() if flow in backlog else None,
+                        "queued": queued.get(flow, 0),
                     }
                     for flow, balance in _owned(balances).items()
                 },
@@ -41,13 +45,14 @@ def status(json: bool) -> None:
     print()
     show.table(
         "Flows",
-        ["flow", "channel", "applied", "dead", "due", "in work", "delayed", "parked", "oldest"],
+        ["flow", "channel", "applied", "dead", "queued", "due", "in work", "delayed", "parked", "oldest"],
         [
             (
                 flow,
                 subscribed.get(flow),
                 balance.applied,
                 balance.dead,
+                queued.get(flow, 0),
                 *(backlog[flow][:4] if flow in backlog else (0, 0, 0, 0)),
                 show.ago(backlog[flow].oldest if flow in backlog else None),
             )
@@ -58,9 +63,12 @@ def status(json: bool) -> None:
 
 def audit(json: bool) -> int:
     """The ledger. Returns 1 when it does not balance."""
-    store = open_store(Settings.read(), create=False)
+    settings = Settings.read()
+    store = open_store(settings, create=False)
     try:
         balances = _owned(store.ledger.balances())
+        queued = _queued(settings, store, balances)
+        balances = {flow: one._replace(pending=one.pending + queued.get(flow, 0)) for flow, one in balances.items()}
     finally:
         store.close()
     names = ("accepted", "applied", "dead", "discarded", "expired", "pending")
@@ -87,6 +95,15 @@ def audit(json: bool) -> int:
             else "\nNOT balanced: a message was lost or counted twice; keep the database as it is"
         )
     return 0 if balanced else 1
+
+
+def _queued(settings: Settings, store: Any, flows: Collection[str]) -> Mapping[str, int]:
+    """What waits at the broker, if there is one. What workers have in hand is neither there nor in the rows."""
+    transport = open_transport(settings, store)
+    try:
+        return transport.depths(flows) if transport.lease else {}
+    finally:
+        transport.close()
 
 
 def _difference(one: Any) -> str:

@@ -19,6 +19,7 @@ from flowkit.engine.item import (
     legible,
     letter,
 )
+from flowkit.engine.relay import record
 from flowkit.engine.slots import Slot, State
 from flowkit.errors import (
     Reject,
@@ -54,8 +55,8 @@ from flowkit.publisher import accepted, address, handling
 BOX_SECONDS = 0.25
 SERIAL_BOX_SECONDS = 0.05
 """How long handlers of one batch may run: on a serial store the others wait for its transaction."""
-PARK_SECONDS = 30.0
-"""An unroutable row is due again after this, or when its queue is declared."""
+BORN = 1
+"""The token of a row that is born leased to the lane that wrote it."""
 SLOW_SECONDS = 0.001
 """On a serial store a handler that takes longer than this gets a short transaction of its own."""
 
@@ -316,14 +317,8 @@ class Pipeline:
     def publish(self, copies: Sequence[Copy]) -> None:
         """Hand the committed copies to the transport, and wake who waits for them."""
         if copies:
-            parked: dict[tuple[str, int], str] = {}
-            for receipt in self.transport.send([one for one in copies if not one.delay]):
-                if receipt.confirmed:
-                    self.confirmed.append((receipt.copy.row, 1))
-                elif receipt.reason:
-                    parked[receipt.copy.row, 1] = receipt.reason
-            if parked:
-                self.store.park(parked, PARK_SECONDS)
+            receipts = self.transport.send([one for one in copies if not one.delay])
+            self.confirmed += record(self.store, self.transport, receipts, {one.row: BORN for one in copies})
             self.wake({one.flow for one in copies})
 
     # ------------------------------------------------------------ what the steps decide

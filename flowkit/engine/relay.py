@@ -1,11 +1,14 @@
 """The relay: sends committed message rows that are due, be they delayed, retried, or left by a dead worker."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from flowkit.engine.pipeline import PARK_SECONDS
-from flowkit.ports import Copy, Store, Transport
+from flowkit.ports import Copy, Delivery, Receipt, Store, Transport
 
 BATCH = 100
+PARK_SECONDS = 30.0
+"""An unroutable row is due again after this, or when its queue is declared."""
+CLOGGED = 10_000
+"""So many messages that cannot be sent are enough: no more are received until they are."""
 
 
 class Relay:
@@ -16,22 +19,55 @@ class Relay:
         self._transport = transport
         self._worker = worker
         self._flows = flows
+        self.clogged = False
+        """Whether so much waits to be sent that no more should be produced."""
 
     def step(self) -> bool:
-        """Send one batch of each flow that has due rows. False when nothing was due."""
+        """Send one batch of each flow that has due rows. False when nothing was sent."""
         if not self._transport.lease:
             return False
-        due = self._store.due(self._flows())
-        for flow in sorted(due):
+        if not self._transport.ready:
+            self.clogged = self._store.pending(self._flows()).now >= CLOGGED
+            return False
+        self.clogged = False
+        sent = False
+        for flow in sorted(self._store.due(self._flows())):
             # Leased by a committed update before it is sent, so that no other relay sends it too.
             rows = self._store.lease(flow, BATCH, self._worker, self._transport.lease)
-            copies = [Copy(str(one.row), one.message, one.flow, one.generation, one.attempts) for one in rows]
-            token = {str(one.row): (str(one.row), one.deliveries) for one in rows}
-            receipts = self._transport.send(copies)
+            receipts = self._transport.send([_copy(one) for one in rows])
+            carried = record(self._store, self._transport, receipts, {str(one.row): one.deliveries for one in rows})
             with self._store.unit(flow) as unit:
-                unit.remove([token[one.copy.row] for one in receipts if one.confirmed])
+                unit.remove(carried)
                 unit.commit()
-            parked = {token[one.copy.row]: one.reason for one in receipts if not one.confirmed and one.reason}
-            if parked:
-                self._store.park(parked, PARK_SECONDS)
-        return bool(due)
+            sent = sent or bool(carried)
+        return sent
+
+
+def record(
+    store: Store, transport: Transport, receipts: Sequence[Receipt], tokens: Mapping[str, int]
+) -> list[tuple[str, int]]:
+    """Act on what the transport said. Returns the rows that it carried away, as (row, token); they can be removed.
+
+    One for which it has no place is parked, with the reason. Any other is sent again when its lease ends, or as soon as
+    somebody can send at all.
+    """
+    carried: list[tuple[str, int]] = []
+    parked: dict[tuple[str, int], str] = {}
+    left: list[tuple[str, int]] = []
+    for copy, confirmed, reason in receipts:
+        row = (copy.row, tokens[copy.row])
+        if confirmed:
+            carried.append(row)
+        elif reason:
+            parked[row] = reason
+        else:
+            left.append(row)
+    if parked:
+        store.park(parked, PARK_SECONDS)
+    if left and not transport.ready:
+        store.release(left)
+    return carried
+
+
+def _copy(row: Delivery) -> Copy:
+    return Copy(str(row.row), row.message, row.flow, row.generation, row.attempts, staged=row.staged)

@@ -15,7 +15,7 @@ from flowkit.engine.lane import Lane
 from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.relay import Relay
 from flowkit.engine.slots import Slots, State
-from flowkit.errors import StoreConflict, StoreUnavailable
+from flowkit.errors import BrokerUnavailable, StoreConflict, Unavailable
 from flowkit.flow import Flow
 from flowkit.ports import Retention, WorkerInfo
 
@@ -58,6 +58,9 @@ class Worker:
             subscribed.setdefault(channel, []).append(name)
         app.check(store.injects, subscribed)
         app.connect(services)
+        transport.declare([flow.name for flow in flows or app.flows.values()])
+        if transport.lease:
+            store.unpark(list(app.flows))
         store.join_fleet(WorkerInfo(self.id, app.name, socket.gethostname(), os.getpid()))
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
         self._stops: dict[str, str] = {}
@@ -72,7 +75,8 @@ class Worker:
             self._lanes.setdefault(lane.flow.name, []).append(lane)
         self.relay = Relay(store, transport, self.id, lambda: list(store.subscriptions()))
         self._beaten = self._renewed = self._cleaned = float("-inf")
-        self._failures = 0
+        self._failures: dict[str, int] = {}
+        """What is away now -> how often it was found so."""
         self._changed = threading.Condition()
         self._hot: deque[Lane] = deque(self.lanes)
         self._running: set[Lane] = set()
@@ -83,7 +87,7 @@ class Worker:
 
     def _lane(self, flow: Flow, number: int, provided: dict[type, object]) -> Lane:
         store, transport = self.services.store, self.services.transport
-        source = transport.source(flow.name, self.id)
+        source = transport.source(flow.name, self.id, flow.batch)
         pipeline = Pipeline(
             flow=flow,
             store=store,
@@ -157,11 +161,13 @@ class Worker:
             threading.Thread(target=self._work, name=f"flowkit-{number}", daemon=True)
             for number in range(self.services.settings.threads)
         ]
+        if self.services.transport.lease:
+            threads.append(threading.Thread(target=self._send_due, name="flowkit-relay", daemon=True))
         for thread in threads:
             thread.start()
         self.state = "ready"
         while not self.stopping.is_set():
-            self._guarded(self._watch)
+            self._guarded(self._watch, "store", "broker")
         self.state = "unready" if self.overdue else "draining"
         return self._finish(threads, grace)
 
@@ -196,7 +202,7 @@ class Worker:
         with self._changed:
             self._changed.notify_all()
         while any(thread.is_alive() for thread in threads) and clock.monotonic() < end:
-            self._guarded(self.tick)
+            self._guarded(self.tick, "store")
             hung = [lane for lane in self.lanes if lane.pipeline.since is not None and self._late(lane)]
             if hung and self._running <= set(hung):
                 break
@@ -215,9 +221,14 @@ class Worker:
     def _watch(self) -> None:
         """Wait for news and heat the lanes that have some."""
         self.tick()
-        self.relay.step()
         flows = {lane.flow.name for lane in self.lanes if not lane.stopped}
         self._heat(self.services.transport.wait(WATCH_SECONDS, flows))
+
+    def _send_due(self) -> None:
+        """The life of the thread that sends what others, or nobody, will: on a transport that is not the store."""
+        while not self.stopping.is_set():
+            if not self._guarded(self.relay.step, "store"):
+                self._guarded(lambda: self.services.store.wait(WATCH_SECONDS), "store")
 
     def _heat(self, flows: set[str]) -> None:
         """Wake one lane of each of these flows: an idle one, else one that looks again when it is done."""
@@ -235,7 +246,7 @@ class Worker:
             if lane is None:
                 continue
             try:
-                self._guarded(lane.step_alone if self._alone else lane.step)
+                self._guarded(lane.step_alone if self._alone else lane.step, "store")
             except BaseException:
                 # Not an Exception: what ran last is suspected of it, as of any death of its process.
                 lane.pipeline.slot.mark(State.ALONE if self._alone else State.RUNNING)
@@ -262,7 +273,7 @@ class Worker:
                 lane = None if self._running else suspect
             else:
                 lane = next((lane for lane in self._hot if lane not in self._running), None)
-            if lane is None or self._alone:
+            if lane is None or self._alone or self.relay.clogged:
                 self._changed.wait(WATCH_SECONDS)
                 return None
             self._hot.remove(lane)
@@ -270,28 +281,30 @@ class Worker:
             self._alone = lane is suspect
             return lane
 
-    def _guarded(self, step: Any) -> object:
-        """Run a step; when the store is away, wait with backoff and jitter, and say so once."""
+    def _guarded(self, step: Callable[[], Any], *needs: str) -> Any:
+        """Run a step that needs these services; while one is away wait with backoff and jitter, and say so once."""
         try:
             result = step()
         except StoreConflict as error:
             _log.info("the store is busy: %s; this is tried again", error)
             return True
-        except StoreUnavailable as error:
-            if not self._failures:
-                _log.error("the store is away: %s; nothing is acknowledged until it is back", error)
-            self._failures += 1
-            self.state = "unready"
+        except Unavailable as error:
+            missed = "broker" if isinstance(error, BrokerUnavailable) else "store"
+            if missed not in self._failures:
+                _log.error("the %s is away: %s; nothing is acknowledged until it is back", missed, error)
         except Exception:
+            missed = "step"
             _log.exception("a step failed, and is tried again")
-            self._failures += 1
         else:
-            if self._failures:
-                _log.info("working again")
-                self._failures = 0
-                if not self.stopping.is_set():
-                    self.state = "ready"
+            for name in (*needs, "step"):
+                if self._failures.pop(name, 0) and name != "step":
+                    _log.info("the %s is back", name)
+            if not self._failures and not self.stopping.is_set():
+                self.state = "ready"
             return result
-        first, most = BACKOFF_SECONDS
-        self.stopping.wait(min(most, first * 2 ** min(self._failures, 10)) * self.services.random())
+        self.state = "unready"
+        self._failures[missed] = failures = self._failures.get(missed, 0) + 1
+        # A look whether the broker is back costs nothing: its transport reconnects with a backoff of its own.
+        first, most = (WATCH_SECONDS, WATCH_SECONDS) if missed == "broker" else BACKOFF_SECONDS
+        self.stopping.wait(min(most, first * 2 ** min(failures, 10)) * self.services.random())
         return True

@@ -23,9 +23,13 @@ class Balance(NamedTuple):
     """Dead letters that are there; must equal `dead`."""
 
     @property
+    def ended(self) -> int:
+        """Copies that are at their end."""
+        return self.applied + self.dead + self.discarded + self.expired
+
+    @property
     def balanced(self) -> bool:
-        ended = self.applied + self.dead + self.discarded + self.expired
-        return self.accepted == ended + self.pending and self.dead == self.letters
+        return self.accepted == self.ended + self.pending and self.dead == self.letters
 
 
 class Backlog(NamedTuple):

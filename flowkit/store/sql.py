@@ -235,6 +235,9 @@ class SqlStore:
         mine = [one for flow, one in self.ledger.backlog().items() if flow in flows]
         return Pending(sum(one.due + one.leased for one in mine), sum(one.delayed + one.parked for one in mine))
 
+    def unfinished(self, flows: Collection[str]) -> int:
+        return sum(one.accepted - one.ended for flow, one in self.ledger.balances().items() if flow in flows)
+
     def charge(self, identity: Identity, attempt: bool) -> None:
         with self.transaction() as unit:
             unit.write(self.sql.charge, [(int(attempt), 1, *identity)])

@@ -106,7 +106,8 @@ class Harness:
         """The ledger, by flow. While a broker is between the flows, what it holds counts as pending."""
         found: dict[str, Balance] = self.store.ledger.balances()
         if self.services.transport is self.broker:
-            found = {flow: one._replace(pending=one.pending + self.broker.depth(flow)) for flow, one in found.items()}
+            depths = self.broker.depths(found)
+            found = {flow: one._replace(pending=one.pending + depths[flow]) for flow, one in found.items()}
         return found
 
     def session(self) -> Session:

@@ -32,12 +32,16 @@ class MemoryTransport:
         self._arrived = False
         self._epoch = 0
 
+    @property
+    def ready(self) -> bool:
+        return True
+
     def declare(self, flows: Collection[str]) -> None:
         with self._changed:
             for flow in flows:
                 self._queues.setdefault(flow, deque())
 
-    def source(self, flow: str, worker: str) -> "MemorySource":
+    def source(self, flow: str, worker: str, limit: int) -> "MemorySource":
         self.declare([flow])
         return MemorySource(self, flow)
 
@@ -49,7 +53,8 @@ class MemoryTransport:
                 if queue is None:
                     receipts.append(Receipt(copy, False, f"no queue for flow {copy.flow}"))
                     continue
-                queue.append(Delivery(copy.message, copy.flow, copy.generation, copy.attempts, 0, self._clock.now()))
+                staged = copy.staged or self._clock.now()
+                queue.append(Delivery(copy.message, copy.flow, copy.generation, copy.attempts, 0, staged))
                 receipts.append(Receipt(copy, not self.drop_confirms))
             self._arrive()
         return receipts
@@ -60,10 +65,13 @@ class MemoryTransport:
             self._arrived = False
             return {flow for flow in flows if self._queues.get(flow)}
 
-    def depth(self, flow: str) -> int:
-        """Messages of a flow that are queued or unacknowledged."""
+    def depths(self, flows: Collection[str]) -> dict[str, int]:
+        """Messages that are queued or unacknowledged."""
         with self._changed:
-            return len(self._queues.get(flow, ())) + sum(one.flow == flow for one in self._unacked.values())
+            return {
+                flow: len(self._queues.get(flow, ())) + sum(one.flow == flow for one in self._unacked.values())
+                for flow in flows
+            }
 
     def close(self) -> None:
         with self._changed:

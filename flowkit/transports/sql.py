@@ -17,10 +17,14 @@ class SqlTransport:
         self._store = store
         self._hold = hold
 
+    @property
+    def ready(self) -> bool:
+        return True
+
     def declare(self, flows: Collection[str]) -> None:
         """Nothing to make: a flow's rows are found by its name."""
 
-    def source(self, flow: str, worker: str) -> "SqlSource":
+    def source(self, flow: str, worker: str, limit: int) -> "SqlSource":
         return SqlSource(self._store, flow, worker, self._hold)
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
@@ -30,6 +34,9 @@ class SqlTransport:
     def wait(self, seconds: float, flows: Collection[str]) -> set[str]:
         told = self._store.wait(seconds)
         return self._store.due(flows) if told is None else told
+
+    def depths(self, flows: Collection[str]) -> dict[str, int]:
+        return dict.fromkeys(flows, 0)
 
     def close(self) -> None:
         """The store is closed by who opened it."""

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 from dataclasses import dataclass, field
 
 from tests.services import free_port
@@ -41,6 +42,8 @@ class Proxy:
         self._flowing = True
         self._trigger: tuple[bytes, bool] | None = None
         self._listener: socket.socket | None = None
+        self.arrivals: list[float] = []
+        """When each client came, by the monotonic clock."""
         self.cuts = 0
         """How many connections have been cut."""
         self.port = free_port()
@@ -110,6 +113,7 @@ class Proxy:
                 client, _ = listener.accept()
             except OSError:
                 return
+            self.arrivals.append(time.monotonic())
             try:
                 server = socket.create_connection(self._target, timeout=5)
             except OSError:

@@ -1,0 +1,244 @@
+"""The I/O thread, and connections that are made again whenever they are lost."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from pika import ConnectionParameters
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.adapters.utils.connection_workflow import AMQPConnectionWorkflowFailed, AMQPConnectorPhaseErrorBase
+from pika.channel import Channel
+from pika.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    AuthenticationError,
+    ChannelClosed,
+    ConnectionClosed,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
+
+from flowkit.errors import ConfigError
+from flowkit.ports import Random
+
+FIRST_WAIT_SECONDS = 0.25
+MOST_WAIT_SECONDS = 4.0
+"""Full jitter: each wait is a random part of this, so that clients that were cut off together do not come together."""
+CLOSE_SECONDS = 2.0
+ANSWER_SECONDS = 15.0
+"""How long the broker may take to answer anything but a publish."""
+T = TypeVar("T")
+_log = logging.getLogger("flowkit.rabbitmq")
+# pika tells of each lost connection in five errors and a stack; it is said once, here.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
+class Loop:
+    """The I/O thread. Everything that touches pika runs on it, so no handler can hold up a heartbeat."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="flowkit-rabbitmq", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Run a function on the thread, soon. Any thread may call it; does not block."""
+        self._loop.call_soon_threadsafe(function, *arguments)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the thread, and wait for what it returns or raises."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def close(self) -> None:
+        """End the thread, and what still runs on it."""
+
+        async def cancel() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        self.run(cancel())
+        self.call(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Link:
+    """One connection to one of several servers, made again whenever it is lost. Lives on the I/O thread.
+
+    `opened` is awaited with each new connection, `lost` is called when one is gone.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[ConnectionParameters],
+        random: Random,
+        opened: Callable[[AsyncioConnection], Awaitable[None]],
+        lost: Callable[[], None],
+    ) -> None:
+        self._servers = servers
+        self._random = random
+        self._opened = opened
+        self._lost = lost
+        self._closing: asyncio.Future[BaseException] | None = None
+        self.connection: AsyncioConnection | None = None
+        self.up = asyncio.Event()
+        self.error: BaseException = ConnectionError("not connected yet")
+        """Why it is not up."""
+        self.task = asyncio.get_running_loop().create_task(self._keep())
+
+    async def ready(self, seconds: float) -> bool:
+        """Wait until it is up, at most so long."""
+        try:
+            await asyncio.wait_for(self.up.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def abandon(self, why: str) -> None:
+        """Give up a connection that answers no more. It closes itself when its heartbeats stay away."""
+        if self._closing is not None and not self._closing.done():
+            self._closing.set_result(ConnectionError(why))
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the connection is given up, or lost."""
+        return self._closing is None or self._closing.done()
+
+    async def close(self) -> None:
+        """Close the connection for good."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        end = asyncio.get_running_loop().time() + CLOSE_SECONDS
+        while self.connection is not None and not self.connection.is_closed:
+            if asyncio.get_running_loop().time() > end:
+                _log.warning("RabbitMQ did not answer the end of a connection")
+                break
+            await asyncio.sleep(0.005)
+
+    async def _keep(self) -> None:
+        failures, told = 0, False
+        turn = int(self._random() * len(self._servers))
+        while True:
+            server = self._servers[turn % len(self._servers)]
+            try:
+                closing = await self._connect(server)
+                assert self.connection is not None
+                await self._opened(self.connection)
+                if not closing.done():
+                    if told:
+                        _log.info("connected to RabbitMQ at %s:%d again", server.host, server.port)
+                    self.up.set()
+                    failures, told = 0, False
+                self.error = await closing
+            except Exception as error:
+                # Whatever it was: without this task nothing would be sent or received any more.
+                self.error = error
+            finally:
+                self.up.clear()
+                self._lost()
+                if self.connection is not None and self.connection.is_open:
+                    self.connection.close()
+            if not told:
+                told = True
+                known = isinstance(self.error, AMQPError | ConfigError | OSError)
+                _log.warning(
+                    "no connection to RabbitMQ at %s:%d: %s",
+                    server.host,
+                    server.port,
+                    said(self.error),
+                    exc_info=None if known else self.error,
+                )
+            failures, turn = failures + 1, turn + 1
+            await asyncio.sleep(self._random() * min(MOST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(failures, 10)))
+
+    async def _connect(self, server: ConnectionParameters) -> asyncio.Future[BaseException]:
+        """Connect. Returns what will say why the connection was lost. Raises what refused it."""
+        loop = asyncio.get_running_loop()
+        opening: asyncio.Future[object] = loop.create_future()
+        self._closing = closing = loop.create_future()
+
+        def failed(_: object, error: BaseException | str) -> None:
+            if not opening.done():
+                opening.set_exception(innermost(error))
+
+        self.connection = AsyncioConnection(
+            server,
+            on_open_callback=resolve(opening),
+            on_open_error_callback=failed,
+            on_close_callback=resolve(closing),
+            custom_ioloop=loop,
+        )
+        await opening
+        return closing
+
+
+async def open_channel(connection: AsyncioConnection, closed: Callable[[BaseException], None]) -> Channel:
+    """A new channel. `closed` is called with the reason when it ends. Raises what refused it."""
+    opening: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    def ended(_: object, error: BaseException) -> None:
+        if opening.done():
+            closed(error)
+        else:
+            opening.set_exception(error)
+
+    channel = connection.channel(on_open_callback=resolve(opening))
+    channel.add_on_close_callback(ended)
+    await asyncio.wait_for(opening, ANSWER_SECONDS)
+    return channel
+
+
+async def answer(
+    channel: Channel, ask: Callable[[Callable[[Any], None]], object], seconds: float = ANSWER_SECONDS
+) -> Any:
+    """What the broker answers: `ask` gets the callback for it. Raises ChannelClosed or TimeoutError."""
+    answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def closed(_: object, error: BaseException) -> None:
+        if not answered.done():
+            answered.set_exception(error)
+
+    channel.add_on_close_callback(closed)
+    ask(resolve(answered))
+    return await asyncio.wait_for(answered, seconds)
+
+
+def resolve(future: "asyncio.Future[Any]") -> Callable[..., None]:
+    """A callback that gives a future its last argument as result, if it has none yet."""
+
+    def give(*arguments: object) -> None:
+        if not future.done():
+            future.set_result(arguments[-1])
+
+    return give
+
+
+def innermost(error: BaseException | str) -> BaseException:
+    """The reason in pika's wrappings of it."""
+    if isinstance(error, str):
+        return AMQPConnectionError(error)
+    if isinstance(error, AMQPConnectionWorkflowFailed) and error.exceptions:
+        return innermost(error.exceptions[-1])
+    if isinstance(error, AMQPConnectorPhaseErrorBase):
+        return innermost(error.exception)
+    if isinstance(error, AMQPConnectionError) and error.args and isinstance(error.args[0], BaseException):
+        return innermost(error.args[0])
+    return error
+
+
+def refused(error: BaseException) -> bool:
+    """Whether the broker is there and does not let us in: waiting would not help."""
+    if isinstance(error, ConnectionClosed):
+        return error.reply_code in (403, 530)
+    return isinstance(error, AuthenticationError | ProbableAuthenticationError | ProbableAccessDeniedError)
+
+
+def said(error: BaseException) -> str:
+    """One line of what happened."""
+    if isinstance(error, ConnectionClosed | ChannelClosed):
+        return f"{error.reply_text} ({error.reply_code})"
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0].rstrip(": ")

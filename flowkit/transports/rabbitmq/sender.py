@@ -1,0 +1,166 @@
+"""Publishing with confirms: what the broker says of each copy, within a deadline."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from itertools import takewhile
+
+from pika import BasicProperties
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.channel import Channel
+from pika.exceptions import AMQPError
+from pika.frame import Method
+from pika.spec import Basic
+
+from flowkit.ports import Clock, Copy, Receipt
+from flowkit.transports.rabbitmq.envelope import properties, row
+from flowkit.transports.rabbitmq.link import Link, Loop, answer, open_channel, said
+from flowkit.transports.rabbitmq.queues import Queues
+
+CONFIRM_SECONDS = 10.0
+"""A publish that is not confirmed by then is unknown: it is sent again, and the connection is given up."""
+_log = logging.getLogger("flowkit.rabbitmq")
+
+
+class Batch:
+    """Copies that were sent together, and what is known of them."""
+
+    def __init__(self, copies: Sequence[Copy]) -> None:
+        self.receipts = [Receipt(copy, False) for copy in copies]
+        self.open = len(copies)
+        self.done: Future[list[Receipt]] = Future()
+
+    def settle(self, number: int, confirmed: bool, reason: str = "") -> None:
+        if self.done.done():
+            return  # too late: it is sent again already
+        self.receipts[number] = Receipt(self.receipts[number].copy, confirmed, reason)
+        self.open -= 1
+        if not self.open:
+            self.finish()
+
+    def finish(self) -> None:
+        """Nothing more will be known."""
+        if not self.done.done():
+            self.done.set_result(self.receipts)
+
+
+class Sender:
+    """Publishes on one channel of one connection. `send` may be called by any thread, the rest by the I/O thread."""
+
+    def __init__(self, loop: Loop, queues: Queues, clock: Clock) -> None:
+        self._loop = loop
+        self._queues = queues
+        self._clock = clock
+        self._channel: Channel | None = None
+        self._tag = 0
+        self._pending: dict[int, tuple[Batch, int]] = {}
+        """Delivery tag -> the copy it belongs to, in the order of sending."""
+        self._returned: dict[str, str] = {}
+        """Row -> why it came back; its confirm follows."""
+        self._batches: set[Batch] = set()
+        self.link: Link | None = None
+        self.blocked = ""
+        """Why the broker takes nothing now."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a send has a chance now."""
+        return self._channel is not None and not self.blocked
+
+    def send(self, copies: Sequence[Copy]) -> list[Receipt]:
+        """Publish and wait for the confirms, at most for their deadline; nothing is waited for while not `ready`."""
+        batch = Batch(copies)
+        if not copies or not self.ready:
+            return batch.receipts
+        self._loop.call(self._publish, batch)
+        return batch.done.result()
+
+    async def opened(self, connection: AsyncioConnection) -> None:
+        connection.add_on_connection_blocked_callback(lambda _, frame: self._block(frame.method.reason or "blocked"))
+        connection.add_on_connection_unblocked_callback(lambda *_: self._block(""))
+        await self._open(connection)
+
+    def lost(self) -> None:
+        """What is not confirmed is unknown."""
+        self._channel = None
+        self.blocked = ""
+        self._tag = 0
+        self._pending.clear()
+        self._returned.clear()
+        batches, self._batches = self._batches, set()
+        for batch in batches:
+            batch.finish()
+
+    def _block(self, reason: str) -> None:
+        self.blocked = reason
+        if reason:
+            _log.warning("RabbitMQ takes no messages now: %s; they wait in the database", reason)
+        else:
+            _log.info("RabbitMQ takes messages again")
+
+    async def _open(self, connection: AsyncioConnection) -> None:
+        def closed(error: BaseException) -> None:
+            if self._channel is channel:
+                _log.warning("RabbitMQ closed the publishing channel: %s", said(error))
+                self.lost()
+                if connection.is_open:
+                    opening = asyncio.get_running_loop().create_task(self._open(connection))
+                    opening.add_done_callback(self._opened_again)
+
+        channel = await open_channel(connection, closed)
+        channel.add_on_return_callback(self._came_back)
+        # Bound to their channel: one that was given up may answer late, and its tags mean other copies by then.
+        confirmed = partial(self._answered, channel)
+        await answer(channel, lambda done: channel.confirm_delivery(confirmed, done))
+        self._channel = channel
+
+    def _opened_again(self, opening: "asyncio.Task[None]") -> None:
+        if not opening.cancelled() and opening.exception() is not None and self.link is not None:
+            self.link.abandon(f"no publishing channel: {opening.exception()}")
+
+    def _publish(self, batch: Batch) -> None:
+        channel = self._channel
+        if channel is None:
+            batch.finish()
+            return
+        self._batches.add(batch)
+        batch.done.add_done_callback(lambda _: self._batches.discard(batch))
+        for number, receipt in enumerate(batch.receipts):
+            copy = receipt.copy
+            try:
+                channel.basic_publish(
+                    "",
+                    self._queues.name(copy.flow),
+                    copy.message.body,
+                    properties(copy, copy.staged or self._clock.now()),
+                    mandatory=True,
+                )
+            except AMQPError as error:
+                batch.settle(number, False, said(error))
+            else:
+                self._tag += 1
+                self._pending[self._tag] = (batch, number)
+        asyncio.get_running_loop().call_later(CONFIRM_SECONDS, self._expire, batch)
+
+    def _answered(self, channel: Channel, frame: "Method[Basic.Ack | Basic.Nack]") -> None:
+        """The broker confirms, or refuses, one copy or all up to it."""
+        if channel is not self._channel:
+            return
+        answered = frame.method
+        last = int(answered.delivery_tag or 0)
+        for tag in list(takewhile(lambda tag: tag <= last, self._pending)) if answered.multiple else [last]:
+            batch, number = self._pending.pop(tag)
+            reason = self._returned.pop(batch.receipts[number].copy.row, "") if self._returned else ""
+            batch.settle(number, isinstance(answered, Basic.Ack) and not reason, reason)
+
+    def _came_back(self, channel: Channel, method: Basic.Return, found: BasicProperties, body: bytes) -> None:
+        if channel is self._channel:
+            self._returned[row(found)] = f"RabbitMQ has no queue {method.routing_key} ({method.reply_text})"
+
+    def _expire(self, batch: Batch) -> None:
+        if not batch.done.done():
+            if self.link is not None and not self.blocked:
+                self.link.abandon(f"a publish was not confirmed within {CONFIRM_SECONDS:g}s")
+            batch.finish()

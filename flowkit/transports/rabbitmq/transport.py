@@ -1,0 +1,161 @@
+"""RabbitMQ as a transport: one connection to publish and one to consume, so that neither can hold up the other."""
+
+import threading
+from collections.abc import Collection, Mapping, Sequence
+
+from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.channel import Channel
+from pika.exceptions import AMQPError
+
+from flowkit.errors import BrokerUnavailable, ConfigError
+from flowkit.message import MAX_BODY
+from flowkit.ports import Clock, Copy, Random, Receipt
+from flowkit.transports.rabbitmq.link import Link, Loop, open_channel, refused, said
+from flowkit.transports.rabbitmq.queues import Queues
+from flowkit.transports.rabbitmq.sender import Sender
+from flowkit.transports.rabbitmq.servers import servers
+from flowkit.transports.rabbitmq.source import RabbitSource
+from flowkit.url import mask
+
+LEASE_SECONDS = 30.0
+OPEN_SECONDS = 10.0
+"""How long a start waits for the broker."""
+
+
+class RabbitTransport:
+    """Implements ports.Transport. Thread-safe. Connects at its first use."""
+
+    lease = LEASE_SECONDS
+    limit = MAX_BODY
+
+    def __init__(self, url: str, store: str, clock: Clock, random: Random) -> None:
+        """`store`: the id of the database whose flows these are, part of the queues' names. Raises ConfigError."""
+        self._url = url
+        servers(url)
+        self._random = random
+        self._queues = Queues(store)
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._arrived = False
+        self._opening = threading.Lock()
+        self._io: Connections | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self._io is not None and self._io.sender.ready
+
+    def declare(self, flows: Collection[str]) -> None:
+        io = self._open()
+        io.loop.run(io.declare(sorted(flows)))
+
+    def source(self, flow: str, worker: str, limit: int) -> RabbitSource:
+        io = self._open()
+        source = RabbitSource(io.loop, self._queues, flow, limit, self._random, self._tell, io.consuming.abandon)
+        io.loop.run(io.attach(source))
+        return source
+
+    def send(self, copies: Sequence[Copy]) -> list[Receipt]:
+        return self._open().sender.send(copies)
+
+    def wait(self, seconds: float, flows: Collection[str]) -> set[str]:
+        io = self._open()
+        with self._changed:
+            self._changed.wait_for(lambda: self._arrived, seconds)
+            self._arrived = False
+        if not io.consuming.up.is_set():
+            raise BrokerUnavailable(f"RabbitMQ at {mask(self._url)}: {said(io.consuming.error)}")
+        return {source.flow for source in io.sources if source.waiting} & set(flows)
+
+    def depths(self, flows: Collection[str]) -> Mapping[str, int]:
+        """Messages that wait in the queues of these flows, without those that workers have in hand. Blocks."""
+        io = self._open()
+        return io.loop.run(io.depths(sorted(flows)))
+
+    def close(self) -> None:
+        with self._opening:
+            io, self._io = self._io, None
+        if io is not None:
+            io.loop.run(io.close())
+            io.loop.close()
+        self._tell()
+
+    def _open(self) -> "Connections":
+        with self._opening:
+            if self._io is None:
+                loop = Loop()
+                self._io = loop.run(self._connections(loop))
+            return self._io
+
+    async def _connections(self, loop: Loop) -> "Connections":
+        return Connections(loop, self._url, self._queues, self._clock, self._random)
+
+    def _tell(self) -> None:
+        """Wake who waits."""
+        if not self._arrived:
+            with self._changed:
+                self._arrived = True
+                self._changed.notify_all()
+
+
+class Connections:
+    """The two connections of a process. Made, and used, on the I/O thread only."""
+
+    def __init__(self, loop: Loop, url: str, queues: Queues, clock: Clock, random: Random) -> None:
+        self.loop = loop
+        self._url = url
+        self._queues = queues
+        self.sources: list[RabbitSource] = []
+        self.sender = Sender(loop, queues, clock)
+        self.publishing = Link(servers(url), random, self.sender.opened, self.sender.lost)
+        self.consuming = Link(servers(url), random, self._consume, self._lost)
+        self.sender.link = self.publishing
+
+    async def declare(self, flows: Sequence[str]) -> None:
+        """Make the queues of these flows. Raises ConfigError, or BrokerUnavailable."""
+        for flow in flows:
+            channel = await self._channel()
+            await self._queues.declare(channel, flow)
+            channel.close()
+
+    async def depths(self, flows: Sequence[str]) -> dict[str, int]:
+        found = {}
+        for flow in flows:
+            channel = await self._channel()
+            found[flow] = await self._queues.depth(channel, flow)
+            if channel.is_open:
+                channel.close()
+        return found
+
+    async def attach(self, source: RabbitSource) -> None:
+        """Consume for a lane, now and after every reconnect."""
+        self.sources.append(source)
+        if self.consuming.connection is not None and self.consuming.up.is_set():
+            await source.consume(self.consuming.connection)
+        else:
+            await self.consuming.ready(OPEN_SECONDS)
+
+    async def close(self) -> None:
+        await self.consuming.close()
+        await self.publishing.close()
+
+    async def _channel(self) -> Channel:
+        """A channel for questions to the broker, which closes it when the answer is no."""
+        link = self.publishing
+        try:
+            if await link.ready(OPEN_SECONDS) and link.connection is not None:
+                return await open_channel(link.connection, lambda _: None)
+        except AMQPError as error:
+            link.error = error
+        why = f"FLOWKIT_BROKER_URL is {mask(self._url)}, which cannot be used: {said(link.error)}"
+        if refused(link.error):
+            raise ConfigError(f"{why}; check user, password and virtual host")
+        raise BrokerUnavailable(f"{why}; check host and port, and whether RabbitMQ runs")
+
+    async def _consume(self, connection: AsyncioConnection) -> None:
+        for source in self.sources:
+            if connection.is_open and not self.consuming.abandoned:
+                await source.consume(connection)
+
+    def _lost(self) -> None:
+        for source in self.sources:
+            source.lost()

@@ -1,0 +1,349 @@
+"""RabbitMQ between the flows: what a real broker, and the network to it, do to them."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pika import PlainCredentials
+from sqlalchemy.orm import Session
+
+from flowkit import ConfigError
+from flowkit.config import Services, Settings, connect, open_store
+from flowkit.engine.worker import Worker
+from flowkit.transports.rabbitmq.queues import Queues
+from flowkit.transports.rabbitmq.servers import servers
+from tests.services.proxy import Proxy
+from tests.services.rabbitmq import RabbitMQ
+from tests.shop import Base, Effect, Order, effects, new_app
+
+ROOT = Path(__file__).parent.parent
+DEADLINE_SECONDS = 90.0
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS) -> None:
+    """Wait for a condition, with a deadline."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+class Shop:
+    """An app with two flows, its store, and as many workers as are started."""
+
+    def __init__(self, database_url: str, broker_url: str) -> None:
+        store = open_store(Settings(database_url=database_url), check=False)
+        store.upgrade()
+        Base.metadata.create_all(store.dialect.engine)
+        store.close()
+        self.app = new_app()
+        self.orders = self.app.channel("orders", Order)
+        self.accepted = self.app.channel("accepted", Order)
+        self.app.flow(self.orders, to=self.accepted, name="accept")(self.accept)
+        self.app.flow(self.accepted, name="invoice")(self.invoice)
+        self.settings = Settings(database_url=database_url, broker_url=broker_url, lease=5)
+        self.services = self.connect()
+        self.store: Any = self.services.store
+        self.app.connect(self.services)
+        self.deed: Callable[[Order], None] = lambda order: None
+
+    def connect(self) -> Services:
+        return connect(self.settings)
+
+    def accept(self, order: Order, db: Session) -> Order:
+        self.deed(order)
+        db.add(Effect(name=f"accept {order.name}"))
+        return order
+
+    def invoice(self, order: Order, db: Session) -> None:
+        db.add(Effect(name=f"invoice {order.name}"))
+
+    @contextmanager
+    def worker(self) -> Iterator[Worker]:
+        """A worker on services of its own, as in a process of its own."""
+        services = self.connect()
+        worker = Worker(self.app, services)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+            yield worker
+        finally:
+            worker.stop()
+            thread.join(60)
+            services.close()
+
+    def publish(self, *names: str) -> None:
+        self.app.publish_many(self.orders, [Order(name=name) for name in names])
+
+    def ended(self) -> bool:
+        """Whether every message is at its end."""
+        return bool(self.store.unfinished(list(self.app.flows)) == 0)
+
+    def check(self, *names: str) -> None:
+        """Each of these took effect once, everything is accounted for, and nothing is left anywhere."""
+        wait_until(self.ended)
+        with Session(self.store.dialect.engine) as session:
+            assert effects(session) == {f"{flow} {name}": 1 for flow in ("accept", "invoice") for name in names}
+        wait_until(lambda: sum(self.store.pending(list(self.app.flows))) == 0)
+        assert all(one.balanced for one in self.store.ledger.balances().values())
+        wait_until(lambda: not any(self.services.transport.depths(list(self.app.flows)).values()))
+
+    def close(self) -> None:
+        self.app.close()
+
+
+@pytest.fixture
+def proxy(rabbitmq_node: RabbitMQ, rabbitmq_url: str) -> Iterator[Proxy]:
+    with Proxy("127.0.0.1", rabbitmq_node.port) as made:
+        yield made
+
+
+@pytest.fixture
+def shop(sqlite_url: str, rabbitmq_node: RabbitMQ, proxy: Proxy) -> Iterator[Shop]:
+    made = Shop(sqlite_url, rabbitmq_node.url(proxy.port))
+    yield made
+    made.close()
+
+
+NAMES = [str(number) for number in range(500)]
+
+
+def test_flows_run_unchanged(shop: Shop) -> None:
+    with shop.worker(), shop.worker():
+        shop.publish(*NAMES)
+        shop.check(*NAMES)
+
+
+def test_row_9_a_long_handler_does_not_cost_the_connection(
+    sqlite_url: str, rabbitmq_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = Shop(sqlite_url, f"{rabbitmq_url}?heartbeat=1")
+    runs: list[str] = []
+
+    def long(order: Order) -> None:
+        runs.append(order.name)
+        time.sleep(4)
+
+    shop.deed = long
+    with caplog.at_level(logging.WARNING), shop.worker():
+        shop.publish("a")
+        shop.check("a")
+    shop.close()
+    assert runs == ["a"]
+    assert "no connection" not in caplog.text
+
+
+def test_row_12_lost_confirms_are_sent_again_and_applied_once(shop: Shop, proxy: Proxy) -> None:
+    with shop.worker():
+        shop.publish("first")
+        shop.check("first")
+        for number in range(3):
+            proxy.cut_when(b"flowkit." + shop.store.identity().encode() + b".shop.invoice", forward=True)
+            shop.publish(*(f"{number}-{name}" for name in NAMES[:50]))
+            cuts = proxy.cuts
+            wait_until(lambda: proxy.cuts > cuts)  # noqa: B023
+        shop.check("first", *(f"{number}-{name}" for number in range(3) for name in NAMES[:50]))
+
+
+def test_row_14_and_58_a_copy_without_its_queue_is_parked_and_sent_when_it_is_back(
+    shop: Shop, rabbitmq_node: RabbitMQ
+) -> None:
+    with shop.worker():
+        shop.publish("a")
+        shop.check("a")
+    name = Queues(shop.store.identity()).name("shop.invoice")
+    rabbitmq_node.ctl("delete_queue", name)
+    services = shop.connect()
+    worker = Worker(shop.app, services, shop.app.select(["accept"]))
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    shop.publish("b")
+    wait_until(lambda: shop.store.ledger.backlog().get("shop.invoice", (0, 0, 0, 0))[3] == 1)
+    worker.stop()
+    thread.join(60)
+    services.close()
+    assert not shop.ended()
+    with shop.worker():
+        shop.check("a", "b")
+
+
+def test_row_15_a_bad_queue_stops_its_own_flow_only(
+    shop: Shop, rabbitmq_node: RabbitMQ, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowkit.engine.relay.PARK_SECONDS", 1.0)
+    with shop.worker():
+        shop.publish("a")
+        shop.check("a")
+        rabbitmq_node.ctl("delete_queue", Queues(shop.store.identity()).name("shop.invoice"))
+        shop.publish("b")
+        wait_until(lambda: shop.store.ledger.balances()["shop.accept"].applied == 2)
+        shop.check("a", "b")
+
+
+def test_row_17_an_alarm_fills_the_outbox_which_drains_afterwards(shop: Shop, rabbitmq_node: RabbitMQ) -> None:
+    with shop.worker() as worker:
+        shop.publish("first")
+        shop.check("first")
+        rabbitmq_node.ctl("set_vm_memory_high_watermark", "absolute", "1")
+        try:
+            shop.publish(*NAMES)
+            wait_until(lambda: not worker.services.transport.ready)
+            assert shop.store.pending(["shop.accept", "shop.invoice"]).now > 0
+        finally:
+            rabbitmq_node.ctl("set_vm_memory_high_watermark", "0.4")
+        shop.check("first", *NAMES)
+
+
+def test_row_18_a_broker_that_restarts_under_load_loses_nothing(shop: Shop, rabbitmq_node: RabbitMQ) -> None:
+    sent: list[str] = []
+    with shop.worker() as worker:
+        for number in range(2):
+            shop.publish(*(f"{number}-{name}" for name in NAMES))
+            sent += [f"{number}-{name}" for name in NAMES]
+            rabbitmq_node.kill()
+            wait_until(lambda: worker.state == "unready")
+            rabbitmq_node.start()
+            wait_until(lambda: worker.state == "ready")
+        shop.check(*sent)
+
+
+def test_row_21_dead_letters_are_rows_whatever_becomes_of_the_broker(shop: Shop, rabbitmq_node: RabbitMQ) -> None:
+    def fail(order: Order) -> None:
+        raise ValueError("poison")
+
+    shop.deed = fail
+    shop.app.flows["shop.accept"].retry.attempts = 1
+    with shop.worker():
+        shop.publish(*(str(number) for number in range(1000)))
+        wait_until(lambda: shop.store.ledger.balances()["shop.accept"].dead > 100)
+        rabbitmq_node.restart()
+        wait_until(shop.ended)
+    assert len(shop.store.dead_letters.select(limit=2000)) == 1000
+
+
+def test_row_23_a_black_hole_is_noticed_and_nothing_is_lost(
+    shop: Shop, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowkit.transports.rabbitmq.sender.CONFIRM_SECONDS", 1.0)
+    with shop.worker():
+        shop.publish("first")
+        shop.check("first")
+        proxy.blackhole()
+        shop.publish(*NAMES)
+        before = len(proxy.arrivals)
+        wait_until(lambda: len(proxy.arrivals) > before)
+        proxy.forward()
+        shop.check("first", *NAMES)
+
+
+def test_row_25_clients_that_were_cut_off_together_do_not_come_together(
+    rabbitmq_node: RabbitMQ, rabbitmq_url: str, sqlite_url: str
+) -> None:
+    """Twenty clients, and how their attempts spread; the waits are a random part of a growing bound."""
+    with Proxy("127.0.0.1", rabbitmq_node.port) as proxy:
+        store = open_store(Settings(database_url=sqlite_url), check=False)
+        shop = Shop(sqlite_url, rabbitmq_node.url(proxy.port))
+        clients = [shop.connect() for _ in range(20)]
+        for client in clients:
+            client.transport.declare(["shop.accept"])
+        known = len(proxy.arrivals)
+        proxy.cut()
+        wait_until(lambda: all(client.transport.ready for client in clients) and len(proxy.arrivals) >= known + 40)
+        times = sorted(proxy.arrivals[known : known + 40])
+        assert times[-1] - times[0] > 0.1, "all came at once"
+        for client in clients:
+            client.close()
+        shop.close()
+        store.close()
+
+
+def test_row_69_rows_left_on_either_side_of_a_switch_are_drained(sqlite_url: str, rabbitmq_url: str) -> None:
+    direct, broker = Shop(sqlite_url, ""), Shop(sqlite_url, rabbitmq_url)
+    direct.publish("a", "b")
+    with broker.worker():
+        broker.publish("c")
+        broker.check("a", "b", "c")
+    broker.publish("d", "e")
+    with direct.worker():
+        wait_until(direct.ended)
+    direct.check("a", "b", "c", "d", "e")
+    direct.close()
+    broker.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("amqp://u:hidden-secret@[::1:5672", "cannot be read"),
+        ("amqp://u:hidden-secret@host:99999", "cannot be read"),
+        ("amqp://guest:hidden-secret@broker.example", "guest is for loopback only"),
+        ("amqp://broker.example", "guest is for loopback only"),
+        ("amqps://u:hidden-secret@host?cacertfile=/no/such/file", "certificate or key cannot be read"),
+        ("amqps://u:hidden-secret@host?verify=maybe", "verify_peer or verify_none"),
+        ("amqp://u:hidden-secret@host?heartbeat=0", "heartbeat is a number"),
+        ("amqp://u:hidden-secret@host?color=red", "parameter color is unknown"),
+    ],
+)
+def test_a_wrong_url_is_named_without_its_password(url: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        servers(url)
+    assert "FLOWKIT_BROKER_URL" in str(refused.value)
+    assert "hidden-secret" not in str(refused.value)
+
+
+def test_several_hosts_share_what_a_url_says() -> None:
+    first, second = servers("amqp://u:p%40ss@one:1234,two/a%2Fb?heartbeat=7")
+    assert (first.host, first.port, second.host, second.port) == ("one", 1234, "two", 5672)
+    assert first.virtual_host == second.virtual_host == "a/b"
+    assert first.heartbeat == 7
+    assert isinstance(first.credentials, PlainCredentials)
+    assert (first.credentials.username, first.credentials.password) == ("u", "p@ss")
+
+
+def test_the_command_line_runs_until_idle_and_the_ledger_balances(
+    tmp_path: Path, rabbitmq_node: RabbitMQ, rabbitmq_url: str
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "from flowkit import App\n"
+        "app = App('cli')\n"
+        "numbers = app.channel('numbers', int)\n"
+        "doubled = app.channel('doubled', int)\n"
+        "@app.flow(numbers, to=doubled)\n"
+        "def double(number: int) -> int:\n    return number * 2\n"
+        "@app.flow(doubled)\n"
+        "def end(number: int) -> None: ...\n"
+    )
+    (tmp_path / "numbers.jsonl").write_text("".join(f"{number}\n" for number in range(1000)))
+
+    def flowkit(*arguments: str) -> str:
+        ran = subprocess.run(
+            [sys.executable, "-m", "flowkit", *arguments],
+            cwd=tmp_path,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "FLOWKIT_BROKER_URL": rabbitmq_url,
+                "FLOWKIT_DATABASE_URL": "sqlite:///app.db",
+            },
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=True,
+        )
+        return ran.stdout
+
+    flowkit("send", "app.py", "numbers", "@numbers.jsonl")
+    flowkit("run", "app.py", "--workers", "2", "--until-idle")
+    ledger = json.loads(flowkit("audit", "--json"))
+    assert ledger["balanced"]
+    assert (ledger["accepted"], ledger["applied"], ledger["pending"]) == (2000, 2000, 0)
+    assert json.loads(flowkit("status", "--json"))["flows"]["cli.double"]["queued"] == 0

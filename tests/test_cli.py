@@ -437,7 +437,7 @@ def test_status(flowkit: Terminal) -> None:
     assert note["backlog"]["oldest"] >= 0
     result = flowkit("status")
     assert result.code == 0
-    assert re.search(r"^shop\.note +notes +0 +0 +1 +0 +1 ", result.out, re.MULTILINE)
+    assert re.search(r"^shop\.note +notes +0 +0 +0 +1 +0 +1 ", result.out, re.MULTILINE)
 
 
 def test_audit(flowkit: Terminal) -> None:

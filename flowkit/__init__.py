@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from flowkit.flow import Logger, Outbox, RetryPolicy
     from flowkit.message import Message
-    from flowkit.ports import Objects
+    from flowkit.ports import Objects, UnitOfWork
 
 __all__ = [
     "App",
@@ -38,6 +38,7 @@ __all__ = [
     "Split",
     "StoreUnavailable",
     "TooLarge",
+    "UnitOfWork",
     "Unrouted",
 ]
 __version__ = "0.1.0"
@@ -52,6 +53,7 @@ _HOMES = {
     "RetryPolicy": "flow",
     "Routed": "channel",
     "Split": "channel",
+    "UnitOfWork": "ports",
 }
 """Where names live that are not errors. Imported on first use: `flowkit --help` needs none of them."""
 

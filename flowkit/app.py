@@ -141,7 +141,7 @@ class App:
             raise DefinitionError(f"app {self.name} has no flows; decorate a function with @app.flow(channel)")
         sources = {flow.source.name for flow in self.flows.values()}
         for flow in self.flows.values():
-            flow.check((*injectable, *self.provided))
+            flow.check(injectable, self.provided)
             for channel in flow.to:
                 if not channel.optional and channel.name not in sources and not (subscribed or {}).get(channel.name):
                     raise flow.wrong(

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, Union, get_args, get_origin, get_type_hints
@@ -12,11 +12,14 @@ from flowkit import duration
 from flowkit.channel import Body, Channel, Routed, Split
 from flowkit.errors import DefinitionError, TooLarge, Unrouted
 from flowkit.message import MAX_BODY, Message, check_headers, check_name
-from flowkit.ports import Clock, Delivery, Ids
+from flowkit.ports import Clock, Delivery, Ids, Objects, UnitOfWork
 
 Isolation = Literal["batch", "savepoint", "single"]
 LANES = 2
 """Lanes of a flow that says nothing of its concurrency, on a store with many writers."""
+IN_FLIGHT = 100
+"""Messages of an `async def` flow that says nothing of its concurrency, at work at once."""
+MOST_IN_FLIGHT = 1000
 Logger = logging.LoggerAdapter[logging.Logger]
 
 
@@ -174,15 +177,15 @@ class Flow:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     deadline: float = 60.0
     concurrency: int | None = None
-    """Lanes in each worker; None leaves it to the store, by `lanes`."""
+    """Lanes in each worker; for an `async def` handler the messages at work in its one lane. See `lanes`, `reach`."""
     batch: int = 100
     isolate: Isolation = "batch"
 
     def __post_init__(self) -> None:
-        if inspect.iscoroutinefunction(self.handler) or inspect.isasyncgenfunction(self.handler):
-            raise self.wrong("it is async, and this version runs only plain functions; write def instead of async def")
         if (self.concurrency is not None and self.concurrency < 1) or self.batch < 1:
             raise self.wrong("concurrency and batch are at least 1")
+        if self.concurrent and (self.concurrency or 0) > MOST_IN_FLIGHT:
+            raise self.wrong(f"concurrency is at most {MOST_IN_FLIGHT} in a worker; start more workers")
         if self.isolate not in get_args(Isolation):
             raise self.wrong(f'isolate={self.isolate!r}; write "batch", "savepoint" or "single"')
 
@@ -215,10 +218,19 @@ class Flow:
         """The parameters after the body: name -> type."""
         return {parameter.name: self.hints.get(parameter.name) for parameter in self.parameters[1:]}
 
-    def check(self, injectable: Iterable[type]) -> None:
-        """Find what is wrong in the definition. Raises DefinitionError with what to write instead."""
-        known = (*injectable, Message, Outbox, Logger)
+    @property
+    def concurrent(self) -> bool:
+        """Whether the handler is `async def`: many run at once, on one thread, outside of any transaction."""
+        return inspect.iscoroutinefunction(self.handler) or inspect.isasyncgenfunction(self.handler)
+
+    def check(self, injectable: Iterable[type], provided: Iterable[type] = ()) -> None:
+        """Find what is wrong in the definition. Raises DefinitionError with what to write instead.
+
+        `injectable` are the types that the store gives, `provided` those of the app.
+        """
+        known = (*injectable, *provided, UnitOfWork, Message, Outbox, Logger)
         for name, wanted in self.wants().items():
+            self._check_side(name, wanted, injectable)
             if wanted not in known and any(one in known for one in get_args(wanted)):
                 raise self.wrong(
                     f"parameter {name}: {_named(wanted)} is never injected; write the type alone, without None"
@@ -231,11 +243,33 @@ class Flow:
         _ = self.body
         self._check_return(self.hints.get("return"))
 
+    def _check_side(self, name: str, wanted: Any, injectable: Iterable[type]) -> None:
+        """Find what only the other kind of handler can take."""
+        asks = f"parameter {name}: {_named(wanted)}"
+        if not self.concurrent and wanted is UnitOfWork:
+            raise self.wrong(f"{asks} is for async def handlers; a plain def takes the session itself, `db: Session`")
+        if self.concurrent and wanted in injectable and wanted is not Objects:
+            raise self.wrong(
+                f"{asks} cannot be given to an async def handler: many run at once, and one transaction cannot serve "
+                "them; take `work: UnitOfWork` and write `await work.run(function)`, where function(session, outbox) "
+                "does the database's part, or make the handler a plain def"
+            )
+        if wanted is Outbox and UnitOfWork in self.wants().values():
+            raise self.wrong(
+                f"{asks} would send beside its unit of work; take the outbox that work.run gives to "
+                "function(session, outbox)"
+            )
+
     def _required(self, name: str) -> bool:
         return next(one for one in self.parameters if one.name == name).default is inspect.Parameter.empty
 
     def _check_return(self, annotation: Any) -> None:
         for kind in _alternatives(annotation):
+            if UnitOfWork in self.wants().values() and kind not in (None, type(None), Any):
+                raise self.wrong(
+                    f"it returns {_named(kind)} besides its unit of work; send it inside: outbox.send(…) in the "
+                    "function(session, outbox) that work.run gets"
+                )
             if kind in (None, type(None), Any) or get_origin(kind) is Routed or kind is Routed:
                 continue
             if not self.to:
@@ -254,7 +288,12 @@ class Flow:
     def lanes(self, serial: bool) -> int:
         """How many lanes of a worker run it: where one waits for the database another can work, unless the store
         has one writer at a time."""
-        return self.concurrency or (1 if serial else LANES)
+        return 1 if self.concurrent else self.concurrency or (1 if serial else LANES)
+
+    @property
+    def reach(self) -> int:
+        """The most messages that a lane takes at once."""
+        return (self.concurrency or IN_FLIGHT) if self.concurrent else self.batch
 
     def takes(self, kinds: Iterable[type]) -> bool:
         """Whether the handler asks for one of these types."""
@@ -271,7 +310,7 @@ class Flow:
                 getters.append((name, lambda delivery, outbox, giver: outbox))
             elif wanted == Logger:
                 getters.append((name, lambda delivery, outbox, giver: self._logger(delivery)))
-            elif wanted in transactional:
+            elif wanted in transactional or wanted is UnitOfWork:
                 getters.append((name, _from_giver(wanted)))
             elif wanted in provided:
                 getters.append((name, _always(provided[wanted])))
@@ -280,7 +319,16 @@ class Flow:
             arguments = {name: get(delivery, outbox, giver) for name, get in getters}
             self._send(handler(body, **arguments), outbox)
 
-        return call
+        async def attend(body: object, delivery: Delivery, outbox: Outbox, giver: Giver) -> None:
+            arguments = {name: get(delivery, outbox, giver) for name, get in getters}
+            result = handler(body, **arguments)
+            if isinstance(result, AsyncIterator):
+                async for value in result:
+                    self._send_one(value, outbox)
+            else:
+                self._send(await result, outbox)
+
+        return attend if self.concurrent else call
 
     def _send(self, result: object, outbox: Outbox) -> None:
         """Returning is publishing: None, a value, a routed value, or many of them by a generator or Split."""
@@ -322,9 +370,11 @@ def _always(value: object) -> Getter:
 
 
 class Call(Protocol):
-    """Runs a handler once; what it returns goes into the outbox."""
+    """Runs a handler once; what it returns goes into the outbox. The call of an `async def` handler is awaited."""
 
-    def __call__(self, body: object, delivery: Delivery, outbox: Outbox, giver: Giver) -> None: ...
+    def __call__(
+        self, body: object, delivery: Delivery, outbox: Outbox, giver: Giver
+    ) -> Coroutine[Any, Any, None] | None: ...
 
 
 def _named(annotation: Any) -> str:
@@ -337,7 +387,7 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
     if origin in (Union, types.UnionType):
         for one in get_args(annotation):
             yield from _alternatives(one)
-    elif origin is Split or (isinstance(origin, type) and issubclass(origin, Iterator)):
+    elif origin is Split or (isinstance(origin, type) and issubclass(origin, Iterator | AsyncIterator)):
         yield from _alternatives(get_args(annotation)[0])
     else:
         yield annotation

@@ -4,11 +4,13 @@ Everything blocks unless it says otherwise. A Unit and a Source belong to one th
 may be called from any thread. Who opens something closes it.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from flowkit.message import Message
+
+T = TypeVar("T")
 
 
 class Clock(Protocol):
@@ -181,7 +183,8 @@ class Tally(NamedTuple):
 class Objects(Protocol):
     """Injected into handlers: a durable key-value store of the app, written in the handler's transaction.
 
-    Values are what JSON can say. Each call is a statement in the transaction, and blocks for it.
+    Values are what JSON can say. Each call is a statement in the transaction, and blocks for it. In an `async def`
+    handler `get` is awaited, and what is put or deleted waits for the handler's end.
     """
 
     def get(self, key: str) -> Any:
@@ -192,6 +195,18 @@ class Objects(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove a key, if it is there."""
+
+
+class UnitOfWork(Protocol):
+    """Injected into `async def` handlers that need the database: one transaction, run where it may block."""
+
+    def run(self, function: Callable[[Any, Any], T]) -> Awaitable[T]:
+        """Await `function(session, outbox)`, run on a thread in the unit of work of this message, and its result.
+
+        When it returns, the message is applied: its claim, what the function wrote and what it sent are committed
+        together. When it raises, all is undone, and it may be run again. What the function gets is an ORM session and
+        an Outbox. Raises FlowKitError when the unit of work is committed already.
+        """
 
 
 # ---------------------------------------------------------------- the ports
@@ -259,6 +274,8 @@ class Store(Protocol):
 
     injects: Mapping[type, str]
     """Types that handlers may ask for to write in the unit of work, and what they are for."""
+    session: type
+    """The one of them that `UnitOfWork.run` gives."""
     serial: bool
     """One writer at a time (SQLite): a handler that is slow must not hold the transaction open."""
 

@@ -49,9 +49,6 @@ def returns_text(order: Order) -> BaseModel:
     return order
 
 
-async def is_async(order: Order) -> None: ...
-
-
 def wants_perhaps(order: Order, db: Session | None = None) -> None: ...
 
 
@@ -85,8 +82,6 @@ def test_what_is_wrong_at_once_is_said_at_import() -> None:
     app.flow("orders", name="one")(lambda order: None)
     with pytest.raises(DefinitionError, match=r"shop\.one is defined twice.*name="):
         app.flow("orders", name="one")(lambda order: None)
-    with pytest.raises(DefinitionError, match="write def instead of async def"):
-        app.flow("orders", name="two")(is_async)
     with pytest.raises(DefinitionError, match="isolate='none'"):
         app.flow("orders", name="three", isolate="none")(lambda order: None)  # type: ignore[arg-type]
     with pytest.raises(DefinitionError, match="at least 1"):

@@ -4,12 +4,16 @@ import hashlib
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flowkit import duration
 from flowkit.errors import DefinitionError, FlowKitError, RetryAfter, Undecodable
 from flowkit.flow import Outbox
 from flowkit.message import check_headers, check_name
 from flowkit.ports import Claim, Dead, Delivery, Letter, Outcome
+
+if TYPE_CHECKING:
+    from flowkit.engine.desk import Desk
 
 
 @dataclass(eq=False, slots=True)
@@ -24,6 +28,8 @@ class Item:
     handled: bool = False
     error: BaseException | None = None
     outbox: Outbox | None = None
+    desk: "Desk | None" = None
+    """Where an `async def` handler works; see `AsyncPipeline`."""
     outcome: Outcome | None = None
     """None: not handled in this batch; it stays in the lane."""
 
@@ -34,6 +40,12 @@ class Spoiled(Exception):
 
 class Exhausted(FlowKitError):
     """The attempts of a message are used up by deaths of its process or by its deadline."""
+
+    def __init__(self, attempts: int, allowed: int) -> None:
+        super().__init__(
+            f"its {attempts} attempts are used up: the last one ended with its process, by a crash or past its "
+            f"deadline, or RetryPolicy(attempts={allowed}) was higher"
+        )
 
 
 class Superseded(BaseException):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flowkit.engine.item import Item, Refused, Spoiled, describe
 from flowkit.engine.pipeline import Pipeline
+from flowkit.engine.slots import Slot
 from flowkit.errors import SharedState, StoreConflict, TransactionEnded
 from flowkit.ports import Delivery, Source
 
@@ -60,6 +61,10 @@ class Lane:
         self._process([self.suspects.pop(0)], alone=True)
         return True
 
+    def rest(self) -> bool:
+        """Wait for handlers that run outside of `step`. False, at once: there are none."""
+        return False
+
     def flush(self) -> bool:
         """Remove the rows that the transport carried away, when no batch comes to do it. Always False."""
         confirmed = self.pipeline.confirmed
@@ -75,6 +80,21 @@ class Lane:
         self.flush()
         self._give_back()
         self.source.close()
+
+    @property
+    def running(self) -> int:
+        """How many handlers run outside of `step`."""
+        return 0
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether messages are on their way, outside of `step`, that a drain should wait for."""
+        return False
+
+    def late(self, now: float) -> Slot | None:
+        """The slot of a message that runs past its deadline, by the monotonic clock."""
+        since = self.pipeline.since
+        return self.pipeline.slot if since is not None and now - since > self.flow.deadline else None
 
     @property
     def stopped(self) -> str:

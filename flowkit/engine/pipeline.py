@@ -95,7 +95,7 @@ class Pipeline:
     """The subscribers of the channels that this flow sends to, as the batch's transaction sees them."""
 
     def __post_init__(self) -> None:
-        self.transactional = self.flow.takes(self.store.injects)
+        self.transactional = not self.flow.concurrent and self.flow.takes(self.store.injects)
         self._channels = [channel.name for channel in self.flow.to]
 
     def run(
@@ -203,10 +203,7 @@ class Pipeline:
                 if verdict is not None:
                     item.error = verdict
                 elif item.claim.attempts >= self.flow.retry.attempts:
-                    item.error = Exhausted(
-                        f"its {item.claim.attempts} attempts are used up: the last one ended with its process, by a "
-                        f"crash or past its deadline, or RetryPolicy(attempts={self.flow.retry.attempts}) was higher"
-                    )
+                    item.error = Exhausted(item.claim.attempts, self.flow.retry.attempts)
                 else:
                     self._handle_one(unit, item, State.ALONE if alone else State.RUNNING, careful)
         except Superseded:

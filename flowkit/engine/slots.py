@@ -1,11 +1,13 @@
 """Who killed the worker? Each lane notes in shared memory which message it runs; the supervisor reads it after a death.
 
-The file is made by the supervisor and mapped by both: 64 bytes for the worker's id, then one slot per lane: a state
-byte, the length of the identity as two bytes, the identity as UTF-8 separated by NUL. Noting one costs 0.3 µs.
+The file is made by the supervisor and mapped by both: 64 bytes for the worker's id, then one slot per lane, then those
+of messages whose `async def` handlers are at work: a state byte, the length of the identity as two bytes, the identity
+as UTF-8 separated by NUL. Noting one costs 0.3 µs.
 """
 
 import mmap
 import struct
+from collections import deque
 from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from flowkit.ports import Identity
 
 HEADER = 64
 SLOT = 3200
-COUNT = 1024
+COUNT = 2048
 
 
 class State(IntEnum):
@@ -26,6 +28,8 @@ class State(IntEnum):
     """It is a suspect, and nothing else runs in the process."""
     OVERDUE = 3
     """It is past its deadline."""
+    WAITING = 4
+    """Its `async def` handler has begun, and awaits something: others run meanwhile."""
 
 
 class InFlight(NamedTuple):
@@ -40,6 +44,7 @@ class Slots:
 
     def __init__(self, descriptor: int = -1) -> None:
         self._memory = mmap.mmap(descriptor, HEADER + SLOT * COUNT)
+        self._free: deque[Slot] = deque()
 
     @property
     def worker(self) -> str:
@@ -52,6 +57,24 @@ class Slots:
     def slot(self, number: int) -> "Slot":
         """The slot of one lane."""
         return Slot(self._memory, HEADER + SLOT * (number % COUNT))
+
+    def share(self, lanes: int) -> None:
+        """Let messages have the slots that so many lanes leave over."""
+        self._free.extend(self.slot(number) for number in range(lanes, COUNT))
+
+    def take(self) -> "Slot":
+        """A slot for one message, until it is put back. Any thread may call it. Where none is left the first lane's is
+        shared: the blame may then fall on a neighbour, which has to run alone once."""
+        try:
+            return self._free.popleft()
+        except IndexError:
+            return self.slot(0)
+
+    def put_back(self, slot: "Slot") -> None:
+        """Strike off what a message's slot notes, and let others have it."""
+        slot.strike()
+        if not slot.first:
+            self._free.append(slot)
 
     def in_flight(self) -> Iterator[InFlight]:
         """The messages that lanes have noted and not struck off."""
@@ -78,6 +101,10 @@ class Slot:
     def __init__(self, memory: mmap.mmap, start: int) -> None:
         self._memory = memory
         self._start = start
+
+    @property
+    def first(self) -> bool:
+        return self._start == HEADER
 
     def note(self, identity: Identity, state: State) -> None:
         name = "\0".join(identity).encode()

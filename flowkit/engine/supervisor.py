@@ -111,7 +111,7 @@ class Supervisor:
         """A worker ended: what it was running becomes a suspect, or is charged an attempt; then it starts again."""
         assert child.process is not None
         status, pid, child.process = child.process.returncode, child.process.pid, None
-        victims = list(child.slots.in_flight())
+        victims = _suspects(list(child.slots.in_flight()), status)
         worker = child.slots.worker
         if status in FINAL and not victims:
             child.finished = True
@@ -130,7 +130,7 @@ class Supervisor:
         child.due = now + wait * (0.5 + self._random() / 2)
 
     def _charge(self, victim: InFlight) -> None:
-        self._store.charge(victim.identity, attempt=victim.state is not State.RUNNING)
+        self._store.charge(victim.identity, attempt=victim.state in (State.ALONE, State.OVERDUE))
 
     def _pay(self) -> None:
         """Write what is to be charged; what cannot be written now is tried with the next step."""
@@ -141,6 +141,13 @@ class Supervisor:
                 _log.warning("cannot record yet what a dead worker was running: %s", error)
                 return
             self._charges.pop(0)
+
+
+def _suspects(noted: list[InFlight], status: int) -> list[InFlight]:
+    """Those of a dead process's messages that may have killed it. What only waited did not, unless nothing else was
+    there to do it: a thread that a handler started, say. A kill from outside proves nothing against what waited."""
+    running = [one for one in noted if one.state is not State.WAITING]
+    return running if running or status == -signal.SIGKILL else noted
 
 
 def _named(status: int) -> str:

@@ -7,16 +7,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
 from flowkit.app import App
 from flowkit.config import Services
+from flowkit.engine.async_lane import AsyncLane
+from flowkit.engine.async_pipeline import AsyncPipeline
 from flowkit.engine.lane import Lane
 from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.relay import Relay
-from flowkit.engine.slots import Slots, State
+from flowkit.engine.slots import Slot, Slots, State
 from flowkit.errors import BrokerUnavailable, StoreConflict, Unavailable
 from flowkit.flow import Flow
+from flowkit.loop import Loop
 from flowkit.ports import Retention, WorkerInfo
 
 BEAT_SECONDS = 1.0
@@ -70,6 +74,7 @@ class Worker:
                 flow for flow in (flows or app.flows.values()) for _ in range(flow.lanes(store.serial))
             )
         ]
+        self._slots.share(len(self.lanes))
         self._lanes: dict[str, list[Lane]] = {}
         for lane in self.lanes:
             self._lanes.setdefault(lane.flow.name, []).append(lane)
@@ -81,14 +86,27 @@ class Worker:
         self._hot: deque[Lane] = deque(self.lanes)
         self._running: set[Lane] = set()
         self._alone = False
+        self._hushed = False
+        """Whether a suspect waits until nothing else runs, so that nothing is begun."""
+
+    @cached_property
+    def _loop(self) -> Loop:
+        """Where `async def` handlers run, and what is provided to them lives."""
+        loop = Loop("flowkit-async")
+        self._opened.callback(loop.close)
+        return loop
 
     def _open(self, made: Any) -> Any:
-        return self._opened.enter_context(made) if hasattr(made, "__enter__") else made
+        if hasattr(made, "__enter__"):
+            return self._opened.enter_context(made)
+        if hasattr(made, "__aenter__"):
+            return self._opened.enter_context(self._loop.hold(made))
+        return made
 
     def _lane(self, flow: Flow, number: int, provided: dict[type, object]) -> Lane:
         store, transport = self.services.store, self.services.transport
-        source = transport.source(flow.name, self.id, flow.batch)
-        pipeline = Pipeline(
+        source = transport.source(flow.name, self.id, flow.reach)
+        pipeline = (AsyncPipeline if flow.concurrent else Pipeline)(
             flow=flow,
             store=store,
             transport=transport,
@@ -99,9 +117,11 @@ class Worker:
             slot=self._slots.slot(number),
             lane=f"{self.id}-{number}",
             retention=self.app.retention,
-            halted=self.stopping.is_set,
+            halted=lambda: self._hushed or self.stopping.is_set(),
             wake=self.wake,
         )
+        if isinstance(pipeline, AsyncPipeline):
+            return AsyncLane(pipeline, source, self._stops, self._loop, self._slots, lambda: self._heat({flow.name}))
         return Lane(pipeline, source, self._stops)
 
     # ------------------------------------------------------------ steps
@@ -113,7 +133,7 @@ class Worker:
         for lane in self.lanes:
             busy = lane.step() or busy
             busy = lane.step_alone() or busy
-        return busy
+        return busy or any([lane.rest() for lane in self.lanes])
 
     def tick(self) -> None:
         """What is due of the upkeep: heartbeat, renewal of leases, retention."""
@@ -138,8 +158,9 @@ class Worker:
     def watch_deadlines(self) -> None:
         """See whether a handler runs past its deadline. Its thread cannot be ended: the process has to be replaced."""
         for lane in self.lanes:
-            if self._late(lane) and not self.overdue:
-                lane.pipeline.slot.mark(State.OVERDUE)
+            slot = self._late(lane)
+            if slot is not None and not self.overdue:
+                slot.mark(State.OVERDUE)
                 self.overdue = True
                 self.state = "unready"
                 _log.error(
@@ -203,20 +224,33 @@ class Worker:
             self._changed.notify_all()
         while any(thread.is_alive() for thread in threads) and clock.monotonic() < end:
             self._guarded(self.tick, "store")
-            hung = [lane for lane in self.lanes if lane.pipeline.since is not None and self._late(lane)]
-            if hung and self._running <= set(hung):
+            hung = self._hung()
+            if hung and self._running | {lane for lane in self.lanes if lane.unfinished} <= hung:
                 break
             for thread in threads:
                 thread.join(0.05)
-        alive = any(thread.is_alive() for thread in threads)
         self._ended.set()
-        if not alive:
+        for thread in threads:
+            if self._unfinished:  # handlers are at work, but not this thread
+                thread.join(WATCH_SECONDS * 2)
+        finished = not self._hung() and not any(thread.is_alive() for thread in threads)
+        if finished:
             self.close()
-        return not alive
+        return finished
 
-    def _late(self, lane: Lane) -> bool:
-        since = lane.pipeline.since
-        return since is not None and self.services.clock.monotonic() - since > lane.flow.deadline
+    def _hung(self) -> set[Lane]:
+        """The lanes that a handler past its deadline holds up: with an `async def` one, all that share its loop."""
+        hung = {lane for lane in self.lanes if self._late(lane)}
+        concurrent = {lane for lane in self.lanes if isinstance(lane, AsyncLane)}
+        return hung | concurrent if hung & concurrent else hung
+
+    @property
+    def _unfinished(self) -> bool:
+        """Whether `async def` handlers are at work, or wait for their commit."""
+        return any(lane.unfinished for lane in self.lanes)
+
+    def _late(self, lane: Lane) -> Slot | None:
+        return lane.late(self.services.clock.monotonic())
 
     def _watch(self) -> None:
         """Wait for news and heat the lanes that have some."""
@@ -241,7 +275,7 @@ class Worker:
 
     def _work(self) -> None:
         """A thread's life: take the next lane that may have work, step it, and keep it hot while it expects more."""
-        while not self.stopping.is_set():
+        while not self.stopping.is_set() or (self._unfinished and not self._ended.is_set()):
             lane = self._next()
             if lane is None:
                 continue
@@ -265,20 +299,24 @@ class Worker:
                     self._changed.notify_all()
 
     def _next(self) -> Lane | None:
-        """The next hot lane that nobody runs; a lane with suspects runs when nobody else does."""
+        """The next hot lane that nobody runs; a lane with suspects runs when nobody else does, nor any handler."""
         with self._changed:
-            suspect = next((lane for lane in self._hot if lane.suspects), None)
-            if suspect is not None:
-                # Nobody else starts until it ran.
-                lane = None if self._running else suspect
-            else:
-                lane = next((lane for lane in self._hot if lane not in self._running), None)
+            idle = [lane for lane in self._hot if lane not in self._running]
+            if self.stopping.is_set():
+                idle = [lane for lane in idle if lane.unfinished]
+            suspect = next((lane for lane in idle if lane.suspects), None)
+            self._hushed = suspect is not None
+            alone = suspect is not None and not self._running and not any(one.running for one in self.lanes)
+            if suspect is None:
+                lane = next(iter(idle), None)
+            else:  # nobody else starts until it ran; what has begun comes to its end
+                lane = suspect if alone else next((one for one in idle if one.running), None)
             if lane is None or self._alone or self.relay.clogged:
                 self._changed.wait(WATCH_SECONDS)
                 return None
             self._hot.remove(lane)
             self._running.add(lane)
-            self._alone = lane is suspect
+            self._alone = alone
             return lane
 
     def _guarded(self, step: Callable[[], Any], *needs: str) -> Any:

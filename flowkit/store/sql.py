@@ -94,6 +94,7 @@ class SqlStore:
         Connection: "a connection of the unit of work",
         Objects: "a durable key-value store of the app",
     }
+    session: type = Session
 
     def __init__(self, dialect: Dialect, clock: Clock, ids: Ids = new_id) -> None:
         self.dialect = dialect

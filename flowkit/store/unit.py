@@ -201,7 +201,9 @@ class SqlUnit:
             return broken
         # Only what this transaction met: the handler may speak to other databases too.
         cause: BaseException | None = error
-        while cause is not None:
+        seen: set[int] = set()  # `raise error from error` is possible
+        while cause is not None and id(cause) not in seen:
+            seen.add(id(cause))
             if cause is self._met or getattr(cause, "orig", cause) is self._failure():
                 met = self._store.classify(cause)
                 return met if isinstance(met, StoreConflict | StoreUnavailable) else None

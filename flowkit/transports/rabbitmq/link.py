@@ -1,10 +1,9 @@
-"""The I/O thread, and connections that are made again whenever they are lost."""
+"""Connections that are made again whenever they are lost. Everything here runs on the I/O thread."""
 
 import asyncio
 import logging
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 from pika import ConnectionParameters
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -29,41 +28,9 @@ MOST_WAIT_SECONDS = 4.0
 CLOSE_SECONDS = 2.0
 ANSWER_SECONDS = 15.0
 """How long the broker may take to answer anything but a publish."""
-T = TypeVar("T")
 _log = logging.getLogger("flowkit.rabbitmq")
 # pika tells of each lost connection in five errors and a stack; it is said once, here.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
-
-
-class Loop:
-    """The I/O thread. Everything that touches pika runs on it, so no handler can hold up a heartbeat."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="flowkit-rabbitmq", daemon=True)
-        self._thread.start()
-
-    def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Run a function on the thread, soon. Any thread may call it; does not block."""
-        self._loop.call_soon_threadsafe(function, *arguments)
-
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the thread, and wait for what it returns or raises."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    def close(self) -> None:
-        """End the thread, and what still runs on it."""
-
-        async def cancel() -> None:
-            tasks = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-        self.run(cancel())
-        self.call(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 class Link:

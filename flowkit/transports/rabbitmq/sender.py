@@ -14,9 +14,10 @@ from pika.exceptions import AMQPError
 from pika.frame import Method
 from pika.spec import Basic
 
+from flowkit.loop import Loop
 from flowkit.ports import Clock, Copy, Receipt
 from flowkit.transports.rabbitmq.envelope import properties, row
-from flowkit.transports.rabbitmq.link import Link, Loop, answer, open_channel, said
+from flowkit.transports.rabbitmq.link import Link, answer, open_channel, said
 from flowkit.transports.rabbitmq.queues import Queues
 
 CONFIRM_SECONDS = 10.0

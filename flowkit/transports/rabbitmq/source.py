@@ -12,9 +12,10 @@ from pika.exceptions import AMQPError
 from pika.spec import Basic
 
 from flowkit.errors import ConfigError
+from flowkit.loop import Loop
 from flowkit.ports import Delivery, Random
 from flowkit.transports.rabbitmq.envelope import delivery
-from flowkit.transports.rabbitmq.link import Loop, answer, open_channel, said
+from flowkit.transports.rabbitmq.link import answer, open_channel, said
 from flowkit.transports.rabbitmq.queues import Queues
 
 AHEAD = 2

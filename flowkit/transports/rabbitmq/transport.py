@@ -8,9 +8,10 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError
 
 from flowkit.errors import BrokerUnavailable, ConfigError
+from flowkit.loop import Loop
 from flowkit.message import MAX_BODY
 from flowkit.ports import Clock, Copy, Random, Receipt
-from flowkit.transports.rabbitmq.link import Link, Loop, open_channel, refused, said
+from flowkit.transports.rabbitmq.link import Link, open_channel, refused, said
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.sender import Sender
 from flowkit.transports.rabbitmq.servers import servers
@@ -82,7 +83,7 @@ class RabbitTransport:
     def _open(self) -> "Connections":
         with self._opening:
             if self._io is None:
-                loop = Loop()
+                loop = Loop("flowkit-rabbitmq")
                 self._io = loop.run(self._connections(loop))
             return self._io
 

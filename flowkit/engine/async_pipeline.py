@@ -1,0 +1,169 @@
+"""The path of messages with `async def` handlers: begin → attend, many at once → claim → stage → commit → settle →
+publish."""
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from flowkit.engine.desk import Desk
+from flowkit.engine.item import Exhausted, Item, Refused, Superseded, checked
+from flowkit.engine.pipeline import Pipeline
+from flowkit.errors import FlowKitError, StoreConflict, TransactionEnded
+from flowkit.flow import Outbox
+from flowkit.ports import Copy, Delivery, Done, Objects, Unit
+from flowkit.publisher import handling
+
+CONFLICT_TRIES = 20
+CONFLICT_SECONDS = 0.005
+
+
+class DeadlinePassed(FlowKitError):
+    """An `async def` handler was cancelled at its deadline."""
+
+
+def handle_of(delivery: Delivery) -> Hashable:
+    """What tells one handing out of a copy from every other."""
+    return delivery.row, delivery.deliveries, delivery.tag
+
+
+@dataclass(eq=False)
+class AsyncPipeline(Pipeline):
+    """Runs messages of one flow whose handler is `async def`. `attend` runs on the event loop, all else on a lane's
+    thread, where it blocks. No transaction is open while handlers run; what they send and keep waits in memory."""
+
+    ended: dict[Hashable, Item] = field(default_factory=dict)
+    """Those whose handlers ended, by handle: they wait for their commit."""
+    closing: bool = False
+    """Whether handlers are cancelled because the worker ends."""
+    severed: TransactionEnded | None = None
+    """Set when a function went round FlowKit and ended its transaction by the driver."""
+
+    def begin(self, deliveries: Sequence[Delivery]) -> list[Item]:
+        """Decode messages, and look which may run."""
+        items = [Item(delivery) for delivery in deliveries]
+        with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
+            self.decode(items)
+            self.look(unit, items)
+            if not self.routes.keys() >= set(self._channels):
+                self.routes = unit.subscribers(self._channels)
+        for item in items:
+            if item.claim is not None and item.claim.attempts >= self.flow.retry.attempts:
+                item.error, item.handled = Exhausted(item.claim.attempts, self.flow.retry.attempts), True
+        return items
+
+    async def attend(self, item: Item, desk: Desk) -> None:
+        """Call the handler for one message. Failures are noted, not raised; a cancellation from outside passes."""
+        item.desk = desk
+        item.outbox = Outbox(self.flow, self.context, item.delivery.message, self.routes)
+        handling.set(self.flow.name)
+        bound = asyncio.timeout(self.flow.deadline)
+        try:
+            async with bound:
+                running = self.call(item.body, item.delivery, item.outbox, desk)
+                assert running is not None
+                await running
+        except asyncio.CancelledError as error:
+            if self.closing:
+                raise
+            item.error = error
+        except Superseded:
+            item.claim = None
+        except BaseException as error:
+            if bound.expired() and isinstance(error, TimeoutError):
+                error = DeadlinePassed(
+                    f"its handler ran past its deadline of {self.flow.deadline:g}s and was cancelled; raise deadline=, "
+                    "or bound what it waits for"
+                )
+            item.error = checked(error)
+        item.handled = True
+
+    def run(
+        self,
+        deliveries: Sequence[Delivery],
+        alone: bool = False,
+        careful: bool = False,
+        verdict: BaseException | None = None,
+    ) -> list[Item]:
+        """Commit what came of messages whose handlers ended, in one transaction. Raises as `Pipeline.run` does."""
+        items = self.items = [self.ended[handle_of(delivery)] for delivery in deliveries]
+        self.early = False
+        for item in items:
+            item.claimed, item.outcome, item.error = False, None, verdict or item.error
+        with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
+            self.claim(unit, items)
+            copies = self.commit(unit, items)
+        for delivery in deliveries:
+            del self.ended[handle_of(delivery)]
+        self.observe(items)
+        self.settle(items)
+        self.publish(copies)
+        return items
+
+    def stage(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
+        copies = super().stage(unit, items)
+        for item in items:
+            if isinstance(item.outcome, Done) and item.desk is not None and item.desk.objects:
+                objects = unit.give(Objects)
+                item.desk.objects.write(objects)  # type: ignore[arg-type]
+        return copies
+
+    def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
+        """Run a function as the whole unit of work of one message: claim first, commit alone."""
+        for again in range(1, CONFLICT_TRIES + 1):
+            try:
+                return self._apply(item, function, given_up)
+            except StoreConflict:
+                if again == CONFLICT_TRIES:
+                    raise
+                time.sleep(CONFLICT_SECONDS * again * self.random())
+
+    def _apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
+        self.items, self.early = [item], True
+        item.claimed = False
+        with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
+            self.claim(unit, [item])
+            if item.claim is None:
+                raise Superseded
+            self.routes = unit.subscribers(self._channels)
+            item.outbox = Outbox(self.flow, self.context, item.delivery.message, self.routes)
+            result = self._call(unit, item, function, given_up)
+            copies = self._commit(unit, item)
+        self.observe([item])
+        self.settle([item])
+        self.publish(copies)
+        return result
+
+    def _call(self, unit: Unit, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
+        token = handling.set(self.flow.name)
+        try:
+            result = function(unit.give(self.store.session), item.outbox)
+            self._check(unit)
+            if given_up():
+                raise TimeoutError("its deadline passed while it ran")
+            return result
+        except BaseException as error:
+            cause = unit.ended(error)
+            if isinstance(cause, TransactionEnded):
+                self.severed, item.handled = cause, True
+            if cause is None or cause is error:
+                raise
+            raise cause from error
+        finally:
+            handling.reset(token)
+
+    def _commit(self, unit: Unit, item: Item) -> list[Copy]:
+        item.handled = True
+        try:
+            return self.commit(unit, [item])
+        except TransactionEnded as error:
+            self.severed = error
+            raise
+        except Refused as refused:
+            assert refused.__cause__ is not None
+            item.handled, item.outcome = False, None
+            raise refused.__cause__ from None
+        except BaseException:
+            item.handled, item.outcome = False, None
+            raise

@@ -1,0 +1,136 @@
+"""What `async def` handlers work with. They never touch the database: they ask their lane, whose thread may block."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from pydantic_core import PydanticSerializationError, to_json
+
+from flowkit import duration
+from flowkit.engine.item import Item
+from flowkit.errors import FlowKitError, StoreConflict, Unavailable
+from flowkit.message import check_name
+from flowkit.ports import Objects
+
+T = TypeVar("T")
+
+
+class Errand:
+    """A function that a handler has its lane's thread run, and the future that gets its result."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self.run = run
+        self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+
+class Clerk(Protocol):
+    """Runs errands where they may block. Called on the event loop; does not block."""
+
+    def take(self, errand: Errand) -> None: ...
+
+    def withdraw(self, errand: Errand) -> bool:
+        """Forget an errand; False if it was begun."""
+
+    def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
+        """Run a function as the whole unit of work of an item, unless it is given up before the commit. Blocks."""
+
+    def read(self, key: str) -> Any:
+        """An object of the app. Blocks."""
+
+
+class Desk:
+    """Where one run of a handler works: it gets its objects and its unit of work from here. Lives on the event loop."""
+
+    def __init__(self, item: Item, clerk: Clerk) -> None:
+        self.item = item
+        self.clerk = clerk
+        self.objects = BufferedObjects(self)
+        self.missed: BaseException | None = None
+        """What kept the handler from the database, if that was no failure of its own: the message runs again."""
+        self.given_up = False
+
+    def give(self, wanted: type) -> object:
+        return self.objects if wanted is Objects else Work(self)
+
+    async def ask(self, function: Callable[[], Any]) -> Any:
+        """What a function returns or raises, run on the lane's thread. Cancelled, it waits for what was begun."""
+        errand = Errand(function)
+        self.clerk.take(errand)
+        try:
+            return await asyncio.shield(errand.result)
+        except (StoreConflict, Unavailable) as error:
+            self.missed = error
+            raise
+        except asyncio.CancelledError as error:
+            self.given_up = True
+            if self.clerk.withdraw(errand):
+                self.missed = error
+            else:
+                await _over(errand.result)
+            raise
+
+
+class Work:
+    """Implements ports.UnitOfWork for one message."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def run(self, function: Callable[[Any, Any], T]) -> T:
+        desk, item = self._desk, self._desk.item
+        if item.outcome is not None:
+            raise FlowKitError(
+                f"work.run() was called again for message {item.delivery.message.id}, whose unit of work is committed; "
+                "do everything in one function"
+            )
+        result: T = await desk.ask(lambda: desk.clerk.apply(item, function, lambda: desk.given_up))
+        return result
+
+
+class BufferedObjects:
+    """Implements ports.Objects: what is written waits for the unit of work of its message."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._written: dict[str, tuple[Any, str | float | None] | None] = {}
+        """Key -> value and its time to live; None for a deleted one."""
+
+    async def get(self, key: str) -> Any:
+        if key in self._written:
+            found = self._written[key]
+            return found and found[0]
+        return await self._desk.ask(lambda: self._desk.clerk.read(key))
+
+    def put(self, key: str, value: Any, ttl: str | float | None = None) -> None:
+        try:
+            to_json(value)
+        except PydanticSerializationError as error:
+            raise TypeError(f"object {key}: {error}") from None
+        if ttl is not None:
+            duration.seconds(ttl, "an object's ttl")
+        self._written[check_name("an object's key", key)] = (value, ttl)
+
+    def delete(self, key: str) -> None:
+        self._written[key] = None
+
+    def write(self, objects: Objects) -> None:
+        """Write what was kept into the objects of a unit of work. Blocks."""
+        for key, found in self._written.items():
+            if found is None:
+                objects.delete(key)
+            else:
+                objects.put(key, *found)
+
+    def __bool__(self) -> bool:
+        return bool(self._written)
+
+
+async def _over(result: "asyncio.Future[Any]") -> None:
+    """Wait for the end of what was begun, whoever wants to cancel that: a COMMIT is not interrupted."""
+    while not result.done():
+        try:
+            await asyncio.wait([result])
+        except asyncio.CancelledError:
+            continue
+    if not result.cancelled():
+        result.exception()  # what became of it is known to its item; the cancellation goes on

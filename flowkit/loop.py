@@ -1,0 +1,67 @@
+"""A thread that runs an asyncio event loop: for what waits on a network without holding a thread each."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any, TypeVar
+
+CLOSE_SECONDS = 2.0
+"""How long what runs on a loop may take to end."""
+T = TypeVar("T")
+
+
+class Loop:
+    """An event loop on a thread of its own, from now until `close`."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Run a function on the thread, soon. Any thread may call it; does not block."""
+        self._loop.call_soon_threadsafe(function, *arguments)
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the thread, and wait for what it returns or raises."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    @contextmanager
+    def hold(self, resource: AbstractAsyncContextManager[T]) -> Iterator[T]:
+        """What an asynchronous context manager gives. One task enters and leaves it, as some libraries ask for."""
+        entered: Future[T] = Future()
+        leave = asyncio.Event()
+
+        async def enter() -> None:
+            try:
+                async with resource as given:
+                    entered.set_result(given)
+                    await leave.wait()
+            except BaseException as error:
+                if entered.done():
+                    raise
+                entered.set_exception(error)
+
+        held = asyncio.run_coroutine_threadsafe(enter(), self._loop)
+        try:
+            yield entered.result()
+        finally:
+            self.call(leave.set)
+            held.result()
+
+    def close(self) -> None:
+        """End the thread, and what still runs on it."""
+
+        async def cancel() -> None:
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+
+        self.run(cancel())
+        self.call(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -10,7 +10,9 @@ from flowkit.channel import Channel, T
 from flowkit.config import Services, Settings, connect
 from flowkit.errors import DefinitionError, Undecodable
 from flowkit.flow import Context, Flow, Isolation, Outgoing, RetryPolicy, compose
+from flowkit.foreign import IdFrom
 from flowkit.message import MAX_BODY, check_name
+from flowkit.ports import EXCHANGE, Shared
 from flowkit.publisher import Publisher, stage
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,18 +55,19 @@ class App:
     # ------------------------------------------------------------ definitions
 
     @overload
-    def channel(self, name: str, type: type[T], *, optional: bool = False) -> Channel[T]: ...
+    def channel(self, name: str, type: type[T], *, optional: bool = False, shared: bool = False) -> Channel[T]: ...
     @overload
-    def channel(self, name: str, type: Any = Any, *, optional: bool = False) -> Channel[Any]: ...
-    def channel(self, name: str, type: Any = Any, *, optional: bool = False) -> Channel[Any]:
-        """Declare a channel that carries `type`. With `optional`, its messages may have no subscriber.
+    def channel(self, name: str, type: Any = Any, *, optional: bool = False, shared: bool = False) -> Channel[Any]: ...
+    def channel(self, name: str, type: Any = Any, *, optional: bool = False, shared: bool = False) -> Channel[Any]:
+        """Declare a channel that carries `type`. With `optional`, its messages may have no subscriber. With `shared`,
+        other programs publish and receive there too: at the broker it has an exchange of its name.
 
         Raises DefinitionError when it was declared otherwise before.
         """
         known = self.channels.get(name)
         if known is None:
-            known = self.channels[name] = Channel(name, type, optional)
-        elif (known.type, known.optional) != (type, optional):
+            known = self.channels[name] = Channel(name, type, optional, shared)
+        elif (known.type, known.optional, known.shared) != (type, optional, shared):
             raise DefinitionError(
                 f"channel {name} is declared twice, as {known.type!r} and as {type!r}; "
                 "declare it once and use the object"
@@ -82,13 +85,15 @@ class App:
         concurrency: int | None = None,
         batch: int = 100,
         isolate: Isolation = "batch",
+        id_from: IdFrom | None = None,
     ) -> Callable[[F], F]:
         """Make a function the handler of a flow. The function is returned unchanged and can be called as it is.
 
         `to` names the channels it sends to; `deadline` bounds one run of the handler; `concurrency` is how many lanes
         of a worker run it, by default 2 on PostgreSQL and 1 on SQLite; `batch` is the most messages that share a
-        transaction; `isolate="savepoint"` gives each message a savepoint, `"single"` a transaction of its own.
-        Raises DefinitionError.
+        transaction; `isolate="savepoint"` gives each message a savepoint, `"single"` a transaction of its own;
+        `id_from` finds the id of what other programs send: a field of the body, or a function of it. Raises
+        DefinitionError.
         """
         channels = [to] if isinstance(to, Channel | str) else to
 
@@ -113,6 +118,7 @@ class App:
                 concurrency=concurrency,
                 batch=batch,
                 isolate=isolate,
+                id_from=id_from,
             )
             return handler
 
@@ -143,7 +149,8 @@ class App:
         for flow in self.flows.values():
             flow.check(injectable, self.provided)
             for channel in flow.to:
-                if not channel.optional and channel.name not in sources and not (subscribed or {}).get(channel.name):
+                reached = channel.shared or channel.name in sources or (subscribed or {}).get(channel.name)
+                if not channel.optional and not reached:
                     raise flow.wrong(
                         f"it sends to channel {channel.name}, which has no subscriber; write a flow with it as source, "
                         f"or app.channel({channel.name!r}, …, optional=True)"
@@ -167,12 +174,25 @@ class App:
             flows.append(flow)
         return flows
 
+    def shared(self, subscriptions: Mapping[str, str]) -> list[Shared]:
+        """The shared channels of this app's store, by the subscriptions there, and the app's flows at each."""
+        channels = [channel for flow, channel in subscriptions.items() if flow.startswith(EXCHANGE)]
+        return [
+            Shared(
+                name,
+                [flow.name for flow in self.flows.values() if flow.source.name == name],
+                name in self._optional,
+            )
+            for name in channels
+        ]
+
     # ------------------------------------------------------------ publishing
 
     def connect(self, services: Services) -> None:
         """Use these services: create the app's tables where the store does so, and record the subscriptions."""
         services.store.create(self.metadata)
-        services.store.subscribe({flow.name: flow.source.name for flow in self.flows.values()})
+        shared = {EXCHANGE + name: name for name, channel in self.channels.items() if channel.shared}
+        services.store.subscribe({flow.name: flow.source.name for flow in self.flows.values()} | shared)
         self._services = services
         self._publisher = Publisher(services.store, self.context(services))
 

@@ -21,13 +21,14 @@ class Channel(Generic[T]):
     Calling it routes a value: `return accepted(value, key="k", delay="10m")`.
     """
 
-    def __init__(self, name: str, type: Any = Any, optional: bool = False) -> None:
+    def __init__(self, name: str, type: Any = Any, optional: bool = False, shared: bool = False) -> None:
         try:
             self.name = check_name("a channel's name", name)
         except Undecodable as error:
             raise DefinitionError(str(error)) from None
         self.type = type
         self.optional = optional
+        self.shared = shared
         self.body = Body(type, f"channel {name}")
 
     def __call__(
@@ -95,6 +96,13 @@ class Body:
             raise Undecodable(_faults(error)) from None
         except UnicodeDecodeError as error:
             raise Undecodable(f"the body is not UTF-8 text: {error}") from None
+
+    def content_type(self, value: Any) -> str:
+        """The media type of a value's bytes."""
+        kind = type(value) if self.annotation is Any else self.raw
+        if kind is bytes:
+            return "application/octet-stream"
+        return "text/plain; charset=utf-8" if kind is str else "application/json"
 
     def encode(self, value: Any) -> bytes:
         """The bytes of a value. Raises TypeError when it is not what the annotation says."""

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple, Protocol, Union, get_args, get_orig
 from flowkit import duration
 from flowkit.channel import Body, Channel, Routed, Split
 from flowkit.errors import DefinitionError, TooLarge, Unrouted
-from flowkit.message import MAX_BODY, Message, check_headers, check_name
+from flowkit.foreign import Identifier, IdFrom
+from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_headers, check_name
 from flowkit.ports import Clock, Delivery, Ids, Objects, UnitOfWork
 
 Isolation = Literal["batch", "savepoint", "single"]
@@ -101,6 +102,9 @@ def compose(
             f"a delay of {duration.text(routed.delay)} exceeds App(max_delay={duration.text(context.max_delay)!r}); "
             "raise max_delay, and retention with it: a message must not outlive its inbox row"
         )
+    headers = routed.headers
+    if channel.shared:
+        headers = {CONTENT_TYPE: channel.body.content_type(routed.value), **headers}
     message = Message(
         id=check_name("a message's id", id) if id is not None else context.ids(),
         source=source,
@@ -111,7 +115,7 @@ def compose(
         time=context.clock.now(),
         correlation=(cause.correlation or cause.id) if cause else None,
         causation=cause.id if cause else None,
-        headers=check_headers(routed.headers) if routed.headers else {},
+        headers=check_headers(headers) if headers else {},
     )
     return Outgoing(message, routed.delay)
 
@@ -180,6 +184,8 @@ class Flow:
     """Lanes in each worker; for an `async def` handler the messages at work in its one lane. See `lanes`, `reach`."""
     batch: int = 100
     isolate: Isolation = "batch"
+    id_from: IdFrom | None = None
+    """Where the bodies of foreign messages hold their id."""
 
     def __post_init__(self) -> None:
         if (self.concurrency is not None and self.concurrency < 1) or self.batch < 1:
@@ -214,6 +220,11 @@ class Flow:
             raise self.wrong("its first parameter is the body; take the envelope as a second one, `message: Message`")
         return Body(self.hints.get(first.name, self.source.type), f"flow {self.name}, parameter {first.name}")
 
+    @cached_property
+    def identifier(self) -> Identifier:
+        """What finds the ids of foreign messages."""
+        return Identifier(self.name, self.id_from, self.body)
+
     def wants(self) -> dict[str, Any]:
         """The parameters after the body: name -> type."""
         return {parameter.name: self.hints.get(parameter.name) for parameter in self.parameters[1:]}
@@ -240,7 +251,7 @@ class Flow:
                     f"parameter {name}: {_named(wanted)} cannot be injected; known types are "
                     f"{', '.join(sorted(_named(one) for one in known))}; provide others with app.provide(type, factory)"
                 )
-        _ = self.body
+        self.identifier.check()
         self._check_return(self.hints.get("return"))
 
     def _check_side(self, name: str, wanted: Any, injectable: Iterable[type]) -> None:

@@ -12,6 +12,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]|[\ud800-\udfff]")
 MAX_NAME = 255
 MAX_BODY = 16 * 1024 * 1024
 """The largest body, in bytes, unless the app or the transport sets less."""
+CONTENT_TYPE = "content-type"
+"""The header in which messages of shared channels say what their body is."""
 
 
 class Message(NamedTuple):

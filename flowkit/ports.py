@@ -46,6 +46,10 @@ class Delivery(NamedTuple):
     """Its message row, where the transport works on rows; that row is removed in the unit of work."""
     tag: Any = None
     """The transport's own handle to settle it."""
+    foreign: bool = False
+    """Whether another program sent it: it is accepted when it is first recorded, not when it was sent."""
+    unidentified: bool = False
+    """Whether it came without an id: it got a fresh one, as it does each time that it arrives."""
 
     @property
     def identity(self) -> "Identity":
@@ -96,6 +100,10 @@ Outcome = Done | Duplicate | Retried | Dead | Forwarded | Deferred | Expired
 # ---------------------------------------------------------------- what is written
 
 
+EXCHANGE = "exchange:"
+"""What is addressed to `exchange:CHANNEL` goes to the exchange of a shared channel, for other programs."""
+
+
 class Copy(NamedTuple):
     """One addressed copy of a message, to be staged as a row."""
 
@@ -107,6 +115,11 @@ class Copy(NamedTuple):
     delay: float = 0.0
     staged: float = 0.0
     """When its row was staged, in seconds since the epoch; 0: just now."""
+
+    @property
+    def exchange(self) -> str:
+        """The shared channel whose exchange it is for; empty for a flow's copy."""
+        return self.flow.removeprefix(EXCHANGE) if self.flow.startswith(EXCHANGE) else ""
 
 
 class Claim(NamedTuple):
@@ -178,6 +191,17 @@ class Tally(NamedTuple):
     dead: int = 0
     discarded: int = 0
     expired: int = 0
+    unidentified: int = 0
+    """Of the accepted ones, those that came without an id."""
+
+
+class Shared(NamedTuple):
+    """A channel that other programs use too, and those of our flows that receive from it."""
+
+    channel: str
+    flows: Sequence[str]
+    optional: bool
+    """Whether its messages may go nowhere."""
 
 
 class Objects(Protocol):
@@ -379,8 +403,11 @@ class Transport(Protocol):
     def ready(self) -> bool:
         """Whether `send` has a chance now. Does not block."""
 
-    def declare(self, flows: Collection[str]) -> None:
-        """Make the places that these flows receive from. Raises ConfigError where one is not what it must be."""
+    def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
+        """Make the places that these flows receive from, and those where they meet other programs.
+
+        Raises ConfigError where one is not what it must be.
+        """
 
     def source(self, flow: str, worker: str, limit: int) -> Source:
         """A source of one flow's messages for one lane, which receives at most `limit` at once."""

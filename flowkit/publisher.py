@@ -115,8 +115,9 @@ def address(one: Outgoing, routes: Mapping[str, Sequence[str]], context: Context
 
 
 def accepted(copies: Sequence[Copy]) -> dict[str, Tally]:
-    """The ledger entry of newly staged copies."""
+    """The ledger entry of newly staged copies, of those for flows."""
     counts: dict[str, int] = {}
     for copy in copies:
-        counts[copy.flow] = counts.get(copy.flow, 0) + 1
+        if not copy.exchange:
+            counts[copy.flow] = counts.get(copy.flow, 0) + 1
     return {flow: Tally(accepted=count) for flow, count in counts.items()}

@@ -596,7 +596,7 @@ def test_dead_letters_that_are_not_there(flowkit: Terminal, arguments: list[str]
 
 
 def test_db(flowkit: Terminal) -> None:
-    assert flowkit("db", "upgrade") == (0, "schema 0001\n", "")
+    assert flowkit("db", "upgrade") == (0, "schema 0002\n", "")
     assert flowkit("db", "check") == (0, "the schema is of this version\n", "")
 
 
@@ -608,7 +608,7 @@ def test_db_on_postgresql(flowkit: Terminal, monkeypatch: pytest.MonkeyPatch, po
     assert (result.code, "run: flowkit db upgrade" in result.err) == (2, True)
     assert flowkit("db", "upgrade").code == 0
     assert flowkit("db", "check").code == 0
-    assert flowkit("status", "--json").json == {"workers": [], "flows": {}}
+    assert flowkit("status", "--json").json == {"workers": [], "flows": {}, "shared": {}}
 
 
 # ---------------------------------------------------------------- processes

@@ -4,8 +4,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from flowkit.errors import StoreConflict, StoreUnavailable
-from flowkit.ports import Store
+from flowkit.errors import StoreConflict, Unavailable
+from flowkit.ports import EXCHANGE, Pending, Store, Transport
 
 LOOK_SECONDS = 0.2
 
@@ -13,26 +13,23 @@ LOOK_SECONDS = 0.2
 class Idle:
     """Whether nothing of some flows is pending: seen twice in a row, because a look is not a lock."""
 
-    def __init__(self, store: Store, flows: Sequence[str], broker: bool) -> None:
-        """`broker`: messages are not only in the store's rows, so the ledger is asked for them too."""
+    def __init__(self, store: Store, transport: Transport, flows: Sequence[str]) -> None:
         self._store = store
-        self._broker = broker
+        self._transport = transport
         self._flows = flows
         self._looked = float("-inf")
         self._seen = 0
         self._told = False
 
     def reached(self) -> bool:
-        """Look, if it is time to. While the store is away the answer is no: the workers wait for it too."""
+        """Look, if it is time to. While a service is away the answer is no: the workers wait for it too."""
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return False
         self._looked = now
         try:
-            now_pending, later = self._store.pending(self._flows)
-            if self._broker:
-                now_pending = self._store.unfinished(self._flows) - later
-        except (StoreUnavailable, StoreConflict):
+            now_pending, later = self._pending()
+        except (Unavailable, StoreConflict):
             self._seen = 0
             return False
         if later and not now_pending and not self._told:
@@ -40,3 +37,13 @@ class Idle:
             print(f"flowkit: only delayed messages and retries are left; waiting for {later}", file=sys.stderr)
         self._seen = 0 if now_pending or later else self._seen + 1
         return self._seen >= 2
+
+    def _pending(self) -> Pending:
+        """What is due or in work, and what waits for a later time. With a broker messages are not only in the store's
+        rows: the ledger knows of them, and the queues of what other programs sent."""
+        store, (now, later) = self._store, self._store.pending(self._flows)
+        if self._transport.lease:
+            leaving = store.pending([flow for flow in store.subscriptions() if flow.startswith(EXCHANGE)])
+            queued = sum(self._transport.depths(self._flows).values())
+            now = max(store.unfinished(self._flows) - later, queued) + leaving.now
+        return Pending(now, later)

@@ -98,7 +98,7 @@ def _supervise(app: App, services: Services, workers: int, flows: list[str], unt
     supervisor = Supervisor(
         [sys.executable, "-m", "flowkit", *sys.argv[1:]], workers, store, services.clock, services.random
     )
-    idle = Idle(store, chosen, bool(services.transport.lease)) if until_idle else None
+    idle = Idle(store, services.transport, chosen) if until_idle else None
     _log.info(
         "app %s: %d flow(s) in %d worker process(es) on %s",
         app.name, len(chosen), workers, mask(services.settings.database_url),

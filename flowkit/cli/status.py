@@ -6,6 +6,7 @@ from typing import Any
 from flowkit.cli import show
 from flowkit.cli.plain import plain
 from flowkit.config import Settings, open_store, open_transport
+from flowkit.ports import EXCHANGE
 
 
 def status(json: bool) -> None:
@@ -30,6 +31,11 @@ def status(json: bool) -> None:
                         "queued": queued.get(flow, 0),
                     }
                     for flow, balance in _owned(balances).items()
+                },
+                "shared": {
+                    flow.removeprefix(EXCHANGE): rows._asdict()
+                    for flow, rows in backlog.items()
+                    if flow.startswith(EXCHANGE)
                 },
             }
         )
@@ -59,6 +65,18 @@ def status(json: bool) -> None:
             for flow, balance in _owned(balances).items()
         ],
     )
+    _tell_of_others(balances, backlog)
+
+
+def _tell_of_others(balances: Mapping[str, Any], backlog: Mapping[str, Any]) -> None:
+    """What is on its way to other programs, and what came from them without an id."""
+    for flow, rows in backlog.items():
+        if flow.startswith(EXCHANGE):
+            waiting = f"{rows.due + rows.leased + rows.delayed + rows.parked:,} message(s) for other programs wait"
+            print(f"\nshared channel {plain(flow.removeprefix(EXCHANGE))}: {waiting}, {rows.parked:,} of them parked")
+    for flow, balance in balances.items():
+        if balance.unidentified:
+            print(f"\n{plain(flow)}: {balance.unidentified:,} message(s) came without an id; see id_from=")
 
 
 def audit(json: bool) -> int:
@@ -101,7 +119,7 @@ def _queued(settings: Settings, store: Any, flows: Collection[str]) -> Mapping[s
     """What waits at the broker, if there is one. What workers have in hand is neither there nor in the rows."""
     transport = open_transport(settings, store)
     try:
-        return transport.depths(flows) if transport.lease else {}
+        return transport.depths([one for one in flows if not one.startswith(EXCHANGE)]) if transport.lease else {}
     finally:
         transport.close()
 
@@ -118,5 +136,5 @@ def _difference(one: Any) -> str:
 
 
 def _owned(balances: dict[str, Any]) -> dict[str, Any]:
-    """The flows, without the engine's own entries."""
+    """The flows, without the store's own entries."""
     return {flow: one for flow, one in balances.items() if flow}

@@ -145,8 +145,10 @@ class Pipeline:
         """Turn bytes into what the handler takes. What cannot be is dead: under the hash of its bytes if need be."""
         now = self.context.clock.now()
         for item in items:
-            delivery = item.delivery
             try:
+                if item.delivery.foreign:
+                    self.adopt(item)
+                delivery = item.delivery
                 check_envelope(delivery)
                 if delivery.staged and now - delivery.staged > self.retention:
                     raise Undecodable(
@@ -156,12 +158,20 @@ class Pipeline:
                 item.body = self.flow.body.decode(delivery.message.body)
             except Undecodable as error:
                 item.error = error
-                item.handled = True
-                item.delivery = legible(delivery)
             except Exception as error:
                 # The user's own validator failed: as if the handler had.
                 item.error = error
+            if item.error is not None:
                 item.handled = True
+                item.delivery = legible(item.delivery)
+
+    def adopt(self, item: Item) -> None:
+        """Give a message of another program its channel, and the id under which it takes effect once."""
+        delivery = item.delivery
+        item.delivery = delivery = delivery._replace(message=delivery.message._replace(channel=self.flow.source.name))
+        id = self.flow.identifier.find(delivery.message)
+        message = delivery.message._replace(id=id or self.context.ids())
+        item.delivery = delivery._replace(message=message, unidentified=delivery.unidentified or not id)
 
     def look(self, unit: Unit, items: Sequence[Item]) -> None:
         """See what may run, without a transaction: the handlers of this flow run outside of one.
@@ -288,7 +298,14 @@ class Pipeline:
         unit.stage([*fresh, *again], self.transport.lease)
         unit.remove(self.confirmed + [(one.row, one.deliveries) for one in finished(items) if one.row])
         tallies = accepted(fresh)
-        tallies[self.flow.name] = tallies.get(self.flow.name, Tally())._replace(applied=applied, dead=len(letters))
+        mine = tallies.get(self.flow.name, Tally())
+        arrived = [item.delivery for item in items if item.delivery.foreign and _recorded(item.outcome)]
+        tallies[self.flow.name] = mine._replace(
+            accepted=mine.accepted + len(arrived),
+            applied=applied,
+            dead=len(letters),
+            unidentified=sum(one.unidentified for one in arrived),
+        )
         unit.count({flow: tally for flow, tally in tallies.items() if any(tally)})
         return [*fresh, *again]
 
@@ -360,3 +377,8 @@ class Pipeline:
             self.claim(unit, running)
             if any(item.claim is None for item in running):
                 raise Superseded
+
+
+def _recorded(outcome: Outcome | None) -> bool:
+    """Whether this outcome is the first that the store hears of a foreign message."""
+    return isinstance(outcome, Done | Retried | Dead)

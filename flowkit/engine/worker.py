@@ -21,7 +21,7 @@ from flowkit.engine.slots import Slot, Slots, State
 from flowkit.errors import BrokerUnavailable, StoreConflict, Unavailable
 from flowkit.flow import Flow
 from flowkit.loop import Loop
-from flowkit.ports import Retention, WorkerInfo
+from flowkit.ports import EXCHANGE, Retention, WorkerInfo
 
 BEAT_SECONDS = 1.0
 CLEAN_SECONDS = 10.0
@@ -62,9 +62,15 @@ class Worker:
             subscribed.setdefault(channel, []).append(name)
         app.check(store.injects, subscribed)
         app.connect(services)
-        transport.declare([flow.name for flow in flows or app.flows.values()])
+        shared = app.shared(store.subscriptions())
+        transport.declare([flow.name for flow in flows or app.flows.values()], shared)
         if transport.lease:
-            store.unpark(list(app.flows))
+            store.unpark([*app.flows, *(EXCHANGE + one.channel for one in shared)])
+        elif shared:
+            _log.warning(
+                "other programs share %s, which need a broker to meet: what is sent there waits in the database until "
+                "FLOWKIT_BROKER_URL is set", ", ".join(one.channel for one in shared)
+            )  # fmt: skip
         store.join_fleet(WorkerInfo(self.id, app.name, socket.gethostname(), os.getpid()))
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
         self._stops: dict[str, str] = {}

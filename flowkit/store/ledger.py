@@ -21,6 +21,8 @@ class Balance(NamedTuple):
     pending: int = 0
     letters: int = 0
     """Dead letters that are there; must equal `dead`."""
+    unidentified: int = 0
+    """Of the accepted ones, those that came without an id: they are applied at least once."""
 
     @property
     def ended(self) -> int:

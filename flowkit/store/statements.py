@@ -74,12 +74,12 @@ class Statements:
         SELECT value ->> 0 FROM {each} WHERE EXISTS
         (SELECT 1 FROM flowkit_messages WHERE flow = value ->> 0 AND due <= {now})"""
     count: str = """
-        INSERT INTO flowkit_counters AS total (flow, lane, accepted, applied, dead, discarded, expired)
-        VALUES (?, ?, ?, ?, ?, ?, ?)
+        INSERT INTO flowkit_counters AS total (flow, lane, accepted, applied, dead, discarded, expired, unidentified)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (flow, lane) DO UPDATE SET
         accepted = total.accepted + excluded.accepted, applied = total.applied + excluded.applied,
         dead = total.dead + excluded.dead, discarded = total.discarded + excluded.discarded,
-        expired = total.expired + excluded.expired"""
+        expired = total.expired + excluded.expired, unidentified = total.unidentified + excluded.unidentified"""
 
     get_object: str = """
         SELECT value FROM flowkit_objects WHERE space = ? AND key = ? AND (expires IS NULL OR expires > {now})"""
@@ -121,7 +121,7 @@ class Statements:
         DELETE FROM flowkit_counters WHERE (flow, lane) IN
         (SELECT flow, lane FROM flowkit_counters WHERE lane <> '' AND substr(lane, 1, 36) NOT IN
          (SELECT id FROM flowkit_workers) LIMIT ? {skip})
-        RETURNING flow, accepted, applied, dead, discarded, expired"""
+        RETURNING flow, accepted, applied, dead, discarded, expired, unidentified"""
 
     select_dead: str = """
         WITH asked (flow, error) AS (SELECT CAST(? AS text), CAST(? AS text))
@@ -132,14 +132,16 @@ class Statements:
     read_dead: str = f"""
         SELECT letter, flow, {ENVELOPE}, generation, attempts, died, reason, error, stack FROM flowkit_dead
         WHERE letter IN (SELECT value ->> 0 FROM {{each}}) ORDER BY died, letter"""
+    # What is addressed to an exchange is beside the ledger: nobody here can say what becomes of it.
     balances: str = """
-        SELECT flow, sum(accepted), sum(applied), sum(dead), sum(discarded), sum(expired), sum(pending), sum(letters)
-        FROM (SELECT flow, accepted, applied, dead, discarded, expired, 0 AS pending, 0 AS letters
+        SELECT flow, sum(accepted), sum(applied), sum(dead), sum(discarded), sum(expired), sum(pending), sum(letters),
+               sum(unidentified)
+        FROM (SELECT flow, accepted, applied, dead, discarded, expired, 0 AS pending, 0 AS letters, unidentified
               FROM flowkit_counters
-              UNION ALL SELECT flow, 0, 0, 0, 0, 0, count(*), 0 FROM flowkit_messages GROUP BY flow
-              UNION ALL SELECT flow, 0, 0, 0, 0, 0, 0, count(*) FROM flowkit_dead GROUP BY flow
-              UNION ALL SELECT flow, 0, 0, 0, 0, 0, 0, 0 FROM flowkit_subscriptions) AS entries
-        GROUP BY flow ORDER BY flow"""
+              UNION ALL SELECT flow, 0, 0, 0, 0, 0, count(*), 0, 0 FROM flowkit_messages GROUP BY flow
+              UNION ALL SELECT flow, 0, 0, 0, 0, 0, 0, count(*), 0 FROM flowkit_dead GROUP BY flow
+              UNION ALL SELECT flow, 0, 0, 0, 0, 0, 0, 0, 0 FROM flowkit_subscriptions) AS entries
+        WHERE substr(flow, 1, 9) <> 'exchange:' GROUP BY flow ORDER BY flow"""
     backlog: str = """
         SELECT flow, sum(CASE WHEN due <= {now} THEN 1 ELSE 0 END),
                sum(CASE WHEN due > {now} AND worker IS NOT NULL THEN 1 ELSE 0 END),

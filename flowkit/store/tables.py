@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
 
-VERSION = "0001"
+VERSION = "0002"
 """The revision of the migration that makes this schema."""
 
 OPEN, DONE, DEAD = 0, 1, 2
@@ -98,7 +98,7 @@ counters = Table(
     Column("lane", Text, primary_key=True),
     *(
         Column(name, BigInteger, nullable=False, server_default=text("0"))
-        for name in ("accepted", "applied", "dead", "discarded", "expired")
+        for name in ("accepted", "applied", "dead", "discarded", "expired", "unidentified")
     ),
 )
 

@@ -5,8 +5,8 @@ import threading
 from collections import deque
 from collections.abc import Collection, Sequence
 
-from flowkit.message import MAX_BODY
-from flowkit.ports import Clock, Copy, Delivery, Receipt
+from flowkit.message import MAX_BODY, Message
+from flowkit.ports import Clock, Copy, Delivery, Receipt, Shared
 
 LEASE_SECONDS = 30.0
 
@@ -25,6 +25,8 @@ class MemoryTransport:
         self.drop_confirms = False
         """Whether confirms are lost on the way: the copy is there, and its sender does not know."""
         self.duplicates = 0
+        self.shared: list[Message] = []
+        """What was sent to the exchanges of shared channels."""
         self._queues: dict[str, deque[Delivery]] = {}
         self._unacked: dict[int, Delivery] = {}
         self._tags = itertools.count(1)
@@ -36,7 +38,7 @@ class MemoryTransport:
     def ready(self) -> bool:
         return True
 
-    def declare(self, flows: Collection[str]) -> None:
+    def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
         with self._changed:
             for flow in flows:
                 self._queues.setdefault(flow, deque())
@@ -49,6 +51,10 @@ class MemoryTransport:
         receipts = []
         with self._changed:
             for copy in copies:
+                if copy.exchange:
+                    self.shared.append(copy.message)
+                    receipts.append(Receipt(copy, not self.drop_confirms))
+                    continue
                 queue = self._queues.get(copy.flow)
                 if queue is None:
                     receipts.append(Receipt(copy, False, f"no queue for flow {copy.flow}"))
@@ -98,6 +104,12 @@ class MemoryTransport:
         """Delete the queue of a flow: what is sent there is returned."""
         with self._changed:
             del self._queues[flow]
+
+    def deliver(self, flow: str, message: Message) -> None:
+        """Queue what another program sent: its channel is empty, and so is its id if it has none."""
+        with self._changed:
+            self._queues[flow].append(Delivery(message, flow, deliveries=0, foreign=True))
+            self._arrive()
 
     def _arrive(self) -> None:
         self._arrived = True

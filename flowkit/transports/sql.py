@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from flowkit.message import MAX_BODY
-from flowkit.ports import Copy, Delivery, Receipt, Store
+from flowkit.ports import Copy, Delivery, Receipt, Shared, Store
 
 
 class SqlTransport:
@@ -21,7 +21,7 @@ class SqlTransport:
     def ready(self) -> bool:
         return True
 
-    def declare(self, flows: Collection[str]) -> None:
+    def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
         """Nothing to make: a flow's rows are found by its name."""
 
     def source(self, flow: str, worker: str, limit: int) -> "SqlSource":

@@ -1,9 +1,12 @@
-"""The queues: their names, what they have to be, and declaring them."""
+"""The queues, and the exchanges where other programs are met: their names, what they have to be, declaring them."""
+
+from collections.abc import Collection
 
 from pika.channel import Channel
 from pika.exceptions import ChannelClosed
 
 from flowkit.errors import ConfigError
+from flowkit.ports import Shared
 from flowkit.transports.rabbitmq.link import answer, said
 
 ARGUMENTS = {
@@ -14,18 +17,28 @@ ARGUMENTS = {
 """Explicit, whatever the broker's version takes for granted: replicated, refusing rather than dropping, and never
 dropping for its number of deliveries. Those rise with every disconnect, for every message that was on its way; what
 kills its process is found by its own trace (see `engine/slots.py`)."""
-MISSING, MISMATCH = 404, 406
+DENIED, MISSING, MISMATCH = 403, 404, 406
 
 
 class Queues:
-    """The queues of one store: `flowkit.STORE.APP.FLOW`, reached through the default exchange."""
+    """The queues of one store: `flowkit.STORE.APP.FLOW`, reached through the default exchange; those of flows at a
+    shared channel also through the topic exchange of its name."""
 
     def __init__(self, store: str) -> None:
-        self._store = store
+        self.store = store
+        self.optional: set[str] = set()
+        """Exchanges whose messages may go nowhere."""
+        self._bound: dict[str, str] = {}
+        """Flow -> the exchange that its queue is bound to."""
+
+    def share(self, shared: Collection[Shared]) -> None:
+        """From the next declaration on, bind the queues of flows to the exchanges of shared channels."""
+        self._bound |= {flow: one.channel for one in shared for flow in one.flows}
+        self.optional |= {one.channel for one in shared if one.optional}
 
     def name(self, flow: str) -> str:
         """The name of a flow's queue."""
-        return f"flowkit.{self._store}.{flow}"
+        return f"flowkit.{self.store}.{flow}"
 
     async def declare(self, channel: Channel, flow: str) -> None:
         """Make the queue of a flow, or see that it is what it must be. Raises ConfigError when it is not."""
@@ -40,6 +53,23 @@ class Queues:
             raise ConfigError(
                 f"FLOWKIT_BROKER_URL: RabbitMQ has a queue {name} that is not as FlowKit declares it: {said(error)}; "
                 "drain it, delete it, and start again"
+            ) from None
+
+        exchange = self._bound.get(flow)
+        if exchange is not None:
+            await self.declare_exchange(channel, exchange)
+            await answer(channel, lambda done: channel.queue_bind(name, exchange, "#", callback=done))
+
+    async def declare_exchange(self, channel: Channel, name: str) -> None:
+        """Make the exchange of a shared channel, or see that it is one. Raises ConfigError when it is not."""
+        try:
+            await answer(channel, lambda done: channel.exchange_declare(name, "topic", durable=True, callback=done))
+        except ChannelClosed as error:
+            if error.reply_code not in (MISMATCH, DENIED):
+                raise
+            raise ConfigError(
+                f"FLOWKIT_BROKER_URL: RabbitMQ refuses the durable topic exchange {name} of the shared channel: "
+                f"{said(error)}; give the channel another name, and bind that exchange to the one that is there"
             ) from None
 
     async def depth(self, channel: Channel, flow: str) -> int:

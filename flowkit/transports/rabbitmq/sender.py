@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import takewhile
@@ -14,9 +14,10 @@ from pika.exceptions import AMQPError
 from pika.frame import Method
 from pika.spec import Basic
 
+from flowkit.errors import ConfigError
 from flowkit.loop import Loop
 from flowkit.ports import Clock, Copy, Receipt
-from flowkit.transports.rabbitmq.envelope import properties, row
+from flowkit.transports.rabbitmq.envelope import event, properties, routing_key, row
 from flowkit.transports.rabbitmq.link import Link, answer, open_channel, said
 from flowkit.transports.rabbitmq.queues import Queues
 
@@ -32,6 +33,8 @@ class Batch:
         self.receipts = [Receipt(copy, False) for copy in copies]
         self.open = len(copies)
         self.done: Future[list[Receipt]] = Future()
+        self.task: asyncio.Task[None] | None = None
+        """What it waits for before it is published."""
 
     def settle(self, number: int, confirmed: bool, reason: str = "") -> None:
         if self.done.done():
@@ -55,6 +58,8 @@ class Sender:
         self._queues = queues
         self._clock = clock
         self._channel: Channel | None = None
+        self._exchanges: set[str] = set()
+        """The exchanges that are known to be there: a publish to one that is not would end the channel."""
         self._tag = 0
         self._pending: dict[int, tuple[Batch, int]] = {}
         """Delivery tag -> the copy it belongs to, in the order of sending."""
@@ -75,7 +80,7 @@ class Sender:
         batch = Batch(copies)
         if not copies or not self.ready:
             return batch.receipts
-        self._loop.call(self._publish, batch)
+        self._loop.call(self._begin, batch)
         return batch.done.result()
 
     async def opened(self, connection: AsyncioConnection) -> None:
@@ -86,6 +91,7 @@ class Sender:
     def lost(self) -> None:
         """What is not confirmed is unknown."""
         self._channel = None
+        self._exchanges.clear()
         self.blocked = ""
         self._tag = 0
         self._pending.clear()
@@ -121,29 +127,65 @@ class Sender:
         if not opening.cancelled() and opening.exception() is not None and self.link is not None:
             self.link.abandon(f"no publishing channel: {opening.exception()}")
 
-    def _publish(self, batch: Batch) -> None:
-        channel = self._channel
-        if channel is None:
+    def _begin(self, batch: Batch) -> None:
+        if self._channel is None:
             batch.finish()
             return
         self._batches.add(batch)
         batch.done.add_done_callback(lambda _: self._batches.discard(batch))
+        loop = asyncio.get_running_loop()
+        loop.call_later(CONFIRM_SECONDS, self._expire, batch)
+        unknown = {receipt.copy.exchange for receipt in batch.receipts} - self._exchanges - {""}
+        if unknown:
+            batch.task = loop.create_task(self._declare_first(batch, unknown))
+        else:
+            self._publish(batch, {})
+
+    async def _declare_first(self, batch: Batch, exchanges: set[str]) -> None:
+        """See that these exchanges are there, then publish."""
+        refused: dict[str, str] = {}
+        try:
+            for name in sorted(exchanges):
+                assert self.link is not None
+                assert self.link.connection is not None
+                channel = await open_channel(self.link.connection, lambda _: None)
+                try:
+                    await self._queues.declare_exchange(channel, name)
+                    self._exchanges.add(name)
+                    channel.close()
+                except ConfigError as error:
+                    refused[name] = str(error)
+        except (AMQPError, TimeoutError) as error:
+            _log.warning("RabbitMQ did not declare exchanges %s: %s", ", ".join(sorted(exchanges)), said(error))
+            batch.finish()
+        else:
+            self._publish(batch, refused)
+
+    def _publish(self, batch: Batch, refused: Mapping[str, str]) -> None:
+        channel = self._channel
+        if channel is None or batch.done.done():
+            batch.finish()
+            return
         for number, receipt in enumerate(batch.receipts):
             copy = receipt.copy
             try:
-                channel.basic_publish(
-                    "",
-                    self._queues.name(copy.flow),
-                    copy.message.body,
-                    properties(copy, copy.staged or self._clock.now()),
-                    mandatory=True,
-                )
+                if copy.exchange in refused:
+                    batch.settle(number, False, refused[copy.exchange])
+                    continue
+                channel.basic_publish(*self._addressed(copy))
             except AMQPError as error:
                 batch.settle(number, False, said(error))
             else:
                 self._tag += 1
                 self._pending[self._tag] = (batch, number)
-        asyncio.get_running_loop().call_later(CONFIRM_SECONDS, self._expire, batch)
+
+    def _addressed(self, copy: Copy) -> tuple[str, str, bytes, BasicProperties, bool]:
+        """The arguments of a publish: exchange, routing key, body, properties, mandatory."""
+        exchange, body = copy.exchange, copy.message.body
+        if exchange:
+            mandatory = exchange not in self._queues.optional
+            return exchange, routing_key(copy), body, event(copy, self._queues.store), mandatory
+        return "", self._queues.name(copy.flow), body, properties(copy, copy.staged or self._clock.now()), True
 
     def _answered(self, channel: Channel, frame: "Method[Basic.Ack | Basic.Nack]") -> None:
         """The broker confirms, or refuses, one copy or all up to it."""
@@ -158,7 +200,8 @@ class Sender:
 
     def _came_back(self, channel: Channel, method: Basic.Return, found: BasicProperties, body: bytes) -> None:
         if channel is self._channel:
-            self._returned[row(found)] = f"RabbitMQ has no queue {method.routing_key} ({method.reply_text})"
+            missing = f"queue at exchange {method.exchange}" if method.exchange else f"queue {method.routing_key}"
+            self._returned[row(found)] = f"RabbitMQ has no {missing} ({method.reply_text})"
 
     def _expire(self, batch: Batch) -> None:
         if not batch.done.done():

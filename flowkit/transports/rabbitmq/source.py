@@ -143,9 +143,13 @@ class RabbitSource:
         if channel is not self._channel:
             return  # given up: the broker hands it out again
         tag = int(method.delivery_tag or 0)
-        self._unsettled[tag] = None
         self._last = tag
-        self._buffer.append(delivery(self.flow, found, body, (self._epoch, tag)))
+        arrived = delivery(self.flow, self._queues.store, found, body, (self._epoch, tag))
+        if arrived is None:
+            channel.basic_ack(tag)
+            return
+        self._unsettled[tag] = None
+        self._buffer.append(arrived)
         self._told()
 
     def _current(self, tags: Sequence[tuple[int, int]]) -> list[int]:

@@ -10,7 +10,7 @@ from pika.exceptions import AMQPError
 from flowkit.errors import BrokerUnavailable, ConfigError
 from flowkit.loop import Loop
 from flowkit.message import MAX_BODY
-from flowkit.ports import Clock, Copy, Random, Receipt
+from flowkit.ports import Clock, Copy, Random, Receipt, Shared
 from flowkit.transports.rabbitmq.link import Link, open_channel, refused, said
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.sender import Sender
@@ -45,7 +45,8 @@ class RabbitTransport:
     def ready(self) -> bool:
         return self._io is not None and self._io.sender.ready
 
-    def declare(self, flows: Collection[str]) -> None:
+    def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
+        self._queues.share(shared)
         io = self._open()
         io.loop.run(io.declare(sorted(flows)))
 

@@ -1,0 +1,89 @@
+"""Messages that other programs sent: under which id they take effect once."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel
+from typing_extensions import is_typeddict
+
+from flowkit.channel import Body
+from flowkit.errors import DefinitionError, Undecodable
+from flowkit.message import Message
+
+IdFrom = str | Callable[[Any], object]
+"""Where the body holds the id: a field such as "order.number", or a function of the body."""
+_log = logging.getLogger("flowkit.foreign")
+
+
+class Identifier:
+    """Finds the ids of foreign messages for one flow."""
+
+    def __init__(self, flow: str, id_from: IdFrom | None, body: Body) -> None:
+        self._flow = flow
+        self._id_from = id_from
+        self._body = body
+
+    def check(self) -> None:
+        """Find what is wrong with `id_from`. Raises DefinitionError with what to write instead."""
+        if not isinstance(self._id_from, str):
+            return
+        first, fields = self._id_from.split(".")[0], _fields(self._body.annotation)
+        if self._body.raw is not None:
+            raise DefinitionError(
+                f"flow {self._flow}: id_from={self._id_from!r} names a field, but its body is "
+                f"{self._body.annotation.__name__}; write a function of the body, id_from=lambda body: …"
+            )
+        if fields is not None and first not in fields:
+            raise DefinitionError(
+                f"flow {self._flow}: id_from={self._id_from!r}, but its body has no field {first}; its fields are "
+                f"{', '.join(fields)}"
+            )
+
+    def find(self, message: Message) -> str:
+        """The id of a foreign message; empty where it has none, which is said once.
+
+        Raises Undecodable when `id_from` finds none, or what the body's own validation raises.
+        """
+        if self._id_from is not None:
+            return self._key(self._body.decode(message.body))
+        if not message.id:
+            _ = self._warned
+        return message.id
+
+    def _key(self, body: Any) -> str:
+        found = self._id_from(body) if callable(self._id_from) else _walk(body, str(self._id_from))
+        if isinstance(found, bool) or not isinstance(found, str | int | UUID) or found == "":
+            raise Undecodable(
+                f"flow {self._flow}: id_from found {found!r:.80} in the body, which is no id; it has to be text, a "
+                "whole number or a UUID"
+            )
+        return str(found)
+
+    @cached_property
+    def _warned(self) -> None:
+        _log.warning(
+            "flow %s: messages of other programs come without an id, so each is applied at least once: again whenever "
+            "the broker delivers it again; name a field that identifies them, @app.flow(…, id_from=…)",
+            self._flow,
+        )
+
+
+def _fields(annotation: Any) -> list[str] | None:
+    """The fields of a body; None where nobody knows them before."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return list(annotation.model_fields)
+    if dataclasses.is_dataclass(annotation):
+        return [one.name for one in dataclasses.fields(annotation)]
+    if is_typeddict(annotation):
+        return list(annotation.__annotations__)
+    return None
+
+
+def _walk(body: Any, path: str) -> Any:
+    for name in path.split("."):
+        body = body.get(name) if isinstance(body, Mapping) else getattr(body, name, None)
+    return body

@@ -31,6 +31,7 @@ class Settings(BaseSettings):
         "sqlite:///flowkit.db"
     )
     broker_url: Annotated[str, Field(description="Where messages travel; empty means the database")] = ""
+    drain_url: Annotated[str, Field(description="A broker that is left: it is emptied, and nothing is sent there")] = ""
     threads: Annotated[int, Field(ge=1, le=64, description="Threads that run handlers in one worker process")] = 4
     lease: Annotated[float, Field(ge=1, description="Seconds for which a silent worker keeps its messages")] = 30.0
     log_level: Annotated[str, Field(description="DEBUG, INFO, WARNING or ERROR")] = "INFO"
@@ -83,19 +84,32 @@ def connect(settings: Settings | None = None, check: bool = True) -> Services:
 
 def open_transport(settings: Settings, store: Any) -> Transport:
     """The transport of the settings: the store itself, or the broker that they name. Connects at its first use."""
-    scheme = urlsplit(settings.broker_url).scheme
-    if scheme in ("amqp", "amqps"):
-        from flowkit.transports.rabbitmq.transport import RabbitTransport
-
-        return RabbitTransport(settings.broker_url, store.identity(), SystemClock(), random.random)
-    if scheme not in ("", urlsplit(settings.database_url).scheme):
+    if settings.broker_url and settings.drain_url:
         raise ConfigError(
-            f"FLOWKIT_BROKER_URL is {mask(settings.broker_url)}; write amqp://user:password@host/vhost, or unset it to "
-            "send messages through the database"
+            "FLOWKIT_BROKER_URL and FLOWKIT_DRAIN_URL are both set; set the second alone, to leave a broker for the "
+            "database, or the first alone"
         )
+    if urlsplit(settings.broker_url).scheme not in ("", urlsplit(settings.database_url).scheme):
+        return _open_broker("BROKER", settings.broker_url, store)
     from flowkit.transports.sql import SqlTransport
 
-    return SqlTransport(store, settings.lease)
+    rows = SqlTransport(store, settings.lease)
+    if not settings.drain_url:
+        return rows
+    from flowkit.transports.drain import DrainingTransport
+
+    return DrainingTransport(rows, _open_broker("DRAIN", settings.drain_url, store))
+
+
+def _open_broker(setting: str, url: str, store: Any) -> Transport:
+    if urlsplit(url).scheme not in ("amqp", "amqps"):
+        raise ConfigError(
+            f"FLOWKIT_{setting}_URL is {mask(url)}; write amqp://user:password@host/vhost, or unset it to send "
+            "messages through the database"
+        )
+    from flowkit.transports.rabbitmq.transport import RabbitTransport
+
+    return RabbitTransport(url, store.identity(), SystemClock(), random.random)
 
 
 def open_store(settings: Settings, check: bool = True, clock: Clock | None = None, create: bool = True) -> Any:

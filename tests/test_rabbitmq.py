@@ -40,7 +40,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS)
 class Shop:
     """An app with two flows, its store, and as many workers as are started."""
 
-    def __init__(self, database_url: str, broker_url: str) -> None:
+    def __init__(self, database_url: str, broker_url: str, drain_url: str = "") -> None:
         store = open_store(Settings(database_url=database_url), check=False)
         store.upgrade()
         Base.metadata.create_all(store.dialect.engine)
@@ -50,7 +50,7 @@ class Shop:
         self.accepted = self.app.channel("accepted", Order)
         self.app.flow(self.orders, to=self.accepted, name="accept")(self.accept)
         self.app.flow(self.accepted, name="invoice")(self.invoice)
-        self.settings = Settings(database_url=database_url, broker_url=broker_url, lease=5)
+        self.settings = Settings(database_url=database_url, broker_url=broker_url, drain_url=drain_url, lease=5)
         self.services = self.connect()
         self.store: Any = self.services.store
         self.app.connect(self.services)
@@ -278,6 +278,39 @@ def test_row_69_rows_left_on_either_side_of_a_switch_are_drained(sqlite_url: str
     direct.check("a", "b", "c", "d", "e")
     direct.close()
     broker.close()
+
+
+def test_row_69_the_broker_setting_changes_under_load(sqlite_url: str, rabbitmq_url: str) -> None:
+    """Rows, then the broker, then the database that empties the broker, while messages come in all the time."""
+    stages = [
+        Shop(sqlite_url, ""),
+        Shop(sqlite_url, rabbitmq_url),
+        Shop(sqlite_url, "", drain_url=rabbitmq_url),
+    ]
+    names = [str(number) for number in range(3000)]
+    left: list[int] = []
+    for shop, part in zip(stages, (names[:1000], names[1000:2000], names[2000:]), strict=True):
+        shop.deed = lambda order: time.sleep(0.001)
+        with shop.worker():
+            for first in range(0, 1000, 100):
+                shop.publish(*part[first : first + 100])
+            left.append(shop.store.unfinished(list(shop.app.flows)))
+            if shop is stages[1]:
+                wait_until(lambda: sum(stages[1].services.transport.depths(["shop.accept"]).values()) > 0)
+    assert all(left), "each switch was made while messages waited"
+    with stages[2].worker():
+        stages[2].check(*names)
+    for shop in stages:
+        shop.close()
+
+
+def test_two_brokers_at_once_are_refused(sqlite_url: str) -> None:
+    url = "amqp://u:hidden-secret@127.0.0.1"
+    with pytest.raises(ConfigError, match="FLOWKIT_BROKER_URL and FLOWKIT_DRAIN_URL are both set"):
+        connect(Settings(database_url=sqlite_url, broker_url=url, drain_url=url), check=False)
+    with pytest.raises(ConfigError, match="FLOWKIT_DRAIN_URL is redis://u:") as refused:
+        connect(Settings(database_url=sqlite_url, drain_url="redis://u:hidden-secret@127.0.0.1"), check=False)
+    assert "hidden-secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ LOOK_SECONDS = 0.2
 class Idle:
     """Whether nothing of some flows is pending: seen twice in a row, because a look is not a lock."""
 
-    def __init__(self, store: Store, transport: Transport, flows: Sequence[str]) -> None:
+    def __init__(self, store: Store, transport: Transport, flows: Sequence[str], broker: bool) -> None:
+        """`broker`: messages are not only in the store's rows, but at a broker too."""
         self._store = store
         self._transport = transport
+        self._broker = broker
         self._flows = flows
         self._looked = float("-inf")
         self._seen = 0
@@ -39,11 +41,12 @@ class Idle:
         return self._seen >= 2
 
     def _pending(self) -> Pending:
-        """What is due or in work, and what waits for a later time. With a broker messages are not only in the store's
-        rows: the ledger knows of them, and the queues of what other programs sent."""
+        """What is due or in work, and what waits for a later time. At a broker the ledger knows of the messages, and
+        the queues do of those that other programs sent."""
         store, (now, later) = self._store, self._store.pending(self._flows)
-        if self._transport.lease:
-            leaving = store.pending([flow for flow in store.subscriptions() if flow.startswith(EXCHANGE)])
+        if self._broker:
             queued = sum(self._transport.depths(self._flows).values())
-            now = max(store.unfinished(self._flows) - later, queued) + leaving.now
+            now = max(store.unfinished(self._flows) - later, queued)
+        if self._transport.lease:
+            now += store.pending([flow for flow in store.subscriptions() if flow.startswith(EXCHANGE)]).now
         return Pending(now, later)

@@ -98,7 +98,8 @@ def _supervise(app: App, services: Services, workers: int, flows: list[str], unt
     supervisor = Supervisor(
         [sys.executable, "-m", "flowkit", *sys.argv[1:]], workers, store, services.clock, services.random
     )
-    idle = Idle(store, services.transport, chosen) if until_idle else None
+    broker = bool(services.settings.broker_url or services.settings.drain_url)
+    idle = Idle(store, services.transport, chosen, broker) if until_idle else None
     _log.info(
         "app %s: %d flow(s) in %d worker process(es) on %s",
         app.name, len(chosen), workers, mask(services.settings.database_url),

@@ -119,7 +119,7 @@ def _queued(settings: Settings, store: Any, flows: Collection[str]) -> Mapping[s
     """What waits at the broker, if there is one. What workers have in hand is neither there nor in the rows."""
     transport = open_transport(settings, store)
     try:
-        return transport.depths([one for one in flows if not one.startswith(EXCHANGE)]) if transport.lease else {}
+        return transport.depths([one for one in flows if not one.startswith(EXCHANGE)])
     finally:
         transport.close()
 

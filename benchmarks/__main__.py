@@ -1,4 +1,4 @@
-"""The reliable work by FlowKit and by a naive loop, in turns, on SQLite and PostgreSQL: `make bench`."""
+"""The reliable work by FlowKit and by a naive loop, in turns, on SQLite, PostgreSQL and RabbitMQ: `make bench`."""
 
 import argparse
 from pathlib import Path
@@ -10,6 +10,7 @@ from benchmarks.throughput import throughput
 from benchmarks.work import STYLES
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
+DATABASES = ["sqlite", "postgresql", "rabbitmq"]
 QUICK = {"messages": 4_000, "rounds": 2, "latency_rounds": 2, "seconds": 5.0}
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of throughput")
     parser.add_argument("--latency-rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each latency run")
-    parser.add_argument("--databases", nargs="+", default=["sqlite", "postgresql"], choices=["sqlite", "postgresql"])
+    parser.add_argument("--databases", nargs="+", default=DATABASES, choices=DATABASES)
     parser.add_argument("--styles", nargs="+", default=list(STYLES), choices=STYLES, help="of the handler")
     parser.add_argument("--quick", action="store_true", help="a few minutes in place of twenty; less to rely on")
     parser.add_argument("--output", type=Path, default=RESULTS)

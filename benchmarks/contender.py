@@ -1,7 +1,7 @@
 """What takes part in a measurement."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol
 
 from benchmarks.cpu import Usage
 from benchmarks.work import Order, Style
@@ -15,7 +15,7 @@ class Lost(Exception):
 
 
 class Contender(Protocol):
-    """One way of doing the work, on a fresh database of its own."""
+    """One way of doing the work, at a fresh place of its own."""
 
     name: str
 
@@ -35,8 +35,23 @@ class Contender(Protocol):
         """Close every connection."""
 
 
-Kind = Callable[[str, Style, int | None], Contender]
-"""Opens a contender: the URL of an empty database, the style of its handler, the process of the database's server."""
+class Place(NamedTuple):
+    """Where a run takes place."""
+
+    database: str
+    """The URL of an empty database."""
+    broker: str = ""
+    """The URL of an empty virtual host, where messages travel through a broker."""
+    servers: Collection[int] = ()
+    """The processes of the servers."""
+
+
+class Kind(Protocol):
+    """Opens a contender, with the style of its handler."""
+
+    name: str
+
+    def __call__(self, place: Place, style: Style) -> Contender: ...
 
 
 def equal(what: str, found: object, wanted: object) -> None:

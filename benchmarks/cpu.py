@@ -1,7 +1,8 @@
-"""Wall time, and CPU seconds of this process and of the database's. Linux only."""
+"""Wall time, and CPU seconds of this process and of the servers'. Linux only."""
 
 import os
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +14,11 @@ class Usage(NamedTuple):
 
     wall: float
     worker: float
-    database: float
+    servers: float
 
 
-def of_tree(root: int | None) -> float:
-    """CPU seconds of a process and its descendants, with those that ended; 0 without one."""
-    if root is None:
-        return 0.0
+def of_trees(roots: Collection[int]) -> float:
+    """CPU seconds of these processes and their descendants, with those that ended."""
     stats = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -29,7 +28,7 @@ def of_tree(root: int | None) -> float:
                 continue
             # Parent; then own and reaped children's user and system time: `man proc`, fields 4 and 14 to 17.
             stats[int(entry.name)] = (int(fields[1]), sum(map(int, fields[11:15])))
-    family, grown = {root}, True
+    family, grown = set(roots), True
     while grown:
         more = {pid for pid, (parent, _) in stats.items() if parent in family} - family
         family, grown = family | more, bool(more)
@@ -37,10 +36,10 @@ def of_tree(root: int | None) -> float:
 
 
 class Meter:
-    """Measures from when it is made. `database` is the server's process; None: it runs inside this one."""
+    """Measures from when it is made."""
 
-    def __init__(self, database: int | None) -> None:
-        self._database = database
+    def __init__(self, servers: Collection[int]) -> None:
+        self._servers = servers
         self._began = self._now()
 
     def read(self) -> Usage:
@@ -48,4 +47,4 @@ class Meter:
         return Usage(*(now - then for now, then in zip(self._now(), self._began, strict=True)))
 
     def _now(self) -> Usage:
-        return Usage(time.perf_counter(), time.process_time(), of_tree(self._database))
+        return Usage(time.perf_counter(), time.process_time(), of_trees(self._servers))

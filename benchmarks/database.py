@@ -1,19 +1,26 @@
-"""The databases that the work is measured on: a fresh one for each run."""
+"""The databases, and the broker, that the work is measured on: fresh ones for each run."""
 
 import os
 import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from sqlalchemy import create_engine
 
+from benchmarks.contender import Kind, Place
+from benchmarks.naive import Naive
+from benchmarks.naive_broker import NaiveBroker
+from benchmarks.worker import FlowKit, FlowKitFromBroker
 from flowkit.store.sqlite import driver
-from tests.services.postgresql import PostgreSQL, find_binaries
+from tests.services.postgresql import PostgreSQL
+from tests.services.postgresql import find_binaries as postgresql_binaries
+from tests.services.rabbitmq import RabbitMQ
+from tests.services.rabbitmq import find_binaries as rabbitmq_binaries
 
 NAME = "bench"
 
@@ -23,47 +30,51 @@ class Database(Protocol):
 
     name: str
     version: str
-    pid: int | None
-    """The server's process, if there is one."""
+    naive: Kind
+    """The naive loop there."""
+    entries: Sequence[Kind]
+    """The ways into FlowKit there."""
 
-    def fresh(self) -> str:
-        """Throw the last run's database away, and return the URL of an empty one."""
+    def fresh(self) -> Place:
+        """Throw what the last run left away, and return an empty place."""
 
 
 class Sqlite:
     """A file. The store opens it with a write-ahead log and synchronous=FULL."""
 
     name = "SQLite"
-    pid: int | None = None
+    naive: Kind = Naive
+    entries: Sequence[Kind] = (FlowKit,)
 
     def __init__(self, folder: Path) -> None:
         self.version: str = driver().sqlite_version
         self._folder = folder
 
-    def fresh(self) -> str:
+    def fresh(self) -> Place:
         shutil.rmtree(self._folder / NAME, ignore_errors=True)
         (self._folder / NAME).mkdir()
-        return f"sqlite:///{self._folder / NAME / 'store.db'}"
+        return Place(f"sqlite:///{self._folder / NAME / 'store.db'}")
 
 
 class Postgres:
     """A private server with fsync and synchronous_commit on."""
 
     name = "PostgreSQL"
+    naive: Kind = Naive
+    entries: Sequence[Kind] = (FlowKit,)
 
     def __init__(self, server: PostgreSQL) -> None:
         self._server = server
-        self.pid: int | None = server.pid
         self.version = str(self._ask("SHOW server_version")).split()[0]
         self._made = False
 
-    def fresh(self) -> str:
+    def fresh(self) -> Place:
         if self._made:
             self._server.drop_database(NAME)
         self._made = True
         url = self._server.create_database(NAME)
         self._ask("CHECKPOINT")  # nobody pays for what the run before left to be written
-        return url
+        return Place(url, servers=[self._server.pid])
 
     def _ask(self, statement: str) -> object:
         engine = create_engine(
@@ -77,23 +88,49 @@ class Postgres:
             engine.dispose()
 
 
+class Rabbit:
+    """A private node of RabbitMQ beside that server: quorum queues between the flows."""
+
+    name = "RabbitMQ + PostgreSQL"
+    naive: Kind = NaiveBroker
+    entries: Sequence[Kind] = (FlowKitFromBroker, FlowKit)
+
+    def __init__(self, node: RabbitMQ, database: Postgres) -> None:
+        self._node = node
+        self._database = database
+        self.version = f"{node.ctl('version').strip()} + {database.version}"
+        self._run = 0
+
+    def fresh(self) -> Place:
+        place = self._database.fresh()
+        if self._run:
+            self._node.ctl("delete_vhost", str(self._run))
+        self._run += 1
+        self._node.ctl("add_vhost", str(self._run))
+        self._node.ctl("set_permissions", "-p", str(self._run), "flowkit", ".*", ".*", ".*")
+        return Place(place.database, self._node.url(vhost=str(self._run)), [*place.servers, self._node.pid])
+
+
 @contextmanager
 def databases(wanted: set[str]) -> Iterator[list[Database]]:
     """Those of the wanted that this machine has. Says which are left out."""
-    with tempfile.TemporaryDirectory(prefix="flowkit-bench-") as folder:
+    with ExitStack() as opened:
+        folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="flowkit-bench-"))
         found: list[Database] = [Sqlite(Path(folder))] if "sqlite" in wanted else []
-        if "postgresql" not in wanted:
-            yield found
-        elif find_binaries() is None:
+        if wanted & {"postgresql", "rabbitmq"} and postgresql_binaries() is None:
             print("PostgreSQL is skipped: it is not installed here; run tests/services/install")
-            yield found
-        else:
-            server = PostgreSQL()
-            try:
-                server.start()
-                yield [*found, Postgres(server)]
-            finally:
-                server.close()
+        elif wanted & {"postgresql", "rabbitmq"}:
+            server = opened.enter_context(closing(PostgreSQL()))
+            server.start()
+            postgres = Postgres(server)
+            found += [postgres] if "postgresql" in wanted else []
+            if "rabbitmq" in wanted and rabbitmq_binaries() is None:
+                print("RabbitMQ is skipped: it is not installed here; run tests/services/install")
+            elif "rabbitmq" in wanted:
+                node = opened.enter_context(closing(RabbitMQ()))
+                node.start()
+                found.append(Rabbit(node, postgres))
+        yield found
 
 
 def sync_ms() -> float:

@@ -6,37 +6,41 @@ from statistics import median
 
 from benchmarks.contender import Kind, Lost
 from benchmarks.database import Database
-from benchmarks.naive import Naive
 from benchmarks.producer import RATE
 from benchmarks.work import Style
-from benchmarks.worker import FlowKit
 
 WARM = RATE // 2
 """So many are not counted: imports, mappers and prepared statements are made with them."""
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 
-def latency(database: Database, style: Style, seconds: float, rounds: int) -> dict[str, object]:
-    """Milliseconds from the intended sending to the commit, medians of interleaved rounds."""
-    naive: list[dict[str, float]] = []
-    flowkit: list[dict[str, float]] = []
+def latency(database: Database, style: Style, seconds: float, rounds: int) -> list[dict[str, object]]:
+    """Milliseconds from the intended sending to the commit, medians of interleaved rounds: of the naive loop, and of
+    each way into FlowKit with its ratios to that loop."""
+    runs: dict[Kind, list[dict[str, float]]] = {kind: [] for kind in (database.naive, *database.entries)}
     for _ in range(rounds):
-        naive.append(_run(Naive, database, style, int(seconds * RATE)))
-        flowkit.append(_run(FlowKit, database, style, int(seconds * RATE)))
-    return {
-        "naive_ms": {name: round(median(run[name] for run in naive), 2) for name in PERCENTILES},
-        "flowkit_ms": {name: round(median(run[name] for run in flowkit), 2) for name in PERCENTILES},
-        "ratio": {
-            name: round(median(mine[name] / theirs[name] for mine, theirs in zip(flowkit, naive, strict=True)), 2)
-            for name in PERCENTILES
-        },
-    }
+        for kind, found in runs.items():
+            found.append(_run(kind, database, style, int(seconds * RATE)))
+    naive = runs[database.naive]
+    return [
+        {
+            "contender": kind.name,
+            "ms": {name: round(median(run[name] for run in found), 2) for name in PERCENTILES},
+            "ratio": {
+                name: round(median(mine[name] / theirs[name] for mine, theirs in zip(found, naive, strict=True)), 2)
+                for name in PERCENTILES
+            },
+        }
+        for kind, found in runs.items()
+    ]
 
 
 def _run(kind: Kind, database: Database, style: Style, count: int) -> dict[str, float]:
-    url, total = database.fresh(), count + WARM
-    contender = kind(url, style, database.pid)
-    producer = subprocess.Popen([sys.executable, "-m", "benchmarks.producer", contender.name, url, str(total)])
+    place, total = database.fresh(), count + WARM
+    contender = kind(place, style)
+    producer = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.producer", contender.name, place.database, place.broker, str(total)]
+    )
     try:
         times = sorted(contender.latencies(total)[WARM:])
         if producer.wait(60):

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from benchmarks.contender import DEADLINE_SECONDS, Lost, equal
+from benchmarks.contender import DEADLINE_SECONDS, Lost, Place, equal
 from benchmarks.cpu import Meter, Usage
 from benchmarks.work import INSERT, Base, Order, Row, Style
 from flowkit.config import Settings, open_store
@@ -44,10 +44,12 @@ class Naive:
 
     name = "naive loop"
 
-    def __init__(self, url: str, style: Style, server: int | None) -> None:
+    def __init__(self, place: Place, style: Style) -> None:
         self._style = style
-        self._server = server
-        self._store: Any = open_store(Settings(database_url=url), check=False)
+        self._servers = place.servers
+        self._committed = 0.0
+        """When the last effects were committed."""
+        self._store: Any = open_store(Settings(database_url=place.database), check=False)
         engine = self._store.dialect.engine
         self._connection = engine.connect()
         self._cursor: Any = self._connection.connection.driver_connection.cursor()
@@ -70,7 +72,7 @@ class Naive:
 
     def run(self, count: int) -> Usage:
         gc.collect()
-        meter = Meter(self._server)
+        meter = Meter(self._servers)
         for done in range(count):
             if self._step() is None:
                 raise Lost(f"the queue of the {self.name} was empty after {done} of {count}")
@@ -82,7 +84,7 @@ class Naive:
         while len(found) < count:
             order = self._step()
             if order is not None:
-                found.append(time.time() - order.at)
+                found.append(self._committed - order.at)
             elif time.monotonic() < end:
                 time.sleep(POLL_SECONDS)
             else:
@@ -120,6 +122,7 @@ class Naive:
             execute(self._enqueue, ("after", *named(order)))
         execute(self._remove, (number,))
         execute("COMMIT")
+        self._committed = time.time()
         return order
 
     def _write(self, order: Order) -> None:

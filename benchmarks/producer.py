@@ -5,19 +5,29 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pika import BlockingConnection, URLParameters
+
 from benchmarks.naive import ENQUEUE, Naive, named
+from benchmarks.naive_broker import WORK, message
 from benchmarks.work import Order, bench_app
+from benchmarks.worker import FlowKit
 from flowkit.config import Settings, connect, open_store
+from flowkit.transports.rabbitmq.queues import Queues
 
 RATE = 200
 START_SECONDS = 0.5
 
 
-def sender(contender: str, url: str) -> Callable[[Order], object]:
-    """What sends one order to the contender's queue, and returns when it is committed."""
-    settings = Settings(database_url=url)
+def sender(contender: str, url: str, broker: str) -> Callable[[Order], object]:
+    """What sends one order to the contender's queue, and returns when it is safe there."""
+    settings = Settings(database_url=url, broker_url=broker)
+    store = open_store(settings, check=False)
+    if broker and contender != FlowKit.name:
+        queue = WORK if contender == Naive.name else Queues(store.identity()).name("bench.work")
+        channel = BlockingConnection(URLParameters(broker)).channel()
+        channel.confirm_delivery()
+        return lambda order: channel.basic_publish("", queue, **message(order), mandatory=True)
     if contender == Naive.name:
-        store = open_store(settings, check=False)
         cursor: Any = store.dialect.engine.connect().connection.driver_connection.cursor()
         statement = ENQUEUE if store.dialect.name == "sqlite" else ENQUEUE.replace("?", "%s")
         return lambda order: cursor.execute(statement, ("work", *named(order)))
@@ -26,9 +36,9 @@ def sender(contender: str, url: str) -> Callable[[Order], object]:
     return lambda order: app.publish("orders", order)
 
 
-def main(contender: str, url: str, count: int) -> None:
+def main(contender: str, url: str, broker: str, count: int) -> None:
     """Send. Each order carries the time at which it was meant to be sent."""
-    send = sender(contender, url)
+    send = sender(contender, url, broker)
     begin = time.time() + START_SECONDS
     for number in range(count):
         at = begin + number / RATE
@@ -37,4 +47,4 @@ def main(contender: str, url: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))

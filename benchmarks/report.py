@@ -27,7 +27,7 @@ _COLUMNS = (
     "messages/s",
     "range",
     "worker CPU\nµs/message",
-    "database CPU\nµs/message",
+    "servers CPU\nµs/message",
     *(f"{name} ms" for name in PERCENTILES),
 )
 
@@ -46,16 +46,15 @@ class Report:
             "databases": {},
         }
 
-    def add(self, database: Database, style: Style, speed: dict[str, Any], wait: dict[str, Any]) -> None:
+    def add(self, database: Database, style: Style, speed: dict[str, Any], waits: list[dict[str, Any]]) -> None:
         """Keep the results of one style on one database, and say them in a line."""
         entry = self._results["databases"].setdefault(database.name, {"version": database.version, "styles": {}})
-        entry["styles"][style] = {"throughput": speed, "latency": wait}
+        entry["styles"][style] = {"throughput": speed, "latency": waits}
         low, high = speed["ratio_range"]
-        print(
-            f"{database.name}, {TITLES[style]}: {speed['ratio']} ({low}–{high}) × the naive loop's messages/s; latency "
-            + ", ".join(f"{name} {ratio} ×" for name, ratio in wait["ratio"].items()),
-            flush=True,
-        )
+        print(f"{database.name}, {TITLES[style]}: {speed['ratio']} ({low}–{high}) × the naive loop's messages/s")
+        for wait in waits[1:]:
+            ratios = ", ".join(f"{name} {ratio} ×" for name, ratio in wait["ratio"].items())
+            print(f"  latency of {wait['contender']}: {ratios}", flush=True)
 
     def show(self) -> None:
         """Print everything as a table."""
@@ -65,26 +64,20 @@ class Report:
             column.justify = "right"
         for database, entry in found["databases"].items():
             for style, results in entry["styles"].items():
-                speed, wait = results["throughput"], results["latency"]
-                for name in ("naive", "flowkit"):
-                    run = speed[name]
-                    low, high = run["messages_per_second_range"]
+                speed, waits = results["throughput"], results["latency"]
+                rows = {"naive loop": speed["naive"], "FlowKit": speed["flowkit"]}
+                for wait in waits:
+                    run = rows.get(wait["contender"])
                     table.add_row(
                         f"{database} {entry['version']}",
                         style,
-                        name,
-                        f"{run['messages_per_second']:,}",
-                        f"{low:,}–{high:,}",
-                        str(run["worker_cpu_us_per_message"]),
-                        str(run["database_cpu_us_per_message"]),
-                        *(str(one) for one in wait[f"{name}_ms"].values()),
+                        wait["contender"],
+                        *(_speed(run) if run else [""] * 4),
+                        *(f"{ms} ({wait['ratio'][name]} ×)" for name, ms in wait["ms"].items()),
                     )
                 low, high = speed["ratio_range"]
-                ratios = (f"{one} ×" for one in wait["ratio"].values())
-                table.add_row(
-                    "", "", "ratio", f"{speed['ratio']} ×", f"{low}–{high}", "", "", *ratios, end_section=True
-                )
-        Console(width=None if os.isatty(1) else 140).print(table)
+                table.add_row("", "", "ratio", f"{speed['ratio']} ×", f"{low}–{high}", end_section=True)
+        Console(width=None if os.isatty(1) else 160).print(table)
         print(
             f"Medians. Python {found['python']}, {found['cores']} cores, one fdatasync {found['fdatasync_ms']} ms. "
             "SQLite works inside the worker: its CPU is the worker's."
@@ -94,3 +87,13 @@ class Report:
         """Write everything as JSON."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self._results, indent=2, ensure_ascii=False) + "\n")
+
+
+def _speed(run: dict[str, Any]) -> list[str]:
+    low, high = run["messages_per_second_range"]
+    return [
+        f"{run['messages_per_second']:,}",
+        f"{low:,}–{high:,}",
+        str(run["worker_cpu_us_per_message"]),
+        str(run["servers_cpu_us_per_message"]),
+    ]

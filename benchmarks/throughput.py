@@ -6,7 +6,6 @@ from statistics import median
 from benchmarks.contender import Kind
 from benchmarks.cpu import Usage
 from benchmarks.database import Database
-from benchmarks.naive import Naive
 from benchmarks.work import Order, Style
 from benchmarks.worker import FlowKit
 
@@ -29,7 +28,7 @@ class Speed:
             "messages_per_second": round(median(self.rates)),
             "messages_per_second_range": [round(min(self.rates)), round(max(self.rates))],
             "worker_cpu_us_per_message": round(median(run.worker for run in self.runs) / self.count * 1e6, 1),
-            "database_cpu_us_per_message": round(median(run.database for run in self.runs) / self.count * 1e6, 1),
+            "servers_cpu_us_per_message": round(median(run.servers for run in self.runs) / self.count * 1e6, 1),
         }
 
 
@@ -37,7 +36,7 @@ def throughput(database: Database, style: Style, count: int, rounds: int) -> dic
     """Messages per second and CPU per message. The ratio is taken within each round, for machines drift."""
     naive, flowkit = Speed(count), Speed(count)
     for _ in range(rounds):
-        naive.runs.append(_run(Naive, database, style, count))
+        naive.runs.append(_run(database.naive, database, style, count))
         flowkit.runs.append(_run(FlowKit, database, style, count))
     ratios = [mine / theirs for mine, theirs in zip(flowkit.rates, naive.rates, strict=True)]
     return {
@@ -49,7 +48,7 @@ def throughput(database: Database, style: Style, count: int, rounds: int) -> dic
 
 
 def _run(kind: Kind, database: Database, style: Style, count: int) -> Usage:
-    contender = kind(database.fresh(), style, database.pid)
+    contender = kind(database.fresh(), style)
     try:
         contender.send([Order(id=number) for number in range(count)])
         usage = contender.run(count)

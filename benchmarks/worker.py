@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.contender import DEADLINE_SECONDS, Lost, equal
+from benchmarks.contender import DEADLINE_SECONDS, Lost, Place, equal
 from benchmarks.cpu import Meter, Usage
 from benchmarks.work import Base, Order, Style, bench_app
 from flowkit.config import Settings, connect, open_store
@@ -14,11 +14,9 @@ from flowkit.engine.item import Item
 from flowkit.engine.worker import Worker
 from flowkit.ports import Done
 
-QUERIES = (
-    "SELECT count(*) FROM flowkit_inbox WHERE flow = 'bench.work' AND state = 1",
-    "SELECT count(DISTINCT causation) FROM flowkit_messages WHERE flow = 'bench.after'",
-    "SELECT count(*) FROM flowkit_messages",
-)
+INBOX = "SELECT count(*) FROM flowkit_inbox WHERE flow = 'bench.work' AND state = 1"
+ONWARD = "SELECT count(DISTINCT causation) FROM flowkit_messages WHERE flow = 'bench.after'"
+ROWS = "SELECT count(*) FROM flowkit_messages"
 
 
 class FlowKit:
@@ -26,10 +24,10 @@ class FlowKit:
 
     name = "FlowKit"
 
-    def __init__(self, url: str, style: Style, server: int | None) -> None:
+    def __init__(self, place: Place, style: Style) -> None:
         self._style = style
-        self._server = server
-        settings = Settings(database_url=url)
+        self._place = place
+        settings = Settings(database_url=place.database, broker_url=place.broker)
         store = open_store(settings, check=False)
         store.upgrade()
         Base.metadata.create_all(store.dialect.engine)
@@ -38,6 +36,7 @@ class FlowKit:
         self._services = connect(settings)
         self._store: Any = self._services.store
         self._app.connect(self._services)
+        self._services.transport.declare(list(self._app.flows))
         self._worker = Worker(self._app, self._services, self._app.select(["work"]))
         for lane in self._worker.lanes:
             lane.pipeline.observe = self._observe
@@ -49,8 +48,10 @@ class FlowKit:
     def send(self, orders: Sequence[Order]) -> None:
         self._app.publish_many("orders", orders)
         with self._store.unit("") as unit:
-            unit.read("ANALYZE") if self._server is None else unit.write("ANALYZE", [()])
+            unit.write("ANALYZE", [()]) if self._place.servers else unit.read("ANALYZE")
             unit.commit()
+        while self._place.broker and self._worker.relay.step():
+            """They go to the broker before anything is measured."""
 
     def run(self, count: int) -> Usage:
         gc.collect()
@@ -61,13 +62,17 @@ class FlowKit:
         return self._latencies
 
     def check(self, count: int) -> None:
+        queued = self._services.transport.depths(["bench.work", "bench.after"])
+        waiting = 0 if self._place.broker else count
         with self._store.unit("") as unit:
-            for query in QUERIES:
-                equal(query, unit.read(query)[0][0], count)
+            for query, wanted in ((INBOX, count), (ONWARD, waiting), (ROWS, waiting)):
+                equal(query, unit.read(query)[0][0], wanted)
             rows = unit.read("SELECT count(*) FROM bench_rows")[0][0]
         equal("business rows", rows, 0 if self._style == "none" else count)
+        equal("onward at the broker", queued["bench.after"], count - waiting)
         for flow, balance in self._store.ledger.balances().items():
-            equal(f"whether the ledger of {flow} balances", balance.balanced, True)
+            balanced = balance._replace(pending=balance.pending + queued[flow]).balanced
+            equal(f"whether the ledger of {flow} balances", balanced, True)
 
     def close(self) -> None:
         self._services.close()
@@ -76,7 +81,7 @@ class FlowKit:
         """Run the worker until it has committed so many. Then it finishes, which is not measured."""
         self._wanted = count
         thread = threading.Thread(target=self._worker.run)
-        meter = Meter(self._server)
+        meter = Meter(self._place.servers)
         thread.start()
         finished = self._done.wait(DEADLINE_SECONDS)
         usage = meter.read()
@@ -96,3 +101,9 @@ class FlowKit:
                         self._latencies.append(now - item.body.at)
             if self._count >= self._wanted:
                 self._done.set()
+
+
+class FlowKitFromBroker(FlowKit):
+    """The same, for what other programs put into the flow's queue: it enters as the naive loop's messages do."""
+
+    name = "FlowKit, from the broker"

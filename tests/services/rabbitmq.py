@@ -88,6 +88,12 @@ class RabbitMQ:
             env={"PATH": os.defpath, "ERL_EPMD_PORT": str(self._mapper)},
         )
 
+    @property
+    def pid(self) -> int:
+        """Its process, while it runs."""
+        assert self._server is not None
+        return self._server.pid
+
     def start(self) -> None:
         """Start, and wait until clients are let in. Does nothing if it runs."""
         if self._server and self._server.poll() is None:

@@ -331,8 +331,8 @@ class Store(Protocol):
     def unpark(self, flows: Collection[str]) -> None:
         """Make the parked rows of these flows due now."""
 
-    def due(self, flows: Collection[str]) -> set[str]:
-        """Which of these flows have a due row."""
+    def due(self, flows: Collection[str] | None = None) -> set[str]:
+        """Which of these flows, or of all that are subscribed, have a due row."""
 
     def wait(self, seconds: float) -> set[str] | None:
         """Block until another transaction may have written rows, at most so long. The flows told; None: unknown."""
@@ -377,6 +377,10 @@ class Store(Protocol):
 
 class Source(Protocol):
     """Where a lane gets the messages of its flow."""
+
+    @property
+    def stocked(self) -> bool:
+        """Whether it holds something that only this lane can receive. Any thread may ask; does not block."""
 
     def receive(self, limit: int) -> list[Delivery]:
         """What is there, up to `limit`, without waiting for more."""

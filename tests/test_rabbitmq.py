@@ -123,6 +123,22 @@ def test_flows_run_unchanged(shop: Shop) -> None:
         shop.check(*NAMES)
 
 
+def test_every_lane_hears_of_what_it_holds(sqlite_url: str, rabbitmq_url: str) -> None:
+    """Each lane has a channel of its own: what is on it can be received by that lane only."""
+    shop = Shop(sqlite_url, rabbitmq_url)
+    seen: set[str] = set()
+    numbers = shop.app.channel("numbers", int)
+    shop.app.flow(numbers, name="count", concurrency=3)(lambda number: seen.add(threading.current_thread().name))
+    shop.app.connect(shop.services)
+    with shop.worker() as worker:
+        for number in range(12):  # one at a time: the broker gives them to the lanes in turn
+            shop.app.publish(numbers, number)
+            wait_until(shop.ended, 10)
+        assert sum(lane.flow.name == "shop.count" for lane in worker.lanes) == 3
+    assert seen
+    shop.close()
+
+
 def test_row_9_a_long_handler_does_not_cost_the_connection(
     sqlite_url: str, rabbitmq_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

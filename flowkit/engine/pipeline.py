@@ -329,10 +329,11 @@ class Pipeline:
         self.source.settle(finished(items))
 
     def publish(self, copies: Sequence[Copy]) -> None:
-        """Hand the committed copies to the transport, and wake who waits for them."""
-        if copies:
+        """Hand the committed copies to the transport; where the rows are the queue, wake who waits for them."""
+        if copies and self.transport.lease:
             receipts = self.transport.send([one for one in copies if not one.delay])
             self.confirmed += record(self.store, self.transport, receipts, {one.row: BORN for one in copies})
+        elif copies:
             self.wake({one.flow for one in copies})
 
     # ------------------------------------------------------------ what the steps decide

@@ -1,12 +1,14 @@
 """The relay: sends committed message rows that are due, be they delayed, retried, or left by a dead worker."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from flowkit.ports import Copy, Delivery, Receipt, Store, Transport
+from flowkit.ports import Clock, Copy, Delivery, Receipt, Store, Transport
 
 BATCH = 100
 PARK_SECONDS = 30.0
 """An unroutable row is due again after this, or when its queue is declared."""
+REMOVE_SECONDS = 0.5
+"""While there is more to send, rows that were taken stay for so long: their removal is a transaction of its own."""
 CLOGGED = 10_000
 """So many messages that cannot be sent are enough: no more are received until they are."""
 
@@ -14,33 +16,46 @@ CLOGGED = 10_000
 class Relay:
     """Carries due rows to a transport that is not the store itself. One thread at a time may step it."""
 
-    def __init__(self, store: Store, transport: Transport, worker: str, flows: Callable[[], Collection[str]]) -> None:
+    def __init__(self, store: Store, transport: Transport, clock: Clock, worker: str) -> None:
         self._store = store
         self._transport = transport
+        self._clock = clock
         self._worker = worker
-        self._flows = flows
+        self._carried: list[tuple[str, int]] = []
+        """Rows that the transport took, to be removed."""
+        self._removed = 0.0
+        self.told: Collection[str] = ()
+        """The flows that have due rows, as somebody said; without news all are looked at."""
         self.clogged = False
         """Whether so much waits to be sent that no more should be produced."""
 
     def step(self) -> bool:
-        """Send one batch of each flow that has due rows. False when nothing was sent."""
+        """Send one batch of each flow that has due rows. False when a look at all flows found none."""
         if not self._transport.lease:
             return False
         if not self._transport.ready:
-            self.clogged = self._store.pending(self._flows()).now >= CLOGGED
+            self.clogged = self._store.pending(list(self._store.subscriptions())).now >= CLOGGED
             return False
         self.clogged = False
-        sent = False
-        for flow in sorted(self._store.due(self._flows())):
+        due, self.told = self.told or self._store.due(), ()
+        for flow in sorted(due):
             # Leased by a committed update before it is sent, so that no other relay sends it too.
             rows = self._store.lease(flow, BATCH, self._worker, self._transport.lease)
             receipts = self._transport.send([_copy(one) for one in rows])
-            carried = record(self._store, self._transport, receipts, {str(one.row): one.deliveries for one in rows})
-            with self._store.unit(flow) as unit:
-                unit.remove(carried)
+            tokens = {str(one.row): one.deliveries for one in rows}
+            self._carried += record(self._store, self._transport, receipts, tokens)
+        if not due or self._clock.monotonic() - self._removed >= REMOVE_SECONDS:
+            self.flush()
+        return bool(due)
+
+    def flush(self) -> None:
+        """Remove the rows that the transport took."""
+        if self._carried:
+            with self._store.unit("") as unit:
+                unit.remove(self._carried)
                 unit.commit()
-            sent = sent or bool(carried)
-        return sent
+            self._carried.clear()
+        self._removed = self._clock.monotonic()
 
 
 def record(

@@ -84,7 +84,7 @@ class Worker:
         self._lanes: dict[str, list[Lane]] = {}
         for lane in self.lanes:
             self._lanes.setdefault(lane.flow.name, []).append(lane)
-        self.relay = Relay(store, transport, self.id, lambda: list(store.subscriptions()))
+        self.relay = Relay(store, transport, services.clock, self.id)
         self._beaten = self._renewed = self._cleaned = float("-inf")
         self._failures: dict[str, int] = {}
         """What is away now -> how often it was found so."""
@@ -194,7 +194,7 @@ class Worker:
             thread.start()
         self.state = "ready"
         while not self.stopping.is_set():
-            self._guarded(self._watch, "store", "broker")
+            self._guarded(self._watch, "broker" if self.services.transport.lease else "store")
         self.state = "unready" if self.overdue else "draining"
         return self._finish(threads, grace)
 
@@ -260,24 +260,32 @@ class Worker:
 
     def _watch(self) -> None:
         """Wait for news and heat the lanes that have some."""
-        self.tick()
+        if not self.services.transport.lease:
+            self.tick()
         flows = {lane.flow.name for lane in self.lanes if not lane.stopped}
         self._heat(self.services.transport.wait(WATCH_SECONDS, flows))
 
     def _send_due(self) -> None:
-        """The life of the thread that sends what others, or nobody, will: on a transport that is not the store."""
+        """The life of the thread that sends what others, or nobody, will: on a transport that is not the store. The
+        upkeep is its own then: it uses the connection on which this thread waits for the store's news."""
         while not self.stopping.is_set():
+            self._guarded(self.tick, "store")
             if not self._guarded(self.relay.step, "store"):
-                self._guarded(lambda: self.services.store.wait(WATCH_SECONDS), "store")
+                self._guarded(self._hear, "store")
+
+    def _hear(self) -> None:
+        self.relay.told = self.services.store.wait(WATCH_SECONDS) or ()
 
     def _heat(self, flows: set[str]) -> None:
-        """Wake one lane of each of these flows: an idle one, else one that looks again when it is done."""
+        """Wake the lanes of these flows that hold something, else one of each: an idle one, or one that looks again
+        when it is done."""
         with self._changed:
             for flow in flows:
                 cold = [lane for lane in self._lanes.get(flow, ()) if lane not in self._hot and not lane.stopped]
-                if cold:
-                    self._hot.append(next((lane for lane in cold if lane not in self._running), cold[0]))
-                    self._changed.notify()
+                idle = [lane for lane in cold if lane not in self._running]
+                woken = [lane for lane in cold if lane.source.stocked] or idle[:1] or cold[:1]
+                self._hot += woken
+                self._changed.notify(len(woken))
 
     def _work(self) -> None:
         """A thread's life: take the next lane that may have work, step it, and keep it hot while it expects more."""

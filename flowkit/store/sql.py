@@ -207,9 +207,10 @@ class SqlStore:
         with self.transaction() as unit:
             unit.write(self.sql.unpark, [(_names(flows),)])
 
-    def due(self, flows: Collection[str]) -> set[str]:
+    def due(self, flows: Collection[str] | None = None) -> set[str]:
         with self.unit("") as unit:
-            return {flow for (flow,) in unit.read(self.sql.due, (_names(flows),))}
+            found = unit.read(self.sql.due_of_all) if flows is None else unit.read(self.sql.due, (_names(flows),))
+            return {flow for (flow,) in found}
 
     def wait(self, seconds: float) -> set[str] | None:
         return self.dialect.wait(seconds)

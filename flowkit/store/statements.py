@@ -73,6 +73,9 @@ class Statements:
     due: str = """
         SELECT value ->> 0 FROM {each} WHERE EXISTS
         (SELECT 1 FROM flowkit_messages WHERE flow = value ->> 0 AND due <= {now})"""
+    due_of_all: str = """
+        SELECT flow FROM flowkit_subscriptions AS one WHERE EXISTS
+        (SELECT 1 FROM flowkit_messages AS row WHERE row.flow = one.flow AND row.due <= {now})"""
     count: str = """
         INSERT INTO flowkit_counters AS total (flow, lane, accepted, applied, dead, discarded, expired, unidentified)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)

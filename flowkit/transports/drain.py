@@ -56,6 +56,10 @@ class DrainingSource:
         self._rows = rows
         self._broker = broker
 
+    @property
+    def stocked(self) -> bool:
+        return self._broker.stocked
+
     def receive(self, limit: int) -> list[Delivery]:
         left = self._broker.receive(limit)
         return left if len(left) == limit else left + self._rows.receive(limit - len(left))

@@ -152,6 +152,11 @@ class MemorySource:
         self._transport = transport
         self._flow = flow
 
+    @property
+    def stocked(self) -> bool:
+        """False: what is queued is there for all lanes."""
+        return False
+
     def receive(self, limit: int) -> list[Delivery]:
         return self._transport.take(self._flow, limit)
 

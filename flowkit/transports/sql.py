@@ -51,6 +51,11 @@ class SqlSource:
         self._worker = worker
         self._hold = hold
 
+    @property
+    def stocked(self) -> bool:
+        """False: due rows are there for all lanes."""
+        return False
+
     def receive(self, limit: int) -> list[Delivery]:
         return self._store.lease(self._flow, limit, self._worker, self._hold)
 

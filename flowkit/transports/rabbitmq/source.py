@@ -60,9 +60,8 @@ class RabbitSource:
         self._closed = False
 
     @property
-    def waiting(self) -> int:
-        """How many deliveries are there to be received."""
-        return len(self._buffer)
+    def stocked(self) -> bool:
+        return bool(self._buffer)
 
     def receive(self, limit: int) -> list[Delivery]:
         taken: list[Delivery] = []

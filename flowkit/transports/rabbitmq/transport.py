@@ -66,7 +66,7 @@ class RabbitTransport:
             self._arrived = False
         if not io.consuming.up.is_set():
             raise BrokerUnavailable(f"RabbitMQ at {mask(self._url)}: {said(io.consuming.error)}")
-        return {source.flow for source in io.sources if source.waiting} & set(flows)
+        return {source.flow for source in io.sources if source.stocked} & set(flows)
 
     def depths(self, flows: Collection[str]) -> Mapping[str, int]:
         """Messages that wait in the queues of these flows, without those that workers have in hand. Blocks."""

@@ -667,7 +667,7 @@ def publish(flowkit: Terminal, count: int, deed: str = "") -> None:
 def test_a_killed_worker_is_replaced_and_everything_takes_effect_once(flowkit: Terminal) -> None:
     publish(flowkit, 300, "sleep")
     with running(flowkit, "--workers", "2", "--until-idle") as run:
-        until(lambda: len(run.effects()) >= 20)
+        until(lambda: bool(run.workers()) and len(run.effects()) >= 20)
         os.kill(run.workers()[0], signal.SIGKILL)
         code, said = run.end()
     assert code == 0, said

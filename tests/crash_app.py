@@ -18,10 +18,14 @@ from sqlalchemy.orm import Session
 from flowkit import RetryPolicy
 from flowkit.engine.lane import Lane
 from flowkit.engine.pipeline import Pipeline
+from flowkit.engine.relay import Relay
+from flowkit.transports.rabbitmq.sender import Sender
 from tests.shop import Effect, Order, new_app
 
 FOLDER = Path(os.environ.get("CRASH_DIR", "."))
 STEPS = ("decode", "claim", "handle", "stage", "commit", "settle", "publish")
+BROKER_STEPS = ("relay", "send", "confirm", "remove")
+"""Where messages hop: the relay's round, a publish with its confirms, the use of a confirm, removing the rows."""
 
 app = new_app("crash")
 orders = app.channel("orders", Order)
@@ -56,6 +60,10 @@ if FOLDER.name == "kills":
     for name in STEPS:
         setattr(Pipeline, name, watched(name, getattr(Pipeline, name)))
     Lane.step = watched("lane", Lane.step)  # type: ignore[method-assign]
+    Relay.step = watched("relay", Relay.step)  # type: ignore[method-assign]
+    Relay.flush = watched("remove", Relay.flush)  # type: ignore[method-assign]
+    Sender.send = watched("send", Sender.send)  # type: ignore[method-assign]
+    Sender._answered = watched("confirm", Sender._answered)  # type: ignore[method-assign]
 
 
 def ran(flow: str, order: Order) -> None:

@@ -1,4 +1,4 @@
-"""Real processes that die: rows 1 to 11 of the failures, on both stores."""
+"""Real processes that die: rows 1 to 11 of the failures, on both stores, and with a broker between the flows."""
 
 import os
 import random
@@ -27,9 +27,12 @@ APP = str(ROOT / "tests" / "crash_app.py")
 
 
 class Fleet:
-    """Worker processes of the crash app on one store, supervised by the test."""
+    """Worker processes of the crash app on one store, and perhaps a broker, supervised by the test."""
 
-    def __init__(self, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+    def __init__(
+        self, url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, broker_url: str = "", **settings: Any
+    ) -> None:
+        self.broker = bool(broker_url)
         self.folder = folder
         folder.mkdir()
         store = open_store(Settings(database_url=url), check=False)
@@ -37,13 +40,14 @@ class Fleet:
         Base.metadata.create_all(store.dialect.engine)
         store.close()
         monkeypatch.setenv("FLOWKIT_DATABASE_URL", url)
+        monkeypatch.setenv("FLOWKIT_BROKER_URL", broker_url)
         monkeypatch.setenv("CRASH_DIR", str(folder))
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
         for name, value in settings.items():
             monkeypatch.setenv(f"FLOWKIT_{name.upper()}", str(value))
         monkeypatch.setattr(supervising, "FIRST_BACKOFF_SECONDS", 0.01)
         monkeypatch.setattr(supervising, "MOST_BACKOFF_SECONDS", 0.01)
-        self.services: Services = connect(Settings(database_url=url))
+        self.services: Services = connect(Settings(database_url=url, broker_url=broker_url))
         self.store: Any = self.services.store
         self.app = crash_app.app
         self.app.connect(self.services)
@@ -65,7 +69,12 @@ class Fleet:
         self.app.publish_many(channel, [Order(name=name, deed=deed) for name in names])
 
     def pending(self) -> int:
-        return sum(self.store.pending(list(self.app.flows)))
+        """Messages that are not at their end. What is at the broker is in no row: the ledger knows of it."""
+        return int(self.store.unfinished(list(self.app.flows)))
+
+    def empty(self) -> bool:
+        """Whether nothing is left to do, and no row of what is done."""
+        return bool(self.pending() == 0 == sum(self.store.pending(list(self.app.flows))))
 
     def ready(self) -> int:
         """Workers that said they are ready."""
@@ -76,7 +85,8 @@ class Fleet:
             return effects(session)
 
     def check(self) -> None:
-        """Nothing lost, nothing twice, and the database is whole."""
+        """Nothing lost, nothing twice, nothing left at the broker, and the database is whole."""
+        assert not any(self.services.transport.depths(list(self.app.flows)).values())
         assert {name: count for name, count in self.effects().items() if count != 1} == {}
         for flow, balance in self.store.ledger.balances().items():
             assert balance.balanced, f"{flow}: {balance}"
@@ -109,11 +119,29 @@ def stepping(supervisor: Supervisor) -> Iterator[Callable[[Callable[[], bool], f
         supervisor.close()
 
 
+HEARTBEAT_SECONDS = 2
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.postgresql),
+        pytest.param("rabbitmq", marks=[pytest.mark.postgresql, pytest.mark.rabbitmq]),
+    ]
+)
+def urls(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A fresh database of each kind, without and with a broker."""
+    if request.param == "rabbitmq":
+        broker = request.getfixturevalue("rabbitmq_url")
+        return request.getfixturevalue("postgresql_url"), f"{broker}?heartbeat={HEARTBEAT_SECONDS}"
+    return request.getfixturevalue(f"{request.param}_url"), ""
+
+
 @pytest.fixture
 def fleet(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    urls: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Fleet]:
-    made = Fleet(database_url, tmp_path / "kills", monkeypatch, **getattr(request, "param", {}))
+    made = Fleet(urls[0], tmp_path / "kills", monkeypatch, urls[1], **getattr(request, "param", {}))
     yield made
     made.services.close()
 
@@ -122,7 +150,8 @@ TIMES = 3
 
 
 def test_row_1_killed_at_every_step(fleet: Fleet) -> None:
-    places = [f"{step}.{when}" for step in (*crash_app.STEPS, "lane") for when in ("before", "after")]
+    steps = [*crash_app.STEPS, "lane", *(crash_app.BROKER_STEPS if fleet.broker else ())]
+    places = [f"{step}.{when}" for step in steps for when in ("before", "after")]
     places += ["inside.accept", "inside.pass"]
     kills = [f"{place}.{number}" for place in places for number in range(TIMES)]
     for kill in kills:
@@ -140,6 +169,7 @@ def test_row_1_killed_at_every_step(fleet: Fleet) -> None:
 
     with stepping(fleet.supervise(2)) as until:
         until(done, 240)
+        until(fleet.empty, 60)
     assert fleet.died[-signal.SIGKILL] == len(kills), fleet.died
     fleet.check()
     assert set(fleet.effects()) == {f"{flow} {number}" for flow in ("accept", "invoice") for number in range(sent)}
@@ -153,7 +183,7 @@ def test_row_2_a_poison_message_takes_no_innocent_with_it(fleet: Fleet, status: 
     fleet.publish("poison", deed=str(status), channel=crash_app.poison)
     fleet.publish(*(str(number) for number in range(50, 100)), channel=crash_app.poison)
     with stepping(fleet.supervise(2)) as until:
-        until(lambda: fleet.pending() == 0, 120)
+        until(fleet.empty, 120)
     assert fleet.died[status] >= 6, "one death makes it a suspect, five alone use up its attempts"
     fleet.check()
     assert set(fleet.effects()) == {f"drink {number}" for number in range(100)}
@@ -176,12 +206,14 @@ def test_row_3_a_paused_worker_that_wakes_changes_nothing(fleet: Fleet) -> None:
             before = fleet.pending()
             os.kill(pid, signal.SIGSTOP)
             paused = time.monotonic()
-            # Longer than its lease and the transaction's timeout need not be: the inbox holds in every case.
-            until(lambda: time.monotonic() - paused > 2.5, 30)  # noqa: B023
+            # Longer than its lease, or than the broker waits for heartbeats. The transaction's timeout need not have
+            # passed: the inbox holds in every case.
+            length = 4 * HEARTBEAT_SECONDS if fleet.broker else 2.5
+            until(lambda: time.monotonic() - paused > length, 30)  # noqa: B023
             os.kill(pid, signal.SIGCONT)
             pauses += 1
             until(lambda: fleet.pending() < before, 60)  # noqa: B023
-        until(lambda: fleet.pending() == 0, 120)
+        until(fleet.empty, 120)
     assert pauses >= 2
     fleet.check()
     assert len(fleet.effects()) == 1200
@@ -209,7 +241,7 @@ def test_row_6_all_workers_die_at_once_and_others_drain(fleet: Fleet) -> None:
         before = len(fleet.effects())
         until(lambda: len(fleet.effects()) > before, 60)
         print(f"takeover after {time.monotonic() - began:.2f} s, the start of the workers included")
-        until(lambda: fleet.pending() == 0, 120)
+        until(fleet.empty, 120)
     fleet.check()
     assert len(fleet.effects()) == 800
 
@@ -222,7 +254,7 @@ def test_row_7_rolling_restarts_run_nothing_again(fleet: Fleet) -> None:
             before = len(fleet.effects())
             until(lambda: fleet.ready() == 2 and len(fleet.effects()) > before + 20, 60)  # noqa: B023
     with stepping(fleet.supervise(2)) as until:
-        until(lambda: fleet.ready() == 2 and fleet.pending() == 0, 120)
+        until(lambda: fleet.ready() == 2 and fleet.empty(), 120)
     assert set(fleet.died) == {0}, "every worker ended in order"
     fleet.check()
     runs = Counter((fleet.folder / "runs").read_text().splitlines())
@@ -234,7 +266,7 @@ def test_row_10_a_handler_that_never_returns_is_replaced(fleet: Fleet) -> None:
     fleet.publish("stuck", deed="hang", channel=crash_app.hanging)
     fleet.publish(*(str(number) for number in range(100)))
     with stepping(fleet.supervise(2)) as until:
-        until(lambda: fleet.pending() == 0, 120)
+        until(fleet.empty, 120)
     assert fleet.died[supervising.REPLACE] == 2, fleet.died
     fleet.check()
     assert len(fleet.effects()) == 200

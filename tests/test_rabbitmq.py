@@ -139,6 +139,32 @@ def test_every_lane_hears_of_what_it_holds(sqlite_url: str, rabbitmq_url: str) -
     shop.close()
 
 
+def test_row_4_the_brokers_timeout_of_consumers_ends_no_consuming(
+    shop: Shop, rabbitmq_node: RabbitMQ, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The broker closes a channel whose acknowledgement is late: what is on it runs again, and the inbox decides."""
+    rabbitmq_node.ctl(
+        "eval", "[application:set_env(rabbit, K, 500) || K <- [consumer_timeout, channel_tick_interval]]."
+    )
+    late = threading.Event()
+    shop.deed = lambda order: wait_until(late.is_set) if order.name == "slow" else None
+    try:
+        with caplog.at_level(logging.WARNING), shop.worker() as worker:
+            shop.publish("slow")
+            wait_until(lambda: "PRECONDITION_FAILED - delivery acknowledgement on channel" in caplog.text)
+            late.set()
+            shop.check("slow")
+            shop.publish("next")
+            shop.check("slow", "next")
+            assert not worker.stopping.is_set()
+    finally:
+        rabbitmq_node.ctl(
+            "eval",
+            "application:set_env(rabbit, consumer_timeout, 1800000), "
+            "application:set_env(rabbit, channel_tick_interval, 60000).",
+        )
+
+
 def test_row_9_a_long_handler_does_not_cost_the_connection(
     sqlite_url: str, rabbitmq_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -259,6 +285,28 @@ def test_row_23_a_black_hole_is_noticed_and_nothing_is_lost(
         wait_until(lambda: len(proxy.arrivals) > before)
         proxy.forward()
         shop.check("first", *NAMES)
+
+
+def test_row_24_what_the_broker_finds_too_large_is_parked_and_hinders_nothing(
+    sqlite_url: str, rabbitmq_node: RabbitMQ, rabbitmq_url: str
+) -> None:
+    limit = rabbitmq_node.ctl("eval", "application:get_env(rabbit, max_message_size).")
+    rabbitmq_node.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
+    try:
+        shop = Shop(sqlite_url, rabbitmq_url)
+        with shop.worker():
+            shop.publish("a", "large" * 400, "b")
+            wait_until(lambda: shop.store.ledger.backlog()["shop.accept"].parked == 1)
+            shop.publish("c")
+            wait_until(lambda: shop.store.unfinished(list(shop.app.flows)) == 1)
+            with shop.store.unit("") as unit:
+                (reason,) = {reason for (reason,) in unit.read("SELECT parked FROM flowkit_messages")}
+            assert reason == "RabbitMQ takes 1,000 bytes at most (max_message_size)"
+    finally:
+        rabbitmq_node.ctl("eval", f"{{ok, N}} = {limit.strip()}, application:set_env(rabbit, max_message_size, N).")
+    with shop.worker():
+        shop.check("a", "large" * 400, "b", "c")
+    shop.close()
 
 
 def test_row_25_clients_that_were_cut_off_together_do_not_come_together(

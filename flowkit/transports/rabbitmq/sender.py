@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -23,6 +25,7 @@ from flowkit.transports.rabbitmq.queues import Queues
 
 CONFIRM_SECONDS = 10.0
 """A publish that is not confirmed by then is unknown: it is sent again, and the connection is given up."""
+TOO_LARGE = re.compile(r"message size \d+ (?:is )?larger than configured max size (\d+)")
 _log = logging.getLogger("flowkit.rabbitmq")
 
 
@@ -60,6 +63,8 @@ class Sender:
         self._channel: Channel | None = None
         self._exchanges: set[str] = set()
         """The exchanges that are known to be there: a publish to one that is not would end the channel."""
+        self._most = sys.maxsize
+        """The largest body that the broker takes, in bytes, once it said so: by closing the channel."""
         self._tag = 0
         self._pending: dict[int, tuple[Batch, int]] = {}
         """Delivery tag -> the copy it belongs to, in the order of sending."""
@@ -92,6 +97,7 @@ class Sender:
         """What is not confirmed is unknown."""
         self._channel = None
         self._exchanges.clear()
+        self._most = sys.maxsize
         self.blocked = ""
         self._tag = 0
         self._pending.clear()
@@ -112,6 +118,9 @@ class Sender:
             if self._channel is channel:
                 _log.warning("RabbitMQ closed the publishing channel: %s", said(error))
                 self.lost()
+                too_large = TOO_LARGE.search(said(error))
+                if too_large:
+                    self._most = int(too_large[1])
                 if connection.is_open:
                     opening = asyncio.get_running_loop().create_task(self._open(connection))
                     opening.add_done_callback(self._opened_again)
@@ -171,6 +180,9 @@ class Sender:
             try:
                 if copy.exchange in refused:
                     batch.settle(number, False, refused[copy.exchange])
+                    continue
+                if len(copy.message.body) > self._most:
+                    batch.settle(number, False, f"RabbitMQ takes {self._most:,} bytes at most (max_message_size)")
                     continue
                 channel.basic_publish(*self._addressed(copy))
             except AMQPError as error:

@@ -12,7 +12,7 @@ from flowkit import duration
 from flowkit.channel import Body, Channel, Routed, Split
 from flowkit.errors import DefinitionError, TooLarge, Unrouted
 from flowkit.foreign import Identifier, IdFrom
-from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_headers, check_name
+from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_name, check_sent
 from flowkit.ports import Clock, Delivery, Ids, Objects, UnitOfWork
 
 Isolation = Literal["batch", "savepoint", "single"]
@@ -115,7 +115,7 @@ def compose(
         time=context.clock.now(),
         correlation=(cause.correlation or cause.id) if cause else None,
         causation=cause.id if cause else None,
-        headers=check_headers(headers) if headers else {},
+        headers=check_sent(headers) if headers else {},
     )
     return Outgoing(message, routed.delay)
 

@@ -8,12 +8,18 @@ from uuid_utils import uuid7
 
 from flowkit.errors import Undecodable
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]|[\ud800-\udfff]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]|[\ud800-\udfff]")
 MAX_NAME = 255
 MAX_BODY = 16 * 1024 * 1024
 """The largest body, in bytes, unless the app or the transport sets less."""
 CONTENT_TYPE = "content-type"
 """The header in which messages of shared channels say what their body is."""
+
+
+RESERVED = re.compile(
+    r"flowkit|cc|bcc|x-delivery-count|x-death|x-(first|last)-death-.*|(ce[-_]|cloudevents[:_]).*", re.I
+)
+"""Headers that transports and brokers read and write themselves."""
 
 
 class Message(NamedTuple):
@@ -46,7 +52,7 @@ def check_name(what: str, value: object) -> str:
     Such names become columns, headers and queue names, where CR, LF or NUL would mean something else.
     Raises Undecodable otherwise.
     """
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME or _CONTROL.search(value):
+    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME or CONTROL.search(value):
         shown = repr(value)[:80]
         raise Undecodable(f"{what} is {shown}; it must be 1 to {MAX_NAME} characters without control characters")
     return value
@@ -58,6 +64,14 @@ def check_headers(headers: object) -> dict[str, str]:
         raise Undecodable(f"headers are {type(headers).__name__}; they must be a mapping of text to text")
     for name, value in headers.items():
         check_name("a header's name", name)
-        if not isinstance(value, str) or _CONTROL.search(value):
+        if not isinstance(value, str) or CONTROL.search(value):
             raise Undecodable(f"header {name} is {value!r:.80}; it must be text without control characters")
     return dict(headers)
+
+
+def check_sent(headers: Mapping[str, str]) -> dict[str, str]:
+    """`headers` if a message can be sent with them. Raises Undecodable otherwise."""
+    for name in headers:
+        if isinstance(name, str) and RESERVED.fullmatch(name):
+            raise Undecodable(f"header {name} is reserved for brokers and CloudEvents; send it under another name")
+    return check_headers(headers)

@@ -62,8 +62,14 @@ def check_envelope(delivery: Delivery) -> None:
     check_name("its id", message.id)
     check_name("its source", message.source)
     check_headers(message.headers)
-    if message.key is not None:
-        check_name("its key", message.key)
+    for what, value in (
+        ("key", message.key),
+        ("type", message.type or None),
+        ("correlation id", message.correlation),
+        ("causation id", message.causation),
+    ):
+        if value is not None:
+            check_name(f"its {what}", value)
 
 
 def legible(delivery: Delivery) -> Delivery:
@@ -72,8 +78,15 @@ def legible(delivery: Delivery) -> Delivery:
     try:
         check_envelope(delivery)
     except Undecodable:
+        everything = message.body + repr(message._replace(body=b"")).encode("utf-8", "backslashreplace")
         message = message._replace(
-            id=f"sha256-{hashlib.sha256(message.body).hexdigest()}", source="unknown", key=None, headers={}
+            id=f"sha256-{hashlib.sha256(everything).hexdigest()}",
+            source="unknown",
+            type="",
+            key=None,
+            correlation=None,
+            causation=None,
+            headers={},
         )
     return delivery._replace(message=message)
 

@@ -169,6 +169,10 @@ class Pipeline:
         """Give a message of another program its channel, and the id under which it takes effect once."""
         delivery = item.delivery
         item.delivery = delivery = delivery._replace(message=delivery.message._replace(channel=self.flow.source.name))
+        if len(delivery.message.body) > self.context.max_body:
+            raise Undecodable(
+                f"its body of {len(delivery.message.body):,} bytes exceeds the limit of {self.context.max_body:,} bytes"
+            )
         id = self.flow.identifier.find(delivery.message)
         message = delivery.message._replace(id=id or self.context.ids())
         item.delivery = delivery._replace(message=message, unidentified=delivery.unidentified or not id)

@@ -4,23 +4,38 @@ For other programs the envelope is a CloudEvent 1.0 in binary mode: its attribut
 in the AMQP binding of CloudEvents, which is for AMQP 1.0 and has other prefixes. All of them are understood.
 """
 
+import struct
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
+import pika.data
 from pika import BasicProperties, DeliveryMode
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from flowkit.message import CONTENT_TYPE, Message
+from flowkit.message import CONTENT_TYPE, CONTROL, Message
 from flowkit.ports import Copy, Delivery
 
+LAST_SECOND = 253_402_300_799
+"""Of the year 9999: no clock says more."""
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Time = Annotated[float, Field(ge=0, le=LAST_SECOND)]
 HEADER = "flowkit"
 """The header that holds the envelope, as a JSON array: AMQP's own properties end at 255 bytes. What goes to an exchange
 has the row and the id of the store in it, and nothing else. Foreign messages have none."""
+ENVELOPE: TypeAdapter[tuple[Any, ...]] = TypeAdapter(
+    tuple[str, Count, Count, Time, str, str, str, str, str | None, Time, str | None, str | None],
+    config=ConfigDict(strict=True),
+)
+"""The row, generation, attempts, when it was staged, and the message without its body and headers."""
 COUNT = "x-delivery-count"
 """The header in which a quorum queue counts redeliveries."""
 SHORT = 255
 """The most bytes of an AMQP property."""
+ROUTING = ("CC", "BCC")
+"""Headers by which a sender routes: RabbitMQ takes them as such again from who sends a message on."""
+PROPERTIES = ("content_type", "correlation_id", "message_id", "type", "app_id")
 PREFIX = "ce-"
 PREFIXES = (PREFIX, "ce_", "cloudEvents:", "cloudEvents_")
 """Before the names of CloudEvents attributes."""
@@ -83,58 +98,96 @@ def delivery(flow: str, store: str, found: BasicProperties, body: bytes, tag: ob
     """What the broker delivered to a flow of a store. None for what that store itself gave to an exchange: its own
     flows got copies of their own."""
     headers: dict[str, Any] = dict(found.headers or {})
-    count = int(headers.pop(COUNT, 0)) + 1
-    try:
-        match from_json(headers.pop(HEADER)):
-            case [_, generation, attempts, staged, id, source, channel, kind, key, time, correlation, causation]:
-                message = Message(id, source, channel, body, kind, key, time, correlation, causation, headers)
-                return Delivery(message, flow, generation, attempts, count, staged, None, tag)
-            case [_, origin] if origin == store:
+    redelivered = headers.pop(COUNT, 0)
+    count = redelivered + 1 if isinstance(redelivered, int) else 1
+    own = headers.pop(HEADER, None)
+    if isinstance(own, str):
+        try:
+            _, generation, attempts, staged, id, source, channel, kind, key, time, correlation, causation = (
+                ENVELOPE.validate_json(own)
+            )
+        except ValidationError:
+            if origin(own) == store:
                 return None
-    except (KeyError, TypeError, ValueError):
-        pass  # not ours
+        else:
+            message = Message(id, source, channel, body, kind, key, time, correlation, causation, headers)
+            return Delivery(message, flow, generation, attempts, count, staged, None, tag)
     return Delivery(foreign(found, headers, body), flow, deliveries=count, tag=tag, foreign=True)
+
+
+def origin(header: str) -> str | None:
+    """The store that gave a copy to an exchange; None if the header is no such copy's."""
+    try:
+        _, store = from_json(header)
+    except (TypeError, ValueError):
+        return None
+    return store if isinstance(store, str) else None
 
 
 def foreign(found: BasicProperties, headers: Mapping[str, Any], body: bytes) -> Message:
     """A message that some other program sent. Its headers become text, whatever AMQP type they have."""
-    kept = {str(name): _text(value) for name, value in headers.items()}
+    kept = {_text(name): _text(value) for name, value in headers.items() if name not in ROUTING}
     attributes = {
         name.removeprefix(prefix): value
         for name, value in kept.items()
         for prefix in PREFIXES
         if name.startswith(prefix)
     }
-    if found.content_type:
-        kept.setdefault(CONTENT_TYPE, found.content_type)
+    properties = {name: _plain(value) for name in PROPERTIES if (value := getattr(found, name)) is not None}
+    if "content_type" in properties:
+        kept.setdefault(CONTENT_TYPE, properties["content_type"])
     return Message(
-        id=attributes.get("id") or found.message_id or "",
-        source=attributes.get("source") or found.app_id or "foreign",
+        id=attributes.get("id") or properties.get("message_id") or "",
+        source=attributes.get("source") or properties.get("app_id") or "foreign",
         channel="",
         body=body,
-        type=attributes.get("type") or found.type or "",
-        key=attributes.get("partitionkey"),
-        time=_seconds(attributes.get("time"), found),
-        correlation=attributes.get("correlationid") or found.correlation_id,
-        causation=attributes.get("causationid"),
+        type=attributes.get("type") or properties.get("type") or "",
+        key=attributes.get("partitionkey") or None,
+        time=_seconds(attributes.get("time") or "", found.timestamp or 0),
+        correlation=attributes.get("correlationid") or properties.get("correlation_id") or None,
+        causation=attributes.get("causationid") or None,
         headers=kept,
     )
 
 
-def _seconds(time: str | None, found: BasicProperties) -> float:
+def _seconds(time: str, timestamp: float) -> float:
+    """When a foreign message was made, in seconds since the epoch; 0 for what no clock says."""
     try:
-        return datetime.fromisoformat(time).timestamp() if time else float(found.timestamp or 0)
+        seconds = datetime.fromisoformat(time).timestamp() if time else float(timestamp)
     except (ValueError, OverflowError):
         return 0.0
+    return seconds if 0 <= seconds <= LAST_SECOND else 0.0
 
 
 def _short(text: str | None) -> str | None:
     return text if text and len(text.encode()) <= SHORT else None
 
 
+def _plain(value: object) -> str:
+    """A property, which is bytes where it is no UTF-8."""
+    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
+
+
 def _text(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "backslashreplace")
-    return to_json(value, fallback=str, bytes_mode="base64").decode()
+    """What a header says, with control characters escaped: in columns and other headers they would mean something."""
+    plain = isinstance(value, bytes | str)
+    text = _plain(value) if plain else to_json(value, fallback=str, bytes_mode="base64").decode().strip('"')
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+_decode_value = pika.data.decode_value
+NUMBERS = {b"T": struct.Struct(">Q"), b"f": struct.Struct(">f"), b"d": struct.Struct(">d")}
+"""What pika 1.4 decodes wrongly in a header table: it cuts floating numbers, and raises for a timestamp that no date
+can say, so that one foreign message costs the connection again and again."""
+
+
+def _decode(encoded: bytes, offset: int) -> tuple[Any, int]:
+    kind = encoded[offset : offset + 1]
+    if kind not in NUMBERS:
+        return _decode_value(encoded, offset)
+    (number,) = NUMBERS[kind].unpack_from(encoded, offset + 1)
+    dated = kind == b"T" and number <= LAST_SECOND
+    return datetime.fromtimestamp(number, UTC) if dated else number, offset + 1 + NUMBERS[kind].size
+
+
+pika.data.decode_value = _decode

@@ -1,7 +1,9 @@
 """Connections that are made again whenever they are lost. Everything here runs on the I/O thread."""
 
 import asyncio
+import contextlib
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -25,6 +27,8 @@ from flowkit.ports import Random
 FIRST_WAIT_SECONDS = 0.25
 MOST_WAIT_SECONDS = 4.0
 """Full jitter: each wait is a random part of this, so that clients that were cut off together do not come together."""
+REFUSALS = 2
+"""A broker that starts may refuse what it lets in a moment later."""
 CLOSE_SECONDS = 2.0
 ANSWER_SECONDS = 15.0
 """How long the broker may take to answer anything but a publish."""
@@ -53,17 +57,17 @@ class Link:
         self._closing: asyncio.Future[BaseException] | None = None
         self.connection: AsyncioConnection | None = None
         self.up = asyncio.Event()
+        self._settled = asyncio.Event()
+        """Set while it is up, and when it was refused twice: waiting would not help."""
         self.error: BaseException = ConnectionError("not connected yet")
         """Why it is not up."""
         self.task = asyncio.get_running_loop().create_task(self._keep())
 
     async def ready(self, seconds: float) -> bool:
-        """Wait until it is up, at most so long."""
-        try:
-            await asyncio.wait_for(self.up.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+        """Wait until it is up, at most so long, and not when nobody lets us in. Whether it is up."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._settled.wait(), seconds)
+        return self.up.is_set()
 
     def abandon(self, why: str) -> None:
         """Give up a connection that answers no more. It closes itself when its heartbeats stay away."""
@@ -87,7 +91,7 @@ class Link:
             await asyncio.sleep(0.005)
 
     async def _keep(self) -> None:
-        failures, told = 0, False
+        failures, refusals, told = 0, 0, False
         turn = int(self._random() * len(self._servers))
         while True:
             server = self._servers[turn % len(self._servers)]
@@ -99,13 +103,19 @@ class Link:
                     if told:
                         _log.info("connected to RabbitMQ at %s:%d again", server.host, server.port)
                     self.up.set()
-                    failures, told = 0, False
+                    self._settled.set()
+                    failures, refusals, told = 0, 0, False
                 self.error = await closing
             except Exception as error:
                 # Whatever it was: without this task nothing would be sent or received any more.
                 self.error = error
             finally:
                 self.up.clear()
+                refusals = refusals + 1 if refused(self.error) else 0
+                if refusals < REFUSALS:
+                    self._settled.clear()
+                else:
+                    self._settled.set()
                 self._lost()
                 if self.connection is not None and self.connection.is_open:
                     self.connection.close()
@@ -201,7 +211,10 @@ def refused(error: BaseException) -> bool:
     """Whether the broker is there and does not let us in: waiting would not help."""
     if isinstance(error, ConnectionClosed):
         return error.reply_code in (403, 530)
-    return isinstance(error, AuthenticationError | ProbableAuthenticationError | ProbableAccessDeniedError)
+    return isinstance(
+        error,
+        AuthenticationError | ProbableAuthenticationError | ProbableAccessDeniedError | ssl.SSLCertVerificationError,
+    )
 
 
 def said(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """RabbitMQ as a transport: one connection to publish and one to consume, so that neither can hold up the other."""
 
+import ssl
 import threading
 from collections.abc import Collection, Mapping, Sequence
 
@@ -149,6 +150,8 @@ class Connections:
         except AMQPError as error:
             link.error = error
         why = f"FLOWKIT_BROKER_URL is {mask(self._url)}, which cannot be used: {said(link.error)}"
+        if isinstance(link.error, ssl.SSLError):
+            raise ConfigError(f"{why}; check the host's name and its certificate, and cacertfile=")
         if refused(link.error):
             raise ConfigError(f"{why}; check user, password and virtual host")
         raise BrokerUnavailable(f"{why}; check host and port, and whether RabbitMQ runs")

@@ -1,0 +1,412 @@
+"""RabbitMQ with wrong settings, wrong queues, and messages that no FlowKit made."""
+
+import datetime
+import decimal
+import json
+import re
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pika.data
+import pytest
+from hypothesis import strategies
+from pika import BasicProperties, BlockingConnection
+from pika.exceptions import UnsupportedAMQPFieldException
+
+from flowkit import App, ConfigError, Message, RetryPolicy, TooLarge
+from flowkit.config import Settings, connect, open_store
+from flowkit.engine.worker import Worker
+from flowkit.errors import BrokerUnavailable, Undecodable
+from flowkit.transports.rabbitmq.envelope import delivery
+from flowkit.transports.rabbitmq.queues import ARGUMENTS, Queues
+from flowkit.transports.rabbitmq.servers import servers
+from tests.services import free_port
+from tests.services.rabbitmq import RabbitMQ
+from tests.shop import Order
+from tests.test_rabbitmq import wait_until
+
+# ------------------------------------------------------------ settings
+
+
+def shop(*channels: str) -> App:
+    """An app whose flows do nothing."""
+    app = App("shop")
+    for name in channels or ("orders",):
+        app.flow(app.channel(name, Order), name=name)(lambda order: None)
+    return app
+
+
+def start(app: App, url: str, broker_url: str) -> Worker:
+    """A worker, which closes what it opened when it cannot start."""
+    services = connect(Settings(database_url=url, broker_url=broker_url))
+    try:
+        return Worker(app, services)
+    except BaseException:
+        services.close()
+        raise
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"vhost": "nowhere"}, ConfigError, "vhost nowhere not found"),
+        ({"user": "nobody"}, ConfigError, "ProbableAuthenticationError|ACCESS_REFUSED"),
+        ({"password": "hidden-secret"}, ConfigError, "ProbableAuthenticationError|ACCESS_REFUSED"),
+        ({"port": 1}, BrokerUnavailable, "Connection refused"),
+    ],
+    ids=["vhost", "user", "password", "port"],
+)
+def test_a_setting_that_does_not_let_us_in_is_named(
+    sqlite_url: str, rabbitmq_node: RabbitMQ, rabbitmq_url: str, change: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as refused:
+        start(shop(), sqlite_url, rabbitmq_node.url(**change))
+    assert "FLOWKIT_BROKER_URL is amqp://" in str(refused.value)
+    assert "; check " in str(refused.value)
+    assert "hidden-secret" not in str(refused.value)
+
+
+def test_a_server_that_is_no_broker_is_named(sqlite_url: str) -> None:
+    """It takes the connection and says something else, or nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            client, _ = server.accept()
+            with client:
+                client.recv(100)
+                client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        port = server.getsockname()[1]
+        with pytest.raises(BrokerUnavailable, match="FLOWKIT_BROKER_URL"):
+            start(shop(), sqlite_url, f"amqp://u:p@127.0.0.1:{port}/?heartbeat=2")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two authorities, and a certificate for localhost by the first."""
+    folder = tmp_path_factory.mktemp("certificates")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    for authority in ("ours", "theirs"):
+        openssl(
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={authority}",
+            "-keyout", f"{authority}.key", "-out", f"{authority}.pem",
+        )  # fmt: skip
+    openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-keyout", "key.pem", "-out", "asked.pem")
+    (folder / "names").write_text("subjectAltName=DNS:localhost\n")
+    openssl(
+        "x509", "-req", "-in", "asked.pem", "-CA", "ours.pem", "-CAkey", "ours.key", "-CAcreateserial", "-days", "2",
+        "-extfile", "names", "-out", "cert.pem",
+    )  # fmt: skip
+    for file in folder.iterdir():
+        file.chmod(0o600)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tls_port(certificates: Path, rabbitmq_node: RabbitMQ) -> Iterator[int]:
+    """A port of the node that speaks TLS."""
+    rabbitmq_node.start()
+    port = free_port()
+    files = ", ".join(
+        f'{{{option}, "{certificates / name}"}}'
+        for option, name in (("cacertfile", "ours.pem"), ("certfile", "cert.pem"), ("keyfile", "key.pem"))
+    )
+    rabbitmq_node.ctl("eval", f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}}}, [{files}], 2, 2).')
+    yield port
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "message"),
+    [
+        ("localhost", "cacertfile={}/ours.pem", ""),
+        ("localhost", "verify=verify_none", ""),
+        ("localhost", "", "certificate verify failed"),
+        ("localhost", "cacertfile={}/theirs.pem", "certificate verify failed"),
+        ("127.0.0.1", "cacertfile={}/ours.pem", "certificate is not valid for '127.0.0.1'"),
+    ],
+    ids=["known", "unverified", "system", "other-authority", "other-name"],
+)
+def test_tls_is_verified_unless_told_otherwise(
+    sqlite_url: str, rabbitmq_node: RabbitMQ, tls_port: int, certificates: Path, host: str, options: str, message: str
+) -> None:
+    url = rabbitmq_node.url(tls_port).replace("amqp:", "amqps:").replace("127.0.0.1", host)
+    url = f"{url}?{options.format(certificates)}"
+    if not message:
+        worker = start(shop(), sqlite_url, url)
+        worker.close()
+        worker.services.close()
+        return
+    with pytest.raises((ConfigError, BrokerUnavailable), match=message) as refused:
+        start(shop(), sqlite_url, url)
+    assert "FLOWKIT_BROKER_URL" in str(refused.value)
+
+
+# ------------------------------------------------------------ queues
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ({}, "inequivalent arg"),
+        ({"x-queue-type": "classic"}, "inequivalent arg"),
+        (ARGUMENTS | {"x-overflow": "drop-head"}, "x-overflow"),
+        (ARGUMENTS | {"x-delivery-limit": 3}, "x-delivery-limit"),
+        (ARGUMENTS | {"x-message-ttl": 1000}, "x-message-ttl"),
+        (ARGUMENTS | {"x-max-length": 10}, "x-max-length"),
+        (ARGUMENTS | {"x-expires": 100_000}, "x-expires"),
+    ],
+    ids=["classic", "declared-classic", "drop-head", "delivery-limit", "ttl", "max-length", "expires"],
+)
+def test_row_22_a_queue_that_discards_is_refused_by_name(
+    sqlite_url: str, rabbitmq_url: str, arguments: dict[str, Any], fault: str
+) -> None:
+    store: Any = open_store(Settings(database_url=sqlite_url), check=False)
+    queue = Queues(store.identity()).name("shop.orders")
+    store.close()
+    with closing(BlockingConnection(servers(rabbitmq_url)[0])) as connection:
+        connection.channel().queue_declare(queue, durable=True, arguments=arguments)
+        with pytest.raises(ConfigError, match=f"FLOWKIT_BROKER_URL.*{re.escape(queue)}.*{fault}"):
+            start(shop(), sqlite_url, rabbitmq_url)
+        connection.channel().queue_delete(queue)
+
+
+# ------------------------------------------------------------ messages
+
+
+class Raw(bytes):
+    """A value of a table, with its type, as it goes over the wire."""
+
+
+def encode_raw(pieces: list[bytes], value: Any) -> int:
+    if isinstance(value, Raw):
+        pieces.append(bytes(value))
+        return len(value)
+    return _encode(pieces, value)
+
+
+_encode = pika.data.encode_value
+
+EVERY_TYPE: dict[str, Any] = {
+    "text": "text",
+    "empty": "",
+    "bytes": b"\xff\x00",
+    "bool": True,
+    "long": 2**62,
+    "negative": -(2**62),
+    "decimal": decimal.Decimal("3.14"),
+    "time": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+    "nothing": None,
+    "table": {"deep": {"deeper": [1, {"a": b"\xfe"}]}},
+    "array": ["a", 1, None, [2]],
+    "byte": Raw(b"b\xff"),
+    "unsigned byte": Raw(b"B\xff"),
+    "short": Raw(b"s" + struct.pack(">h", -3)),
+    "unsigned short": Raw(b"u" + struct.pack(">H", 3)),
+    "int": Raw(b"I" + struct.pack(">i", -3)),
+    "unsigned int": Raw(b"i" + struct.pack(">I", 3)),
+    "float": Raw(b"f" + struct.pack(">f", 1.5)),
+    "double": Raw(b"d" + struct.pack(">d", 1.5)),
+    "not utf-8": Raw(b"S" + struct.pack(">I", 2) + b"\xff\xfe"),
+    "far future": Raw(b"T" + struct.pack(">Q", 2**63)),
+}
+
+
+class Sink:
+    """A worker of one flow, and a program that puts what it likes into its queue."""
+
+    def __init__(self, url: str, broker_url: str) -> None:
+        self.app = App("shop")
+        self.seen: list[Message] = []
+        self.app.flow(
+            self.app.channel("orders", Order), name="accept", retry=RetryPolicy(attempts=2, first="10ms", jitter=0)
+        )(self.accept)
+        services: Any = connect(Settings(database_url=url, broker_url=broker_url))
+        self.services, self.store = services, services.store
+        self.worker = Worker(self.app, self.services)
+        self.queue = Queues(self.store.identity()).name("shop.accept")
+        self.channel = BlockingConnection(servers(broker_url)[0]).channel()
+        self.channel.confirm_delivery()
+
+    def accept(self, order: Order, message: Message) -> None:
+        self.seen.append(message)
+        if order.deed == "fail":
+            raise ValueError("no such order")
+
+    def put(self, body: bytes, **properties: Any) -> None:
+        self.channel.basic_publish("", self.queue, body, BasicProperties(**properties), mandatory=True)
+
+    def letters(self) -> list[Any]:
+        return list(self.store.dead_letters.read(self.store.dead_letters.select()))
+
+    def ended(self) -> int:
+        """How many are at their end."""
+        return int(self.store.ledger.balances()["shop.accept"].ended)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        thread = threading.Thread(target=self.worker.run)
+        thread.start()
+        try:
+            yield
+            assert thread.is_alive()
+        finally:
+            self.worker.stop()
+            thread.join(60)
+            self.channel.connection.close()
+            self.services.close()
+
+
+GOOD = b'{"name": "a"}'
+
+
+@pytest.fixture
+def sink(sqlite_url: str, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sink]:
+    monkeypatch.setattr(pika.data, "encode_value", encode_raw)
+    made = Sink(sqlite_url, rabbitmq_url)
+    with made.running():
+        yield made
+
+
+def test_headers_of_every_type_are_kept_as_text(sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
+    for name, value in EVERY_TYPE.items():
+        sink.put(GOOD, message_id=name, headers={name: value})
+    sink.put(GOOD, message_id="all", headers=EVERY_TYPE)
+    wait_until(lambda: sink.ended() == len(EVERY_TYPE) + 1)
+    assert "no connection" not in caplog.text
+    seen = {message.id: message.headers for message in sink.seen}
+    assert all(isinstance(value, str) for headers in seen.values() for value in headers.values())
+    assert seen["all"]["text"] == "text"
+    assert json.loads(seen["all"]["table"])["deep"]["deeper"][0] == 1
+    assert seen["all"]["bytes"] == "\\xff\\x00"
+    assert seen["all"]["far future"] == str(2**63)
+    assert seen["all"]["double"] == "1.5"
+    assert seen["all"]["decimal"] == "3.14"
+    assert seen["all"]["time"] == "2026-01-02T00:00:00Z"
+    assert seen.keys() == {*EVERY_TYPE, "all"}
+
+
+HOSTILE: list[tuple[str, bytes, dict[str, Any]]] = [
+    ("not JSON", b"no JSON", {"message_id": "1"}),
+    ("empty", b"", {"message_id": "2"}),
+    ("not UTF-8", b"\xff\xfe", {"message_id": "3"}),
+    ("deep", b"[" * 100_000, {"message_id": "4"}),
+    ("control character in the id", GOOD, {"message_id": "a\nb"}),
+    ("NUL in the type", GOOD, {"message_id": "5", "type": "a\0b"}),
+    ("NUL in the correlation id", GOOD, {"message_id": "6", "correlation_id": "\0"}),
+    ("NUL in the source", GOOD, {"message_id": "7", "app_id": "a\0"}),
+    ("an id that is too long", GOOD, {"message_id": "8", "headers": {"ce-id": "x" * 300}}),
+    ("too large", b'{"name": "' + b"x" * 20_000_000 + b'"}', {"message_id": "11"}),
+]
+
+
+def test_what_cannot_be_decoded_is_a_dead_letter(sink: Sink) -> None:
+    for _, body, properties in HOSTILE:
+        sink.put(body, **properties)
+    wait_until(lambda: sink.ended() == len(HOSTILE))
+    assert sink.seen == []
+    assert [letter.reason for letter in sink.letters()] == ["undecodable"] * len(HOSTILE)
+    assert any("20,000,012 bytes exceeds the limit of 16,777,216 bytes" in letter.error for letter in sink.letters())
+    sink.put(GOOD, message_id="good")
+    wait_until(lambda: [message.id for message in sink.seen] == ["good"])
+    assert sink.store.ledger.balances()["shop.accept"].balanced
+
+
+ODD: list[dict[str, Any]] = [
+    {"message_id": b"\xff"},
+    {"message_id": "b", "app_id": b"\xff", "type": b"\xfe", "correlation_id": b"\xfd", "content_type": b"\xfc"},
+    {"message_id": "c", "timestamp": 2**64 - 1},
+    {"message_id": "d", "timestamp": 0, "priority": 255, "expiration": "100000", "user_id": "flowkit"},
+    {"message_id": "e", "headers": {"ce-time": "yesterday", "ce-partitionkey": "", "ce-correlationid": ""}},
+    {"message_id": "f", "headers": {"flowkit": "no JSON"}},
+    {"message_id": "g", "headers": {"flowkit": json.dumps(["row", "other-store"])}},
+    {"message_id": "h", "headers": {"flowkit": json.dumps(["r", -1, 0, 0, "i", "s", "c", "", None, 0, None, None])}},
+    {"message_id": "i", "headers": {"flowkit": json.dumps(["r", 2**40, 0, 0, "i", "s", "c", "", None, 0, None, None])}},
+    {"message_id": "j", "headers": {"flowkit": {"a": 1}, "x-delivery-count": "many"}},
+    {"message_id": "k", "headers": {"CC": [], "BCC": []}},
+    {"message_id": "m", "headers": {"a\nb": "c\0d"}},
+    {"message_id": "l", "headers": {"x-death": [{"count": 1, "reason": "rejected"}]}},
+]
+
+
+def test_odd_envelopes_are_taken_as_they_come_and_sent_again(sink: Sink) -> None:
+    """Each fails once and is retried, so that it goes to the broker a second time, and then is a dead letter."""
+    for properties in ODD:
+        sink.put(b'{"name": "a", "deed": "fail"}', **properties)
+    wait_until(lambda: sink.ended() == len(ODD))
+    assert [letter.reason for letter in sink.letters()] == ["failed"] * len(ODD)
+    assert len(sink.seen) == 2 * len(ODD)
+    assert {message.channel for message in sink.seen} == {"orders"}
+    assert sink.store.ledger.balances()["shop.accept"].accepted == len(ODD)
+
+
+TEXT = strategies.text(max_size=30)
+VALUE = strategies.recursive(
+    strategies.none()
+    | strategies.booleans()
+    | strategies.integers(-(2**63), 2**63 - 1)
+    | TEXT
+    | strategies.binary(max_size=30),
+    lambda inner: strategies.lists(inner, max_size=3) | strategies.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+SHORT = strategies.none() | TEXT | strategies.binary(max_size=30)
+NAMES = TEXT | strategies.sampled_from(
+    ["flowkit", "ce-id", "ce-time", "ce-source", "CC", "x-delivery-count", "x-death"]
+)
+
+
+@hypothesis.given(
+    headers=strategies.dictionaries(NAMES, VALUE, max_size=5),
+    short=strategies.tuples(SHORT, SHORT, SHORT, SHORT, SHORT),
+    time=strategies.none() | strategies.integers(0, 2**64 - 1),
+    body=strategies.binary(max_size=50),
+)
+@hypothesis.settings(max_examples=500, suppress_health_check=list(hypothesis.HealthCheck))
+def test_row_48_whatever_arrives_becomes_a_delivery(
+    headers: dict[str, Any], short: tuple[Any, ...], time: int | None, body: bytes
+) -> None:
+    id, app, kind, correlation, content = short
+    properties = BasicProperties(
+        content_type=content, message_id=id, app_id=app, type=kind, correlation_id=correlation, timestamp=time,
+        headers=headers,
+    )  # fmt: skip
+    try:
+        sent = BasicProperties().decode(b"".join(properties.encode()))
+    except (UnsupportedAMQPFieldException, AssertionError, UnicodeEncodeError, struct.error, ValueError):
+        hypothesis.reject()
+    found = delivery("shop.accept", "store", sent, body, 1)
+    assert found is not None
+    assert found.foreign
+    assert found.message.body == body
+    message = found.message
+    assert all(isinstance(one, str) for one in (message.id, message.source, message.type, *message.headers.values()))
+
+
+# ------------------------------------------------------------ sending
+
+
+@pytest.mark.parametrize("name", ["flowkit", "CC", "bcc", "x-delivery-count", "x-death", "ce-id", "cloudEvents:id"])
+def test_a_header_that_brokers_read_is_refused_at_the_send(sqlite_url: str, name: str) -> None:
+    app = shop()
+    app.connect(connect(Settings(database_url=sqlite_url)))
+    with closing(app), pytest.raises(Undecodable, match=f"header {name} is reserved"):
+        app.publish("orders", Order(name="a"), headers={name: "1"})
+
+
+def test_row_24_a_body_over_the_limit_is_refused_at_the_send(sqlite_url: str, rabbitmq_url: str) -> None:
+    app = App("shop")
+    app.flow(app.channel("files", bytes), name="store")(lambda file: None)
+    app.connect(connect(Settings(database_url=sqlite_url, broker_url=rabbitmq_url)))
+    with closing(app), pytest.raises(TooLarge, match="exceeds the limit of 16,777,216 bytes"):
+        app.publish("files", b"x" * (16 * 1024 * 1024 + 1))

@@ -6,7 +6,9 @@ from pathlib import Path
 from benchmarks.database import databases
 from benchmarks.latency import latency
 from benchmarks.report import Report
+from benchmarks.telemetry import telemetry
 from benchmarks.throughput import throughput
+from benchmarks.waiting import waiting
 from benchmarks.work import STYLES
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
@@ -35,6 +37,9 @@ def main() -> None:
                 speed = throughput(database, style, options["messages"], options["rounds"])
                 wait = latency(database, style, options["seconds"], options["latency_rounds"])
                 report.add(database, style, speed, wait)
+            if database.name != "SQLite":
+                report.add_waiting(database, waiting(database, options["messages"]))
+        report.add_telemetry(found[0], telemetry(found[0], options["messages"], options["rounds"]))
     report.show()
     report.write(options["output"])
 

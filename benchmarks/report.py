@@ -56,6 +56,25 @@ class Report:
             ratios = ", ".join(f"{name} {ratio} ×" for name, ratio in wait["ratio"].items())
             print(f"  latency of {wait['contender']}: {ratios}", flush=True)
 
+    def add_waiting(self, database: Database, results: dict[str, float]) -> None:
+        """Keep how many messages wait for the network at once, and say it in a line."""
+        self._results["databases"][database.name]["waiting"] = results
+        print(
+            f"{database.name}, 500 async handlers that wait 100 ms each: {results['messages_per_second']:,} "
+            "messages/s, "
+            f"{results['worker_cpu_us_per_message']} µs of CPU each; longest silence "
+            f"{results['longest_silence_seconds']} s, {results['lost_connections']} connections lost",
+            flush=True,
+        )
+
+    def add_telemetry(self, database: Database, results: dict[str, dict[str, float]]) -> None:
+        """Keep what telemetry costs, and say it in a line."""
+        self._results["telemetry"] = {"database": database.name, "shares": results}
+        costs = ", ".join(
+            f"{share}: {one['worker_cpu_us_per_message']} µs ({one['ratio']} ×)" for share, one in results.items()
+        )
+        print(f"{database.name}, worker CPU for each message by share of traces recorded: {costs}", flush=True)
+
     def show(self) -> None:
         """Print everything as a table."""
         found = self._results

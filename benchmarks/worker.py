@@ -13,6 +13,7 @@ from flowkit.config import Settings, connect, open_store
 from flowkit.engine.item import Item
 from flowkit.engine.worker import Worker
 from flowkit.ports import Done
+from flowkit.telemetry import OFF, Telemetry
 
 INBOX = "SELECT count(*) FROM flowkit_inbox WHERE flow = 'bench.work' AND state = 1"
 ONWARD = "SELECT count(DISTINCT causation) FROM flowkit_messages WHERE flow = 'bench.after'"
@@ -24,7 +25,7 @@ class FlowKit:
 
     name = "FlowKit"
 
-    def __init__(self, place: Place, style: Style) -> None:
+    def __init__(self, place: Place, style: Style, telemetry: Telemetry = OFF) -> None:
         self._style = style
         self._place = place
         settings = Settings(database_url=place.database, broker_url=place.broker)
@@ -33,7 +34,7 @@ class FlowKit:
         Base.metadata.create_all(store.dialect.engine)
         store.close()
         self._app = bench_app(style)
-        self._services = connect(settings)
+        self._services = connect(settings)._replace(telemetry=telemetry)
         self._store: Any = self._services.store
         self._app.connect(self._services)
         self._services.transport.declare(list(self._app.flows))

@@ -198,7 +198,8 @@ class App:
 
     def context(self, services: Services) -> Context:
         """What making messages needs."""
-        return Context(services.clock, services.ids, self.max_delay, min(self.max_body, services.transport.limit))
+        limit = min(self.max_body, services.transport.limit)
+        return Context(services.clock, services.ids, self.max_delay, limit, services.telemetry)
 
     def services(self) -> Services:
         """The services of this process, connected on first use by the settings of the environment."""

@@ -3,7 +3,7 @@
 import importlib
 import random
 import time
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from flowkit.errors import ConfigError
 from flowkit.message import new_id
 from flowkit.ports import Clock, Ids, Random, Store, Transport
+from flowkit.telemetry import OFF, Telemetry, ambient
 from flowkit.url import mask
 
 STORES = {
@@ -34,6 +35,7 @@ class Settings(BaseSettings):
     drain_url: Annotated[str, Field(description="A broker that is left: it is emptied, and nothing is sent there")] = ""
     threads: Annotated[int, Field(ge=1, le=64, description="Threads that run handlers in one worker process")] = 4
     lease: Annotated[float, Field(ge=1, description="Seconds for which a silent worker keeps its messages")] = 30.0
+    log_format: Annotated[Literal["text", "json"], Field(description="Lines of text, or a JSON object each")] = "text"
     log_level: Annotated[str, Field(description="DEBUG, INFO, WARNING or ERROR")] = "INFO"
 
     @classmethod
@@ -62,6 +64,7 @@ class Services(NamedTuple):
     clock: Clock = SystemClock()
     ids: Ids = new_id
     random: Random = random.random
+    telemetry: Telemetry = OFF
 
     def close(self) -> None:
         self.transport.close()
@@ -76,7 +79,8 @@ def connect(settings: Settings | None = None, check: bool = True) -> Services:
     settings = settings or Settings.read()
     store = open_store(settings, check)
     try:
-        return Services(settings, store, open_transport(settings, store))
+        system = "rabbitmq" if settings.broker_url else "flowkit"
+        return Services(settings, store, open_transport(settings, store), telemetry=ambient(system))
     except BaseException:
         store.close()
         raise

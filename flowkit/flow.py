@@ -14,6 +14,7 @@ from flowkit.errors import DefinitionError, TooLarge, Unrouted
 from flowkit.foreign import Identifier, IdFrom
 from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_name, check_sent
 from flowkit.ports import Clock, Delivery, Ids, Objects, UnitOfWork
+from flowkit.telemetry import OFF, Telemetry
 
 Isolation = Literal["batch", "savepoint", "single"]
 LANES = 2
@@ -80,6 +81,7 @@ class Context(NamedTuple):
     ids: Ids
     max_delay: float
     max_body: int = MAX_BODY
+    telemetry: Telemetry = OFF
 
 
 def compose(
@@ -117,7 +119,7 @@ def compose(
         causation=cause.id if cause else None,
         headers=check_sent(headers) if headers else {},
     )
-    return Outgoing(message, routed.delay)
+    return Outgoing(context.telemetry.sent(message), routed.delay)
 
 
 class Outbox:

@@ -10,13 +10,13 @@ from flowkit import duration
 from flowkit.app import App
 from flowkit.cli.idle import Idle
 from flowkit.cli.load import load
-from flowkit.cli.plain import PlainFormatter
+from flowkit.cli.logs import log
 from flowkit.cli.signals import Signals, die_with_parent, name_parent
 from flowkit.config import Services, Settings, connect
 from flowkit.engine.slots import Slots
 from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.worker import Worker
-from flowkit.errors import ConfigError
+from flowkit.telemetry import configure
 from flowkit.url import mask
 
 STEP_SECONDS = 0.05
@@ -34,9 +34,10 @@ def run(name: str, workers: int, flows: list[str], until_idle: bool, grace: str)
         signals = Signals()
         die_with_parent()
     settings = Settings.read()
-    _log_to_stderr(settings.log_level)
+    log(settings)
     seconds = duration.seconds(grace, "--grace")
     app = load(name)
+    configure(app.name)
     services = connect(settings)
     if descriptor:
         return _work(app, services, flows, until_idle, seconds, Slots(int(descriptor)), signals)
@@ -44,15 +45,6 @@ def run(name: str, workers: int, flows: list[str], until_idle: bool, grace: str)
         return _supervise(app, services, workers, flows, until_idle, seconds)
     finally:
         services.close()
-
-
-def _log_to_stderr(level: str) -> None:
-    known = logging.getLevelNamesMapping()
-    if level.upper() not in known:
-        raise ConfigError(f"FLOWKIT_LOG_LEVEL is {level!r}; write DEBUG, INFO, WARNING or ERROR")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(level=known[level.upper()], handlers=[handler])
 
 
 def _work(
@@ -66,6 +58,7 @@ def _work(
     ended = worker.run(grace, _abandon)
     if worker.overdue or worker.crippled or not ended:
         _abandon()
+    services.telemetry.close()
     services.close()
     signals.ignore()
     return STOPPED if any(lane.stopped for lane in worker.lanes) else 0

@@ -189,6 +189,7 @@ class Lane:
                     item.delivery.message.id,
                     type(item.outcome).__name__.lower(),
                     describe(item.error),
+                    extra={"flow": self.flow.name, "message_id": item.delivery.message.id},
                 )
             if item.outcome is None:
                 suspect = item.claim is not None and item.claim.suspect

@@ -110,19 +110,20 @@ class Worker:
         return made
 
     def _lane(self, flow: Flow, number: int, provided: dict[type, object]) -> Lane:
-        store, transport = self.services.store, self.services.transport
-        source = transport.source(flow.name, self.id, flow.reach)
+        store, transport, telemetry = self.services.store, self.services.transport, self.services.telemetry
+        source = telemetry.source(transport.source(flow.name, self.id, flow.reach), flow.name, flow.source.name)
         pipeline = (AsyncPipeline if flow.concurrent else Pipeline)(
             flow=flow,
             store=store,
             transport=transport,
             source=source,
-            call=flow.caller(provided, store.injects),
+            call=telemetry.handler(flow.caller(provided, store.injects)),
             context=self.app.context(self.services),
             random=self.services.random,
             slot=self._slots.slot(number),
             lane=f"{self.id}-{number}",
             retention=self.app.retention,
+            observe=lambda items: telemetry.ended(flow.name, [item.outcome for item in items]),
             halted=lambda: self._hushed or self.stopping.is_set(),
             wake=self.wake,
         )

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +18,7 @@ from flowkit.message import Message, new_id
 from flowkit.ports import Done, Outcome
 from flowkit.store.dead import DeadLetter
 from flowkit.store.ledger import Balance
+from flowkit.telemetry import ambient
 from flowkit.transports.memory import MemoryTransport
 from flowkit.transports.sql import SqlTransport
 
@@ -67,10 +68,12 @@ class Harness:
         self.broker = MemoryTransport(self.clock)
         transport = self.broker if broker else SqlTransport(self.store, settings.lease)
         random_numbers = random.Random(seed)  # noqa: S311 - jitter
-        self.services = Services(settings, self.store, transport, self.clock, new_id, random_numbers.random)
+        self.services = Services(
+            settings, self.store, transport, self.clock, new_id, random_numbers.random, ambient("flowkit")
+        )
         self.worker = Worker(app, self.services)
         for lane in self.worker.lanes:
-            lane.pipeline.observe = self._observe
+            lane.pipeline.observe = self._observer(lane.pipeline.observe)
 
     def publish(self, channel: Channel[T] | str, value: T | Any, **options: Any) -> str:
         """Publish from outside, as `app.publish` does. Returns the message's id."""
@@ -127,12 +130,16 @@ class Harness:
         self.worker.close()
         self.app.close()
 
-    def _observe(self, items: Sequence[Item]) -> None:
-        for item in items:
-            if item.outcome is not None:
-                self.outcomes.append((item.delivery.flow, item.delivery.message, item.outcome))
-            if isinstance(item.outcome, Done) and item.outbox is not None:
-                self._sent += [outgoing.message for outgoing in item.outbox.sent]
+    def _observer(self, before: Callable[[Sequence[Item]], None]) -> Callable[[Sequence[Item]], None]:
+        def observe(items: Sequence[Item]) -> None:
+            before(items)
+            for item in items:
+                if item.outcome is not None:
+                    self.outcomes.append((item.delivery.flow, item.delivery.message, item.outcome))
+                if isinstance(item.outcome, Done) and item.outbox is not None:
+                    self._sent += [outgoing.message for outgoing in item.outbox.sent]
+
+        return observe
 
     def _shift(self, seconds: float) -> None:
         moved = int(seconds * 1_000_000)

@@ -1,0 +1,84 @@
+"""Handlers that wait for the network: how many messages one worker brings to their end, and whether it beats."""
+
+import asyncio
+import logging
+import threading
+import time
+from typing import Any
+
+from benchmarks.contender import DEADLINE_SECONDS, Lost, equal
+from benchmarks.cpu import Meter
+from benchmarks.database import Database
+from flowkit import App
+from flowkit.config import Settings, connect, open_store
+from flowkit.engine.worker import Worker
+
+CONCURRENCY = 500
+WAIT_SECONDS = 0.1
+HEARTBEAT_SECONDS = 2
+LOOK_SECONDS = 0.1
+
+
+class Losses(logging.Handler):
+    """Counts what the broker's connections say: they are silent while they are well."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1
+
+
+def waiting(database: Database, count: int) -> dict[str, float]:
+    """500 `async def` handlers at once, each waiting 100 ms; the broker asks for a heartbeat every 2 s."""
+    place = database.fresh()
+    broker = f"{place.broker}?heartbeat={HEARTBEAT_SECONDS}" if place.broker else ""
+    settings = Settings(database_url=place.database, broker_url=broker)
+    store = open_store(settings, check=False)
+    store.upgrade()
+    store.close()
+    services: Any = connect(settings)
+    store, app, losses = services.store, _app(), Losses()
+    app.connect(services)
+    services.transport.declare(list(app.flows))
+    app.publish_many("calls", range(count))
+    worker = Worker(app, services)
+    while place.broker and worker.relay.step():
+        """They go to the broker before anything is measured."""
+    logging.getLogger("flowkit.rabbitmq").addHandler(losses)
+    silence = 0.0
+    thread = threading.Thread(target=worker.run)
+    meter = Meter(place.servers)
+    end = time.monotonic() + DEADLINE_SECONDS
+    thread.start()
+    try:
+        while left := store.unfinished(list(app.flows)):
+            if time.monotonic() > end:
+                raise Lost(f"{left} of {count} are not at their end after {DEADLINE_SECONDS} s")
+            silence = max([silence, *(one.silent for one in store.ledger.workers())])
+            time.sleep(LOOK_SECONDS)
+        usage = meter.read()
+    finally:
+        worker.stop()
+        thread.join()
+        logging.getLogger("flowkit.rabbitmq").removeHandler(losses)
+    balance: Any = store.ledger.balances()["bench.call"]
+    services.close()
+    equal("applied", balance.applied, count)
+    return {
+        "messages_per_second": round(count / usage.wall),
+        "worker_cpu_us_per_message": round(usage.worker / count * 1e6, 1),
+        "longest_silence_seconds": round(silence, 2),
+        "lost_connections": losses.count,
+    }
+
+
+def _app() -> App:
+    app = App("bench")
+
+    @app.flow(app.channel("calls", int), concurrency=CONCURRENCY)
+    async def call(number: int) -> None:
+        await asyncio.sleep(WAIT_SECONDS)
+
+    return app

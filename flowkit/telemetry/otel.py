@@ -1,0 +1,274 @@
+"""Spans and metrics by the OpenTelemetry conventions for messaging (semantic conventions 1.44, in development).
+
+A message carries its trace in the headers `traceparent` and `tracestate` (W3C Trace Context), so that it goes on
+through every transport, retry, delay and replay. A run of a handler is a child of the message's sending: one
+conversation is one trace. Batches have spans of their own, with links to their messages.
+"""
+
+import inspect
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from typing import Any
+
+from opentelemetry import metrics, propagate, trace
+from opentelemetry.context import Context, attach, detach
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
+
+from flowkit.errors import ConfigError
+from flowkit.message import Message
+from flowkit.ports import Delivery, Outcome, Source
+from flowkit.telemetry import SIGNALS, C, Telemetry
+
+CLOSE_SECONDS = 5.0
+Attributes = dict[str, str | int]
+
+
+class OpenTelemetry(Telemetry):
+    """Tells to the given providers. Thread-safe."""
+
+    on = True
+
+    def __init__(self, tracers: trace.TracerProvider, meters: metrics.MeterProvider, system: str) -> None:
+        self._tracers, self._meters = tracers, meters
+        self._system = system
+        self._operations: dict[tuple[str, str, str], Attributes] = {}
+        self._tracer = tracers.get_tracer("flowkit")
+        sampler = getattr(tracers, "sampler", None)
+        # What its sender decided not to record needs no span to say so again.
+        self._prunes = sampler is not None and "remoteParentNotSampled:AlwaysOffSampler" in sampler.get_description()
+        meter = meters.get_meter("flowkit")
+        self._processing = meter.create_histogram("messaging.process.duration", "s", "Runs of handlers")
+        self._operating = meter.create_histogram("messaging.client.operation.duration", "s", "Receiving and settling")
+        self._sent = meter.create_counter("messaging.client.sent.messages", "{message}", "Messages sent")
+        self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Messages received")
+        self._outcomes = meter.create_counter("flowkit.outcomes", "{message}", "What came of messages")
+
+    def sent(self, message: Message) -> Message:
+        if "traceparent" in message.headers:
+            return message  # the sender knows better
+        carrier: dict[str, str] = {}
+        current = trace.get_current_span().get_span_context()
+        if self._prunes and current.is_valid and not current.trace_flags.sampled:
+            carrier["traceparent"] = f"00-{current.trace_id:032x}-{current.span_id:016x}-{current.trace_flags:02x}"
+        else:
+            span = self._tracer.start_span(f"send {message.channel}", kind=SpanKind.PRODUCER)
+            if span.is_recording():
+                span.set_attributes({**self._operation("send", message.channel), **_of(message)})
+            propagate.inject(carrier, trace.set_span_in_context(span))
+            span.end()
+        self._sent.add(1, self._operation("send", message.channel))
+        return message._replace(headers={**message.headers, **carrier})
+
+    def handler(self, call: C) -> C:
+        if inspect.iscoroutinefunction(call):
+
+            async def attend(body: object, delivery: Delivery, *others: Any) -> None:
+                with self._process(delivery):
+                    await call(body, delivery, *others)
+
+            return attend  # type: ignore[return-value]
+
+        def run(body: object, delivery: Delivery, *others: Any) -> None:
+            with self._process(delivery):
+                call(body, delivery, *others)
+
+        return run  # type: ignore[return-value]
+
+    def source(self, source: Source, flow: str, channel: str) -> Source:
+        return TracedSource(source, self, flow, channel)
+
+    def ended(self, flow: str, outcomes: Iterable[Outcome | None]) -> None:
+        for kind, count in Counter(type(one).__name__.lower() for one in outcomes if one is not None).items():
+            self._outcomes.add(count, {"messaging.consumer.group.name": flow, "flowkit.outcome": kind})
+
+    def close(self) -> None:
+        def shut_down() -> None:
+            for provider in (self._tracers, self._meters):
+                if isinstance(provider, TracerProvider | MeterProvider):
+                    provider.shutdown()
+
+        # A collector that does not answer must not hold up the end of a worker.
+        closing = threading.Thread(target=shut_down, name="flowkit-telemetry", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+
+    @contextmanager
+    def _process(self, delivery: Delivery) -> Iterator[None]:
+        """Around one run of a handler. What is sent meanwhile, by anybody in this thread or task, is its child."""
+        message, began, failed = delivery.message, time.perf_counter(), ""
+        parent, span = self._follow(message)
+        token = attach(trace.set_span_in_context(span, parent))
+        if span.is_recording():
+            span.set_attributes({**self._operation("process", message.channel, delivery.flow), **_of(message)})
+        try:
+            yield
+        except Exception as error:
+            failed = type(error).__qualname__
+            if span.is_recording():
+                span.record_exception(error)
+                span.set_status(Status(StatusCode.ERROR, str(error)))
+                span.set_attribute("error.type", failed)
+            raise
+        finally:
+            detach(token)
+            span.end()
+            measured = self._operation("process", message.channel, delivery.flow)
+            self._processing.record(
+                time.perf_counter() - began, {**measured, "error.type": failed} if failed else measured
+            )
+
+    def _follow(self, message: Message) -> tuple[Context, Span]:
+        """The trace that a message is in, and a span for a run of its handler."""
+        known = _context(message.headers.get("traceparent", "")) if self._prunes else None
+        if known is not None and not known.trace_flags.sampled:
+            return Context(), NonRecordingSpan(known)
+        parent = propagate.extract(message.headers, Context())
+        span = self._tracer.start_span(f"process {message.channel}", parent, SpanKind.CONSUMER)
+        return parent, span
+
+    def batch(
+        self, operation: str, channel: str, flow: str, deliveries: Sequence[Delivery], since: tuple[int, float]
+    ) -> None:
+        """A batch that was received or settled `since` a time, in nanoseconds of the clock and seconds of a counter."""
+        began, counted = since
+        measured = self._operation(operation, channel, flow)
+        self._operating.record(time.perf_counter() - counted, measured)
+        if operation == "receive":
+            self._consumed.add(len(deliveries), measured)
+        span = self._tracer.start_span(f"{operation} {channel}", Context(), SpanKind.CLIENT, start_time=began)
+        if span.is_recording():
+            span.set_attributes({**measured, "messaging.batch.message_count": len(deliveries)})
+            for delivery in deliveries:
+                known = _context(delivery.message.headers.get("traceparent", ""))
+                if known is not None:
+                    span.add_link(known)
+        span.end()
+
+    def _operation(self, name: str, channel: str, flow: str = "") -> Attributes:
+        """What spans and metrics of an operation have in common: the same object each time, not to be changed."""
+        found = self._operations.get((name, channel, flow))
+        if found is None:
+            found = self._operations[name, channel, flow] = {
+                "messaging.system": self._system,
+                "messaging.operation.name": name,
+                "messaging.operation.type": name,
+                "messaging.destination.name": channel,
+                **({"messaging.consumer.group.name": flow} if flow else {}),
+            }
+        return found
+
+
+class TracedSource:
+    """Implements ports.Source around another one."""
+
+    def __init__(self, source: Source, telemetry: OpenTelemetry, flow: str, channel: str) -> None:
+        self._source = source
+        self._telemetry = telemetry
+        self._flow = flow
+        self._channel = channel
+
+    @property
+    def stocked(self) -> bool:
+        return self._source.stocked
+
+    def receive(self, limit: int) -> list[Delivery]:
+        return self._around("receive", lambda: self._source.receive(limit))
+
+    def settle(self, deliveries: Sequence[Delivery]) -> None:
+        def settle() -> list[Delivery]:
+            self._source.settle(deliveries)
+            return list(deliveries)
+
+        self._around("settle", settle)
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        self._source.release(deliveries)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def _around(self, operation: str, act: Callable[[], list[Delivery]]) -> list[Delivery]:
+        """Nothing is told of batches without a message."""
+        since = time.time_ns(), time.perf_counter()
+        deliveries = act()
+        if deliveries:
+            self._telemetry.batch(operation, self._channel, self._flow, deliveries, since)
+        return deliveries
+
+
+def ambient(system: str) -> Telemetry:
+    """Telemetry to the global providers, if somebody set them up."""
+    tracers, meters = trace.get_tracer_provider(), metrics.get_meter_provider()
+    if isinstance(tracers, TracerProvider) or isinstance(meters, MeterProvider):
+        return OpenTelemetry(tracers, meters, system)
+    return Telemetry()
+
+
+def ids() -> dict[str, str]:
+    """What identifies the current span, if there is one."""
+    current = trace.get_current_span().get_span_context()
+    if not current.is_valid:
+        return {}
+    return {"trace_id": f"{current.trace_id:032x}", "span_id": f"{current.span_id:016x}"}
+
+
+def configure(service: str) -> None:
+    """Set up the global providers by the environment: exporters, resource, sampler and limits are the SDK's own."""
+    named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    resource = Resource.create({} if named else {SERVICE_NAME: service})
+    spans, readings = (_exporters(signal) for signal in SIGNALS)
+    if spans and not isinstance(trace.get_tracer_provider(), TracerProvider):
+        tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+        for exporter in spans:
+            tracers.add_span_processor(BatchSpanProcessor(exporter()))
+        trace.set_tracer_provider(tracers)
+    if readings and not isinstance(metrics.get_meter_provider(), MeterProvider):
+        readers = [
+            exporter() if issubclass(exporter, MetricReader) else PeriodicExportingMetricReader(exporter())
+            for exporter in readings
+        ]
+        metrics.set_meter_provider(MeterProvider(readers, resource, shutdown_on_exit=False))
+
+
+def _exporters(signal: str) -> list[Any]:
+    """The classes of the exporters that the environment names for a signal."""
+    variable = f"OTEL_{signal.upper()}_EXPORTER"
+    found = []
+    for name in os.environ.get(variable, "").split(","):
+        if name.strip() in ("", "none"):
+            continue
+        known = entry_points(group=f"opentelemetry_{signal}_exporter", name=name.strip())
+        if not known:
+            raise ConfigError(
+                f"{variable} is {name.strip()!r}, an exporter that is not installed; pip install "
+                f"opentelemetry-exporter-{name.strip()}, or write console or none"
+            )
+        found.append(next(iter(known)).load())
+    return found
+
+
+def _of(message: Message) -> Attributes:
+    return {
+        "messaging.message.id": message.id,
+        "messaging.message.conversation_id": message.correlation or message.id,
+    }
+
+
+def _context(traceparent: str) -> SpanContext | None:
+    """What a `traceparent` of version 00 says; None if it is none."""
+    try:
+        _, trace_id, span_id, flags = traceparent.split("-")
+        found = SpanContext(int(trace_id, 16), int(span_id, 16), True, trace.TraceFlags(int(flags, 16)))
+    except ValueError:
+        return None
+    return found if found.is_valid else None

@@ -32,6 +32,7 @@ class Settings(BaseSettings):
         "sqlite:///flowkit.db"
     )
     broker_url: Annotated[str, Field(description="Where messages travel; empty means the database")] = ""
+    broker_management_url: Annotated[str, Field(description="RabbitMQ's management API, to audit policies")] = ""
     drain_url: Annotated[str, Field(description="A broker that is left: it is emptied, and nothing is sent there")] = ""
     threads: Annotated[int, Field(ge=1, le=64, description="Threads that run handlers in one worker process")] = 4
     lease: Annotated[float, Field(ge=1, description="Seconds for which a silent worker keeps its messages")] = 30.0
@@ -94,7 +95,7 @@ def open_transport(settings: Settings, store: Any) -> Transport:
             "database, or the first alone"
         )
     if urlsplit(settings.broker_url).scheme not in ("", urlsplit(settings.database_url).scheme):
-        return _open_broker("BROKER", settings.broker_url, store)
+        return _open_broker("BROKER", settings.broker_url, settings, store)
     from flowkit.transports.sql import SqlTransport
 
     rows = SqlTransport(store, settings.lease)
@@ -102,10 +103,10 @@ def open_transport(settings: Settings, store: Any) -> Transport:
         return rows
     from flowkit.transports.drain import DrainingTransport
 
-    return DrainingTransport(rows, _open_broker("DRAIN", settings.drain_url, store))
+    return DrainingTransport(rows, _open_broker("DRAIN", settings.drain_url, settings, store))
 
 
-def _open_broker(setting: str, url: str, store: Any) -> Transport:
+def _open_broker(setting: str, url: str, settings: Settings, store: Any) -> Transport:
     if urlsplit(url).scheme not in ("amqp", "amqps"):
         raise ConfigError(
             f"FLOWKIT_{setting}_URL is {mask(url)}; write amqp://user:password@host/vhost, or unset it to send "
@@ -113,7 +114,9 @@ def _open_broker(setting: str, url: str, store: Any) -> Transport:
         )
     from flowkit.transports.rabbitmq.transport import RabbitTransport
 
-    return RabbitTransport(url, store.identity(), SystemClock(), random.random)
+    return RabbitTransport(
+        url, store.identity(), SystemClock(), random.random, settings.broker_management_url, f"FLOWKIT_{setting}_URL"
+    )
 
 
 def open_store(settings: Settings, check: bool = True, clock: Clock | None = None, create: bool = True) -> Any:

@@ -413,6 +413,9 @@ class Transport(Protocol):
         Raises ConfigError where one is not what it must be.
         """
 
+    def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> Sequence[str]:
+        """What is to be said of these places as they are; none is made. Raises as `declare` does."""
+
     def source(self, flow: str, worker: str, limit: int) -> Source:
         """A source of one flow's messages for one lane, which receives at most `limit` at once."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import hypothesis
 import pika.data
@@ -21,16 +22,18 @@ from pika import BasicProperties, BlockingConnection
 from pika.exceptions import UnsupportedAMQPFieldException
 
 from flowkit import App, ConfigError, Message, RetryPolicy, TooLarge
+from flowkit.cli.describe import check
 from flowkit.config import Settings, connect, open_store
+from flowkit.engine.relay import Relay
 from flowkit.engine.worker import Worker
 from flowkit.errors import BrokerUnavailable, Undecodable
 from flowkit.transports.rabbitmq.envelope import delivery
 from flowkit.transports.rabbitmq.queues import ARGUMENTS, Queues
 from flowkit.transports.rabbitmq.servers import servers
 from tests.services import free_port
-from tests.services.rabbitmq import RabbitMQ
+from tests.services.rabbitmq import RabbitMQ, find_binaries
 from tests.shop import Order
-from tests.test_rabbitmq import wait_until
+from tests.test_rabbitmq import Shop, wait_until
 
 # ------------------------------------------------------------ settings
 
@@ -179,6 +182,134 @@ def test_row_22_a_queue_that_discards_is_refused_by_name(
         with pytest.raises(ConfigError, match=f"FLOWKIT_BROKER_URL.*{re.escape(queue)}.*{fault}"):
             start(shop(), sqlite_url, rabbitmq_url)
         connection.channel().queue_delete(queue)
+
+
+@pytest.fixture(scope="module")
+def managed() -> Iterator[tuple[RabbitMQ, int]]:
+    """A node with the management API, and its port."""
+    if find_binaries() is None:
+        pytest.skip("RabbitMQ is not installed: run tests/services/install")
+    port = free_port()
+    with closing(
+        RabbitMQ(f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n", "rabbitmq_management")
+    ) as node:
+        node.start()
+        yield node, port
+
+
+@pytest.mark.rabbitmq
+@pytest.mark.parametrize(
+    ("kind", "definition", "fault"),
+    [
+        ("policy", '{"overflow": "drop-head", "max-length": 10}', "overflow=drop-head"),
+        ("policy", '{"message-ttl": 1000}', "message-ttl=1000"),
+        ("operator_policy", '{"expires": 100000}', "expires=100000"),
+        ("operator_policy", '{"delivery-limit": 3}', "delivery-limit=3"),
+        ("policy", '{"max-length": 10, "overflow": "reject-publish"}', ""),
+    ],
+    ids=["overflow", "ttl", "expires", "delivery-limit", "harmless"],
+)
+def test_row_22_a_policy_that_discards_is_refused_by_name(
+    sqlite_url: str, managed: tuple[RabbitMQ, int], kind: str, definition: str, fault: str
+) -> None:
+    node, port = managed
+    settings = Settings(database_url=sqlite_url, broker_url=node.url(), broker_management_url=node.management_url(port))
+    name = f"theirs-{uuid4()}"
+    node.ctl(f"set_{kind}", name, "^flowkit", definition, "--apply-to", "queues")
+    try:
+        with closing(connect(settings)) as services:
+            if not fault:
+                Worker(shop(), services).close()
+                return
+            with pytest.raises(ConfigError, match=f"policy {name} gives queue flowkit.*{fault}.*vanish silently"):
+                Worker(shop(), services)
+    finally:
+        node.ctl(f"clear_{kind}", name)
+
+
+@pytest.mark.rabbitmq
+def test_row_22_nothing_confirmed_vanishes_from_a_queue_that_is_overfilled(
+    sqlite_url: str, managed: tuple[RabbitMQ, int]
+) -> None:
+    node, _ = managed
+    names = [str(number) for number in range(200)]
+    node.ctl(
+        "set_policy", "small", "^flowkit", '{"max-length": 20, "overflow": "reject-publish"}', "--apply-to", "queues"
+    )
+    with closing(Shop(sqlite_url, node.url())) as made:
+        try:
+            made.publish(*names)
+            with closing(connect(made.settings)) as services:
+                services.transport.declare(list(made.app.flows))
+                relay = Relay(services.store, services.transport, services.clock, "relay")
+                wait_until(lambda: services.transport.ready)
+                while relay.step():
+                    """Those that are refused are leased until the next try."""
+                held = services.transport.depths(["shop.accept"])["shop.accept"]
+                assert 20 <= held < 200, "the queue refused some"
+                assert made.store.pending(["shop.accept"]).now == 200 - held
+        finally:
+            node.ctl("clear_policy", "small")
+        with made.worker():
+            made.check(*names)
+
+
+@pytest.mark.rabbitmq
+def test_a_management_api_that_cannot_be_used_is_named(
+    sqlite_url: str, managed: tuple[RabbitMQ, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    node, port = managed
+
+    def begin(url: str) -> None:
+        settings = Settings(database_url=sqlite_url, broker_url=node.url(), broker_management_url=url)
+        with closing(connect(settings)) as services:
+            Worker(shop(), services).close()
+
+    for url, message in (
+        (node.management_url(port, "hidden-secret"), "answers 401"),
+        (node.management_url(port) + "/elsewhere", "answers 40"),
+        ("ftp://u:hidden-secret@host", "write http://"),
+    ):
+        with pytest.raises(ConfigError, match=f"FLOWKIT_BROKER_MANAGEMENT_URL is.*{message}") as refused:
+            begin(url)
+        assert "hidden-secret" not in str(refused.value)
+    begin("http://u:hidden-secret@127.0.0.1:1")  # away: messages do not need it
+    assert "the policies of RabbitMQ are not audited now: FLOWKIT_BROKER_MANAGEMENT_URL" in caplog.text
+    assert "hidden-secret" not in caplog.text
+
+
+def test_flowkit_check_audits_the_topology_and_makes_none(
+    sqlite_url: str,
+    rabbitmq_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "checked.py").write_text(
+        "from flowkit import App\n"
+        "app = App('shop')\n"
+        "app.flow(app.channel('orders', dict), name='orders')(lambda order: None)\n"
+        "app.flow(app.channel('bills', dict, shared=True), name='bills')(lambda bill: None)\n"
+    )
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", sqlite_url)
+    monkeypatch.setenv("FLOWKIT_BROKER_URL", rabbitmq_url)
+    store: Any = open_store(Settings(database_url=sqlite_url), check=False)
+    queue = Queues(store.identity()).name("shop.orders")
+    store.close()
+    with closing(BlockingConnection(servers(rabbitmq_url)[0])) as connection:
+        channel = connection.channel()
+        for there in (0, 1):
+            check(str(tmp_path / "checked.py"))
+            said = capsys.readouterr().out
+            assert f"RabbitMQ has {there} of the 2 queues, as they have to be" in said
+            missing = "shop.bills" if there else "shop.bills, shop.orders"
+            assert f"the first worker makes those of {missing}\n" in said
+            assert "the policies of RabbitMQ are not audited: that needs FLOWKIT_BROKER_MANAGEMENT_URL" in said
+            channel.queue_declare(queue, durable=True, arguments=ARGUMENTS)
+        channel.queue_delete(queue)
+        channel.queue_declare(queue, durable=True)
+        with pytest.raises(ConfigError, match=f"FLOWKIT_BROKER_URL.*{queue} that is not as FlowKit declares it"):
+            check(str(tmp_path / "checked.py"))
 
 
 # ------------------------------------------------------------ messages

@@ -15,8 +15,11 @@ def check(name: str) -> None:
     services = connect()
     try:
         app.check(services.store.injects, _subscribers(services))
+        said = services.transport.audit(list(app.flows), app.shared(services.store.subscriptions()))
     finally:
         services.close()
+    for line in said:
+        print(line)
     print(f"app {app.name}: {len(app.flows)} flows, {len(app.channels)} channels: nothing wrong")
 
 

@@ -27,6 +27,9 @@ class DrainingTransport:
         self._rows.declare(flows, shared)
         self._broker.declare(flows, shared)
 
+    def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> Sequence[str]:
+        return [*self._rows.audit(flows, shared), *self._broker.audit(flows, shared)]
+
     def source(self, flow: str, worker: str, limit: int) -> "DrainingSource":
         return DrainingSource(self._rows.source(flow, worker, limit), self._broker.source(flow, worker, limit))
 

@@ -24,6 +24,10 @@ class SqlTransport:
     def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
         """Nothing to make: a flow's rows are found by its name."""
 
+    def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
+        """Nothing to look at: a flow's rows are found by its name."""
+        return []
+
     def source(self, flow: str, worker: str, limit: int) -> "SqlSource":
         return SqlSource(self._store, flow, worker, self._hold)
 

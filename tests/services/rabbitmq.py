@@ -43,8 +43,8 @@ def find_binaries() -> Path | None:
 class RabbitMQ:
     """One node with its data in a temporary directory. Not thread-safe. Call `close` in the end."""
 
-    def __init__(self, settings: str = "") -> None:
-        """`settings`: more lines of its configuration file."""
+    def __init__(self, settings: str = "", plugins: str = "") -> None:
+        """`settings`: more lines of its configuration file; `plugins`: those to enable, separated by commas."""
         binaries = find_binaries()
         if binaries is None:
             raise FileNotFoundError("RabbitMQ is not installed: run tests/services/install")
@@ -61,7 +61,7 @@ class RabbitMQ:
             "default_user_tags.administrator = true\n"
             "disk_free_limit.absolute = 50MB\nlog.console = false\nlog.file.level = warning\n" + settings
         )
-        (self.home / "plugins").write_text("[].\n")
+        (self.home / "plugins").write_text(f"[{plugins}].\n")
         self._environment = {
             "PATH": os.defpath,
             "HOME": str(self.home),
@@ -153,6 +153,10 @@ class RabbitMQ:
         if ran.returncode:
             raise RuntimeError(f"rabbitmqctl {' '.join(arguments)} failed:\n{ran.stdout}{ran.stderr}")
         return ran.stdout
+
+    def management_url(self, port: int, password: str = "") -> str:
+        """The URL of its management API, if it has that plugin on this port."""
+        return f"http://flowkit:{password or self._password}@127.0.0.1:{port}"
 
     def url(self, port: int | None = None, user: str = "flowkit", password: str = "", vhost: str = "/") -> str:
         """The URL of a virtual host; with `port`, through a proxy."""

@@ -51,7 +51,7 @@ class Queues:
             if error.reply_code != MISMATCH:
                 raise
             raise ConfigError(
-                f"FLOWKIT_BROKER_URL: RabbitMQ has a queue {name} that is not as FlowKit declares it: {said(error)}; "
+                f"RabbitMQ has a queue {name} that is not as FlowKit declares it: {said(error)}; "
                 "drain it, delete it, and start again"
             ) from None
 
@@ -68,17 +68,18 @@ class Queues:
             if error.reply_code not in (MISMATCH, DENIED):
                 raise
             raise ConfigError(
-                f"FLOWKIT_BROKER_URL: RabbitMQ refuses the durable topic exchange {name} of the shared channel: "
+                f"RabbitMQ refuses the durable topic exchange {name} of the shared channel: "
                 f"{said(error)}; give the channel another name, and bind that exchange to the one that is there"
             ) from None
 
-    async def depth(self, channel: Channel, flow: str) -> int:
-        """Messages that wait in the queue of a flow, without those that a worker has in hand. 0 if there is none."""
+    async def depth(self, channel: Channel, flow: str) -> int | None:
+        """Messages that wait in the queue of a flow, without those that a worker has in hand. None: there is no queue,
+        and the channel is closed."""
         name = self.name(flow)
         try:
             frame = await answer(channel, lambda done: channel.queue_declare(name, passive=True, callback=done))
         except ChannelClosed as error:
             if error.reply_code != MISSING:
                 raise
-            return 0
+            return None
         return int(frame.method.message_count)

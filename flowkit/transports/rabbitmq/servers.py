@@ -1,4 +1,4 @@
-"""Where the brokers are: FLOWKIT_BROKER_URL as connection parameters."""
+"""Where the brokers are: a URL as connection parameters."""
 
 import ipaddress
 import re
@@ -20,17 +20,24 @@ OPTIONS = ("cacertfile", "certfile", "keyfile", "verify", "heartbeat")
 _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\],]+)(?::(?P<port>\d{1,5}))?")
 
 
-def servers(url: str) -> Sequence[ConnectionParameters]:
-    """The servers of a URL, in its order. Raises ConfigError, which says what to write instead."""
+def servers(url: str, setting: str = "FLOWKIT_BROKER_URL") -> Sequence[ConnectionParameters]:
+    """The servers of a URL, in its order. Raises ConfigError, which names the setting and what to write instead."""
+    try:
+        return _servers(url)
+    except ConfigError as error:
+        raise ConfigError(f"{setting} is {mask(url)}: {error}") from None
+
+
+def _servers(url: str) -> Sequence[ConnectionParameters]:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise _wrong(url, f"it cannot be read; write {EXAMPLE}") from None
-    user, password, hosts = _authority(parts.netloc, url)
-    options = _options(parts.query, url)
+        raise ConfigError(f"it cannot be read; write {EXAMPLE}") from None
+    user, password, hosts = _authority(parts.netloc)
+    options = _options(parts.query)
     if user == "guest" and not all(_is_loopback(host) for host, _ in hosts):
-        raise _wrong(url, "the user guest is for loopback only; make a user of its own with rabbitmqctl add_user")
-    context = _tls(options, url) if parts.scheme == "amqps" else None
+        raise ConfigError("the user guest is for loopback only; make a user of its own with rabbitmqctl add_user")
+    context = _tls(options) if parts.scheme == "amqps" else None
     return [
         ConnectionParameters(
             host=host,
@@ -48,7 +55,7 @@ def servers(url: str) -> Sequence[ConnectionParameters]:
     ]
 
 
-def _authority(netloc: str, url: str) -> tuple[str, str, list[tuple[str, int | None]]]:
+def _authority(netloc: str) -> tuple[str, str, list[tuple[str, int | None]]]:
     """User, password and hosts. What is left out is what RabbitMQ has by default."""
     login, _, places = netloc.rpartition("@")
     user, _, password = login.partition(":")
@@ -56,31 +63,31 @@ def _authority(netloc: str, url: str) -> tuple[str, str, list[tuple[str, int | N
     for place in places.split(","):
         found = _HOST.fullmatch(place)
         if found is None or int(found["port"] or 1) not in range(1, 65536):
-            raise _wrong(url, f"the host {place!r} cannot be read; write {EXAMPLE}")
+            raise ConfigError(f"the host {place!r} cannot be read; write {EXAMPLE}")
         hosts.append((found["host"].strip("[]"), int(found["port"]) if found["port"] else None))
     return unquote(user) or "guest", unquote(password) or ("" if user else "guest"), hosts
 
 
-def _options(query: str, url: str) -> dict[str, str]:
+def _options(query: str) -> dict[str, str]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     for name in options:
         if name not in OPTIONS:
-            raise _wrong(url, f"its parameter {name} is unknown; known ones are {', '.join(OPTIONS)}")
+            raise ConfigError(f"its parameter {name} is unknown; known ones are {', '.join(OPTIONS)}")
     if not options.get("heartbeat", "1").isdigit() or options.get("heartbeat") == "0":
-        raise _wrong(url, "heartbeat is a number of seconds, at least 1")
+        raise ConfigError("heartbeat is a number of seconds, at least 1")
     return options
 
 
-def _tls(options: dict[str, str], url: str) -> ssl.SSLContext:
+def _tls(options: dict[str, str]) -> ssl.SSLContext:
     """Verified by default, against the system's authorities or `cacertfile`."""
     try:
         context = ssl.create_default_context(cafile=options.get("cacertfile"))
         if "certfile" in options:
             context.load_cert_chain(options["certfile"], options.get("keyfile"))
     except (OSError, ssl.SSLError) as error:
-        raise _wrong(url, f"a certificate or key cannot be read: {error}") from None
+        raise ConfigError(f"a certificate or key cannot be read: {error}") from None
     if options.get("verify", "verify_peer") not in ("verify_peer", "verify_none"):
-        raise _wrong(url, "verify is verify_peer or verify_none")
+        raise ConfigError("verify is verify_peer or verify_none")
     if options.get("verify") == "verify_none":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -92,7 +99,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _wrong(url: str, what: str) -> ConfigError:
-    return ConfigError(f"FLOWKIT_BROKER_URL is {mask(url)}: {what}")

@@ -1,5 +1,6 @@
 """RabbitMQ as a transport: one connection to publish and one to consume, so that neither can hold up the other."""
 
+import logging
 import ssl
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -13,12 +14,14 @@ from flowkit.loop import Loop
 from flowkit.message import MAX_BODY
 from flowkit.ports import Clock, Copy, Random, Receipt, Shared
 from flowkit.transports.rabbitmq.link import Link, open_channel, refused, said
+from flowkit.transports.rabbitmq.management import Management
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.sender import Sender
 from flowkit.transports.rabbitmq.servers import servers
 from flowkit.transports.rabbitmq.source import RabbitSource
 from flowkit.url import mask
 
+_log = logging.getLogger("flowkit.rabbitmq")
 LEASE_SECONDS = 30.0
 OPEN_SECONDS = 10.0
 """How long a start waits for the broker."""
@@ -30,10 +33,21 @@ class RabbitTransport:
     lease = LEASE_SECONDS
     limit = MAX_BODY
 
-    def __init__(self, url: str, store: str, clock: Clock, random: Random) -> None:
-        """`store`: the id of the database whose flows these are, part of the queues' names. Raises ConfigError."""
+    def __init__(
+        self,
+        url: str,
+        store: str,
+        clock: Clock,
+        random: Random,
+        management_url: str = "",
+        setting: str = "FLOWKIT_BROKER_URL",
+    ) -> None:
+        """`store`: the id of the database whose flows these are, part of the queues' names. `setting`: where the URL
+        comes from. Raises ConfigError."""
         self._url = url
-        servers(url)
+        self._shown = f"{setting} is {mask(url)}"
+        (server, *_) = servers(url, setting)
+        self._management = Management(management_url, server.virtual_host) if management_url else None
         self._random = random
         self._queues = Queues(store)
         self._clock = clock
@@ -50,6 +64,26 @@ class RabbitTransport:
         self._queues.share(shared)
         io = self._open()
         io.loop.run(io.declare(sorted(flows)))
+        try:
+            _log.info("%s", self._audit_policies(sorted(flows)))
+        except BrokerUnavailable as error:
+            _log.warning("the policies of RabbitMQ are not audited now: %s", error)
+
+    def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
+        """Which queues are there and which are not; those that are, are what they must be. Blocks."""
+        self._queues.share(shared)
+        io = self._open()
+        found = io.loop.run(io.declared(sorted(flows)))
+        missing = ", ".join(flow for flow, there in found.items() if not there)
+        said = [f"RabbitMQ has {sum(found.values())} of the {len(found)} queues, as they have to be"]
+        said += [f"the first worker makes those of {missing}"] if missing else []
+        return [*said, self._audit_policies([flow for flow, there in found.items() if there])]
+
+    def _audit_policies(self, flows: Sequence[str]) -> str:
+        if self._management is None:
+            return "the policies of RabbitMQ are not audited: that needs FLOWKIT_BROKER_MANAGEMENT_URL"
+        self._management.audit([self._queues.name(flow) for flow in flows])
+        return "no policy of RabbitMQ lets these queues lose messages"
 
     def source(self, flow: str, worker: str, limit: int) -> RabbitSource:
         io = self._open()
@@ -66,7 +100,7 @@ class RabbitTransport:
             self._changed.wait_for(lambda: self._arrived, seconds)
             self._arrived = False
         if not io.consuming.up.is_set():
-            raise BrokerUnavailable(f"RabbitMQ at {mask(self._url)}: {said(io.consuming.error)}")
+            raise BrokerUnavailable(f"{self._shown}: {said(io.consuming.error)}")
         return {source.flow for source in io.sources if source.stocked} & set(flows)
 
     def depths(self, flows: Collection[str]) -> Mapping[str, int]:
@@ -90,7 +124,7 @@ class RabbitTransport:
             return self._io
 
     async def _connections(self, loop: Loop) -> "Connections":
-        return Connections(loop, self._url, self._queues, self._clock, self._random)
+        return Connections(loop, self._url, self._shown, self._queues, self._clock, self._random)
 
     def _tell(self) -> None:
         """Wake who waits."""
@@ -103,9 +137,9 @@ class RabbitTransport:
 class Connections:
     """The two connections of a process. Made, and used, on the I/O thread only."""
 
-    def __init__(self, loop: Loop, url: str, queues: Queues, clock: Clock, random: Random) -> None:
+    def __init__(self, loop: Loop, url: str, shown: str, queues: Queues, clock: Clock, random: Random) -> None:
         self.loop = loop
-        self._url = url
+        self._shown = shown
         self._queues = queues
         self.sources: list[RabbitSource] = []
         self.sender = Sender(loop, queues, clock)
@@ -117,14 +151,30 @@ class Connections:
         """Make the queues of these flows. Raises ConfigError, or BrokerUnavailable."""
         for flow in flows:
             channel = await self._channel()
+            await self._declare(channel, flow)
+
+    async def declared(self, flows: Sequence[str]) -> dict[str, bool]:
+        """Which of these flows have their queue. Raises as `declare` does."""
+        found = {}
+        for flow in flows:
+            channel = await self._channel()
+            found[flow] = await self._queues.depth(channel, flow) is not None
+            if found[flow]:
+                await self._declare(channel, flow)
+        return found
+
+    async def _declare(self, channel: Channel, flow: str) -> None:
+        try:
             await self._queues.declare(channel, flow)
-            channel.close()
+        except ConfigError as error:
+            raise ConfigError(f"{self._shown}: {error}") from None
+        channel.close()
 
     async def depths(self, flows: Sequence[str]) -> dict[str, int]:
         found = {}
         for flow in flows:
             channel = await self._channel()
-            found[flow] = await self._queues.depth(channel, flow)
+            found[flow] = await self._queues.depth(channel, flow) or 0
             if channel.is_open:
                 channel.close()
         return found
@@ -149,7 +199,7 @@ class Connections:
                 return await open_channel(link.connection, lambda _: None)
         except AMQPError as error:
             link.error = error
-        why = f"FLOWKIT_BROKER_URL is {mask(self._url)}, which cannot be used: {said(link.error)}"
+        why = f"{self._shown}, which cannot be used: {said(link.error)}"
         if isinstance(link.error, ssl.SSLError):
             raise ConfigError(f"{why}; check the host's name and its certificate, and cacertfile=")
         if refused(link.error):

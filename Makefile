@@ -4,15 +4,18 @@ BIN := $(VENV)/bin
 FAST := -m "not postgresql and not rabbitmq and not processes and not slow"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-fast test-wheel check format bench services clean
+.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench services clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## see flows survive what breaks others, on SQLite
 	$(BIN)/python -m examples.flights
+
+demo-rabbitmq: $(VENV)/.dev services ## the same on a private RabbitMQ and PostgreSQL
+	$(BIN)/python -m tests.services $(BIN)/python -m examples.flights
 
 test: services test-all test-wheel ## run every test, then the fast ones on the built wheel
 

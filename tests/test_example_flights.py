@@ -123,10 +123,12 @@ def test_the_flows_in_memory_lead_a_malformed_row_to_the_dead_letters() -> None:
             assert session.scalars(select(flows.CancelledDay)).one().flights == 1
 
 
-def demo(database_url: str | None) -> subprocess.CompletedProcess[str]:
+def demo(database_url: str | None, broker_url: str = "") -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLOWKIT_")}
     if database_url is not None:
         environment["FLOWKIT_DATABASE_URL"] = database_url
+    if broker_url:
+        environment["FLOWKIT_BROKER_URL"] = broker_url
     return subprocess.run(
         [sys.executable, "-m", "examples.flights"],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170, check=False,
@@ -156,6 +158,14 @@ def test_the_demo_kills_a_worker_and_arrives_at_equal_results() -> None:
 @pytest.mark.postgresql
 def test_the_demo_on_postgresql(postgresql_url: str) -> None:
     check(demo(postgresql_url))
+
+
+@pytest.mark.processes
+@pytest.mark.postgresql
+def test_the_demo_on_rabbitmq(postgresql_url: str, rabbitmq_url: str) -> None:
+    done = demo(postgresql_url, rabbitmq_url)
+    assert "broker: amqp://flowkit:***@127.0.0.1" in done.stdout
+    check(done)
 
 
 @pytest.mark.processes

@@ -1,6 +1,8 @@
 """The shop example: its flows in memory and on each database, and the web application beside them."""
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from email import message_from_bytes, policy
@@ -18,6 +20,7 @@ from flowkit.errors import ConfigError
 from flowkit.store.sqlite import driver
 from flowkit.testing import Harness
 
+ROOT = Path(__file__).parent.parent
 ORDER = flows.Order(id="A1", item="tea", quantity=2, email="someone@example.org")
 TEA = flows.Delivery(item="tea", quantity=10, cents=450)
 
@@ -78,6 +81,32 @@ def test_the_same_on_each_database(database_url: str, mails: Path) -> None:
     with Harness(flows.app, database_url) as harness:
         run(harness)
         check_delivered(harness, mails)
+
+
+@pytest.mark.processes
+@pytest.mark.postgresql
+def test_the_same_through_rabbitmq(
+    postgresql_url: str, rabbitmq_url: str, mails: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", postgresql_url)
+    monkeypatch.setenv("FLOWKIT_BROKER_URL", rabbitmq_url)
+    engine = create_engine(postgresql_url.replace("postgresql:", "postgresql+psycopg:"))
+    flows.Base.metadata.create_all(engine)
+
+    def flowkit(*arguments: str) -> None:
+        subprocess.run([sys.executable, "-m", "flowkit", *arguments], cwd=ROOT, check=True, timeout=120)
+
+    flowkit("db", "upgrade")
+    for channel, value in (("stock.delivered", TEA), ("orders.received", ORDER)):
+        flows.app.publish(channel, value)
+        flowkit("run", "examples/shop/flows.py", "--until-idle")
+    flows.app.close()
+    with Session(engine) as session:
+        assert session.get_one(flows.StockRow, "tea").quantity == 8
+        assert session.get_one(flows.InvoiceRow, "A1").cents == 900
+    engine.dispose()
+    assert len(list(mails.iterdir())) == 1
+    flowkit("audit")
 
 
 def test_a_mail_is_tried_again_when_the_server_hangs_up(mails: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The demo: 27,004 flights through the flows, a worker killed at work, and the results compared with a plain loop.
 
-Runs on a SQLite database in a temporary folder, or on the empty database that FLOWKIT_DATABASE_URL names.
+Runs on a SQLite database in a temporary folder, or on the empty database that FLOWKIT_DATABASE_URL names, with the
+broker that FLOWKIT_BROKER_URL names, if any.
 """
 
 import json
@@ -27,8 +28,10 @@ from sqlalchemy.orm import Session
 from examples.flights import data, direct, flows
 from flowkit import FlowKitError
 from flowkit.store.sqlite import driver
+from flowkit.url import mask
 
 URL = "FLOWKIT_DATABASE_URL"
+BROKER = "FLOWKIT_BROKER_URL"
 FLOWKIT = [sys.executable, "-m", "flowkit"]
 MOST_SECONDS = 300
 FROZEN_SECONDS = 0.2
@@ -226,6 +229,8 @@ def demo(folder: Path) -> bool:
     engine = connect()
     wanted = direct.compute(data.rows())
     console.print(f"database: {make_url(os.environ[URL]).render_as_string(hide_password=True)}")
+    if os.environ.get(BROKER):
+        console.print(f"broker: {mask(os.environ[BROKER])}")
     columns = TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as bar:
         published = publish(bar)

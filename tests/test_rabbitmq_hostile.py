@@ -247,7 +247,8 @@ def test_row_22_nothing_confirmed_vanishes_from_a_queue_that_is_overfilled(
                     """Those that are refused are leased until the next try."""
                 held = services.transport.depths(["shop.accept"])["shop.accept"]
                 assert 20 <= held < 200, "the queue refused some"
-                assert made.store.pending(["shop.accept"]).now == 200 - held
+                backlog = made.store.ledger.backlog()["shop.accept"]
+                assert (backlog.parked, backlog.due, backlog.leased) == (200 - held, 0, 0)
         finally:
             node.ctl("clear_policy", "small")
         with made.worker():

@@ -78,7 +78,9 @@ def legible(delivery: Delivery) -> Delivery:
     try:
         check_envelope(delivery)
     except Undecodable:
-        everything = message.body + repr(message._replace(body=b"")).encode("utf-8", "backslashreplace")
+        # The same each time that it arrives: an id that it got here is none of its bytes.
+        envelope = message._replace(body=b"", id="" if delivery.unidentified else message.id)
+        everything = message.body + repr(envelope).encode("utf-8", "backslashreplace")
         message = message._replace(
             id=f"sha256-{hashlib.sha256(everything).hexdigest()}",
             source="unknown",
@@ -88,6 +90,7 @@ def legible(delivery: Delivery) -> Delivery:
             causation=None,
             headers={},
         )
+        delivery = delivery._replace(unidentified=False)
     return delivery._replace(message=message)
 
 

@@ -154,7 +154,7 @@ def _seconds(time: str, timestamp: float) -> float:
     """When a foreign message was made, in seconds since the epoch; 0 for what no clock says."""
     try:
         seconds = datetime.fromisoformat(time).timestamp() if time else float(timestamp)
-    except (ValueError, OverflowError):
+    except (ValueError, OverflowError, OSError):
         return 0.0
     return seconds if 0 <= seconds <= LAST_SECOND else 0.0
 

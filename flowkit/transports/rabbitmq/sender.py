@@ -208,7 +208,9 @@ class Sender:
         for tag in list(takewhile(lambda tag: tag <= last, self._pending)) if answered.multiple else [last]:
             batch, number = self._pending.pop(tag)
             reason = self._returned.pop(batch.receipts[number].copy.row, "") if self._returned else ""
-            batch.settle(number, isinstance(answered, Basic.Ack) and not reason, reason)
+            if isinstance(answered, Basic.Nack):
+                reason = "RabbitMQ refused it; is its queue full, or without a leader?"
+            batch.settle(number, not reason, reason)
 
     def _came_back(self, channel: Channel, method: Basic.Return, found: BasicProperties, body: bytes) -> None:
         if channel is self._channel:

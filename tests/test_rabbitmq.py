@@ -189,9 +189,9 @@ def test_row_12_lost_confirms_are_sent_again_and_applied_once(shop: Shop, proxy:
         shop.publish("first")
         shop.check("first")
         for number in range(3):
+            cuts = proxy.cuts
             proxy.cut_when(b"flowkit." + shop.store.identity().encode() + b".shop.invoice", forward=True)
             shop.publish(*(f"{number}-{name}" for name in NAMES[:50]))
-            cuts = proxy.cuts
             wait_until(lambda: proxy.cuts > cuts)  # noqa: B023
         shop.check("first", *(f"{number}-{name}" for number in range(3) for name in NAMES[:50]))
 

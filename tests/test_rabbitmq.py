@@ -254,7 +254,10 @@ def test_row_18_a_broker_that_restarts_under_load_loses_nothing(shop: Shop, rabb
             rabbitmq_node.kill()
             wait_until(lambda: worker.state == "unready")
             rabbitmq_node.start()
+            up = time.monotonic()
             wait_until(lambda: worker.state == "ready")
+            print(f"consuming again {time.monotonic() - up:.2f} s after the broker is up")
+            assert time.monotonic() - up < 3 * 5, "three times the bound"
         shop.check(*sent)
 
 

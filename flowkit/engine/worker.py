@@ -212,6 +212,7 @@ class Worker:
         """Give back what is held and leave the fleet. Nobody steps the worker any more."""
         with self._opened as last:
             last.callback(self.services.store.leave_fleet, self.id)
+            last.callback(self.relay.flush)
             for lane in self.lanes:
                 last.callback(lane.drain)
 

@@ -1,8 +1,8 @@
 """Settings from the environment, and the services they name."""
 
 import importlib
-import random
 import time
+from random import SystemRandom
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -21,6 +21,10 @@ STORES = {
     "postgres": "flowkit.store.postgresql",
 }
 """Database scheme -> the module whose `open_store` opens it. Imported on first use: drivers are optional."""
+
+
+JITTER = SystemRandom().random
+"""Of no seed: who sets one for all workers must not make them wait in step."""
 
 
 class Settings(BaseSettings):
@@ -64,7 +68,7 @@ class Services(NamedTuple):
     transport: Transport
     clock: Clock = SystemClock()
     ids: Ids = new_id
-    random: Random = random.random
+    random: Random = JITTER
     telemetry: Telemetry = OFF
 
     def close(self) -> None:
@@ -115,7 +119,7 @@ def _open_broker(setting: str, url: str, settings: Settings, store: Any) -> Tran
     from flowkit.transports.rabbitmq.transport import RabbitTransport
 
     return RabbitTransport(
-        url, store.identity(), SystemClock(), random.random, settings.broker_management_url, f"FLOWKIT_{setting}_URL"
+        url, store.identity(), SystemClock(), JITTER, settings.broker_management_url, f"FLOWKIT_{setting}_URL"
     )
 
 

@@ -34,6 +34,7 @@ class Relay:
         if not self._transport.lease:
             return False
         if not self._transport.ready:
+            self.flush()
             self.clogged = self._store.pending(list(self._store.subscriptions())).now >= CLOGGED
             return False
         self.clogged = False

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -430,6 +431,20 @@ def test_row_43_a_full_disk_loses_nothing_and_work_goes_on_when_there_is_room(sq
         wait_until(lambda: sum(store.pending(list(app.flows))) == 0)
     services.close()
     checked(sqlite_url, list(app.flows), 2 * 20 * accepted)
+
+
+def test_a_connection_given_up_in_its_transaction_lets_go_of_the_lock(sqlite_url: str) -> None:
+    """Also while the traceback of what failed keeps one of its statements alive. The driver is the standard library's,
+    which is used where its SQLite is new enough, and keeps the lock in more cases than the other."""
+    path = sqlite_url.removeprefix("sqlite:///")
+    connection, other = (sqlite3.connect(path, isolation_level=None, timeout=0) for _ in range(2))
+    connection.execute("BEGIN IMMEDIATE")
+    kept = connection.execute("SELECT 1 UNION SELECT 2")
+    assert kept.fetchone()
+    SqliteDialect(path, SystemClock()).discard(connection)
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+    del kept
 
 
 def test_a_lock_that_somebody_else_holds_is_not_waited_for(postgresql_url: str) -> None:

@@ -120,6 +120,9 @@ class PostgresDialect:
     def lost(self, connection: Any) -> bool:
         return bool(connection.closed or connection.broken)
 
+    def discard(self, connection: Any) -> None:
+        connection.close()
+
     def classify(self, error: BaseException) -> BaseException:
         state = getattr(error, "sqlstate", None)
         psycopg = importlib.import_module("psycopg")

@@ -46,6 +46,9 @@ class Dialect(Protocol):
     def lost(self, connection: Any) -> bool:
         """Whether the connection is gone."""
 
+    def discard(self, connection: Any) -> None:
+        """Close a connection that is not used again. Never waits for a server that may be gone."""
+
     def classify(self, error: BaseException) -> BaseException:
         """The StoreConflict or StoreUnavailable that an error means; else the error."""
 

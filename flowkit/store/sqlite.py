@@ -6,6 +6,7 @@ in that mode under concurrent checkpoints (fixed in 3.51.3, https://sqlite.org/w
 
 import fcntl
 import importlib.util
+import logging
 import os
 import threading
 import time
@@ -23,6 +24,8 @@ from flowkit.errors import ConfigError, StoreConflict, StoreUnavailable, Transac
 from flowkit.ports import Clock
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import Statements
+
+_log = logging.getLogger("flowkit.store")
 
 BUSY_SECONDS = 30
 POLL_SECONDS = 0.0005
@@ -116,6 +119,15 @@ class SqliteDialect:
 
     def lost(self, connection: Any) -> bool:
         return False
+
+    def discard(self, connection: Any) -> None:
+        # Closed in the middle of a transaction, SQLite keeps its write lock for as long as any of the connection's
+        # statements lives, be it in the traceback of an error. A disk that is full or gone may refuse the rollback.
+        try:
+            connection.rollback()
+        except driver().Error as error:
+            _log.warning("SQLite (%s): a transaction given up could not be rolled back: %s", self.path, error)
+        connection.close()
 
     def classify(self, error: BaseException) -> BaseException:
         code = getattr(error, "sqlite_errorcode", None)

@@ -270,8 +270,8 @@ class SqlUnit:
             self._cursor.close()
         finally:
             if self._gone or self._store.dialect.lost(self._driver):
+                self._store.dialect.discard(self._driver)
                 Connection.invalidate(self._connection)  # past the guard
-                self._driver.close()
             if isinstance(self._connection, HandlerConnection):
                 self._connection.release()
 

@@ -4,7 +4,9 @@ BIN := $(VENV)/bin
 FAST := -m "not postgresql and not rabbitmq and not processes and not slow"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench services clean
+SEEDS ?= 3000
+FROM ?= 0
+.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench simulate services clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
 
@@ -46,6 +48,9 @@ format: $(VENV)/.dev ## format the code
 
 bench: $(VENV)/.dev services ## measure
 	$(BIN)/python -m benchmarks
+
+simulate: $(VENV)/.dev ## run the engine under simulated faults: SEEDS=3000 FROM=0
+	$(BIN)/python -m tests.simulation --from $(FROM) --seeds $(SEEDS)
 
 services: ## install the servers that tests start for themselves
 	tests/services/install

@@ -1,0 +1,64 @@
+"""Many runs, on all cores: seeds, and mutants of the engine."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import NamedTuple
+
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.run import Result, simulate
+
+SHARE = 20
+"""Seeds that a process runs at once."""
+MUTANT_SEEDS = 400
+"""A mutant has to be caught within so many seeds."""
+
+
+class Report(NamedTuple):
+    """What many runs came to."""
+
+    failures: list[Result]
+    faults: Counter[tuple[str, str]]
+    """(kind, where) -> how often."""
+    counts: Counter[str]
+    points: int
+    seconds: float
+    """Of virtual time."""
+
+
+def run_all(first: int, seeds: int, jobs: int) -> Iterator[Result]:
+    """The results of these seeds, as they come."""
+    shares = [range(start, min(start + SHARE, first + seeds)) for start in range(first, first + seeds, SHARE)]
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for results in pool.map(run_share, shares):
+            yield from results
+
+
+def run_share(seeds: range) -> list[Result]:
+    return [simulate(seed) for seed in seeds]
+
+
+def merge(results: Iterable[Result]) -> Report:
+    report = Report([], Counter(), Counter(), 0, 0.0)
+    points, seconds = 0, 0.0
+    for result in results:
+        if result.failure:
+            report.failures.append(result)
+        report.faults.update((fault.kind, fault.where) for fault in result.faults)
+        report.counts.update(result.counts)
+        points += result.points
+        seconds += result.seconds
+    return report._replace(points=points, seconds=seconds)
+
+
+def mutants(jobs: int) -> Iterator[tuple[str, Result | None]]:
+    """Each mutant, and the first run in which the oracle saw it."""
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        yield from zip(MUTANTS, pool.map(catch, MUTANTS), strict=True)
+
+
+def catch(name: str) -> Result | None:
+    """The first run in which the oracle sees a mutant."""
+    results = (simulate(seed, mutate=MUTANTS[name]) for seed in range(MUTANT_SEEDS))
+    return next((result for result in results if result.failure), None)

@@ -1,0 +1,202 @@
+"""The database: real SQLite files, whose every statement is a point of the world."""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import event
+
+from flowkit.config import SystemClock
+from flowkit.errors import StoreUnavailable
+from flowkit.store.sqlite import BUSY_SECONDS, SqliteDialect, driver
+from flowkit.store.statements import Statements
+from tests.simulation.world import Process, Task, World
+
+module = driver()
+SQLITE_BUSY, SQLITE_FULL = 5, 13
+FAULTS = ("kill", "freeze", "cut", "full")
+"""What can break at a statement: the process, its connection, the disk."""
+COMMITS = (*FAULTS, "cut after")
+"""At a COMMIT a connection can also be lost when it was done: its outcome is unknown."""
+BEGINS = (*FAULTS, "busy")
+READS = ("kill", "freeze", "cut")
+HELD = "SELECT count(*) FROM flowkit_messages WHERE (copy, deliveries) IN"
+IDLE = {"wait", "due", "due_of_all", "others", "join", "backlog", "subscribers"}
+"""What idle workers do all the time: seldom worth a fault."""
+
+
+class Lost(module.OperationalError):  # type: ignore[misc, name-defined]
+    """The connection is gone, as that of a database server can be."""
+
+
+@cache
+def name_of(statement: str) -> str:
+    """What the engine calls a statement; that of a handler is called so."""
+    known = {text: name for name, text in vars(rendered()).items()}
+    if statement in known:
+        return known[statement]
+    first = statement.split(None, 1)[0].lower()
+    return first if first in ("begin", "commit", "savepoint", "release", "rollback", "pragma") else "handler"
+
+
+@cache
+def rendered() -> Statements:
+    return SqliteDialect(":memory:", SystemClock()).statements
+
+
+@cache
+def faults_at(name: str) -> Sequence[str]:
+    if name == "commit":
+        return COMMITS
+    if name in ("begin", "lease"):
+        return BEGINS
+    if name in ("pragma", "savepoint", "release", "rollback", "look", *IDLE):
+        return READS
+    return FAULTS
+
+
+class Connection(module.Connection):  # type: ignore[misc, name-defined]
+    """A connection of one process."""
+
+    world: World
+    armed = False
+    """Not while it is being opened: SQLAlchemy holds a lock then that others would wait for."""
+    lost = False
+
+    def cut(self) -> None:
+        """It is gone, and the server rolls back what is open."""
+        self.lost = True
+        super().rollback()
+        raise Lost("the connection was lost")
+
+    def cursor(self, factory: Any = None) -> Any:
+        return super().cursor(Cursor)
+
+    def execute(self, statement: str, parameters: Any = ()) -> Any:
+        return self.cursor().execute(statement, parameters)
+
+
+class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
+    def execute(self, statement: str, parameters: Any = ()) -> Any:
+        return self._at(statement, lambda: self._watched(statement, parameters))
+
+    def executemany(self, statement: str, rows: Any) -> Any:
+        return self._at(statement, lambda: super(Cursor, self).executemany(statement, rows))
+
+    def _watched(self, statement: str, parameters: Any) -> Any:
+        """Run a statement. One that removes rows must not touch any whose token has changed."""
+        if not statement.startswith("DELETE FROM flowkit_messages"):
+            return super().execute(statement, parameters)
+        super().execute(f"{HELD} (SELECT value ->> 0, value ->> 1 FROM json_each(?))", parameters[:1])
+        (held,) = self.fetchone()
+        result = super().execute(statement, parameters)
+        if self.rowcount > held:
+            self.connection.world.errors.append(AssertionError("a stale holder removed rows of another"))
+        return result
+
+    def _at(self, statement: str, call: Callable[[], Any]) -> Any:
+        connection = self.connection
+        if not connection.armed:
+            return call()
+        world, name, waited = connection.world, name_of(statement), 0.0
+        while True:
+            fault = world.point(name, faults_at(name))
+            if connection.lost:
+                raise Lost("the connection was lost")
+            if fault == "busy":
+                raise _error(SQLITE_BUSY, "database is locked")
+            if fault == "full":
+                raise _error(SQLITE_FULL, "database or disk is full")
+            if fault == "cut":
+                connection.cut()
+            try:
+                result = call()
+            except module.OperationalError as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF != SQLITE_BUSY or waited > BUSY_SECONDS:
+                    raise
+                pause = min(0.1, 0.001 + waited)
+                world.sleep(pause)
+                waited += pause
+                continue
+            if fault == "cut after":
+                connection.cut()
+            if name in ("commit", "lease"):
+                world.point(f"after {name}", ("kill", "freeze"))
+            return result
+
+
+def _error(code: int, text: str) -> Exception:
+    error: Exception = module.OperationalError(text)
+    error.sqlite_errorcode = code  # type: ignore[attr-defined]
+    return error
+
+
+class Dialect(SqliteDialect):
+    """SQLite as one process sees it, with connections that can be lost like those to a server."""
+
+    def __init__(self, world: World, process: Process, path: str, serial: bool, news: "News") -> None:
+        super().__init__(path, world)
+        self.serial = serial
+        self._world = world
+        self._news = news
+        self._waiters: list[Task] = []
+        self._connections: list[Connection] = []
+        event.listen(self.engine, "do_connect", self._connect)
+        event.listen(self.engine, "connect", self._arm)
+        process.onto_death.append(self._died)
+        news.dialects.append(self)
+
+    def _connect(self, dialect: Any, record: Any, arguments: Any, options: dict[str, Any]) -> None:
+        options["factory"] = Connection
+        options["timeout"] = 0
+
+    def _prepare(self, connection: Any, record: Any) -> None:
+        self._tell_time(connection)
+        connection.execute("PRAGMA synchronous = OFF")
+
+    def _arm(self, connection: Any, record: Any) -> None:
+        connection.world, connection.armed = self._world, True
+        self._connections.append(connection)
+
+    def lost(self, connection: Any) -> bool:
+        return bool(connection.lost)
+
+    def broken(self, connection: Any) -> BaseException | None:
+        return StoreUnavailable("the connection was lost") if connection.lost else super().broken(connection)
+
+    def classify(self, error: BaseException) -> BaseException:
+        return StoreUnavailable(str(error)) if isinstance(error, Lost) else super().classify(error)
+
+    def commit(self, connection: Any, token: str | None) -> None:
+        super().commit(connection, token)
+        self._news.tell()
+
+    def wait(self, seconds: float) -> set[str] | None:
+        self._world.point("wait", ("kill", "freeze"))
+        self._world.wait(self._waiters, seconds)
+        return None
+
+    def tidy(self) -> None:
+        """The log is small."""
+
+    def _died(self) -> None:
+        """What the machine does with a dead process: its transactions are rolled back, its locks are free."""
+        self._news.dialects.remove(self)
+        for connection in self._connections:
+            connection.armed = False
+            connection.close()
+        for descriptor in self._locks.values():
+            os.close(descriptor)
+
+
+class News:
+    """Tells those who wait that something was committed."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.dialects: list[Dialect] = []
+
+    def tell(self) -> None:
+        for dialect in self.dialects:
+            self._world.wake_some(dialect._waiters)

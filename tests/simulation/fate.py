@@ -1,0 +1,65 @@
+"""What breaks, and where: as a seed has it, as a plan says, or as a test demands."""
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from typing import Protocol
+
+DULL = 0.9
+"""How often a fault passes over a point of idle workers: they visit those all the time."""
+
+
+class Fate(Protocol):
+    """Decides at each point whether something breaks there."""
+
+    def choose(self, point: int, where: str, kinds: Sequence[str]) -> str | None:
+        """One of `kinds`, which can break at this point, or None."""
+
+
+class Seeded:
+    """So many faults of some kinds, at random."""
+
+    def __init__(self, seed: int, kinds: Collection[str], dull: Collection[str]) -> None:
+        self._random = random.Random(seed)
+        self._kinds = [kind for kind in kinds if self._random.random() < 0.6] or ["kill"]
+        """A run that knows only some kinds goes deeper with these."""
+        self._dull = dull
+        self._spacing = self._random.choice((30, 80, 200))
+        """Points between two faults, on average."""
+        self._left = self._random.randint(2, 24)
+        self._next = 0
+
+    def choose(self, point: int, where: str, kinds: Sequence[str]) -> str | None:
+        if point < self._next or not self._left:
+            return None
+        possible = [kind for kind in kinds if kind in self._kinds]
+        if not possible or (where in self._dull and self._random.random() < DULL):
+            return None
+        self._next = point + 1 + int(self._random.expovariate(1 / self._spacing))
+        self._left -= 1
+        return self._random.choice(possible)
+
+
+class Planned:
+    """These kinds at these points: a run seen again, or a part of one."""
+
+    def __init__(self, plan: Mapping[int, str]) -> None:
+        self._plan = plan
+
+    def choose(self, point: int, where: str, kinds: Sequence[str]) -> str | None:
+        kind = self._plan.get(point)
+        return kind if kind in kinds else None
+
+
+class Demanded:
+    """What a test asks for breaks at the next point where it can."""
+
+    def __init__(self) -> None:
+        self.wanted: list[tuple[str, str]] = []
+        """(kind, where); where is empty for anywhere."""
+
+    def choose(self, point: int, where: str, kinds: Sequence[str]) -> str | None:
+        for kind, place in self.wanted:
+            if kind in kinds and place in ("", where):
+                self.wanted.remove((kind, place))
+                return kind
+        return None

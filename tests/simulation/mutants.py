@@ -1,0 +1,324 @@
+"""Deliberate faults of the engine. Each must be caught by the oracle; one that survives shows that it is blind."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+from flowkit import publisher as publishing
+from flowkit.engine import pipeline as piping
+from flowkit.engine import relay as relaying
+from flowkit.engine.item import Spoiled
+from flowkit.engine.pipeline import Pipeline
+from flowkit.engine.supervisor import Supervisor
+from flowkit.errors import CommitUnknown, StoreUnavailable
+from flowkit.ports import Claim, Copy, Delivery, Receipt, Tally
+from flowkit.store.sql import SqlStore
+from flowkit.store.unit import SqlUnit
+from tests.simulation.broker import Link
+from tests.simulation.database import Dialect
+
+Mutant = Callable[[], Any]
+MUTANTS: dict[str, Mutant] = {}
+"""What is wrong -> opens a context in which it is."""
+
+
+def mutant(make: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
+    MUTANTS[make.__name__] = contextmanager(make)
+    return make
+
+
+def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> Any:
+    """Replace a method by `around(original, self, …)`."""
+    original = getattr(owner, name)
+
+    def replaced(self: Any, *arguments: Any, **options: Any) -> Any:
+        return around(original, self, *arguments, **options)
+
+    return patch.object(owner, name, replaced)
+
+
+def _statement(name: str, change: Callable[[str], str]) -> Any:
+    """Change a statement of every store that is opened."""
+
+    def around(original: Any, self: Any, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **options)
+        self.statements = replace(self.statements, **{name: change(getattr(self.statements, name))})
+
+    return _wrap(Dialect, "__init__", around)
+
+
+# ------------------------------------------------------------ acknowledging and claiming
+
+
+@mutant
+def acknowledged_before_the_commit() -> Iterator[None]:
+    def commit(original: Any, self: Pipeline, unit: Any, items: Any) -> Any:
+        self.source.settle([item.delivery for item in items if item.handled])
+        return original(self, unit, items)
+
+    with _wrap(Pipeline, "commit", commit):
+        yield
+
+
+@mutant
+def acknowledged_with_the_batch_though_not_handled() -> Iterator[None]:
+    with patch.object(piping, "finished", lambda items: [item.delivery for item in items]):
+        yield
+
+
+@mutant
+def duplicates_are_never_acknowledged() -> Iterator[None]:
+    def settled(items: Any) -> Any:
+        return [item.delivery for item in items if item.outcome is not None and item.claim is not None]
+
+    with patch.object(piping, "finished", settled):
+        yield
+
+
+@mutant
+def claimed_in_a_transaction_of_its_own() -> Iterator[None]:
+    def claim(original: Any, self: SqlUnit, deliveries: Any) -> Any:
+        claims = original(self, deliveries)
+        self._store.dialect.commit(self._driver, None)
+        self._begun = False
+        self.begin()
+        return claims
+
+    with _wrap(SqlUnit, "claim", claim):
+        yield
+
+
+@mutant
+def the_inbox_is_not_asked() -> Iterator[None]:
+    def claim(original: Any, self: SqlUnit, deliveries: Any) -> Any:
+        original(self, deliveries)
+        return {one.identity: Claim(one.attempts) for one in deliveries}
+
+    with _wrap(SqlUnit, "claim", claim):
+        yield
+
+
+@mutant
+def the_inbox_forgets_at_once() -> Iterator[None]:
+    def forget(text: str) -> str:
+        return text.replace(
+            "< (SELECT flowkit_now()) - CAST(? AS bigint)", "< (SELECT flowkit_now()) + CAST(? AS bigint)"
+        )
+
+    with _statement("purge_inbox", forget):
+        yield
+
+
+@mutant
+def claims_of_what_was_not_handled_stay() -> Iterator[None]:
+    def reopen(original: Any, self: SqlUnit, rows: Any) -> None:
+        original(self, [one for one in rows if one.generation])
+
+    with _wrap(SqlUnit, "reopen", reopen):
+        yield
+
+
+# ------------------------------------------------------------ effects
+
+
+@mutant
+def effects_of_a_failed_handler_commit() -> Iterator[None]:
+    def handle(original: Any, self: Pipeline, unit: Any, item: Any, state: Any, careful: bool) -> None:
+        try:
+            original(self, unit, item, state, careful)
+        except Spoiled as spoiled:
+            item.error = spoiled.__cause__
+
+    with _wrap(Pipeline, "_handle_one", handle):
+        yield
+
+
+@mutant
+def an_unknown_commit_counts_as_done() -> Iterator[None]:
+    def commit(original: Any, self: SqlUnit) -> None:
+        try:
+            original(self)
+        except CommitUnknown:
+            self._begun = False
+
+    with _wrap(SqlUnit, "commit", commit):
+        yield
+
+
+@mutant
+def what_is_sent_is_staged_after_the_commit() -> Iterator[None]:
+    def stage(original: Any, self: SqlUnit, copies: Any, lease: float = 0.0) -> None:
+        self.late = (copies, lease)  # type: ignore[attr-defined]
+
+    def commit(original: Any, self: SqlUnit) -> None:
+        original(self)
+        copies, lease = self.__dict__.pop("late", ((), 0.0))
+        if copies:
+            with self._store.transaction() as unit:
+                unit._lane = self._lane
+                keep(unit, copies, lease)
+
+    keep = SqlUnit.stage
+    with _wrap(SqlUnit, "stage", stage), _wrap(SqlUnit, "commit", commit):
+        yield
+
+
+@mutant
+def the_ledger_is_written_apart() -> Iterator[None]:
+    def count(original: Any, self: SqlUnit, tallies: Mapping[str, Tally]) -> None:
+        self.tallies = tallies  # type: ignore[attr-defined]
+
+    def commit(original: Any, self: SqlUnit) -> None:
+        original(self)
+        tallies = self.__dict__.pop("tallies", None)
+        if tallies:
+            with self._store.unit("", lane=self._lane) as unit:
+                keep(unit, tallies)
+                original(unit)
+
+    keep = SqlUnit.count
+    with _wrap(SqlUnit, "count", count), _wrap(SqlUnit, "commit", commit):
+        yield
+
+
+# ------------------------------------------------------------ retries and dead letters
+
+
+@mutant
+def a_retry_has_a_fresh_id() -> Iterator[None]:
+    def stage(original: Any, self: SqlUnit, copies: Sequence[Copy], lease: float = 0.0) -> None:
+        fresh = [
+            one._replace(message=one.message._replace(id=self._store.ids())) if one.generation else one
+            for one in copies
+        ]
+        original(self, fresh, lease)
+
+    with _wrap(SqlUnit, "stage", stage):
+        yield
+
+
+@mutant
+def a_retry_keeps_its_generation() -> Iterator[None]:
+    def same(one: Any) -> Any:
+        return one._replace(generation=0)
+
+    def reopen(original: Any, self: SqlUnit, rows: Any) -> None:
+        original(self, [same(one) for one in rows])
+
+    def stage(original: Any, self: SqlUnit, copies: Any, lease: float = 0.0) -> None:
+        original(self, [same(one) for one in copies], lease)
+
+    with _wrap(SqlUnit, "reopen", reopen), _wrap(SqlUnit, "stage", stage):
+        yield
+
+
+@mutant
+def a_retry_leaves_the_inbox_done() -> Iterator[None]:
+    with patch.object(SqlUnit, "reopen", lambda self, rows: None):
+        yield
+
+
+@mutant
+def a_failure_is_dropped_in_the_end() -> Iterator[None]:
+    with patch.object(SqlUnit, "bury", lambda self, letters: None):
+        yield
+
+
+@mutant
+def an_outage_counts_as_an_attempt() -> Iterator[None]:
+    with patch.object(SqlUnit, "ended", lambda self, error: None):
+        yield
+
+
+@mutant
+def what_killed_a_process_is_not_charged() -> Iterator[None]:
+    with patch.object(Supervisor, "_charge", lambda self, victim: None):
+        yield
+
+
+@mutant
+def every_death_is_an_attempt_of_all() -> Iterator[None]:
+    def charge(original: Any, self: Supervisor, victim: Any) -> None:
+        for _ in range(12):
+            self._store.charge(victim.identity, attempt=True)
+
+    with _wrap(Supervisor, "_charge", charge):
+        yield
+
+
+# ------------------------------------------------------------ sending
+
+
+@mutant
+def an_unconfirmed_copy_counts_as_sent() -> Iterator[None]:
+    def send(original: Any, self: Link, copies: Any) -> Any:
+        return [Receipt(one.copy, True) if not one.reason else one for one in original(self, copies)]
+
+    with _wrap(Link, "send", send):
+        yield
+
+
+@mutant
+def mandatory_is_off() -> Iterator[None]:
+    def send(original: Any, self: Link, copies: Any) -> Any:
+        return [Receipt(one.copy, True) if one.reason else one for one in original(self, copies)]
+
+    with _wrap(Link, "send", send):
+        yield
+
+
+@mutant
+def the_relay_does_not_send() -> Iterator[None]:
+    with patch.object(relaying.Relay, "step", lambda self: False):
+        yield
+
+
+@mutant
+def leases_never_end() -> Iterator[None]:
+    def lease(original: Any, self: SqlStore, flow: str, limit: int, worker: str, seconds: float) -> Any:
+        return original(self, flow, limit, "nobody", 1e8)
+
+    with _wrap(SqlStore, "lease", lease):
+        yield
+
+
+@mutant
+def a_stale_holder_changes_rows() -> Iterator[None]:
+    def blind(text: str) -> str:
+        return text.replace(
+            "(copy, deliveries) IN (SELECT value ->> 0, CAST(value ->> 1 AS integer)", "(copy) IN (SELECT value ->> 0"
+        )
+
+    with _statement("remove", blind):
+        yield
+
+
+# ------------------------------------------------------------ accepting
+
+
+@mutant
+def an_id_is_accepted_twice() -> Iterator[None]:
+    def stage(unit: Any, messages: Any, context: Any, optional: Any = frozenset()) -> Any:
+        routes = unit.subscribers({one.message.channel for one in messages})
+        copies = [copy for one in messages for copy in publishing.address(one, routes, context)]
+        unit.claim([Delivery(one.message, f"channel:{one.message.channel}") for one in messages])
+        unit.stage(copies)
+        unit.count(publishing.accepted(copies))
+        return {copy.flow for copy in copies}
+
+    with patch.object(publishing, "stage", stage):
+        yield
+
+
+@mutant
+def the_answer_comes_before_the_commit() -> Iterator[None]:
+    def accept(original: Any, self: Any, messages: Any, optional: Any) -> Any:
+        try:
+            return original(self, messages, optional)
+        except (CommitUnknown, StoreUnavailable):
+            return set()
+
+    with _wrap(publishing.Publisher, "_accept", accept):
+        yield

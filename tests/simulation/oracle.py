@@ -1,0 +1,98 @@
+"""The oracle: what must be true when a run is at rest, whatever broke on the way."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowkit import App
+from flowkit.store.sql import SqlStore
+from flowkit.store.sqlite import SqliteDialect
+from tests.simulation.shop import Deeds, Order, dies, expected, fails
+from tests.simulation.world import World
+
+if TYPE_CHECKING:
+    from tests.simulation.fleet import Client, Machine
+
+DONE, DEAD = 1, 2
+
+
+def open_store(world: World, path: Path) -> SqlStore:
+    """A look at the database from outside of the world: nothing breaks here."""
+    return SqlStore(SqliteDialect(str(path), world), world)
+
+
+def at_rest(machine: "Machine", store: SqlStore, app: App) -> bool:
+    """Whether nothing is left to be done: no rows, nothing at the broker, nothing unacknowledged."""
+    if machine.broker and any(machine.broker.depth(flow) for flow in app.flows):
+        return False
+    with store.unit("") as unit:
+        return not unit.read("SELECT 1 FROM flowkit_messages LIMIT 1")
+
+
+def left(machine: "Machine", store: SqlStore, app: App) -> str:
+    """What is still to be done."""
+    with store.unit("") as unit:
+        rows = unit.read("SELECT flow, id, generation, deliveries, due / 1e6, worker, parked FROM flowkit_messages")
+        inbox = unit.read("SELECT flow, id, generation, attempts, suspect FROM flowkit_inbox WHERE state = 0")
+    depths = {flow: machine.broker.depth(flow) for flow in app.flows} if machine.broker else {}
+    now = store.now()
+    waiting = [(*row[:4], round(row[4] - now, 1), *row[5:]) for row in rows]
+    return f"rows: {waiting}; open: {inbox}; broker: {depths}"
+
+
+def letters_to_mend(store: SqlStore) -> list[str]:
+    """The dead letters of what failed until somebody mended it."""
+    letters = store.dead_letters.read(store.dead_letters.select())
+    return [one.letter for one in letters if '"mend"' in str(one.message.body)]
+
+
+def check(
+    machine: "Machine", store: SqlStore, app: App, clients: "Sequence[Client]", orders: Sequence[Order], deeds: Deeds
+) -> None:
+    """Raise AssertionError for what was lost, applied twice, invented, or counted wrongly."""
+    with store.unit("") as unit:
+        effects = Counter(
+            {name: int(count) for name, count in unit.read("SELECT name, count(*) FROM effects GROUP BY name")}
+        )
+        rows = unit.read("SELECT flow, source, id, state, attempts FROM flowkit_inbox")
+        inbox = {(flow, id): state for flow, _, id, state, _ in rows}
+        (hot,) = unit.read("SELECT count FROM hot")[0]
+        integrity = unit.read("PRAGMA integrity_check")
+        objects = {key for (key,) in unit.read("SELECT key FROM flowkit_objects")}
+    letters = {(one.flow, one.message.id): one.reason for one in store.dead_letters.read(store.dead_letters.select())}
+    log = {name: said for client in clients for name, said in client.log.items()}
+
+    accepted = [order for order in orders if ("channel:orders", order.name) in inbox]
+    for order in orders:
+        said = log.get(order.name)
+        assert said is not None, f"{order.name} was never published"
+        if said == "ok":
+            assert order in accepted, f"{order.name} was accepted, and the store does not know it: lost"
+    wanted = Counter(effect for order in accepted for effect in expected(order))
+    lost, twice = wanted - effects, effects - wanted
+    assert not lost, f"lost: {sorted(lost)}"
+    assert not twice, f"applied twice, or though it failed: {sorted(twice)}"
+    assert hot == sum(order.deed == "hot" for order in accepted), f"the hot row says {hot}"
+    assert objects == {f"invoice {order.name}" for order in accepted if not dies(order)}, "objects differ from effects"
+
+    dead = {("sim.accept", order.name): dies(order) for order in accepted if dies(order)}
+    assert letters == dead, f"dead letters: {letters}, expected: {dead}"
+    for order in accepted:
+        for flow in ("sim.accept", "sim.audit"):
+            state = DEAD if (flow, order.name) in dead else DONE
+            assert inbox.get((flow, order.name)) == state, (
+                f"inbox of {flow}, {order.name}: {inbox.get((flow, order.name))}"
+            )
+    named = {order.name: order for order in orders}
+    for flow, source, id, _, attempts in rows:
+        allowed = (fails(named[id]) if id in named else 0) + deeds.charges[flow, source, id]
+        assert attempts <= allowed, f"{flow}, {id} has {attempts} attempts, and {allowed} were its own"
+    forked = [one for one, count in deeds.ends.items() if count > 1]
+    assert not forked, f"one generation came to several outcomes: {forked}"
+    assert not [key for key, state in inbox.items() if state not in (DONE, DEAD)], "open inbox rows"
+    for flow, balance in store.ledger.balances().items():
+        assert balance.balanced, f"{flow}: {balance}"
+        assert balance.pending == 0, f"{flow}: {balance}"
+        assert balance.dead == sum(one == flow for one, _ in dead), f"{flow}: {balance}"
+    assert integrity == [("ok",)], integrity

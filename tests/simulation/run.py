@@ -1,0 +1,221 @@
+"""One run of a seed: orders, faults, rest, and the oracle."""
+
+import gc
+import logging
+import random
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+from unittest.mock import patch
+
+from flowkit.config import SystemClock
+from flowkit.engine import relay
+from flowkit.store.sqlite import driver, open_store
+from tests.shop import Base
+from tests.simulation import oracle
+from tests.simulation.database import IDLE
+from tests.simulation.fate import Fate, Planned, Seeded
+from tests.simulation.fleet import Client, Fleet, Machine, Operator, simulated
+from tests.simulation.shop import DEEDS, Order, new_app
+from tests.simulation.world import START, Fault, Stuck, World
+
+KINDS = (
+    "kill", "freeze", "cut", "cut after", "full", "busy",
+    "disconnect", "nack", "unconfirmed", "alarm", "delete",
+)  # fmt: skip
+"""What can break."""
+REST_SECONDS = 600.0
+"""How long, in virtual time, a run may take, and then again to come to rest when nothing breaks any more."""
+
+
+class Result(NamedTuple):
+    """What became of a run."""
+
+    seed: int
+    failure: str
+    faults: list[Fault]
+    points: int
+    seconds: float
+    """Virtual ones."""
+    counts: Counter[str]
+    """Of what happened: messages, redeliveries, deaths, …"""
+
+
+class Run:
+    """A world with its machine, fleet and clients, up to the oracle's judgement. A context manager."""
+
+    def __init__(
+        self, seed: int, fate: Fate, database: Path, serial: bool, broker: bool, skewed: bool, workers: int
+    ) -> None:
+        self.world = World(seed, fate)
+        shutil.copyfile(_template(), database)
+        self.machine = Machine(self.world, database, serial, broker, skewed)
+        self.app, self.deeds = new_app(self.world)
+        self.fleet = Fleet(self.machine, self.app, self.deeds, workers)
+        self.world.strike = lambda task, kind: self.fleet.strike(task.process, kind)
+        self.clients: list[Client] = []
+        self.orders: list[Order] = []
+        self._store = oracle.open_store(self.world, database)
+        self._store.subscribe({flow.name: flow.source.name for flow in self.app.flows.values()})
+
+    def __enter__(self) -> "Run":
+        self._patches = simulated(self.world, self.fleet)
+        self._patches.__enter__()
+        self.fleet.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.world.close()
+        self._store.close()
+        self.fleet.close()
+        self._patches.__exit__(None, None, None)
+
+    def publish(self, orders: Sequence[Order]) -> None:
+        """Let a client publish these."""
+        self.orders += orders
+        self.clients.append(Client(self.machine, self.app, f"client{len(self.clients)}", orders))
+
+    def finish(self) -> str:
+        """Let everything come to rest, and mend what waits for it. Returns what is wrong then; empty if nothing is."""
+        world = self.world
+        try:
+            world.run(self.at_rest, REST_SECONDS)
+            self.deeds.mended = True
+            operator = Operator(self.machine, oracle.letters_to_mend(self._store))
+            world.run(lambda: operator.finished and self.at_rest(), REST_SECONDS)
+            oracle.check(self.machine, self._store, self.app, self.clients, self.orders, self.deeds)
+            if world.errors:
+                raise AssertionError(f"a thread died: {world.errors[0]!r}")
+        except Stuck as error:
+            waiting = sum(not client.finished for client in self.clients)
+            left = oracle.left(self.machine, self._store, self.app)
+            return f"Stuck: {error}; {waiting} clients publish; {left}"
+        except AssertionError as error:
+            return str(error)
+        return ""
+
+    def at_rest(self) -> bool:
+        """Whether everything is published and at its end."""
+        return all(client.finished for client in self.clients) and oracle.at_rest(self.machine, self._store, self.app)
+
+
+def simulate(
+    seed: int, plan: Mapping[int, str] | None = None, mutate: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Result:
+    """Run a seed. With `plan` its faults are these: point -> kind. `mutate` opens a context with a broken engine."""
+    drawn = random.Random(seed)
+    fate = Seeded(seed, KINDS, IDLE) if plan is None else Planned(plan)
+    serial, broker, skewed = drawn.random() < 0.5, drawn.random() < 0.5, drawn.random() < 0.3
+    orders = [Order(name=f"o{number}", deed=_deed(drawn, serial)) for number in range(drawn.randint(3, 16))]
+    half, workers = len(orders) // 2, drawn.randint(1, 3)
+    with scratch() as folder, quiet(), mutate(), Run(
+        seed, fate, folder / "sim.db", serial, broker, skewed, workers
+    ) as run:  # fmt: skip
+        run.publish(orders[:half])
+        run.publish(orders[half:])
+        failure = run.finish()
+        world = run.world
+        return Result(seed, failure, world.faults, world.points, world.time - START, _counts(run))
+
+
+def _counts(run: Run) -> Counter[str]:
+    """What happened."""
+    faults, deeds = run.world.faults, run.deeds
+    counts = Counter(
+        {
+            "runs": 1,
+            "messages": len(run.orders),
+            "handler calls": deeds.runs.total(),
+            "deaths": sum(fault.kind == "kill" for fault in faults) + run.fleet.unsupervised,
+            "deaths of all": run.fleet.unsupervised,
+        }
+    )
+    broker = run.machine.broker
+    if broker:
+        counts["runs with a broker"] = 1
+        counts["redelivered"] = broker.redelivered
+        counts["returned"] = broker.returned
+        counts["published twice"] = sum(count - 1 for count in broker.published.values())
+    return counts
+
+
+def shortest(
+    result: Result, mutate: Callable[[], AbstractContextManager[None]] = nullcontext, tries: int = 60
+) -> Result:
+    """The same failure with as few faults as can be found, so that its trace is short."""
+    best, plan = result, {fault.point: fault.kind for fault in result.faults}
+    size = max(1, len(plan) // 2)
+    while size and tries:
+        indexes = sorted(plan)
+        for start in range(0, len(indexes), size):
+            smaller = {index: plan[index] for index in indexes if index not in indexes[start : start + size]}
+            tries -= 1
+            found = simulate(result.seed, smaller, mutate)
+            if found.failure:
+                best, plan = found, {fault.point: fault.kind for fault in found.faults}
+                break
+            if not tries:
+                break
+        else:
+            size //= 2
+    return best
+
+
+def _deed(drawn: random.Random, serial: bool) -> str:
+    """Poison and hangs cost many processes, so they are rare. Where several may write, SQLite cannot stand for the
+    server that would end the transaction of one that hangs."""
+    deed = drawn.choice(DEEDS)
+    if deed == "hang" and not serial:
+        return ""
+    return deed if deed not in ("poison", "hang") or drawn.random() < 0.1 else ""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No logging; no collection in the middle of a run, whose finalizers would run where they like; short parking."""
+    logging.disable(logging.CRITICAL)
+    gc.disable()
+    try:
+        with patch.object(relay, "PARK_SECONDS", 3.0):
+            yield
+    finally:
+        gc.enable()
+        logging.disable(logging.NOTSET)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for one run."""
+    with tempfile.TemporaryDirectory(dir=_folder()) as folder:
+        yield Path(folder)
+
+
+@cache
+def _folder() -> str | None:
+    """A folder in memory, where there is one."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+@cache
+def _template() -> Path:
+    """A database with its schema, to be copied."""
+    folder = tempfile.mkdtemp(dir=_folder())
+    path = Path(folder) / "template.db"
+    store = open_store(f"sqlite:///{path}", SystemClock())
+    store.create(Base.metadata)
+    store.close()
+    connection = driver().connect(path)
+    connection.execute("CREATE TABLE hot (count INTEGER)")
+    connection.execute("INSERT INTO hot VALUES (0)")
+    connection.commit()
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    return path

@@ -1,0 +1,127 @@
+"""The app of the simulation: orders take effect in three flows, and do on the way what their deed says."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from pydantic import BaseModel
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from flowkit import App, Objects, Outbox, Reject, RetryPolicy
+from flowkit.engine.item import Item
+from flowkit.ports import Dead, Done, Identity, Retried
+from tests.shop import Base, Effect
+from tests.simulation.world import World
+
+ATTEMPTS = 12
+"""Enough that no run of bad luck kills an innocent suspect so often."""
+CALM = RetryPolicy(attempts=ATTEMPTS, first="100ms", factor=1.5, most="1s")
+DEADLINE_SECONDS = 2.0
+FLAKY = 3
+
+
+class Order(BaseModel):
+    name: str
+    deed: str = ""
+
+
+class Deeds:
+    """What handlers do of what their orders say; `runs` counts them, as no process could."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.runs: Counter[tuple[str, str]] = Counter()
+        self.mended = False
+        self.ends: Counter[tuple[Identity, int]] = Counter()
+        """How often each generation of a message came to an outcome that is no duplicate."""
+        self.charges: Counter[Identity] = Counter()
+        """Attempts for the death of a process, by message."""
+
+    def observe(self, items: Sequence[Item]) -> None:
+        """Note what a batch came to."""
+        for item in items:
+            if isinstance(item.outcome, Done | Retried | Dead):
+                self.ends[item.delivery.identity, item.delivery.generation] += 1
+
+    def before(self, flow: str, order: Order) -> None:
+        self.runs[flow, order.name] += 1
+        self._world.point("handler", ("kill", "freeze"))
+        if order.deed == "slow":
+            self._world.sleep(0.3 * self._world.random.random())
+
+    def after(self, flow: str, order: Order) -> None:
+        match order.deed:
+            case "reject":
+                raise Reject("refused")
+            case "fail":
+                raise ValueError("it always fails")
+            case "mend" if not self.mended:
+                raise ValueError("it fails until somebody mends it")
+            case "flaky" if self.runs[flow, order.name] <= FLAKY:
+                raise ValueError("it fails now and then")
+            case "poison":
+                assert self._world.current is not None
+                self._world.current.process.kill(9)
+                self._world.leave()
+            case "hang":
+                self._world.sleep(3600)
+
+
+def new_app(world: World) -> tuple[App, Deeds]:
+    """The app, with handlers for one world."""
+    app, deeds = App("sim", metadata=Base.metadata), Deeds(world)
+    orders = app.channel("orders", Order)
+    accepted = app.channel("accepted", Order)
+    audited = app.channel("audited", Order)
+
+    @app.flow(orders, to=accepted, retry=CALM, deadline=DEADLINE_SECONDS)
+    def accept(order: Order, db: Session, outbox: Outbox) -> Order | None:
+        deeds.before("accept", order)
+        db.add(Effect(name=f"accept {order.name}"))
+        if order.deed == "hot":
+            db.execute(text("UPDATE hot SET count = count + 1"))
+        deeds.after("accept", order)
+        if order.deed == "delay":
+            outbox.send(accepted, order, delay="1500ms")
+            return None
+        return order
+
+    @app.flow(orders, to=audited, retry=CALM, deadline=DEADLINE_SECONDS)
+    def audit(order: Order) -> Iterator[Order]:
+        deeds.before("audit", order)
+        if order.deed in ("flaky", "slow"):
+            deeds.after("audit", order)
+        yield order
+        yield Order(name=f"{order.name}'")
+
+    @app.flow(accepted, retry=CALM)
+    def invoice(order: Order, db: Session, objects: Objects) -> None:
+        objects.put(f"invoice {order.name}", order.name)
+        db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": f"invoice {order.name}"})
+
+    @app.flow(audited, retry=CALM)
+    def note(order: Order, db: Session) -> None:
+        db.add(Effect(name=f"note {order.name}"))
+
+    return app, deeds
+
+
+DEEDS = ("", "", "", "flaky", "slow", "delay", "hot", "reject", "fail", "mend", "poison", "hang")
+
+
+def expected(order: Order) -> list[str]:
+    """The effects of an order that was accepted, once it is at its end."""
+    noted = [f"note {order.name}", f"note {order.name}'"]
+    if order.deed in ("reject", "fail", "poison", "hang"):
+        return noted
+    return [*noted, f"accept {order.name}", f"invoice {order.name}"]
+
+
+def fails(order: Order) -> int:
+    """How often the handlers of an order may fail by themselves."""
+    return {"flaky": FLAKY, "fail": ATTEMPTS, "mend": ATTEMPTS, "reject": 1}.get(order.deed, 0)
+
+
+def dies(order: Order) -> str:
+    """The reason of the dead letter that an order ends as; empty if it is applied."""
+    return {"reject": "rejected", "fail": "failed", "poison": "crashed", "hang": "crashed"}.get(order.deed, "")

@@ -1,0 +1,101 @@
+"""What stands for `threading`, `time` and `gc` in the modules of the engine while they are simulated."""
+
+from collections.abc import Callable
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+from tests.simulation.world import Task, World
+
+
+class Threads:
+    """Stands for the module `threading`: its threads are tasks of the process that starts them."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def Event(self) -> "Event":
+        return Event(self._world)
+
+    def Condition(self) -> "Condition":
+        return Condition(self._world)
+
+    def Thread(self, target: Callable[..., Any], name: str, args: Any = (), daemon: bool = True) -> "Thread":
+        return Thread(self._world, target, name, args)
+
+
+class Event:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._set = False
+        self._waiters: list[Task] = []
+
+    def is_set(self) -> bool:
+        return self._set
+
+    def set(self) -> None:
+        self._set = True
+        self._world.wake_some(self._waiters)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        if not self._set:
+            self._world.wait(self._waiters, seconds)
+        return self._set
+
+
+class Condition:
+    """Nobody else runs between two points, so its lock is always free; nothing that it guards has a point inside."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._waiters: list[Task] = []
+
+    def __enter__(self) -> bool:
+        return True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def wait(self, seconds: float | None = None) -> None:
+        self._world.wait(self._waiters, seconds)
+
+    def notify(self, count: int = 1) -> None:
+        self._world.wake_some(self._waiters, count)
+
+    def notify_all(self) -> None:
+        self._world.wake_some(self._waiters)
+
+
+class Thread:
+    def __init__(self, world: World, target: Callable[..., Any], name: str, args: Any) -> None:
+        assert world.current is not None
+        self._world = world
+        self._process = world.current.process
+        self._name = name
+        self._body: Callable[[], Any] = lambda: target(*args)
+        self._task: Task | None = None
+        self._waiters: list[Task] = []
+
+    def start(self) -> None:
+        self._task = self._process.spawn(self._name, self._run)
+
+    def _run(self) -> None:
+        self._body()
+        self._world.wake_some(self._waiters)
+
+    def is_alive(self) -> bool:
+        return self._task is not None and not self._task.done
+
+    def join(self, seconds: float | None = None) -> None:
+        if self.is_alive():
+            self._world.wait(self._waiters, seconds)
+
+
+def clock(world: World) -> SimpleNamespace:
+    """Stands for the module `time`."""
+    return SimpleNamespace(sleep=world.sleep, monotonic=world.monotonic, time=world.now)
+
+
+IDLE_COLLECTOR = SimpleNamespace(collect=lambda: 0, freeze=lambda: None)
+"""Stands for the module `gc`."""

@@ -1,0 +1,119 @@
+"""The engine under a seeded scheduler and planned faults: what `make simulate` runs, small."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from tests.simulation.fate import Demanded
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.run import KINDS, Run, quiet, scratch, shortest, simulate
+from tests.simulation.shop import DEEDS, Order
+
+ROOT = Path(__file__).parent.parent
+SEEDS = int(os.environ.get("SIMULATE_SEEDS", "1500"))
+
+
+def campaign(*options: str, json_file: Path, status: int = 0) -> Any:
+    """What the command line found, in processes of its own whose order of sets is fixed."""
+    command = [sys.executable, "-m", "tests.simulation", *options, "--json", str(json_file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stdout[-5000:] + done.stderr[-5000:]
+    return json.loads(json_file.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_nothing_is_lost_and_nothing_applied_twice_whatever_breaks(tmp_path: Path) -> None:
+    """And everything did break: each kind of fault, at the steps where it matters."""
+    found = campaign("--seeds", str(SEEDS), json_file=tmp_path / "found.json")
+    assert found["failed"] == []
+    kinds: Counter[str] = Counter()
+    for place in found["faults"].values():
+        kinds.update(place)
+    assert set(kinds) == set(KINDS)
+    for step in ("begin", "claim", "handler", "stage", "remove", "count", "commit", "after commit", "lease", "send"):
+        assert found["faults"][step]["kill"], f"no process was killed at {step}"
+    counts = found["counts"]
+    for what in ("deaths of all", "redelivered", "returned", "published twice"):
+        assert counts[what], f"vacuous: nothing was {what}"
+    assert counts["handler calls"] > counts["messages"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_mutant_of_the_engine_is_seen(tmp_path: Path) -> None:
+    found = campaign("--mutants", json_file=tmp_path / "found.json")
+    assert set(found["seen_in_run"]) == set(MUTANTS)
+    assert len(MUTANTS) >= 16
+
+
+def test_a_seed_makes_the_same_run_in_every_process(tmp_path: Path) -> None:
+    once = campaign("--seeds", "30", "--jobs", "1", json_file=tmp_path / "once.json")
+    again = campaign("--seeds", "30", "--jobs", "2", json_file=tmp_path / "again.json")
+    assert once | {"seconds": 0} == again | {"seconds": 0}
+
+
+def test_a_failure_is_shown_with_few_of_its_faults() -> None:
+    """One fault is enough to see that something unconfirmed was removed; the seed has more."""
+    mutate = MUTANTS["an_unknown_commit_counts_as_done"]
+    found = next(result for seed in range(400) if (result := simulate(seed, mutate=mutate)).failure and result.faults)
+    small = shortest(found, mutate)
+    assert small.failure
+    assert len(small.faults) <= 3
+
+
+class Faults(RuleBasedStateMachine):
+    """Hypothesis decides what is published, what breaks and when; a failure shrinks to the least that is needed."""
+
+    @initialize(seed=st.integers(0, 1 << 32), serial=st.booleans(), broker=st.booleans(), workers=st.integers(1, 3))
+    def start(self, seed: int, serial: bool, broker: bool, workers: int) -> None:
+        self.stack = ExitStack()
+        self.stack.enter_context(quiet())
+        self.fate = Demanded()
+        database = self.stack.enter_context(scratch()) / "sim.db"
+        self.run = self.stack.enter_context(Run(seed, self.fate, database, serial, broker, False, workers))
+        self.published = 0
+
+    @rule(deeds=st.lists(st.sampled_from([deed for deed in DEEDS if deed not in ("hang", "poison")]), max_size=4))
+    def publish(self, deeds: list[str]) -> None:
+        names = range(self.published, self.published + len(deeds))
+        self.published += len(deeds)
+        self.run.publish([Order(name=f"o{name}", deed=deed) for name, deed in zip(names, deeds, strict=True)])
+
+    @rule(
+        kind=st.sampled_from(KINDS), where=st.sampled_from(("", "claim", "handler", "commit", "after commit", "send"))
+    )
+    @precondition(lambda self: len(self.fate.wanted) < 5)
+    def break_next(self, kind: str, where: str) -> None:
+        self.fate.wanted.append((kind, where))
+
+    @rule(seconds=st.floats(0.001, 3.0))
+    def let_pass(self, seconds: float) -> None:
+        self.run.world.run_for(seconds)
+
+    @rule()
+    def switch_off(self) -> None:
+        self.run.fleet.kill_all()
+
+    def teardown(self) -> None:
+        if hasattr(self, "run"):
+            self.fate.wanted.clear()
+            with self.stack:
+                failure = self.run.finish()
+            assert not failure, failure
+
+
+TestFaults = pytest.mark.slow(pytest.mark.timeout(600)(Faults.TestCase))
+TestFaults.settings = settings(
+    max_examples=60, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)

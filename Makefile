@@ -6,7 +6,9 @@ FAST := -m "not postgresql and not rabbitmq and not processes and not slow"
 .DEFAULT_GOAL := help
 SEEDS ?= 3000
 FROM ?= 0
-.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench simulate services clean
+MINUTES ?= 5
+SEED ?= 0
+.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench simulate chaos services clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
 
@@ -51,6 +53,9 @@ bench: $(VENV)/.dev services ## measure
 
 simulate: $(VENV)/.dev ## run the engine under simulated faults: SEEDS=3000 FROM=0
 	$(BIN)/python -m tests.simulation --from $(FROM) --seeds $(SEEDS)
+
+chaos: $(VENV)/.dev services ## kill, freeze, cut and restart real processes: MINUTES=5 SEED=0
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
 
 services: ## install the servers that tests start for themselves
 	tests/services/install

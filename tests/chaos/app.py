@@ -1,0 +1,78 @@
+"""The app under chaos. An order is accepted, then invoiced, and audited by an `async def` flow, which sends it on.
+
+CHAOS_DIR gets a file for each process, with a line for each run of a handler.
+"""
+
+import asyncio
+import os
+import random
+import time
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from flowkit import Objects, Outbox, Reject, RetryPolicy
+from tests.shop import Effect, Order, new_app
+
+# A worker that is killed while a suspect runs alone in it costs that one an attempt: many are killed here.
+RETRY = RetryPolicy(attempts=100, first="50ms", factor=1)
+STAGES = ("accept", "invoice", "audit")
+
+app = new_app("chaos")
+orders = app.channel("orders", Order)
+accepted = app.channel("accepted", Order)
+audited = app.channel("audited", Order)
+
+
+def ran(flow: str, order: Order) -> None:
+    """Note a run; one write, which a kill does not tear."""
+    path = Path(os.environ["CHAOS_DIR"]) / f"runs-{os.getpid()}"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        os.write(descriptor, f"{flow} {order.name}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+SLOW_SECONDS = 0.03
+
+
+def perhaps_fail(order: Order) -> None:
+    if order.deed == "fail" and random.random() < 0.5:
+        raise RuntimeError("one of the failures that pass")
+
+
+@app.flow(orders, to=accepted, retry=RETRY)
+def accept(order: Order, db: Session) -> Order:
+    ran("accept", order)
+    if order.deed == "reject":
+        raise Reject("as ordered")
+    db.add(Effect(name=f"accept {order.name}"))
+    if order.deed == "slow":
+        time.sleep(SLOW_SECONDS)
+    perhaps_fail(order)
+    return order
+
+
+@app.flow(accepted, retry=RETRY)
+def invoice(order: Order, db: Session) -> None:
+    ran("invoice", order)
+    if order.deed == "slow":
+        time.sleep(SLOW_SECONDS)
+    db.add(Effect(name=f"invoice {order.name}"))
+    perhaps_fail(order)
+
+
+@app.flow(accepted, to=audited, retry=RETRY)
+async def audit(order: Order, objects: Objects, outbox: Outbox) -> None:
+    ran("audit", order)
+    objects.put(f"audit {order.name}", order.deed)
+    outbox.send(audited, order)
+    await asyncio.sleep(10 * SLOW_SECONDS if order.deed == "slow" else 0)
+    perhaps_fail(order)
+
+
+@app.flow(audited, retry=RETRY)
+def record(order: Order, db: Session) -> None:
+    ran("record", order)
+    db.add(Effect(name=f"audit {order.name}"))

@@ -1,0 +1,195 @@
+"""A run of chaos: orders are published in shares, and with each share something breaks."""
+
+import json
+import random
+import re
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flowkit.config import Settings, connect, open_store
+from tests.chaos import oracle
+from tests.chaos.fleet import Client, Host
+from tests.chaos.oracle import FLOWS, Verdict
+from tests.chaos.scene import Scene
+from tests.shop import Base
+
+HOSTS = 2
+CLIENTS = 2
+AHEAD = 3
+"""By how many shares clients may be behind before nothing more is broken."""
+PATIENCE_SECONDS = 300.0
+REST_SECONDS = 300.0
+PAUSES = (0.2, 8.0)
+"""Seconds: shorter and longer than leases and heartbeats."""
+DIED = re.compile(rb"worker \d+ died \(SIGKILL\) with (\d+) message\(s\) in flight")
+
+
+class Plan(NamedTuple):
+    """How much is published, and how often what breaks. Service faults are those of the scene."""
+
+    messages: int
+    kills: int
+    hosts: int
+    """Of the kills, those of a whole host: the supervisor with its workers."""
+    pauses: int
+    services: Mapping[str, int] = {}
+
+
+class Outcome(NamedTuple):
+    """What became of a run."""
+
+    verdict: Verdict
+    struck: Counter[str]
+    """What was broken how often."""
+    busy: int
+    """Kills that met messages in flight."""
+    seconds: float
+    drained: float
+    """Seconds from the last fault until everything was at its end."""
+
+    def report(self) -> dict[str, Any]:
+        """As JSON."""
+        verdict = self.verdict
+        return {
+            "orders": verdict.accepted,
+            "told": dict(verdict.told),
+            "lost": len(verdict.lost),
+            "twice": len(verdict.twice),
+            "wrong": [*verdict.invented, *verdict.wrong],
+            "handler_runs": verdict.runs,
+            "runs_repeated": verdict.repeated,
+            "faults": dict(self.struck),
+            "kills_with_messages_in_flight": self.busy,
+            "seconds": round(self.seconds),
+            "drained_seconds": round(self.drained, 1),
+        }
+
+
+class Campaign:
+    """One run of a plan in a scene."""
+
+    def __init__(self, scene: Scene, plan: Plan, drawn: random.Random, tell: Callable[[str], None] = print) -> None:
+        self._scene = scene
+        self._plan = plan
+        self._drawn = drawn
+        self._tell = tell
+        self._struck: Counter[str] = Counter()
+        self._hosts: list[Host] = []
+        self._resumes: list[tuple[float, Host, int]] = []
+        self._broken: dict[str, Future[None]] = {}
+        """What breaks now, by what it breaks: the first word of the fault."""
+
+    def run(self) -> Outcome:
+        """Publish, break, mend, wait for rest, judge. Blocks for minutes. Leaves nothing running."""
+        scene, began = self._scene, time.monotonic()
+        empty = open_store(Settings(database_url=scene.url), check=False)
+        empty.upgrade()
+        Base.metadata.create_all(empty.dialect.engine)
+        empty.close()
+        with ExitStack() as stack:
+            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flowkit-chaos-")))
+            environment = {**scene.environment, "CHAOS_DIR": str(self.folder)}
+            log = stack.enter_context((self.folder / "log").open("ab"))
+            try:
+                self._hosts = [stack.enter_context(closing(Host(environment, log))) for _ in range(HOSTS)]
+                clients = [
+                    stack.enter_context(closing(Client(f"c{number}", environment, self.folder, log)))
+                    for number in range(CLIENTS)
+                ]
+                pool = stack.enter_context(ThreadPoolExecutor(8))
+                self._break_all(clients, pool)
+                self._resume(all=True)
+                mended = time.monotonic()
+                self._wait(lambda: not any(one.behind for one in clients), PATIENCE_SECONDS, "the clients end")
+                services = connect(Settings(database_url=scene.url, broker_url=scene.broker_url))
+                stack.callback(services.close)
+                store = services.store
+                self._wait(
+                    lambda: not store.unfinished(FLOWS) and not any(store.pending(FLOWS)),
+                    REST_SECONDS,
+                    "everything is at its end",
+                )
+                drained = time.monotonic() - mended
+                for host in self._hosts:
+                    assert host.stop() == 0, "a host did not end in good order"
+                verdict = oracle.judge(store, services.transport.depths(FLOWS), self.folder)
+            except BaseException:
+                self._tell((self.folder / "log").read_bytes()[-5000:].decode(errors="replace"))
+                raise
+            busy = sum(int(found) > 0 for found in DIED.findall((self.folder / "log").read_bytes()))
+        return Outcome(verdict, self._struck, busy, time.monotonic() - began, drained)
+
+    def _break_all(self, clients: list[Client], pool: ThreadPoolExecutor) -> None:
+        plan = self._plan
+        faults = ["kill"] * (plan.kills - plan.hosts) + ["host"] * plan.hosts + ["pause"] * plan.pauses
+        faults += [name for name, count in plan.services.items() for _ in range(count)]
+        self._drawn.shuffle(faults)
+        ahead = AHEAD * max(plan.messages // len(faults), 10)
+        self._pick()
+        for number, fault in enumerate(faults):
+            share = plan.messages * (number + 1) // len(faults) - plan.messages * number // len(faults)
+            for index, client in enumerate(clients):
+                client.publish(share * (index + 1) // len(clients) - share * index // len(clients))
+            self._resume()
+            time.sleep(self._drawn.uniform(0, 0.2))  # nothing waits for this: it chooses what a fault meets
+            self._strike(fault, pool)
+            self._tell(f"{number + 1}/{len(faults)} {fault}")
+            self._wait(lambda: sum(one.behind for one in clients) <= ahead, PATIENCE_SECONDS, "the clients go on")
+        for future in self._broken.values():
+            future.result(PATIENCE_SECONDS)
+
+    def _strike(self, fault: str, pool: ThreadPoolExecutor) -> None:
+        self._struck[fault] += 1
+        if fault == "host":
+            host, _ = self._pick()
+            host.kill()
+        elif fault in ("kill", "pause"):
+            host, pid = self._pick()
+            if fault == "kill":
+                host.kill_worker(pid)
+            else:
+                host.pause(pid)
+                self._resumes.append((time.monotonic() + self._drawn.uniform(*PAUSES), host, pid))
+        else:
+            service = fault.split(maxsplit=1)[0]
+            if service in self._broken:  # one thing at a time breaks of each
+                self._broken[service].result(PATIENCE_SECONDS)
+            self._broken[service] = pool.submit(self._scene.faults[fault])
+
+    def _resume(self, all: bool = False) -> None:
+        now = time.monotonic()
+        for one in [one for one in self._resumes if all or one[0] <= now]:
+            _, host, pid = one
+            host.resume(pid)
+            self._resumes.remove(one)
+
+    def _pick(self) -> tuple[Host, int]:
+        """A worker that works, and its host; waits for one."""
+        found: list[tuple[Host, int]] = []
+
+        def look() -> bool:
+            found[:] = [(host, pid) for host in self._hosts for pid in host.workers()]
+            return bool(found)
+
+        self._wait(look, PATIENCE_SECONDS, "a worker works")
+        return self._drawn.choice(found)
+
+    def _wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
+        """Wait, while paused workers go on when it is time for it, and hosts start again."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, f"in {seconds:g} s it did not come true that {what}"
+            self._resume()
+            for host in self._hosts:
+                host.revive()
+            time.sleep(0.05)
+
+
+def dump(outcome: Outcome, path: Path) -> None:
+    path.write_text(json.dumps(outcome.report(), indent=1) + "\n")

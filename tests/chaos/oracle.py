@@ -1,0 +1,89 @@
+"""The oracle of chaos: what the clients were told, against what the store and the broker hold at rest."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.chaos.app import STAGES, app
+
+
+class Verdict(NamedTuple):
+    """What became of a run's messages. The first four must be empty."""
+
+    lost: list[str]
+    """Accepted, said the client or the inbox, and an effect is missing."""
+    twice: list[str]
+    """An effect is there more than once, or of an order that must have none."""
+    invented: list[str]
+    """The client was told that nothing was accepted, and it was."""
+    wrong: list[str]
+    """What else does not add up."""
+    told: Counter[str]
+    """What clients were told: ok, fail, unknown."""
+    accepted: int
+    needed: int
+    """Runs of handlers, if nothing had broken."""
+    runs: int
+
+    @property
+    def repeated(self) -> int:
+        """Runs of handlers beyond the one that each message needs: redelivered, failed or rolled back."""
+        return self.runs - self.needed
+
+    @property
+    def faults(self) -> list[str]:
+        return [*self.lost, *self.twice, *self.invented, *self.wrong]
+
+
+def judge(store: Any, depths: Mapping[str, int], folder: Path) -> Verdict:
+    """Compare everything. Nothing runs any more."""
+    told: dict[str, str] = {}
+    deeds: dict[str, str] = {}
+    for log in folder.glob("client-*"):
+        for line in log.read_text().splitlines():
+            name, deeds[name], told[name] = line.split()
+    with store.unit("") as unit:
+        effects = Counter(
+            {name: int(count) for name, count in unit.read("SELECT name, count(*) FROM effects GROUP BY name")}
+        )
+        inbox = {(flow, id): int(state) for flow, id, state in unit.read("SELECT flow, id, state FROM flowkit_inbox")}
+        (left,) = unit.read("SELECT count(*) FROM flowkit_messages")[0]
+        objects = {key for (key,) in unit.read("SELECT key FROM flowkit_objects")}
+        whole = [("ok",)] if store.dialect.name != "sqlite" else unit.read("PRAGMA integrity_check")
+    accepted = {id for flow, id in inbox if flow == "channel:orders"}
+    rejects = {name for name in accepted if deeds[name] == "reject"}
+    wanted = {f"{stage} {name}" for name in accepted - rejects for stage in STAGES}
+    missing = {name for name, said in told.items() if said == "ok"} - accepted
+    letters = store.dead_letters.read(store.dead_letters.select())
+
+    wrong = []
+    if {(one.flow, one.message.id) for one in letters} != {("chaos.accept", name) for name in rejects}:
+        wrong.append(f"dead letters: {[(one.flow, one.message.id, one.reason) for one in letters][:5]}, and more")
+    if objects != {f"audit {name}" for name in accepted - rejects}:
+        wrong.append("objects differ from effects")
+    for flow, balance in store.ledger.balances().items():
+        if not balance.balanced or balance.pending:
+            wrong.append(f"{flow}: {balance}")
+    if left:
+        wrong.append(f"{left} message rows are left")
+    if any(depths.values()):
+        wrong.append(f"the broker still holds {depths}")
+    if any(state not in (1, 2) for state in inbox.values()):
+        wrong.append("open inbox rows")
+    if whole != [("ok",)]:
+        wrong.append(f"integrity check: {whole}")
+    runs = sum(file.read_bytes().count(b"\n") for file in folder.glob("runs-*"))
+    return Verdict(
+        lost=sorted([*(f"order {name}" for name in missing), *(wanted - effects.keys())]),
+        twice=sorted(name for name, count in effects.items() if count > 1 or name not in wanted),
+        invented=sorted(name for name, said in told.items() if said == "fail" and name in accepted),
+        wrong=wrong,
+        told=Counter(told.values()),
+        accepted=len(accepted),
+        needed=effects.total() + len(objects) + len(letters),
+        runs=runs,
+    )
+
+
+FLOWS = list(app.flows)

@@ -1,0 +1,50 @@
+"""Chaos, small: what `make chaos` does for minutes. What breaks when is another day's each day."""
+
+import datetime
+import random
+from collections.abc import Callable
+from contextlib import closing
+
+import pytest
+
+from tests.chaos.campaign import Campaign, Outcome, Plan
+from tests.chaos.scene import Broker, Scene, Sqlite
+from tests.conftest import CI
+from tests.services import postgresql, rabbitmq
+
+SEED = datetime.datetime.now(datetime.UTC).toordinal()
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def chaos(make: Callable[[random.Random], Scene], plan: Plan, optional: tuple[str, ...] = ()) -> Outcome:
+    """Run a plan. Nothing may be wrong, and everything must have happened."""
+    drawn = random.Random(SEED)
+    with closing(make(drawn)) as scene:
+        services = {
+            name: count for name, count in plan.services.items() if name in scene.faults or name not in optional
+        }
+        outcome = Campaign(scene, plan._replace(services=services), drawn).run()
+    verdict = outcome.verdict
+    assert verdict.faults == [], f"seed {SEED}: {outcome.report()}"
+    assert verdict.accepted >= 0.9 * plan.messages
+    assert verdict.repeated > 0, "vacuous: nothing ran again"
+    return outcome
+
+
+def need_servers() -> None:
+    if not CI and (postgresql.find_binaries() is None or rabbitmq.find_binaries() is None):
+        pytest.skip("PostgreSQL or RabbitMQ is not installed: run tests/services/install")
+
+
+def test_rows_1_3_6_and_43_on_sqlite() -> None:
+    chaos(Sqlite, Plan(1500, 30, 4, 5, {"lock": 4, "disk full": 4}), optional=("disk full",))
+
+
+@pytest.mark.postgresql
+@pytest.mark.rabbitmq
+def test_rows_1_3_6_17_18_23_27_and_28_on_rabbitmq_and_postgresql() -> None:
+    need_servers()
+    cuts = {"database cut": 4, "commit cut before": 4, "commit cut after": 4, "broker cut": 4}
+    silence = {"database silent": 2, "broker silent": 2, "alarm": 1}
+    restarts = {"database restart": 2, "broker restart": 2}
+    chaos(Broker, Plan(1500, 30, 4, 5, {**cuts, **silence, **restarts}))

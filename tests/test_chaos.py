@@ -8,7 +8,7 @@ from contextlib import closing
 import pytest
 
 from tests.chaos.campaign import Campaign, Outcome, Plan
-from tests.chaos.scene import Broker, Scene, Sqlite
+from tests.chaos.scene import Broker, Failover, Lagging, Scene, Sqlite
 from tests.conftest import CI
 from tests.services import postgresql, rabbitmq
 
@@ -48,3 +48,21 @@ def test_rows_1_3_6_17_18_23_27_and_28_on_rabbitmq_and_postgresql() -> None:
     silence = {"database silent": 2, "broker silent": 2, "alarm": 1}
     restarts = {"database restart": 2, "broker restart": 2}
     chaos(Broker, Plan(1500, 30, 4, 5, {**cuts, **silence, **restarts}))
+
+
+@pytest.mark.postgresql
+def test_rows_29_and_31_failovers_to_a_synchronous_standby_lose_nothing() -> None:
+    need_servers()
+    chaos(Failover, Plan(600, 6, 1, 2, {"database killed": 3, "database frozen": 2}))
+
+
+@pytest.mark.postgresql
+def test_row_29_failovers_to_a_standby_that_is_behind_lose_what_is_measured() -> None:
+    """Nothing is applied twice even so. What the database lost may be at work just then, and be applied after all."""
+    need_servers()
+    drawn = random.Random(SEED)
+    with closing(Lagging(drawn)) as scene:
+        verdict = Campaign(scene, Plan(600, 4, 0, 0, {"database killed": 3}), drawn).run().verdict
+    assert verdict.twice == []
+    assert len(verdict.lost) > 0
+    assert 0 < verdict.rpo < 60

@@ -144,12 +144,10 @@ class PostgresDialect:
         """The connection that listens and holds the liveness lock, made again when it is lost."""
         if self._watch is None or self._watch.closed:
             psycopg = importlib.import_module("psycopg")
-            self._watch = psycopg.connect(
-                self._url.set(drivername="postgresql").render_as_string(hide_password=False),
-                autocommit=True,
-                connect_timeout=CONNECT_SECONDS,
-                application_name="flowkit watch",
-            )
+            # The URL as the engine reads it: its hosts may be several, and its other parameters are the driver's.
+            names, settings = self.engine.dialect.create_connect_args(self._url)
+            settings = {"connect_timeout": CONNECT_SECONDS, **settings, "application_name": "flowkit watch"}
+            self._watch = psycopg.connect(*names, **settings, autocommit=True)
             self._watch.execute("LISTEN flowkit")
             if self._held:
                 self._watch.execute("SELECT pg_try_advisory_lock(%s)", (_key(self._held),))

@@ -1,6 +1,6 @@
 """`make chaos`: break real processes and services, and compare what clients were told with what is there.
 
-python -m tests.chaos sqlite|rabbitmq --messages 20000 --kills 300 --pauses 60 --services 80
+python -m tests.chaos sqlite --messages 20000 --kills 300 --pauses 60 --services 80
 python -m tests.chaos --minutes 10
 """
 
@@ -17,15 +17,20 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.chaos.campaign import Campaign, Outcome, Plan, dump
-from tests.chaos.scene import Broker, Scene, Sqlite
+from tests.chaos.scene import Broker, Failover, Lagging, Scene, Sqlite
 
-SCENES: dict[str, Callable[[random.Random], Scene]] = {"sqlite": Sqlite, "rabbitmq": Broker}
+SCENES: dict[str, Callable[[random.Random], Scene]] = {
+    "sqlite": Sqlite,
+    "rabbitmq": Broker,
+    "failover": Failover,
+    "lagging": Lagging,
+}
 
 
 def main() -> int:
     options = arguments()
     console = Console()
-    scenes = [options.scene] if options.scene else SCENES
+    scenes = [options.scene] if options.scene else [name for name in SCENES if name != "lagging"]
     end = time.monotonic() + 60 * options.minutes
     for round, name in enumerate(itertools.cycle(scenes)):
         console.print(f"[bold]{name}[/], seed {options.seed + round}")

@@ -1,7 +1,7 @@
 """A client under chaos: python -m tests.chaos.client NAME LOG
 
-Each line of its input is a number of orders, which it publishes and then answers. LOG gets a line `NAME OUTCOME` for
-each order, synced to disk: ok, fail (nothing was accepted) or unknown.
+Each line of its input is a number of orders, which it publishes. LOG gets a line `NAME DEED OUTCOME TIME`
+for each order, synced to disk. The outcome is ok, fail (nothing was accepted) or unknown.
 """
 
 import os
@@ -50,10 +50,9 @@ def main(name: str, log: Path) -> None:
                 batch = [Order(name=f"{name}-{published + one}", deed=deed(drawn)) for one in range(size)]
                 published += size
                 outcome = publish(batch, drawn)
-                file.writelines(f"{order.name} {order.deed or '-'} {outcome}\n" for order in batch)
+                file.writelines(f"{order.name} {order.deed or '-'} {outcome} {time.time()}\n" for order in batch)
                 file.flush()
                 os.fsync(file.fileno())
-            print("done", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The processes under chaos: hosts with their workers, and clients."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -65,7 +66,8 @@ class Host:
         os.kill(pid, signal.SIGSTOP)
 
     def resume(self, pid: int) -> None:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # it was of a host that stopped, and is gone
+            os.kill(pid, signal.SIGCONT)
         self._paused.discard(pid)
 
     def revive(self) -> None:

@@ -9,12 +9,14 @@ from tests.chaos.app import STAGES, app
 
 
 class Verdict(NamedTuple):
-    """What became of a run's messages. The first four must be empty."""
+    """What became of a run's messages. The first five must be empty."""
 
     lost: list[str]
     """Accepted, said the client or the inbox, and an effect is missing."""
     twice: list[str]
-    """An effect is there more than once, or of an order that must have none."""
+    """An effect is there more than once."""
+    unfounded: list[str]
+    """An effect is there of an order that must have none, or that the store does not know."""
     invented: list[str]
     """The client was told that nothing was accepted, and it was."""
     wrong: list[str]
@@ -25,6 +27,8 @@ class Verdict(NamedTuple):
     needed: int
     """Runs of handlers, if nothing had broken."""
     runs: int
+    rpo: float
+    """Seconds between the first and the last acknowledgement of what the store does not know any more."""
 
     @property
     def repeated(self) -> int:
@@ -33,16 +37,18 @@ class Verdict(NamedTuple):
 
     @property
     def faults(self) -> list[str]:
-        return [*self.lost, *self.twice, *self.invented, *self.wrong]
+        return [*self.lost, *self.twice, *self.unfounded, *self.invented, *self.wrong]
 
 
 def judge(store: Any, depths: Mapping[str, int], folder: Path) -> Verdict:
     """Compare everything. Nothing runs any more."""
     told: dict[str, str] = {}
     deeds: dict[str, str] = {}
+    times: dict[str, float] = {}
     for log in folder.glob("client-*"):
         for line in log.read_text().splitlines():
-            name, deeds[name], told[name] = line.split()
+            name, deeds[name], told[name], time = line.split()
+            times[name] = float(time)
     with store.unit("") as unit:
         effects = Counter(
             {name: int(count) for name, count in unit.read("SELECT name, count(*) FROM effects GROUP BY name")}
@@ -76,13 +82,15 @@ def judge(store: Any, depths: Mapping[str, int], folder: Path) -> Verdict:
     runs = sum(file.read_bytes().count(b"\n") for file in folder.glob("runs-*"))
     return Verdict(
         lost=sorted([*(f"order {name}" for name in missing), *(wanted - effects.keys())]),
-        twice=sorted(name for name, count in effects.items() if count > 1 or name not in wanted),
+        twice=sorted(name for name, count in effects.items() if count > 1),
+        unfounded=sorted(effects.keys() - wanted),
         invented=sorted(name for name, said in told.items() if said == "fail" and name in accepted),
         wrong=wrong,
         told=Counter(told.values()),
         accepted=len(accepted),
         needed=effects.total() + len(objects) + len(letters),
         runs=runs,
+        rpo=max(map(times.__getitem__, missing)) - min(map(times.__getitem__, missing)) if missing else 0.0,
     )
 
 

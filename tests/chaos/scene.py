@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Protocol
 
+from tests.services.pair import Pair
 from tests.services.postgresql import PostgreSQL
 from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQ
@@ -29,6 +30,8 @@ class Scene(Protocol):
     broker_url: str
     environment: dict[str, str]
     """The settings of workers and clients."""
+    faithful: bool
+    """Whether acknowledged commits survive; where not, the ledger need not add up."""
     faults: dict[str, Callable[[], None]]
     """What breaks a service and mends it again, by name. Each blocks for as long as it is broken."""
 
@@ -39,6 +42,7 @@ class Sqlite:
     """A database on a small disk in memory of its own, where that can be had."""
 
     broker_url = ""
+    faithful: bool = True
 
     def __init__(self, drawn: random.Random) -> None:
         self._drawn = drawn
@@ -88,6 +92,8 @@ class Sqlite:
 
 class Broker:
     """RabbitMQ and PostgreSQL, one of each, behind proxies that cut, hold back and lose what passes."""
+
+    faithful: bool = True
 
     def __init__(self, drawn: random.Random) -> None:
         self._drawn = drawn
@@ -149,3 +155,33 @@ class Broker:
         self._to_database.forward()
         self._to_broker.forward()
         self._stack.close()
+
+
+class Failover:
+    """PostgreSQL with a synchronous standby, which takes over again and again. The flows' queues are there too."""
+
+    broker_url = ""
+    faithful: bool = True
+
+    def __init__(self, drawn: random.Random, synchronous: bool = True) -> None:
+        self._drawn = drawn
+        self._pair = Pair(synchronous)
+        self.url = self._pair.create_database("chaos")
+        self.environment = {"FLOWKIT_DATABASE_URL": self.url, "FLOWKIT_BROKER_URL": "", "FLOWKIT_LEASE": "5"}
+        self.faults: dict[str, Callable[[], None]] = {
+            "database killed": self._pair.failover,
+            "database frozen": lambda: self._pair.failover(frozen_seconds=self._drawn.uniform(0.1, 1.5)),
+        }
+
+    def close(self) -> None:
+        self._pair.close()
+
+
+class Lagging(Failover):
+    """The same with an asynchronous standby, which is behind when the primary dies: what that costs is measured."""
+
+    faithful = False
+
+    def __init__(self, drawn: random.Random) -> None:
+        super().__init__(drawn, synchronous=False)
+        self.faults = {"database killed": lambda: self._pair.failover(behind_seconds=self._drawn.uniform(0.1, 1.5))}

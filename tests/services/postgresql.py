@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
 import psycopg
 from psycopg import sql
@@ -46,14 +46,15 @@ def find_binaries() -> Path | None:
 class PostgreSQL:
     """One server with its data in a temporary directory. Not thread-safe. Call `close` in the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, primary: "PostgreSQL | None" = None) -> None:
+        """`primary`: the server of which this one is a standby, until it is promoted."""
         binaries = find_binaries()
         if binaries is None:
             raise FileNotFoundError("PostgreSQL is not installed: run tests/services/install")
         self._binaries = binaries
         self._server: subprocess.Popen[bytes] | None = None
         self._paused: set[int] = set()
-        self._password = secrets.token_urlsafe(16)
+        self._password: str = primary._password if primary else secrets.token_urlsafe(16)
         self.port = free_port()
         # In /tmp: another user can get there, and the path of a socket has 107 bytes at most.
         self.home = Path(tempfile.mkdtemp(prefix="flowkit-postgresql-", dir="/tmp"))
@@ -71,7 +72,10 @@ class PostgreSQL:
             start_new_session=True,
         )
         try:
-            self._initialize()
+            if primary:
+                self.follow(primary)
+            else:
+                self._initialize()
         except BaseException:
             self.close()
             raise
@@ -130,6 +134,16 @@ class PostgreSQL:
         finally:
             self._server = None
 
+    def kill(self) -> None:
+        """End all its processes at once, with what they had received and not read."""
+        assert self._server is not None
+        self.pause()
+        for pid in self._paused:
+            _send(pid, signal.SIGKILL)
+        self._paused.clear()
+        self._server.wait(DEADLINE)
+        self._server = None
+
     def restart(self, mode: Mode = "fast") -> None:
         """Stop and start on the same port."""
         self.stop(mode)
@@ -151,6 +165,31 @@ class PostgreSQL:
         for pid in self._paused:
             _send(pid, signal.SIGCONT)
         self._paused.clear()
+
+    def follow(self, primary: "PostgreSQL") -> None:
+        """Become a standby of another server, with a copy of its data instead of its own. Start it afterwards."""
+        shutil.rmtree(self.home / "data", ignore_errors=True)
+        server = ["-h", "127.0.0.1", "-p", str(primary.port), "-U", "flowkit"]
+        copied = subprocess.run(
+            [self._binaries / "pg_basebackup", *server, "-D", "data", "-R", "-X", "stream", "-c", "fast", "--no-sync"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            **self._as | {"env": self._as["env"] | {"PGPASSWORD": self._password}},
+        )
+        if copied.returncode:
+            raise RuntimeError(f"pg_basebackup failed:\n{copied.stdout}{copied.stderr}")
+
+    def promote(self) -> None:
+        """Make the standby a primary, and wait until it is one."""
+        self.execute("SELECT pg_promote()")
+
+    def execute(self, statement: LiteralString) -> list[tuple[Any, ...]]:
+        """Run a statement as the superuser, and return its rows."""
+        with contextlib.closing(psycopg.connect(self.url("postgres"), autocommit=True)) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
 
     def create_database(self, name: str) -> str:
         """Make an empty database and return its URL."""

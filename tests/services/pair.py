@@ -1,0 +1,80 @@
+"""A PostgreSQL primary with a standby: failovers that lose nothing, and some that do."""
+
+import time
+from contextlib import ExitStack, closing
+from urllib.parse import urlencode
+
+from tests.services.postgresql import PostgreSQL
+
+STREAMING_SECONDS = 60.0
+
+
+class Pair:
+    """Two servers, one of them the primary. Not thread-safe. Call `close` in the end."""
+
+    def __init__(self, synchronous: bool) -> None:
+        """`synchronous`: a commit is acknowledged when the standby has it, and waits while there is no standby."""
+        with ExitStack() as undo:
+            self.primary = undo.enter_context(closing(PostgreSQL()))
+            self.primary.start()
+            if synchronous:
+                # In the data directory, and so with every copy of it: a promoted standby waits for the next one.
+                self.primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            self.standby = undo.enter_context(closing(PostgreSQL(self.primary)))
+            self.standby.start()
+            self._stack = undo.pop_all()
+        self.primary.execute("SELECT pg_reload_conf()")
+        self._synchronous = synchronous
+        self.wait_for_standby()
+
+    def url(self, database: str) -> str:
+        """The URL of whichever is the primary."""
+        servers = sorted((self.primary, self.standby), key=lambda server: server.port)
+        hosts = [("host", f"127.0.0.1:{server.port}") for server in servers]
+        base = self.primary.url(database).replace(f"@127.0.0.1:{self.primary.port}", "@")
+        return f"{base}?{urlencode([*hosts, ('target_session_attrs', 'read-write')], safe=':')}"
+
+    def create_database(self, name: str) -> str:
+        self.primary.create_database(name)
+        return self.url(name)
+
+    def failover(self, frozen_seconds: float = 0.0, behind_seconds: float = 0.0) -> None:
+        """The primary dies, the standby takes its place, and what was the primary comes back as the standby.
+
+        With `frozen_seconds` the primary only freezes: it comes back as one that knows nothing of it, for so long.
+        With `behind_seconds` the standby had got nothing for so long.
+        """
+        old, new = self.primary, self.standby
+        if behind_seconds:
+            new.pause()
+            time.sleep(behind_seconds)
+            old.stop("immediate")
+            new.kill()
+            new.start()
+        if frozen_seconds:
+            old.pause()
+            new.promote()
+            old.resume()
+            time.sleep(frozen_seconds)
+        old.stop("immediate")
+        if not frozen_seconds:
+            new.promote()
+        self.primary, self.standby = new, old
+        old.follow(new)
+        old.start()
+        self.wait_for_standby()
+
+    def wait_for_standby(self) -> None:
+        """Until the standby follows, and commits are acknowledged as they should be."""
+        wanted = "sync" if self._synchronous else "async"
+        end = time.monotonic() + STREAMING_SECONDS
+        while self.primary.execute("SELECT sync_state FROM pg_stat_replication WHERE state = 'streaming'") != [
+            (wanted,)
+        ]:
+            if time.monotonic() > end:
+                raise RuntimeError(f"the standby does not follow:\n{self.standby.log.read_text()[-2000:]}")
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """Stop and delete everything."""
+        self._stack.close()

@@ -12,8 +12,9 @@ from flowkit.engine.desk import Desk, Errand
 from flowkit.engine.item import Item, describe
 from flowkit.engine.lane import Lane
 from flowkit.engine.slots import Slot, Slots, State
+from flowkit.errors import Unavailable
 from flowkit.loop import Loop
-from flowkit.ports import Delivery, Objects, Source
+from flowkit.ports import Delivery, Done, Objects, Source
 
 REST_SECONDS = 1.0
 STUBBORN_SECONDS = 15.0
@@ -62,6 +63,8 @@ class AsyncLane(Lane):
 
     def step_alone(self) -> bool:
         """Run one suspect to its end, while nothing else runs in this process. False when there is none."""
+        if self._ended is not None:
+            return self.step()
         if self.stopped or not self.suspects or self.running:
             return False
         self._launch(self.pipeline.begin(self.suspects[:1]), State.ALONE)
@@ -70,6 +73,8 @@ class AsyncLane(Lane):
             self._news.wait(REST_SECONDS)
             self._news.clear()
             self._run_errands()
+        if self._ended is not None:
+            return self.step()
         self._collect()
         return self._commit()
 
@@ -162,8 +167,6 @@ class AsyncLane(Lane):
                 self._loop.call(_fail, errand.result, error)
             else:
                 self._loop.call(_give, errand.result, result)
-        if self.pipeline.severed is not None:
-            self._ended, self.pipeline.severed = self.pipeline.severed, None
         return ran
 
     def _collect(self) -> None:
@@ -189,7 +192,7 @@ class AsyncLane(Lane):
         return bool(ready)
 
     def _tell_of_failure(self, item: Item) -> None:
-        if item.error is not None:
+        if isinstance(item.outcome, Done) and item.error is not None:
             self._log.error(
                 "flow %s: message %s: its handler failed after work.run() had committed: the message is applied, and "
                 "this failure changes nothing: %s",
@@ -197,8 +200,9 @@ class AsyncLane(Lane):
             )  # fmt: skip
 
     def _drop(self) -> None:
-        """What came of handlers is not committed: their messages are given back."""
-        self.held += [item.delivery for item in self.pipeline.ended.values()]
+        """What came of handlers is not committed: their messages are given back, but for the one to be quarantined."""
+        culprits = self.pipeline.items if self._ended is not None else ()
+        self.held += [item.delivery for item in self.pipeline.ended.values() if item not in culprits]
         self.pipeline.ended.clear()
 
     # ------------------------------------------------------------ for its handlers' desks
@@ -215,7 +219,12 @@ class AsyncLane(Lane):
         return True
 
     def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
-        return self.pipeline.apply(item, function, given_up)
+        if self.stopped or self._ended is not None:
+            raise Unavailable(f"flow {self.flow.name} is stopped: message {item.delivery.message.id} is given back")
+        try:
+            return self.pipeline.apply(item, function, given_up)
+        finally:
+            self._ended = self.pipeline.severed
 
     def read(self, key: str) -> Any:
         with self.pipeline.store.unit(self.flow.name, lane=self.pipeline.lane) as unit:

@@ -56,6 +56,8 @@ class Lane:
 
     def step_alone(self) -> bool:
         """Run one suspect, while nothing else runs in this process. False when there is none."""
+        if self._ended is not None:
+            return self.step()
         if self.stopped or not self.suspects:
             return False
         self._process([self.suspects.pop(0)], alone=True)

@@ -1,0 +1,87 @@
+"""Lanes at their ends: a flow that stops, a handler that is cancelled or kills its process, a worker that finishes."""
+
+import pytest
+from sqlalchemy.orm import Session
+
+from flowkit import App, Outbox, StoreUnavailable, UnitOfWork
+from flowkit.engine.item import Item
+from flowkit.errors import TransactionEnded
+from tests.shop import Effect, Order, new_app, once, running
+from tests.test_traps import driver_commit
+
+
+@pytest.fixture
+def app() -> App:
+    return new_app()
+
+
+# ---------------------------------------------------------------- a flow that stops
+
+
+@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.parametrize("broker", [False, True], ids=["rows", "broker"])
+def test_row_50_who_goes_round_by_the_driver_is_dead_and_nobody_else(
+    app: App, database_url: str, broker: bool, swallows: bool
+) -> None:
+    @app.flow(orders := app.channel("orders", Order))
+    async def store(order: Order, work: UnitOfWork) -> None:
+        def write(db: Session, outbox: Outbox) -> None:
+            db.add(Effect(name=order.name))
+            if order.deed:
+                driver_commit(db)
+
+        try:
+            await work.run(write)
+        except Exception:
+            if not swallows:
+                raise
+
+    with running(app, database_url, broker=broker) as harness:
+        app.publish_many(orders, [Order(name=str(number), deed="x" if number == 2 else "") for number in range(5)])
+        harness.until_quiet()
+        assert "flow shop.store is stopped" in harness.worker.lanes[0].stopped
+        assert [orders.body.decode(letter.message.body).name for letter in harness.dead()] == ["2"]
+        balance = harness.balances()["shop.store"]
+        assert balance.applied + balance.pending == 4, "the others are applied, or given back"
+        with harness.session() as session:
+            assert session.query(Effect).count() == balance.applied + 1, "the culprit's was out of our hands, once"
+
+
+@pytest.mark.parametrize("concurrent", [False, True], ids=["plain", "async"])
+def test_row_50_a_suspect_that_stops_its_flow_is_dead_alone_though_the_store_is_away_just_then(
+    app: App, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, concurrent: bool
+) -> None:
+    orders = app.channel("orders", Order)
+
+    def write(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            driver_commit(db)
+
+    async def store(order: Order, work: UnitOfWork) -> None:
+        await work.run(lambda db, outbox: write(order, db))
+
+    app.flow(orders, name="store")(store if concurrent else write)
+    with running(app, sqlite_url, broker=True) as harness:
+        [lane] = harness.worker.lanes
+        ids = [harness.publish(orders, Order(name=name, deed=deed)) for name, deed in (("0", "x"), ("1", ""))]
+        for id in ids:
+            harness.store.charge(("shop.store", "shop", id), attempt=False)
+        harness.worker.relay.step()
+        quarantine = lane.pipeline.quarantine
+
+        def away(error: TransactionEnded) -> list[Item]:
+            monkeypatch.setattr(lane.pipeline, "quarantine", quarantine)
+            raise StoreUnavailable("away")
+
+        monkeypatch.setattr(lane.pipeline, "quarantine", away)
+        lane.step()
+        assert len(lane.suspects) == 2
+        with pytest.raises(StoreUnavailable):
+            lane.step_alone()
+        lane.step_alone()
+        assert lane.stopped
+        harness.until_quiet()
+        assert [letter.message.id for letter in harness.dead()] == ids[:1]
+        assert harness.balances()["shop.store"].pending == 1
+        once(harness, "0")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -15,9 +16,10 @@ RUNS = Path(os.environ.get("CRASH_DIR", ".")) / "runs"
 app = new_app("network")
 orders = app.channel("orders", Order)
 answers = app.channel("answers", Order)
+RETRY = RetryPolicy(attempts=3, first="10ms", jitter=0)
 
 
-@app.flow(orders, to=answers, concurrency=50, deadline="2s", retry=RetryPolicy(attempts=3, first="10ms", jitter=0))
+@app.flow(orders, to=answers, concurrency=50, deadline="2s", retry=RETRY)
 async def fetch(order: Order) -> Order:
     with RUNS.open("a") as file:
         file.write(f"{order.name}\n")
@@ -33,9 +35,13 @@ async def fetch(order: Order) -> Order:
     return order
 
 
-@app.flow(answers, concurrency=50)
+@app.flow(answers, concurrency=50, retry=RETRY)
 async def store(order: Order, work: UnitOfWork) -> None:
     def write(db: Session, outbox: Outbox) -> None:
         db.add(Effect(name=order.name))
+        if order.deed == "killed in its work":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if order.deed == "crash in its work":
+            os._exit(9)
 
     await work.run(write)

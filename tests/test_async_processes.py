@@ -98,7 +98,7 @@ def broker_network(postgresql_url: str, rabbitmq_url: str, tmp_path: Path) -> It
     made.close()
 
 
-@pytest.mark.parametrize("deed", ["crash", "crash in a thread"])
+@pytest.mark.parametrize("deed", ["crash", "crash in a thread", "crash in its work", "killed in its work"])
 def test_row_2_who_kills_the_process_is_dead_alone(network: Network, deed: str) -> None:
     network.publish(120, _30=deed)
     network.start("--workers", "1")

@@ -42,6 +42,8 @@ class AsyncLane(Lane):
         super().__init__(pipeline, source, stops)
         self._loop = loop
         self._slots = slots
+        self._slot = pipeline.slot
+        """Notes whose function of `work.run` runs: that message's own slot says waiting meanwhile, or what is next."""
         self._heat = heat
         self._begun: dict[Item, tuple[float, Slot]] = {}
         """Items given to the loop, the oldest first, with the time of that."""
@@ -221,9 +223,11 @@ class AsyncLane(Lane):
     def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
         if self.stopped or self._ended is not None:
             raise Unavailable(f"flow {self.flow.name} is stopped: message {item.delivery.message.id} is given back")
+        self._slot.note(item.delivery.identity, State.RUNNING)
         try:
             return self.pipeline.apply(item, function, given_up)
         finally:
+            self._slot.strike()
             self._ended = self.pipeline.severed
 
     def read(self, key: str) -> Any:

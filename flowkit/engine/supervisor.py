@@ -147,7 +147,9 @@ def _suspects(noted: list[InFlight], status: int) -> list[InFlight]:
     """Those of a dead process's messages that may have killed it. What only waited did not, unless nothing else was
     there to do it: a thread that a handler started, say. A kill from outside proves nothing against what waited."""
     running = [one for one in noted if one.state is not State.WAITING]
-    return running if running or status == -signal.SIGKILL else noted
+    # A message whose function of `work.run` ran is noted twice: what counts is that it ran alone, or too long.
+    once = {one.identity: one for one in sorted(running, key=lambda one: one.state)}
+    return list(once.values()) if once or status == -signal.SIGKILL else noted
 
 
 def _named(status: int) -> str:

@@ -1,12 +1,17 @@
 """Lanes at their ends: a flow that stops, a handler that is cancelled or kills its process, a worker that finishes."""
 
+import time
+from collections import Counter
+
 import pytest
 from sqlalchemy.orm import Session
 
 from flowkit import App, Outbox, StoreUnavailable, UnitOfWork
 from flowkit.engine.item import Item
+from flowkit.engine.lane import Lane
 from flowkit.errors import TransactionEnded
 from tests.shop import Effect, Order, new_app, once, running
+from tests.test_rabbitmq import Shop, wait_until
 from tests.test_traps import driver_commit
 
 
@@ -85,3 +90,66 @@ def test_row_50_a_suspect_that_stops_its_flow_is_dead_alone_though_the_store_is_
         assert [letter.message.id for letter in harness.dead()] == ids[:1]
         assert harness.balances()["shop.store"].pending == 1
         once(harness, "0")
+
+
+@pytest.mark.parametrize("suspect", [False, True], ids=["done", "suspect"])
+def test_the_other_lanes_of_a_stopped_flow_come_to_rest(app: App, sqlite_url: str, suspect: bool) -> None:
+    orders, done = app.channel("orders", Order), app.channel("done", Order)
+    app.flow(done, name="sink")(lambda order: None)
+
+    @app.flow(orders, to=done, concurrency=2)
+    def accept(order: Order, db: Session) -> Order:
+        if order.deed:
+            driver_commit(db)
+        return order
+
+    with running(app, sqlite_url, broker=True) as harness:
+        one, other = (lane for lane in harness.worker.lanes if lane.flow.name == "shop.accept")
+        id = harness.publish(orders, Order(name="a"))
+        if suspect:
+            harness.store.charge(("shop.accept", "shop", id), attempt=False)
+        harness.worker.relay.step()
+        one.step()
+        assert one.expectant, "it removes what the broker has, or runs its suspect alone"
+        harness.publish(orders, Order(name="b", deed="x"))
+        harness.worker.relay.step()
+        other.step()
+        assert one.stopped
+        (one.step_alone if suspect else one.step)()
+        assert not one.expectant
+        assert not one.pipeline.confirmed
+        assert not one.in_hand
+        harness.until_quiet()
+
+
+def test_a_stopped_flow_leaves_its_queue_to_the_broker(sqlite_url: str, rabbitmq_url: str) -> None:
+    shop = Shop(sqlite_url, rabbitmq_url)
+    numbers = shop.app.channel("numbers", int)
+
+    @shop.app.flow(numbers, concurrency=3)
+    def count(number: int, db: Session) -> None:
+        db.add(Effect(name=str(number)))
+        if number == 0:
+            driver_commit(db)
+
+    shop.app.connect(shop.services)
+    with shop.worker() as worker:
+        shop.app.publish_many(numbers, range(2000))
+        wait_until(lambda: "shop.count" in worker._stops)
+        shop.publish("a")
+        wait_until(lambda: shop.store.ledger.balances()["shop.invoice"].applied == 1)
+
+        def waiting() -> bool:
+            """Whether all that has no outcome waits at the broker, where others may have it."""
+            balance = shop.store.ledger.balances()["shop.count"]
+            left = balance.accepted - balance.applied - balance.dead
+            return bool(shop.services.transport.depths(["shop.count"])["shop.count"] == left)
+
+        wait_until(waiting, 20)
+        steps = Counter[Lane]()
+        for lane in worker.lanes:
+            if lane.stopped:
+                lane.step = lambda lane=lane, step=lane.step: steps.update([lane]) or step()  # type: ignore[method-assign, misc]
+        time.sleep(1)
+        assert max(steps.values(), default=0) < 10, "it spins"
+    shop.close()

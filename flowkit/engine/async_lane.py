@@ -65,9 +65,9 @@ class AsyncLane(Lane):
 
     def step_alone(self) -> bool:
         """Run one suspect to its end, while nothing else runs in this process. False when there is none."""
-        if self._ended is not None:
+        if self.stopped or self._ended is not None:
             return self.step()
-        if self.stopped or not self.suspects or self.running:
+        if not self.suspects or self.running:
             return False
         self._launch(self.pipeline.begin(self.suspects[:1]), State.ALONE)
         del self.suspects[0]

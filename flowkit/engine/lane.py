@@ -32,6 +32,8 @@ class Lane:
         self.working: Sequence[Delivery] = ()
         self.full = False
         """Whether it received all that it could take: there may be more, for another lane."""
+        self.left = False
+        """Whether it receives no more: it is drained, or its flow is stopped."""
         self._stops = stops
         self._ended: TransactionEnded | None = None
         self._limit = min(FIRST_BATCH, self.flow.batch) if pipeline.transactional else self.flow.batch
@@ -41,9 +43,8 @@ class Lane:
         """Run one batch of what is there. False when nothing was. Raises StoreUnavailable; what was held is kept."""
         self.full = False
         if self.stopped:
-            if self.held or self.suspects:
-                self._give_back()
-            return False
+            self._leave()
+            return self.flush()
         if self._ended is not None:
             self._quarantine()
             return True
@@ -56,9 +57,9 @@ class Lane:
 
     def step_alone(self) -> bool:
         """Run one suspect, while nothing else runs in this process. False when there is none."""
-        if self._ended is not None:
+        if self.stopped or self._ended is not None:
             return self.step()
-        if self.stopped or not self.suspects:
+        if not self.suspects:
             return False
         self._process([self.suspects.pop(0)], alone=True)
         return True
@@ -80,8 +81,7 @@ class Lane:
     def drain(self) -> None:
         """Give back everything that is held. Nobody steps the lane any more."""
         self.flush()
-        self._give_back()
-        self.source.close()
+        self._leave()
 
     @property
     def running(self) -> int:
@@ -208,11 +208,16 @@ class Lane:
             "is unknown; remove the call and start the worker again"
         )
         self._log.error("%s", self.stopped)
-        self._give_back()
+        self._leave()
 
-    def _give_back(self) -> None:
-        self.source.release([*self.held, *self.suspects])
-        self.held, self.suspects = [], []
+    def _leave(self) -> None:
+        """Give back everything that is held, and what the source has fetched ahead."""
+        if self.held or self.suspects:
+            self.source.release([*self.held, *self.suspects])
+            self.held, self.suspects = [], []
+        if not self.left:
+            self.source.close()
+            self.left = True
 
 
 SPOILED = Spoiled()

@@ -268,7 +268,7 @@ class Worker:
         """Wait for news and heat the lanes that have some."""
         if not self.services.transport.lease:
             self.tick()
-        flows = {lane.flow.name for lane in self.lanes if not lane.stopped}
+        flows = {lane.flow.name for lane in self.lanes if not lane.left}
         self._heat(self.services.transport.wait(WATCH_SECONDS, flows))
 
     def _send_due(self) -> None:
@@ -287,7 +287,8 @@ class Worker:
         when it is done."""
         with self._changed:
             for flow in flows:
-                cold = [lane for lane in self._lanes.get(flow, ()) if lane not in self._hot and not lane.stopped]
+                useful = [lane for lane in self._lanes.get(flow, ()) if lane.unfinished or not lane.left]
+                cold = [lane for lane in useful if lane not in self._hot]
                 idle = [lane for lane in cold if lane not in self._running]
                 woken = [lane for lane in cold if lane.source.stocked] or idle[:1] or cold[:1]
                 self._hot += woken

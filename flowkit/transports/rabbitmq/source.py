@@ -116,6 +116,8 @@ class RabbitSource:
             lambda done: channel.basic_consume(self._queues.name(self.flow), self._arrived, callback=done),
             CONSUME_SECONDS,
         )
+        if self._closed:  # meanwhile
+            self._stop()
 
     def lost(self) -> None:
         """The connection is gone."""

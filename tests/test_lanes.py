@@ -1,15 +1,20 @@
 """Lanes at their ends: a flow that stops, a handler that is cancelled or kills its process, a worker that finishes."""
 
+import asyncio
+import threading
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from sqlalchemy.orm import Session
 
-from flowkit import App, Outbox, StoreUnavailable, UnitOfWork
+from flowkit import App, Channel, FlowKitError, Objects, Outbox, RetryPolicy, StoreUnavailable, UnitOfWork
 from flowkit.engine.item import Item
 from flowkit.engine.lane import Lane
 from flowkit.errors import TransactionEnded
+from flowkit.testing import Harness
 from tests.shop import Effect, Order, new_app, once, running
 from tests.test_rabbitmq import Shop, wait_until
 from tests.test_traps import driver_commit
@@ -153,3 +158,110 @@ def test_a_stopped_flow_leaves_its_queue_to_the_broker(sqlite_url: str, rabbitmq
         time.sleep(1)
         assert max(steps.values(), default=0) < 10, "it spins"
     shop.close()
+
+
+# ---------------------------------------------------------------- a handler that is cancelled
+
+
+def unattended(harness: Harness, channel: Channel[Order]) -> None:
+    """Publish a message, and let its handler run for a while in which nobody does its errands."""
+    harness.publish(channel, Order(name="a"))
+    harness.worker.lanes[0].step()
+    time.sleep(0.2)
+    harness.until_quiet()
+
+
+async def by_its_timeout(work: UnitOfWork) -> None:
+    async with asyncio.timeout(0.01):
+        await work.run(lambda db, outbox: db.add(Effect(name="a")))
+
+
+async def by_a_sibling(work: UnitOfWork) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work.run(lambda db, outbox: db.add(Effect(name="a"))))  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        raise ValueError("no")
+
+
+@pytest.mark.parametrize("cancels", [by_its_timeout, by_a_sibling])
+def test_a_handler_that_cancels_its_own_work_has_failed(
+    app: App, sqlite_url: str, cancels: Callable[[UnitOfWork], Awaitable[None]]
+) -> None:
+    @app.flow(orders := app.channel("orders", Order), retry=RetryPolicy(attempts=1))
+    async def store(order: Order, work: UnitOfWork) -> None:
+        await cancels(work)
+
+    with running(app, sqlite_url) as harness:
+        unattended(harness, orders)
+        assert [(letter.reason, letter.attempts) for letter in harness.dead()] == [("failed", 1)]
+        once(harness)
+
+
+def test_a_deadline_that_passes_before_the_work_could_begin_is_no_attempt(app: App, sqlite_url: str) -> None:
+    @app.flow(orders := app.channel("orders", Order), deadline="50ms", retry=RetryPolicy(attempts=1))
+    async def store(order: Order, work: UnitOfWork) -> None:
+        await work.run(lambda db, outbox: db.add(Effect(name=order.name)))
+
+    with running(app, sqlite_url) as harness:
+        unattended(harness, orders)
+        once(harness, "a")
+
+
+def test_work_that_its_handler_gave_up_is_undone_and_can_be_run_again(app: App, database_url: str) -> None:
+    began = threading.Event()
+
+    @app.flow(orders := app.channel("orders", Order), retry=RetryPolicy(attempts=1))
+    async def store(order: Order, work: UnitOfWork) -> None:
+        def slow(db: Session, outbox: Outbox) -> None:
+            db.add(Effect(name="never"))
+            began.set()
+            time.sleep(0.3)
+
+        task = asyncio.ensure_future(work.run(slow))
+        while not began.is_set():
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await work.run(lambda db, outbox: db.add(Effect(name=order.name)))
+
+    with running(app, database_url) as harness:
+        harness.publish(orders, Order(name="a"))
+        harness.until_quiet()
+        once(harness, "a")
+
+
+# ---------------------------------------------------------------- what comes too late
+
+
+def test_what_is_kept_or_sent_after_the_work_is_refused(
+    app: App, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    orders, done = app.channel("orders", Order), app.channel("done", Order, optional=True)
+    kept: list[Any] = []
+
+    @app.flow(orders, to=done)
+    async def store(order: Order, work: UnitOfWork, objects: Objects) -> None:
+        def write(db: Session, outbox: Outbox) -> Outbox:
+            outbox.send(done, order)
+            return outbox
+
+        objects.put("before", 1)
+        outbox = await work.run(write)
+        kept.append(await objects.get("before"))
+        with pytest.raises(FlowKitError, match=r"objects\.delete\(\) .* call it before work\.run\(\)"):
+            objects.delete("before")
+        with pytest.raises(FlowKitError, match=r"outbox\.send\(\) .* send inside the function"):
+            outbox.send(done, order)
+        objects.put("after", 1)
+
+    @app.flow(done)
+    async def look(order: Order, objects: Objects) -> None:
+        kept.append([await objects.get("before"), await objects.get("after")])
+
+    with running(app, database_url) as harness:
+        harness.publish(orders, Order(name="a"))
+        harness.until_quiet()
+        assert kept == [1, [1, None]]
+        assert len(harness.sent(done)) == 1
+        assert "objects.put() was called after message" in caplog.text

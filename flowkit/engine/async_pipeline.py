@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowkit.channel import Routed
 from flowkit.engine.desk import Desk
 from flowkit.engine.item import Exhausted, Item, Refused, Superseded, checked
 from flowkit.engine.pipeline import Pipeline
@@ -21,6 +22,20 @@ CONFLICT_SECONDS = 0.005
 
 class DeadlinePassed(FlowKitError):
     """An `async def` handler was cancelled at its deadline."""
+
+
+class WorkOutbox(Outbox):
+    """What the function of `work.run` sends through, for as long as it runs."""
+
+    closed = False
+
+    def route(self, routed: Routed[Any]) -> str:
+        if self.closed:
+            raise FlowKitError(
+                "outbox.send() was called after its function of work.run() had ended, so nothing would be sent; send "
+                "inside the function"
+            )
+        return super().route(routed)
 
 
 def handle_of(delivery: Delivery) -> Hashable:
@@ -58,7 +73,7 @@ class AsyncPipeline(Pipeline):
         item.desk = desk
         item.outbox = Outbox(self.flow, self.context, item.delivery.message, self.routes)
         handling.set(self.flow.name)
-        bound = asyncio.timeout(self.flow.deadline)
+        bound = desk.bound = asyncio.timeout(self.flow.deadline)
         try:
             async with bound:
                 running = self.call(item.body, item.delivery, item.outbox, desk)
@@ -127,7 +142,6 @@ class AsyncPipeline(Pipeline):
             if item.claim is None:
                 raise Superseded
             self.routes = unit.subscribers(self._channels)
-            item.outbox = Outbox(self.flow, self.context, item.delivery.message, self.routes)
             result = self._call(unit, item, function, given_up)
             copies = self._commit(unit, item)
         self.observe([item])
@@ -136,12 +150,13 @@ class AsyncPipeline(Pipeline):
         return result
 
     def _call(self, unit: Unit, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
+        item.outbox = outbox = WorkOutbox(self.flow, self.context, item.delivery.message, self.routes)
         token = handling.set(self.flow.name)
         try:
-            result = function(unit.give(self.store.session), item.outbox)
+            result = function(unit.give(self.store.session), outbox)
             self._check(unit)
             if given_up():
-                raise TimeoutError("its deadline passed while it ran")
+                raise TimeoutError("it was cancelled while it ran")
             return result
         except BaseException as error:
             cause = unit.ended(error)
@@ -151,6 +166,7 @@ class AsyncPipeline(Pipeline):
                 raise
             raise cause from error
         finally:
+            outbox.closed = True
             handling.reset(token)
 
     def _commit(self, unit: Unit, item: Item) -> list[Copy]:

@@ -18,9 +18,14 @@ T = TypeVar("T")
 class Errand:
     """A function that a handler has its lane's thread run, and the future that gets its result."""
 
-    def __init__(self, run: Callable[[], Any]) -> None:
-        self.run = run
+    def __init__(self, function: "Callable[[Errand], Any]") -> None:
+        self._function = function
         self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.given_up = False
+        """Whether who waits for it was cancelled."""
+
+    def run(self) -> Any:
+        return self._function(self)
 
 
 class Clerk(Protocol):
@@ -47,12 +52,13 @@ class Desk:
         self.objects = BufferedObjects(self)
         self.missed: BaseException | None = None
         """What kept the handler from the database, if that was no failure of its own: the message runs again."""
-        self.given_up = False
+        self.bound: asyncio.Timeout | None = None
+        """The handler's deadline: what else cancels, while it lasts, is the handler's own doing."""
 
     def give(self, wanted: type) -> object:
         return self.objects if wanted is Objects else Work(self)
 
-    async def ask(self, function: Callable[[], Any]) -> Any:
+    async def ask(self, function: Callable[[Errand], Any]) -> Any:
         """What a function returns or raises, run on the lane's thread. Cancelled, it waits for what was begun."""
         errand = Errand(function)
         self.clerk.take(errand)
@@ -62,11 +68,11 @@ class Desk:
             self.missed = error
             raise
         except asyncio.CancelledError as error:
-            self.given_up = True
-            if self.clerk.withdraw(errand):
-                self.missed = error
-            else:
+            errand.given_up = True
+            if not self.clerk.withdraw(errand):
                 await _over(errand.result)
+            elif self.bound is not None and self.bound.expired():
+                self.missed = error
             raise
 
 
@@ -83,7 +89,7 @@ class Work:
                 f"work.run() was called again for message {item.delivery.message.id}, whose unit of work is committed; "
                 "do everything in one function"
             )
-        result: T = await desk.ask(lambda: desk.clerk.apply(item, function, lambda: desk.given_up))
+        result: T = await desk.ask(lambda errand: desk.clerk.apply(item, function, lambda: errand.given_up))
         return result
 
 
@@ -99,9 +105,10 @@ class BufferedObjects:
         if key in self._written:
             found = self._written[key]
             return found and found[0]
-        return await self._desk.ask(lambda: self._desk.clerk.read(key))
+        return await self._desk.ask(lambda _: self._desk.clerk.read(key))
 
     def put(self, key: str, value: Any, ttl: str | float | None = None) -> None:
+        self._check("put")
         try:
             to_json(value)
         except PydanticSerializationError as error:
@@ -111,6 +118,7 @@ class BufferedObjects:
         self._written[check_name("an object's key", key)] = (value, ttl)
 
     def delete(self, key: str) -> None:
+        self._check("delete")
         self._written[key] = None
 
     def write(self, objects: Objects) -> None:
@@ -120,6 +128,14 @@ class BufferedObjects:
                 objects.delete(key)
             else:
                 objects.put(key, *found)
+
+    def _check(self, what: str) -> None:
+        item = self._desk.item
+        if item.outcome is not None:
+            raise FlowKitError(
+                f"objects.{what}() was called after message {item.delivery.message.id} had committed, so it would be "
+                "lost; call it before work.run()"
+            )
 
     def __bool__(self) -> bool:
         return bool(self._written)

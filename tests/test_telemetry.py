@@ -196,6 +196,24 @@ def test_async_handlers_have_spans_of_their_own(collector: Collector) -> None:
         assert names(spans) == ["process first", "process second", "send first", "send second"]
 
 
+def test_a_run_that_is_cancelled_at_its_deadline_is_an_error(collector: Collector) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, deadline="20ms", retry=RetryPolicy(attempts=1))
+    async def hang(order: Order) -> None:
+        await asyncio.sleep(3600)
+
+    with Harness(app) as harness:
+        harness.publish(orders, Order(name="a"))
+        harness.until_quiet()
+        assert harness.dead()[0].error.startswith("DeadlinePassed")
+    (span,) = collector.spans("process orders")
+    assert span.status.status_code == StatusCode.ERROR
+    (point,) = collector.measured()["messaging.process.duration"]
+    assert point.attributes["error.type"] == dict(span.attributes or {})["error.type"] == "CancelledError"
+
+
 def test_spans_follow_the_conventions(collector: Collector) -> None:
     with Harness(flows.app) as harness:
         harness.publish(flows.delivered, TEA)

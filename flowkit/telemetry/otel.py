@@ -9,6 +9,7 @@ import inspect
 import os
 import threading
 import time
+from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -112,7 +113,7 @@ class OpenTelemetry(Telemetry):
             span.set_attributes({**self._operation("process", message.channel, delivery.flow), **_of(message)})
         try:
             yield
-        except Exception as error:
+        except (Exception, CancelledError) as error:  # an `async def` handler is cancelled at its deadline
             failed = type(error).__qualname__
             if span.is_recording():
                 span.record_exception(error)

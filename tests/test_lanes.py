@@ -11,11 +11,13 @@ import pytest
 from sqlalchemy.orm import Session
 
 from flowkit import App, Channel, FlowKitError, Objects, Outbox, RetryPolicy, StoreUnavailable, UnitOfWork
+from flowkit.config import Settings, connect
 from flowkit.engine.item import Item
 from flowkit.engine.lane import Lane
+from flowkit.engine.worker import Worker
 from flowkit.errors import TransactionEnded
 from flowkit.testing import Harness
-from tests.shop import Effect, Order, new_app, once, running
+from tests.shop import Effect, Order, effects, new_app, once, running
 from tests.test_rabbitmq import Shop, wait_until
 from tests.test_traps import driver_commit
 
@@ -265,3 +267,30 @@ def test_what_is_kept_or_sent_after_the_work_is_refused(
         assert kept == [1, [1, None]]
         assert len(harness.sent(done)) == 1
         assert "objects.put() was called after message" in caplog.text
+
+
+# ---------------------------------------------------------------- a worker that ends
+
+
+def test_row_7_what_has_begun_is_finished_at_the_end_though_the_broker_takes_nothing(app: App, sqlite_url: str) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    services = connect(Settings(database_url=sqlite_url, broker_url=""))
+
+    @app.flow(orders := app.channel("orders", Order))
+    async def store(order: Order, work: UnitOfWork) -> None:
+        begun.set()
+        await asyncio.to_thread(go_on.wait)
+        await work.run(lambda db, outbox: db.add(Effect(name=order.name)))
+
+    worker = Worker(app, services)
+    thread = threading.Thread(target=worker.run, args=(5.0,))
+    thread.start()
+    app.publish(orders, Order(name="a"))
+    assert begun.wait(30)
+    worker.relay.clogged = True
+    worker.stop()
+    go_on.set()
+    thread.join(30)
+    with Session(services.store.dialect.engine) as session:  # type: ignore[attr-defined]
+        assert effects(session) == {"a": 1}
+    app.close()

@@ -332,7 +332,8 @@ class Worker:
                 lane = next(iter(idle), None)
             else:  # nobody else starts until it ran; what has begun comes to its end
                 lane = suspect if alone else next((one for one in idle if one.running), None)
-            if lane is None or self._alone or self.relay.clogged:
+            held_back = self.relay.clogged and not self.stopping.is_set()  # what has begun is finished all the same
+            if lane is None or self._alone or held_back:
                 self._changed.wait(WATCH_SECONDS)
                 return None
             self._hot.remove(lane)

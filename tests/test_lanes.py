@@ -166,10 +166,11 @@ def test_a_stopped_flow_leaves_its_queue_to_the_broker(sqlite_url: str, rabbitmq
 
 
 def unattended(harness: Harness, channel: Channel[Order]) -> None:
-    """Publish a message, and let its handler run for a while in which nobody does its errands."""
+    """Publish a message, and let its handler end while nobody does its errands."""
+    [lane] = harness.worker.lanes
     harness.publish(channel, Order(name="a"))
-    harness.worker.lanes[0].step()
-    time.sleep(0.2)
+    lane.step()
+    wait_until(lambda: lane.running == 0)
     harness.until_quiet()
 
 
@@ -200,7 +201,7 @@ def test_a_handler_that_cancels_its_own_work_has_failed(
 
 
 def test_a_deadline_that_passes_before_the_work_could_begin_is_no_attempt(app: App, sqlite_url: str) -> None:
-    @app.flow(orders := app.channel("orders", Order), deadline="50ms", retry=RetryPolicy(attempts=1))
+    @app.flow(orders := app.channel("orders", Order), deadline="500ms", retry=RetryPolicy(attempts=1))
     async def store(order: Order, work: UnitOfWork) -> None:
         await work.run(lambda db, outbox: db.add(Effect(name=order.name)))
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 from flowkit import duration
 from flowkit.channel import Channel, T
 from flowkit.config import Services, Settings, connect
-from flowkit.errors import DefinitionError, Undecodable
+from flowkit.errors import DefinitionError, StoreConflict, StoreUnavailable, Undecodable
 from flowkit.flow import Context, Flow, Isolation, Outgoing, RetryPolicy, compose
 from flowkit.foreign import IdFrom
 from flowkit.message import MAX_BODY, check_name
@@ -190,9 +190,12 @@ class App:
 
     def connect(self, services: Services) -> None:
         """Use these services: create the app's tables where the store does so, and record the subscriptions."""
-        services.store.create(self.metadata)
         shared = {EXCHANGE + name: name for name, channel in self.channels.items() if channel.shared}
-        services.store.subscribe({flow.name: flow.source.name for flow in self.flows.values()} | shared)
+        try:
+            services.store.create(self.metadata)
+            services.store.subscribe({flow.name: flow.source.name for flow in self.flows.values()} | shared)
+        except StoreConflict as conflict:
+            raise StoreUnavailable(f"{conflict}; another transaction held the database for too long") from conflict
         self._services = services
         self._publisher = Publisher(services.store, self.context(services))
 

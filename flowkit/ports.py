@@ -341,7 +341,10 @@ class Store(Protocol):
         """Wake those who wait for rows of these flows, in this process and in others."""
 
     def create(self, metadata: Any) -> None:
-        """Create the app's own tables, where this store does so; elsewhere migrations are the user's."""
+        """Create the app's own tables, where this store does so; elsewhere migrations are the user's.
+
+        Raises StoreConflict, or StoreUnavailable.
+        """
 
     # the fleet
     def subscribe(self, subscriptions: Mapping[str, str]) -> None:

@@ -261,6 +261,26 @@ def test_row_39_many_writers_leak_no_lock_errors(sqlite_url: str) -> None:
     checked(sqlite_url, list(app.flows), 2 * sum(sent))
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["schema", "tables"])
+def test_row_39_a_lock_held_too_long_at_the_start_is_a_store_that_is_away(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.05)
+    settings, app = Settings(database_url=sqlite_url, broker_url=""), new_app()
+    app.flow("orders", name="accept")(lambda order: None)
+    if there:
+        connect(settings).close()
+    holder = driver().connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match=r"database is locked.*held"):
+        app.connect(connect(settings))
+    holder.execute("ROLLBACK")
+    holder.close()
+    app.connect(connect(settings))
+    app.publish("orders", {})
+    app.close()
+
+
 def test_row_40_the_log_is_truncated_once_a_long_reader_is_gone(
     sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -300,10 +300,13 @@ class SqlStore:
 
     def create(self, metadata: Any) -> None:
         if isinstance(metadata, MetaData) and self.dialect.name == "sqlite":
-            with self.dialect.engine.connect() as connection:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-                metadata.create_all(connection)
-                connection.exec_driver_sql("COMMIT")
+            try:
+                with self.dialect.engine.connect() as connection:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                    metadata.create_all(connection)
+                    connection.exec_driver_sql("COMMIT")
+            except Exception as error:
+                raise self.classify(error) from error
 
 
 def _version(connection: Connection) -> str | None:

@@ -226,5 +226,7 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
         store.create_schema()
     except Exception as error:
         cause = store.classify(error)
+        if isinstance(cause, StoreConflict):
+            raise StoreUnavailable(f"{cause}; another transaction held {path} for {BUSY_SECONDS:g}s") from None
         raise ConfigError(f"FLOWKIT_DATABASE_URL names {path}, which cannot be used as a store: {cause}") from None
     return store

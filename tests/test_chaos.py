@@ -1,34 +1,38 @@
-"""Chaos, small: what `make chaos` does for minutes. What breaks when is another day's each day."""
+"""Chaos, small: what `make chaos` does for minutes. What breaks when is another day's each day.
+
+The rows of the failures have tests of their own; here they happen to each other.
+"""
 
 import datetime
+import os
 import random
 from collections.abc import Callable
 from contextlib import closing
 
 import pytest
 
-from tests.chaos.campaign import Campaign, Outcome, Plan
+from tests.chaos.campaign import Campaign, Plan
 from tests.chaos.scene import Broker, Failover, Lagging, Scene, Sqlite
 from tests.conftest import CI
 from tests.services import postgresql, rabbitmq
 
-SEED = datetime.datetime.now(datetime.UTC).toordinal()
+SEED = int(os.environ.get("CHAOS_SEED", datetime.datetime.now(datetime.UTC).toordinal()))
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def chaos(make: Callable[[random.Random], Scene], plan: Plan, optional: tuple[str, ...] = ()) -> Outcome:
+def chaos(make: Callable[[random.Random], Scene], plan: Plan) -> None:
     """Run a plan. Nothing may be wrong, and everything must have happened."""
     drawn = random.Random(SEED)
     with closing(make(drawn)) as scene:
-        services = {
-            name: count for name, count in plan.services.items() if name in scene.faults or name not in optional
-        }
-        outcome = Campaign(scene, plan._replace(services=services), drawn).run()
+        if not CI and "disk full" in plan.services.keys() - scene.faults.keys():
+            pytest.skip("no disk can be mounted here, to be filled: that needs root")
+        outcome = Campaign(scene, plan, drawn).run()
     verdict = outcome.verdict
-    assert verdict.faults == [], f"seed {SEED}: {outcome.report()}"
+    assert verdict.faults == [], f"CHAOS_SEED={SEED}: {outcome.report()}"
+    processes = {"kill": plan.kills, "host": plan.hosts, "supervisor": plan.supervisors, "pause": plan.pauses}
+    assert outcome.struck == {**processes, **plan.services}
     assert verdict.accepted >= 0.9 * plan.messages
     assert verdict.repeated > 0, "vacuous: nothing ran again"
-    return outcome
 
 
 def need_servers() -> None:
@@ -36,24 +40,25 @@ def need_servers() -> None:
         pytest.skip("PostgreSQL or RabbitMQ is not installed: run tests/services/install")
 
 
-def test_rows_1_3_6_and_43_on_sqlite() -> None:
-    chaos(Sqlite, Plan(1500, 30, 4, 5, {"lock": 4, "disk full": 4}), optional=("disk full",))
+def test_chaos_on_sqlite() -> None:
+    chaos(Sqlite, Plan(1500, 22, 4, 4, 5, {"lock": 4, "disk full": 4}))
 
 
 @pytest.mark.postgresql
 @pytest.mark.rabbitmq
-def test_rows_1_3_6_17_18_23_27_and_28_on_rabbitmq_and_postgresql() -> None:
+def test_chaos_on_rabbitmq_and_postgresql() -> None:
     need_servers()
-    cuts = {"database cut": 4, "commit cut before": 4, "commit cut after": 4, "broker cut": 4}
-    silence = {"database silent": 2, "broker silent": 2, "alarm": 1}
+    cuts = {"database cut": 4, "database cut before commit": 4, "database cut after commit": 4, "broker cut": 4}
+    silence = {"database silent": 2, "broker silent": 2, "broker alarm": 1}
     restarts = {"database restart": 2, "broker restart": 2}
-    chaos(Broker, Plan(1500, 30, 4, 5, {**cuts, **silence, **restarts}))
+    chaos(Broker, Plan(1500, 22, 4, 4, 5, {**cuts, **silence, **restarts}))
 
 
 @pytest.mark.postgresql
-def test_rows_29_and_31_failovers_to_a_synchronous_standby_lose_nothing() -> None:
+def test_row_29_failovers_to_a_synchronous_standby_lose_nothing() -> None:
+    """Also while the old primary goes on and does not know that it was replaced."""
     need_servers()
-    chaos(Failover, Plan(600, 6, 1, 2, {"database killed": 3, "database frozen": 2}))
+    chaos(Failover, Plan(600, 4, 1, 1, 2, {"database killed": 3, "database stale": 2}))
 
 
 @pytest.mark.postgresql
@@ -62,7 +67,7 @@ def test_row_29_failovers_to_a_standby_that_is_behind_lose_what_is_measured() ->
     need_servers()
     drawn = random.Random(SEED)
     with closing(Lagging(drawn)) as scene:
-        verdict = Campaign(scene, Plan(600, 4, 0, 0, {"database killed": 3}), drawn).run().verdict
+        verdict = Campaign(scene, Plan(600, 4, 0, 0, 0, {"database killed": 3}), drawn).run().verdict
     assert verdict.twice == []
     assert len(verdict.lost) > 0
     assert 0 < verdict.rpo < 60

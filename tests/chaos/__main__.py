@@ -45,9 +45,8 @@ def main() -> int:
 def run(name: str, options: argparse.Namespace, drawn: random.Random, console: Console) -> Outcome:
     """One campaign, with its result on the terminal."""
     with closing(SCENES[name](drawn)) as scene:
-        plan = Plan(
-            options.messages, options.kills, options.kills // 10, options.pauses, spread(scene, options.services)
-        )
+        tenth, services = options.kills // 10, spread(scene, options.services)
+        plan = Plan(options.messages, options.kills - 2 * tenth, tenth, tenth, options.pauses, services)
         outcome = Campaign(scene, plan, drawn, lambda text: console.print(text, highlight=False)).run()
     console.print_json(data=outcome.report())
     for fault in outcome.verdict.faults[:20]:
@@ -65,7 +64,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("scene", nargs="?", choices=SCENES, help="one of them; otherwise all, one after the other")
     parser.add_argument("--minutes", type=float, default=0, help="go on with other seeds for so long")
     parser.add_argument("--messages", type=int, default=2000, help="orders to publish; each is four runs of handlers")
-    parser.add_argument("--kills", type=int, default=30, help="SIGKILL for a worker; a tenth of them for a supervisor")
+    parser.add_argument(
+        "--kills", type=int, default=30, help="SIGKILL for a worker; a tenth each for hosts, supervisors"
+    )
     parser.add_argument("--pauses", type=int, default=6, help="SIGSTOP for a worker, then SIGCONT")
     parser.add_argument("--services", type=int, default=10, help="faults of the database and the broker")
     parser.add_argument("--seed", type=int, default=0, help="of what breaks when; the rest is the system's own chance")

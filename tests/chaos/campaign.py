@@ -35,8 +35,11 @@ class Plan(NamedTuple):
 
     messages: int
     kills: int
+    """Of one worker."""
     hosts: int
-    """Of the kills, those of a whole host: the supervisor with its workers."""
+    """Kills of a whole host: the supervisor and its workers at once."""
+    supervisors: int
+    """Kills of a supervisor alone."""
     pauses: int
     services: Mapping[str, int] = {}
 
@@ -83,8 +86,8 @@ class Campaign:
         self._struck: Counter[str] = Counter()
         self._hosts: list[Host] = []
         self._resumes: list[tuple[float, Host, int]] = []
-        self._broken: dict[str, Future[None]] = {}
-        """What breaks now, by what it breaks: the first word of the fault."""
+        self._broken: dict[str, tuple[str, Future[None]]] = {}
+        """What breaks now, by the service that it breaks: the first word of the fault."""
 
     def run(self) -> Outcome:
         """Publish, break, mend, wait for rest, judge. Blocks for minutes. Leaves nothing running."""
@@ -128,40 +131,54 @@ class Campaign:
 
     def _break_all(self, clients: list[Client], pool: ThreadPoolExecutor) -> None:
         plan = self._plan
-        faults = ["kill"] * (plan.kills - plan.hosts) + ["host"] * plan.hosts + ["pause"] * plan.pauses
+        faults = ["kill"] * plan.kills + ["host"] * plan.hosts + ["supervisor"] * plan.supervisors
+        faults += ["pause"] * plan.pauses
         faults += [name for name, count in plan.services.items() for _ in range(count)]
         self._drawn.shuffle(faults)
         ahead = AHEAD * max(plan.messages // len(faults), 10)
         self._pick()
         for number, fault in enumerate(faults):
             share = plan.messages * (number + 1) // len(faults) - plan.messages * number // len(faults)
+            if fault in plan.services:  # first, so that what it waits for comes
+                self._break(fault, pool)
             for index, client in enumerate(clients):
                 client.publish(share * (index + 1) // len(clients) - share * index // len(clients))
-            self._resume()
-            time.sleep(self._drawn.uniform(0, 0.2))  # nothing waits for this: it chooses what a fault meets
-            self._strike(fault, pool)
+            if fault not in plan.services:
+                time.sleep(self._drawn.uniform(0, 0.2))  # nothing waits for this: it chooses what a fault meets
+                self._strike(fault)
             self._tell(f"{number + 1}/{len(faults)} {fault}")
             self._wait(lambda: sum(one.behind for one in clients) <= ahead, PATIENCE_SECONDS, "the clients go on")
-        for future in self._broken.values():
-            future.result(PATIENCE_SECONDS)
+        for service in list(self._broken):
+            self._mended(service)
 
-    def _strike(self, fault: str, pool: ThreadPoolExecutor) -> None:
-        self._struck[fault] += 1
-        if fault == "host":
-            host, _ = self._pick()
-            host.kill()
-        elif fault in ("kill", "pause"):
-            host, pid = self._pick()
-            if fault == "kill":
+    def _strike(self, fault: str) -> None:
+        """Break a process."""
+        host, pid = self._pick()
+        match fault:
+            case "kill":
                 host.kill_worker(pid)
-            else:
+            case "host":
+                host.kill()
+            case "supervisor":
+                host.kill_supervisor()
+            case "pause":
                 host.pause(pid)
                 self._resumes.append((time.monotonic() + self._drawn.uniform(*PAUSES), host, pid))
-        else:
-            service = fault.split(maxsplit=1)[0]
-            if service in self._broken:  # one thing at a time breaks of each
-                self._broken[service].result(PATIENCE_SECONDS)
-            self._broken[service] = pool.submit(self._scene.faults[fault])
+        self._struck[fault] += 1
+
+    def _break(self, fault: str, pool: ThreadPoolExecutor) -> None:
+        """Break a service, while everything goes on. One thing at a time breaks of each."""
+        service = fault.split(maxsplit=1)[0]
+        self._mended(service)
+        self._broken[service] = fault, pool.submit(self._scene.faults[fault])
+
+    def _mended(self, service: str) -> None:
+        """Wait until what broke of a service works again. Only then did it happen."""
+        if service in self._broken:
+            fault, future = self._broken.pop(service)
+            self._wait(future.done, PATIENCE_SECONDS, f"{fault} is over")
+            future.result()
+            self._struck[fault] += 1
 
     def _resume(self, all: bool = False) -> None:
         now = time.monotonic()

@@ -20,7 +20,7 @@ UNAVAILABLE = 3
 
 
 class Host:
-    """A supervisor with its workers. It can be killed, which kills all of them, and then starts again."""
+    """A supervisor with its workers, as on a host of its own. All of them can be killed, or one."""
 
     def __init__(self, environment: Mapping[str, str], log: IO[bytes]) -> None:
         self._environment = {**os.environ, **environment, "PYTHONPATH": str(ROOT)}
@@ -50,7 +50,14 @@ class Host:
         return [pid for pid, since in self._since.items() if now - since > SETTLED_SECONDS and pid not in self._paused]
 
     def kill(self) -> None:
-        """The supervisor dies, and is replaced. Its workers are asked to end by that; a paused one hears it later."""
+        """The host dies: the supervisor and all its workers at once, so that nobody tells of them. It starts again."""
+        workers = children(self._process.pid)
+        self.kill_supervisor()
+        for pid in filter(lives, workers):
+            os.kill(pid, signal.SIGKILL)
+
+    def kill_supervisor(self) -> None:
+        """It dies, and is replaced. Its workers are asked to end by that; a paused one hears of it when it goes on."""
         self._orphans |= set(children(self._process.pid))
         self._process.kill()
         self._process.communicate()
@@ -66,7 +73,7 @@ class Host:
         os.kill(pid, signal.SIGSTOP)
 
     def resume(self, pid: int) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it was of a host that stopped, and is gone
+        with contextlib.suppress(ProcessLookupError):  # its host was killed meanwhile
             os.kill(pid, signal.SIGCONT)
         self._paused.discard(pid)
 
@@ -83,7 +90,8 @@ class Host:
         self._process.terminate()
         status = self._process.wait(STOP_SECONDS)
         end = time.monotonic() + STOP_SECONDS
-        while any(map(lives, self._orphans)) and time.monotonic() < end:
+        while any(map(lives, self._orphans)):
+            assert time.monotonic() < end, "a worker outlived its supervisor"
             time.sleep(0.05)
         return status
 

@@ -20,6 +20,7 @@ from tests.services.rabbitmq import RabbitMQ
 HEARTBEAT_SECONDS = 3
 DISK_BYTES = 512 << 20
 UNMOUNT_SECONDS = 30.0
+COMMIT_SECONDS = 60.0
 
 
 class Scene(Protocol):
@@ -115,21 +116,22 @@ class Broker:
         }
         self.faults: dict[str, Callable[[], None]] = {
             "database cut": self._to_database.cut,
-            "commit cut before": lambda: self._cut_commit(forward=False),
-            "commit cut after": lambda: self._cut_commit(forward=True),
+            "database cut before commit": lambda: self._cut_commit(forward=False),
+            "database cut after commit": lambda: self._cut_commit(forward=True),
             "broker cut": self._to_broker.cut,
             "database silent": lambda: self._silence(self._to_database),
             "broker silent": lambda: self._silence(self._to_broker),
             "database restart": self._restart_database,
             "broker restart": self._broker.restart,
-            "alarm": self._alarm,
+            "broker alarm": self._alarm,
         }
 
     def _cut_commit(self, forward: bool) -> None:
         """The next commit is cut off: before the server got it, or before the client got its answer."""
-        before, end = self._to_database.cuts, time.monotonic() + 30
+        before, end = self._to_database.cuts, time.monotonic() + COMMIT_SECONDS
         self._to_database.cut_when(b"COMMIT\0", forward)
-        while self._to_database.cuts == before and time.monotonic() < end:
+        while self._to_database.cuts == before:
+            assert time.monotonic() < end, "nobody commits"
             time.sleep(0.01)
 
     def _silence(self, proxy: Proxy) -> None:
@@ -170,7 +172,7 @@ class Failover:
         self.environment = {"FLOWKIT_DATABASE_URL": self.url, "FLOWKIT_BROKER_URL": "", "FLOWKIT_LEASE": "5"}
         self.faults: dict[str, Callable[[], None]] = {
             "database killed": self._pair.failover,
-            "database frozen": lambda: self._pair.failover(frozen_seconds=self._drawn.uniform(0.1, 1.5)),
+            "database stale": lambda: self._pair.failover(stale_seconds=self._drawn.uniform(0.1, 1.5)),
         }
 
     def close(self) -> None:

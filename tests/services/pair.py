@@ -38,27 +38,28 @@ class Pair:
         self.primary.create_database(name)
         return self.url(name)
 
-    def failover(self, frozen_seconds: float = 0.0, behind_seconds: float = 0.0) -> None:
+    def failover(self, stale_seconds: float = 0.0, behind_seconds: float = 0.0) -> None:
         """The primary dies, the standby takes its place, and what was the primary comes back as the standby.
 
-        With `frozen_seconds` the primary only freezes: it comes back as one that knows nothing of it, for so long.
-        With `behind_seconds` the standby had got nothing for so long.
+        With `behind_seconds` the standby had got nothing for so long. With `stale_seconds` the primary only froze: it
+        goes on for so long, and does not know that it was replaced.
         """
         old, new = self.primary, self.standby
         if behind_seconds:
             new.pause()
             time.sleep(behind_seconds)
+        if stale_seconds:
+            old.pause()
+        else:
             old.stop("immediate")
+        if behind_seconds:  # also without what reached it and was not read
             new.kill()
             new.start()
-        if frozen_seconds:
-            old.pause()
-            new.promote()
+        new.promote()
+        if stale_seconds:
             old.resume()
-            time.sleep(frozen_seconds)
-        old.stop("immediate")
-        if not frozen_seconds:
-            new.promote()
+            time.sleep(stale_seconds)
+            old.stop("immediate")
         self.primary, self.standby = new, old
         old.follow(new)
         old.start()

@@ -130,6 +130,7 @@ class Fleet:
         self.started = 0
         self.processes: list[Process] = []
         self.supervisor: Process | None = None
+        self._init = Process(machine.world, "init")
         self.unsupervised = 0
         """How often the supervisor died with its workers."""
         self._resources = ExitStack()
@@ -166,10 +167,11 @@ class Fleet:
         """The machine is switched off, and on again."""
         self.unsupervised += 1
         assert self.supervisor is not None
-        for process in [self.supervisor, *self.processes]:
+        for process in [self._init, self.supervisor, *self.processes]:
             process.kill()
-        init = Process(self.machine.world, "init")
-        init.spawn("main", self.start)
+        # Switched off again before it was up, it comes up once.
+        self._init = Process(self.machine.world, "init")
+        self._init.spawn("main", self.start)
 
     def strike(self, victim: Process, kind: str) -> bool:
         """A fault of a whole process."""

@@ -63,7 +63,8 @@ def test_row_29_failovers_to_a_synchronous_standby_lose_nothing() -> None:
 
 @pytest.mark.postgresql
 def test_row_29_failovers_to_a_standby_that_is_behind_lose_what_is_measured() -> None:
-    """Nothing is applied twice even so. What the database lost may be at work just then, and be applied after all."""
+    """No message takes effect twice even so. But an order may have an effect again, by a message of another id: what
+    the database forgot runs again, and sends under a new id what it had sent already; that is counted in `again`."""
     need_servers()
     drawn = random.Random(SEED)
     with closing(Lagging(drawn)) as scene:

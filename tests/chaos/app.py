@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from flowkit import Objects, Outbox, Reject, RetryPolicy
+from flowkit import Message, Objects, Outbox, Reject, RetryPolicy
 from tests.shop import Effect, Order, new_app
 
 # A worker that is killed while a suspect runs alone in it costs that one an attempt: many are killed here.
@@ -43,11 +43,11 @@ def perhaps_fail(order: Order) -> None:
 
 
 @app.flow(orders, to=accepted, retry=RETRY)
-def accept(order: Order, db: Session) -> Order:
+def accept(order: Order, message: Message, db: Session) -> Order:
     ran("accept", order)
     if order.deed == "reject":
         raise Reject("as ordered")
-    db.add(Effect(name=f"accept {order.name}"))
+    db.add(Effect(name=f"accept {order.name} {message.id}"))
     if order.deed == "slow":
         time.sleep(SLOW_SECONDS)
     perhaps_fail(order)
@@ -55,11 +55,11 @@ def accept(order: Order, db: Session) -> Order:
 
 
 @app.flow(accepted, retry=RETRY)
-def invoice(order: Order, db: Session) -> None:
+def invoice(order: Order, message: Message, db: Session) -> None:
     ran("invoice", order)
     if order.deed == "slow":
         time.sleep(SLOW_SECONDS)
-    db.add(Effect(name=f"invoice {order.name}"))
+    db.add(Effect(name=f"invoice {order.name} {message.id}"))
     perhaps_fail(order)
 
 
@@ -73,6 +73,6 @@ async def audit(order: Order, objects: Objects, outbox: Outbox) -> None:
 
 
 @app.flow(audited, retry=RETRY)
-def record(order: Order, db: Session) -> None:
+def record(order: Order, message: Message, db: Session) -> None:
     ran("record", order)
-    db.add(Effect(name=f"audit {order.name}"))
+    db.add(Effect(name=f"audit {order.name} {message.id}"))

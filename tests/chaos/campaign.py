@@ -65,6 +65,7 @@ class Outcome(NamedTuple):
             "lost": len(verdict.lost),
             "lost_seconds": round(verdict.rpo, 3),
             "twice": len(verdict.twice),
+            "again": len(verdict.again),
             "wrong": [*verdict.unfounded, *verdict.invented, *verdict.wrong],
             "handler_runs": verdict.runs,
             "runs_repeated": verdict.repeated,

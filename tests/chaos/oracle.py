@@ -9,12 +9,14 @@ from tests.chaos.app import STAGES, app
 
 
 class Verdict(NamedTuple):
-    """What became of a run's messages. The first five must be empty."""
+    """What became of a run's messages. The first six must be empty."""
 
     lost: list[str]
     """Accepted, said the client or the inbox, and an effect is missing."""
     twice: list[str]
-    """An effect is there more than once."""
+    """One message took effect more than once."""
+    again: list[str]
+    """Several messages had the same effect for an order: a handler's messages were sent under other ids once more."""
     unfounded: list[str]
     """An effect is there of an order that must have none, or that the store does not know."""
     invented: list[str]
@@ -37,7 +39,7 @@ class Verdict(NamedTuple):
 
     @property
     def faults(self) -> list[str]:
-        return [*self.lost, *self.twice, *self.unfounded, *self.invented, *self.wrong]
+        return [*self.lost, *self.twice, *self.again, *self.unfounded, *self.invented, *self.wrong]
 
 
 def judge(store: Any, depths: Mapping[str, int], folder: Path) -> Verdict:
@@ -50,9 +52,7 @@ def judge(store: Any, depths: Mapping[str, int], folder: Path) -> Verdict:
             name, deeds[name], told[name], time = line.split()
             times[name] = float(time)
     with store.unit("") as unit:
-        effects = Counter(
-            {name: int(count) for name, count in unit.read("SELECT name, count(*) FROM effects GROUP BY name")}
-        )
+        applied = Counter(name for (name,) in unit.read("SELECT name FROM effects"))
         inbox = {(flow, id): int(state) for flow, id, state in unit.read("SELECT flow, id, state FROM flowkit_inbox")}
         (left,) = unit.read("SELECT count(*) FROM flowkit_messages")[0]
         objects = {key for (key,) in unit.read("SELECT key FROM flowkit_objects")}
@@ -60,6 +60,7 @@ def judge(store: Any, depths: Mapping[str, int], folder: Path) -> Verdict:
     accepted = {id for flow, id in inbox if flow == "channel:orders"}
     rejects = {name for name in accepted if deeds[name] == "reject"}
     wanted = {f"{stage} {name}" for name in accepted - rejects for stage in STAGES}
+    effects = Counter(name.rpartition(" ")[0] for name in applied)
     missing = {name for name, said in told.items() if said == "ok"} - accepted
     letters = store.dead_letters.read(store.dead_letters.select())
 
@@ -83,13 +84,14 @@ def judge(store: Any, depths: Mapping[str, int], folder: Path) -> Verdict:
     runs = sum(file.read_bytes().count(b"\n") for file in folder.glob("runs-*"))
     return Verdict(
         lost=sorted([*(f"order {name}" for name in missing), *(wanted - effects.keys())]),
-        twice=sorted(name for name, count in effects.items() if count > 1),
+        twice=sorted(name for name, count in applied.items() if count > 1),
+        again=sorted(name for name, count in effects.items() if count > 1),
         unfounded=sorted(effects.keys() - wanted),
         invented=sorted(name for name, said in told.items() if said == "fail" and name in accepted),
         wrong=wrong,
         told=Counter(told.values()),
         accepted=len(accepted),
-        needed=effects.total() + len(objects) + len(letters),
+        needed=applied.total() + len(objects) + len(letters),
         runs=runs,
         rpo=max(map(times.__getitem__, missing)) - min(map(times.__getitem__, missing)) if missing else 0.0,
     )

@@ -12,6 +12,10 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]|[\ud800-\udfff]")
 MAX_NAME = 255
 MAX_BODY = 16 * 1024 * 1024
 """The largest body, in bytes, unless the app or the transport sets less."""
+MAX_HEADERS = 64 * 1024
+"""The most bytes of all headers together: RabbitMQ takes them, with the envelope, in one frame of 128 KiB."""
+HEADER_BYTES = 8
+"""What a transport adds to a header's name and value, at most."""
 CONTENT_TYPE = "content-type"
 """The header in which messages of shared channels say what their body is."""
 
@@ -59,13 +63,17 @@ def check_name(what: str, value: object) -> str:
 
 
 def check_headers(headers: object) -> dict[str, str]:
-    """`headers` if they are a mapping of names to text without control characters. Raises Undecodable otherwise."""
+    """`headers` if they are a mapping of names to text without control characters, of at most MAX_HEADERS bytes.
+    Raises Undecodable otherwise."""
     if not isinstance(headers, Mapping):
         raise Undecodable(f"headers are {type(headers).__name__}; they must be a mapping of text to text")
     for name, value in headers.items():
         check_name("a header's name", name)
         if not isinstance(value, str) or CONTROL.search(value):
             raise Undecodable(f"header {name} is {value!r:.80}; it must be text without control characters")
+    size = sum(len(name.encode()) + len(value.encode()) + HEADER_BYTES for name, value in headers.items())
+    if size > MAX_HEADERS:
+        raise Undecodable(f"its headers have {size:,} bytes; they may have {MAX_HEADERS:,} together, beside the body")
     return dict(headers)
 
 

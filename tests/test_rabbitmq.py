@@ -231,6 +231,27 @@ def test_row_15_a_bad_queue_stops_its_own_flow_only(
         shop.check("a", "b")
 
 
+def test_row_15_a_queue_that_does_not_answer_stops_its_own_flow_only(
+    shop: Shop, rabbitmq_node: RabbitMQ, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one whose leader is gone, until there is another one; and then it has one consumer again, not two."""
+    other = shop.connect()
+    queue = Queues(shop.store.identity()).name("shop.invoice")
+    other.transport.declare(list(shop.app.flows))
+    leader = f"whereis('%2F_{queue}')"
+    rabbitmq_node.ctl("eval", f"sys:suspend({leader}).")
+    with shop.worker() as worker:
+        wait_until(lambda: "shop.invoice: its queue cannot be consumed: no answer in time" in caplog.text)
+        shop.publish("a")
+        wait_until(lambda: shop.store.ledger.balances()["shop.accept"].applied == 1)
+        rabbitmq_node.ctl("eval", f"sys:resume({leader}).")
+        shop.check("a")
+        lanes = sum(lane.flow.name == "shop.invoice" for lane in worker.lanes)
+        listed = ("list_queues", "--no-table-headers", "name", "consumers")
+        wait_until(lambda: f"{queue}\t{lanes}" in rabbitmq_node.ctl(*listed).splitlines())
+    other.close()
+
+
 def test_row_17_an_alarm_fills_the_outbox_which_drains_afterwards(shop: Shop, rabbitmq_node: RabbitMQ) -> None:
     with shop.worker() as worker:
         shop.publish("first")

@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+import random
 import re
 import socket
 import struct
@@ -23,13 +24,16 @@ from pika.exceptions import UnsupportedAMQPFieldException
 
 from flowkit import App, ConfigError, Message, RetryPolicy, TooLarge
 from flowkit.cli.describe import check
-from flowkit.config import Settings, connect, open_store
+from flowkit.config import Settings, SystemClock, connect, open_store
 from flowkit.engine.relay import Relay
 from flowkit.engine.worker import Worker
 from flowkit.errors import BrokerUnavailable, Undecodable
-from flowkit.transports.rabbitmq.envelope import delivery
+from flowkit.message import MAX_HEADERS, MAX_NAME, check_headers, new_id
+from flowkit.ports import Copy
+from flowkit.transports.rabbitmq.envelope import TOO_DEEP, delivery
 from flowkit.transports.rabbitmq.queues import ARGUMENTS, Queues
 from flowkit.transports.rabbitmq.servers import servers
+from flowkit.transports.rabbitmq.transport import RabbitTransport
 from tests.services import free_port
 from tests.services.rabbitmq import RabbitMQ, find_binaries
 from tests.shop import Order
@@ -428,6 +432,43 @@ def test_headers_of_every_type_are_kept_as_text(sink: Sink, caplog: pytest.LogCa
     assert seen.keys() == {*EVERY_TYPE, "all"}
 
 
+def nested(depth: int) -> Raw:
+    """A table in a table, so deep."""
+    value = b"I\x00\x00\x00\x01"
+    for _ in range(depth):
+        inner = b"\x01a" + value
+        value = b"F" + struct.pack(">I", len(inner)) + inner
+    return Raw(value)
+
+
+def test_a_header_that_is_nested_too_deeply_costs_no_connection(sink: Sink, caplog: pytest.LogCaptureFixture) -> None:
+    for depth in (31, 32, 33, 300, 5000):
+        sink.put(GOOD, message_id=str(depth), headers={"deep": nested(depth), "beside": "it"})
+    wait_until(lambda: sink.ended() == 5)
+    seen = {message.id: message.headers for message in sink.seen}
+    assert {headers["beside"] for headers in seen.values()} == {"it"}
+    assert {depth: TOO_DEEP in headers["deep"] for depth, headers in seen.items()} == {
+        "31": False, "32": False, "33": True, "300": True, "5000": True,
+    }  # fmt: skip
+    assert "no connection" not in caplog.text
+
+
+def test_a_message_that_cannot_be_read_stays_in_its_queue_and_hinders_no_other(
+    sink: Sink, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(flow: str, store: str, found: BasicProperties, body: bytes, tag: object) -> Any:
+        if found.message_id == "bad":
+            raise ZeroDivisionError("a defect")
+        return delivery(flow, store, found, body, tag)
+
+    monkeypatch.setattr("flowkit.transports.rabbitmq.source.delivery", read)
+    for name in ("bad", "good", "better"):
+        sink.put(GOOD, message_id=name)
+    wait_until(lambda: sink.ended() == 2)
+    assert "flow shop.accept: message bad was left in its queue" in caplog.text
+    assert "no connection" not in caplog.text
+
+
 HOSTILE: list[tuple[str, bytes, dict[str, Any]]] = [
     ("not JSON", b"no JSON", {"message_id": "1"}),
     ("empty", b"", {"message_id": "2"}),
@@ -438,6 +479,8 @@ HOSTILE: list[tuple[str, bytes, dict[str, Any]]] = [
     ("NUL in the correlation id", GOOD, {"message_id": "6", "correlation_id": "\0"}),
     ("NUL in the source", GOOD, {"message_id": "7", "app_id": "a\0"}),
     ("an id that is too long", GOOD, {"message_id": "8", "headers": {"ce-id": "x" * 300}}),
+    ("headers that are too large", GOOD, {"message_id": "9", "headers": {"many": "x" * 100_000}}),
+    ("headers that are too large as text", GOOD, {"message_id": "10", "headers": {"many": b"\0" * 20_000}}),
     ("too large", b'{"name": "' + b"x" * 20_000_000 + b'"}', {"message_id": "11"}),
 ]
 
@@ -534,6 +577,65 @@ def test_a_header_that_brokers_read_is_refused_at_the_send(sqlite_url: str, name
     app.connect(connect(Settings(database_url=sqlite_url)))
     with closing(app), pytest.raises(Undecodable, match=f"header {name} is reserved"):
         app.publish("orders", Order(name="a"), headers={name: "1"})
+
+
+def test_headers_over_the_limit_are_refused_at_the_send(sqlite_url: str) -> None:
+    """More than the broker takes in one frame would end the connection of all flows, at each try."""
+    app = shop()
+    app.connect(connect(Settings(database_url=sqlite_url)))
+    with closing(app), pytest.raises(Undecodable, match="headers have 100,012 bytes; they may have 65,536"):
+        app.publish("orders", Order(name="a"), headers={"long": "x" * 100_000})
+
+
+def copies(*flows: str) -> list[Copy]:
+    return [Copy(new_id(), Message(new_id(), "shop", "orders", GOOD), flow) for flow in flows]
+
+
+def test_the_largest_envelope_fits_in_a_frame(rabbitmq_url: str) -> None:
+    """Each name has 255 characters of four bytes, and the headers are as large as they may be."""
+    name = "\U0001f600" * MAX_NAME
+    headers = {f"{number:04}": "x" for number in range(MAX_HEADERS // 13)}
+    largest = Message(name, name, name, GOOD, name, name, 1.5, name, name, check_headers(headers))
+    transport = RabbitTransport(rabbitmq_url, new_id(), SystemClock(), random.random)
+    with closing(transport):
+        transport.declare(["shop.accept"])
+        transport.send(copies("exchange:largest"))  # declares it
+        for flow in ("shop.accept", "exchange:largest"):
+            (receipt,) = transport.send([Copy(new_id(), largest, flow)])
+            assert receipt.confirmed or "RabbitMQ has no queue at exchange" in receipt.reason
+
+
+def test_a_publish_that_is_not_allowed_closes_the_channel_once(
+    rabbitmq_node: RabbitMQ, rabbitmq_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowkit.transports.rabbitmq.sender.NO_ACCESS_SECONDS", 1.0)
+    rabbitmq_node.ctl("add_user", "limited", "secret")
+    rabbitmq_node.ctl("set_permissions", "limited", ".*", "^(amq.default|flowkit.*)$", ".*")
+    url = rabbitmq_node.url(user="limited", password="secret")
+    transport = RabbitTransport(url, new_id(), SystemClock(), random.random)
+    with closing(transport):
+        transport.declare(["shop.accept"])
+
+        def reasons(*flows: str) -> list[str]:
+            wait_until(lambda: transport.ready)
+            return [receipt.reason for receipt in transport.send(copies(*flows)) if not receipt.confirmed]
+
+        assert reasons("exchange:forbidden") == [""]
+        (reason,) = reasons("shop.accept", "exchange:forbidden", "shop.accept")
+        assert "access to exchange 'forbidden' in vhost '/' refused" in reason
+        assert caplog.text.count("RabbitMQ closed the publishing channel") == 1
+        rabbitmq_node.ctl("set_permissions", "limited", ".*", ".*", ".*")
+        wait_until(lambda: "has no queue at exchange forbidden" in reasons("exchange:forbidden")[0])
+    rabbitmq_node.ctl("delete_user", "limited")
+
+
+def test_a_queue_that_may_not_be_made_is_a_wrong_setting(sqlite_url: str, rabbitmq_node: RabbitMQ) -> None:
+    rabbitmq_node.start()
+    rabbitmq_node.ctl("add_user", "reader", "secret")
+    rabbitmq_node.ctl("set_permissions", "reader", "^$", ".*", ".*")
+    with pytest.raises(ConfigError, match=r"access to queue .* refused.*; check user, .* permissions"):
+        start(shop(), sqlite_url, rabbitmq_node.url(user="reader", password="secret"))
+    rabbitmq_node.ctl("delete_user", "reader")
 
 
 def test_row_24_a_body_over_the_limit_is_refused_at_the_send(sqlite_url: str, rabbitmq_url: str) -> None:

@@ -5,6 +5,7 @@ in the AMQP binding of CloudEvents, which is for AMQP 1.0 and has other prefixes
 """
 
 import struct
+import threading
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -181,8 +182,24 @@ NUMBERS = {b"T": struct.Struct(">Q"), b"f": struct.Struct(">f"), b"d": struct.St
 can say, so that one foreign message costs the connection again and again."""
 
 
+DEEPEST = 32
+"""More tables and arrays in each other are not read: pika decodes by recursion, which ends at a few hundred."""
+TOO_DEEP = f"nested more than {DEEPEST} deep"
+_depth = threading.local()
+
+
 def _decode(encoded: bytes, offset: int) -> tuple[Any, int]:
     kind = encoded[offset : offset + 1]
+    if kind in (b"F", b"A"):
+        depth = getattr(_depth, "now", 0)
+        if depth == DEEPEST:
+            (length,) = struct.unpack_from(">I", encoded, offset + 1)
+            return TOO_DEEP, offset + 5 + length
+        _depth.now = depth + 1
+        try:
+            return _decode_value(encoded, offset)
+        finally:
+            _depth.now = depth
     if kind not in NUMBERS:
         return _decode_value(encoded, offset)
     (number,) = NUMBERS[kind].unpack_from(encoded, offset + 1)

@@ -69,15 +69,11 @@ class Link:
             await asyncio.wait_for(self._settled.wait(), seconds)
         return self.up.is_set()
 
-    def abandon(self, why: str) -> None:
-        """Give up a connection that answers no more. It closes itself when its heartbeats stay away."""
-        if self._closing is not None and not self._closing.done():
+    def abandon(self, connection: AsyncioConnection | None, why: str) -> None:
+        """Give up a connection that answers no more, if it is still the one in use. It closes itself when its
+        heartbeats stay away."""
+        if connection is self.connection and self._closing is not None and not self._closing.done():
             self._closing.set_result(ConnectionError(why))
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether the connection is given up, or lost."""
-        return self._closing is None or self._closing.done()
 
     async def close(self) -> None:
         """Close the connection for good."""
@@ -163,7 +159,13 @@ async def open_channel(connection: AsyncioConnection, closed: Callable[[BaseExce
         else:
             opening.set_exception(error)
 
-    channel = connection.channel(on_open_callback=resolve(opening))
+    def opened(channel: Channel) -> None:
+        if opening.done():
+            channel.close()  # nobody waits for it any more
+        else:
+            opening.set_result(channel)
+
+    channel = connection.channel(on_open_callback=opened)
     channel.add_on_close_callback(ended)
     await asyncio.wait_for(opening, ANSWER_SECONDS)
     return channel
@@ -209,7 +211,7 @@ def innermost(error: BaseException | str) -> BaseException:
 
 def refused(error: BaseException) -> bool:
     """Whether the broker is there and does not let us in: waiting would not help."""
-    if isinstance(error, ConnectionClosed):
+    if isinstance(error, ConnectionClosed | ChannelClosed):
         return error.reply_code in (403, 530)
     return isinstance(
         error,
@@ -221,4 +223,6 @@ def said(error: BaseException) -> str:
     """One line of what happened."""
     if isinstance(error, ConnectionClosed | ChannelClosed):
         return f"{error.reply_text} ({error.reply_code})"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     return f"{type(error).__name__}: {error}".split("\n", 1)[0].rstrip(": ")

@@ -26,6 +26,10 @@ from flowkit.transports.rabbitmq.queues import Queues
 CONFIRM_SECONDS = 10.0
 """A publish that is not confirmed by then is unknown: it is sent again, and the connection is given up."""
 TOO_LARGE = re.compile(r"message size \d+ (?:is )?larger than configured max size (\d+)")
+NO_ACCESS = re.compile(r"access to exchange '([^']*)' in vhost .* refused")
+DEFAULT_EXCHANGE = "amq.default"
+NO_ACCESS_SECONDS = 30.0
+"""So long nothing is published to an exchange that was refused: each try costs the channel, and who shares it."""
 _log = logging.getLogger("flowkit.rabbitmq")
 
 
@@ -65,6 +69,11 @@ class Sender:
         """The exchanges that are known to be there: a publish to one that is not would end the channel."""
         self._most = sys.maxsize
         """The largest body that the broker takes, in bytes, once it said so: by closing the channel."""
+        self._refused: dict[str, tuple[float, str]] = {}
+        """Exchange -> until when, by the event loop's clock, it counts as refused, and why."""
+        self._connection: AsyncioConnection | None = None
+        self._opening: asyncio.Task[None] | None = None
+        """Opens a channel in place of one that was closed."""
         self._tag = 0
         self._pending: dict[int, tuple[Batch, int]] = {}
         """Delivery tag -> the copy it belongs to, in the order of sending."""
@@ -89,13 +98,19 @@ class Sender:
         return batch.done.result()
 
     async def opened(self, connection: AsyncioConnection) -> None:
-        connection.add_on_connection_blocked_callback(lambda _, frame: self._block(frame.method.reason or "blocked"))
-        connection.add_on_connection_unblocked_callback(lambda *_: self._block(""))
+        # Bound to their connection: one that was given up lives on until its heartbeats stay away.
+        self._connection = connection
+        connection.add_on_connection_blocked_callback(
+            lambda _, frame: self._block(connection, frame.method.reason or "blocked")
+        )
+        connection.add_on_connection_unblocked_callback(lambda *_: self._block(connection, ""))
         await self._open(connection)
 
     def lost(self) -> None:
         """What is not confirmed is unknown."""
         self._channel = None
+        if self._opening is not None:
+            self._opening.cancel()
         self._exchanges.clear()
         self._most = sys.maxsize
         self.blocked = ""
@@ -106,7 +121,9 @@ class Sender:
         for batch in batches:
             batch.finish()
 
-    def _block(self, reason: str) -> None:
+    def _block(self, connection: AsyncioConnection, reason: str) -> None:
+        if connection is not self._connection:
+            return
         self.blocked = reason
         if reason:
             _log.warning("RabbitMQ takes no messages now: %s; they wait in the database", reason)
@@ -118,12 +135,10 @@ class Sender:
             if self._channel is channel:
                 _log.warning("RabbitMQ closed the publishing channel: %s", said(error))
                 self.lost()
-                too_large = TOO_LARGE.search(said(error))
-                if too_large:
-                    self._most = int(too_large[1])
+                self._learn(said(error))
                 if connection.is_open:
-                    opening = asyncio.get_running_loop().create_task(self._open(connection))
-                    opening.add_done_callback(self._opened_again)
+                    self._opening = asyncio.get_running_loop().create_task(self._open(connection))
+                    self._opening.add_done_callback(partial(self._opened_again, connection))
 
         channel = await open_channel(connection, closed)
         channel.add_on_return_callback(self._came_back)
@@ -132,9 +147,17 @@ class Sender:
         await answer(channel, lambda done: channel.confirm_delivery(confirmed, done))
         self._channel = channel
 
-    def _opened_again(self, opening: "asyncio.Task[None]") -> None:
-        if not opening.cancelled() and opening.exception() is not None and self.link is not None:
-            self.link.abandon(f"no publishing channel: {opening.exception()}")
+    def _learn(self, why: str) -> None:
+        """What a closed channel says of the publish that closed it, so that its next try closes none."""
+        if too_large := TOO_LARGE.search(why):
+            self._most = int(too_large[1])
+        if no_access := NO_ACCESS.search(why):
+            exchange = no_access[1] if no_access[1] != DEFAULT_EXCHANGE else ""
+            self._refused[exchange] = (asyncio.get_running_loop().time() + NO_ACCESS_SECONDS, why)
+
+    def _opened_again(self, connection: AsyncioConnection, opening: "asyncio.Task[None]") -> None:
+        if not opening.cancelled() and (error := opening.exception()) is not None and self.link is not None:
+            self.link.abandon(connection, f"no publishing channel: {said(error)}")
 
     def _begin(self, batch: Batch) -> None:
         if self._channel is None:
@@ -143,18 +166,19 @@ class Sender:
         self._batches.add(batch)
         batch.done.add_done_callback(lambda _: self._batches.discard(batch))
         loop = asyncio.get_running_loop()
-        loop.call_later(CONFIRM_SECONDS, self._expire, batch)
+        expiry = loop.call_later(CONFIRM_SECONDS, self._expire, batch)
+        batch.done.add_done_callback(lambda _: expiry.cancel())
         unknown = {receipt.copy.exchange for receipt in batch.receipts} - self._exchanges - {""}
         if unknown:
             batch.task = loop.create_task(self._declare_first(batch, unknown))
         else:
-            self._publish(batch, {})
+            self._publish(batch, self._refusals())
 
     async def _declare_first(self, batch: Batch, exchanges: set[str]) -> None:
         """See that these exchanges are there, then publish."""
-        refused: dict[str, str] = {}
+        refused = self._refusals()
         try:
-            for name in sorted(exchanges):
+            for name in sorted(exchanges - refused.keys()):
                 assert self.link is not None
                 assert self.link.connection is not None
                 channel = await open_channel(self.link.connection, lambda _: None)
@@ -169,6 +193,11 @@ class Sender:
             batch.finish()
         else:
             self._publish(batch, refused)
+
+    def _refusals(self) -> dict[str, str]:
+        """The exchanges that nothing is published to now, and why."""
+        now = asyncio.get_running_loop().time()
+        return {exchange: why for exchange, (until, why) in self._refused.items() if until > now}
 
     def _publish(self, batch: Batch, refused: Mapping[str, str]) -> None:
         channel = self._channel
@@ -220,5 +249,5 @@ class Sender:
     def _expire(self, batch: Batch) -> None:
         if not batch.done.done():
             if self.link is not None and not self.blocked:
-                self.link.abandon(f"a publish was not confirmed within {CONFIRM_SECONDS:g}s")
+                self.link.abandon(self._connection, f"a publish was not confirmed within {CONFIRM_SECONDS:g}s")
             batch.finish()

@@ -15,15 +15,18 @@ from flowkit.errors import ConfigError
 from flowkit.loop import Loop
 from flowkit.ports import Delivery, Random
 from flowkit.transports.rabbitmq.envelope import delivery
-from flowkit.transports.rabbitmq.link import answer, open_channel, said
+from flowkit.transports.rabbitmq.link import answer, open_channel, resolve, said
 from flowkit.transports.rabbitmq.queues import Queues
 
 AHEAD = 2
 """The broker sends so many batches ahead: one is there when the one before it is done."""
 CONSUME_SECONDS = 3.0
-"""While a queue has no leader the broker leaves a consumer without an answer, for a minute (3.10.8); a new connection
-asks again sooner."""
+"""While a queue has no leader the broker leaves a consumer without an answer, for a minute (3.10.8); a new channel asks
+again sooner."""
 AGAIN_SECONDS = 2.0
+MOST_SECONDS = 8.0
+"""The waits grow, because a channel without an answer is not closed before that minute is over, and a connection has
+2,047 of them."""
 _log = logging.getLogger("flowkit.rabbitmq")
 
 
@@ -42,7 +45,6 @@ class RabbitSource:
         limit: int,
         random: Random,
         told: Callable[[], None],
-        abandon: Callable[[str], None],
     ) -> None:
         self._loop = loop
         self._queues = queues
@@ -50,7 +52,6 @@ class RabbitSource:
         self._prefetch = max(2, limit * AHEAD)
         self._random = random
         self._told = told
-        self._abandon = abandon
         self._buffer: deque[Delivery] = deque()
         self._channel: Channel | None = None
         self._epoch = 0
@@ -58,6 +59,8 @@ class RabbitSource:
         """Tags that the broker waits for, in their order."""
         self._last = 0
         self._closed = False
+        self._task: asyncio.Task[None] | None = None
+        """Consumes on the connection that is there."""
 
     @property
     def stocked(self) -> bool:
@@ -82,70 +85,90 @@ class RabbitSource:
 
     def close(self) -> None:
         self._closed = True
-        self._loop.call(self._stop)
+        self._loop.call(self.lost)
 
     # ------------------------------------------------------------ on the I/O thread
 
-    async def consume(self, connection: AsyncioConnection) -> None:
-        """Consume on a new connection; what hinders this queue is said, tried again, and hinders no other one."""
-        try:
-            if not self._closed:
-                await self._open(connection)
-        except TimeoutError:
-            self._abandon(f"no answer to the consumer of flow {self.flow}")
-        except (ConfigError, AMQPError) as error:
-            if connection.is_open:
-                self._retry(connection, error)
+    def consume(self, connection: AsyncioConnection) -> asyncio.Event:
+        """Consume on a new connection until it is lost. What hinders this queue hinders no other one.
 
-    async def _open(self, connection: AsyncioConnection) -> None:
+        Returns what is set when the first try is over.
+        """
+        tried = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._keep(connection, tried))
+        self._task.add_done_callback(lambda _: tried.set())
+        return tried
+
+    def lost(self) -> None:
+        """The connection is gone, or not wanted any more."""
+        if self._task is not None:
+            self._task.cancel()
         self._forget()
 
-        def closed(error: BaseException) -> None:
-            if self._channel is channel:
-                self._forget()
-                if connection.is_open and not self._closed:
-                    self._retry(connection, error)
+    async def _keep(self, connection: AsyncioConnection, tried: asyncio.Event) -> None:
+        """Have one channel that consumes, and another one when it ends."""
+        wait, told = AGAIN_SECONDS, ""
+        while connection.is_open and not self._closed:
+            try:
+                ended = await self._open(connection)
+                tried.set()
+                if told:
+                    _log.info("flow %s: its queue is consumed again", self.flow)
+                wait, told = AGAIN_SECONDS, ""
+                error = await ended
+            except Exception as failure:
+                # Whatever it was: without this task the flow would receive nothing any more.
+                error = failure
+            tried.set()
+            self._forget()
+            if connection.is_open and said(error) != told:
+                told = said(error)
+                known = isinstance(error, AMQPError | ConfigError | TimeoutError)
+                _log.warning(
+                    "flow %s: its queue cannot be consumed: %s; trying again",
+                    self.flow,
+                    told,
+                    exc_info=None if known else error,
+                )
+            await asyncio.sleep(self._random() * wait)
+            wait = min(wait * 2, MOST_SECONDS)
 
-        channel = await open_channel(connection, closed)
+    async def _open(self, connection: AsyncioConnection) -> "asyncio.Future[BaseException]":
+        """Consume on a new channel. Returns what will say why it ended. Raises what refused it."""
+        ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+        self._channel = channel = await open_channel(connection, resolve(ended))
         await self._queues.declare(channel, self.flow)
         await answer(channel, lambda done: channel.basic_qos(prefetch_count=self._prefetch, callback=done))
         channel.add_on_cancel_callback(lambda _: channel.close(0, "the queue was deleted"))
-        self._channel = channel
         await answer(
             channel,
             lambda done: channel.basic_consume(self._queues.name(self.flow), self._arrived, callback=done),
             CONSUME_SECONDS,
         )
-        if self._closed:  # meanwhile
-            self._stop()
-
-    def lost(self) -> None:
-        """The connection is gone."""
-        self._forget()
+        return ended
 
     def _forget(self) -> None:
-        self._channel = None
+        """Give the channel up, with all that it delivered: the broker hands it out again."""
+        channel, self._channel = self._channel, None
         self._epoch += 1
         self._last = 0
         self._unsettled.clear()
         self._buffer.clear()
-
-    def _retry(self, connection: AsyncioConnection, error: BaseException) -> None:
-        _log.warning("flow %s: its queue cannot be consumed: %s; trying again", self.flow, said(error))
-
-        async def again() -> None:
-            await asyncio.sleep(self._random() * AGAIN_SECONDS)
-            if connection.is_open:
-                await self.consume(connection)
-
-        self._again = asyncio.get_running_loop().create_task(again())
+        if channel is not None and channel.is_open:
+            channel.close()
 
     def _arrived(self, channel: Channel, method: Basic.Deliver, found: BasicProperties, body: bytes) -> None:
         if channel is not self._channel:
             return  # given up: the broker hands it out again
         tag = int(method.delivery_tag or 0)
         self._last = tag
-        arrived = delivery(self.flow, self._queues.store, found, body, (self._epoch, tag))
+        try:
+            arrived = delivery(self.flow, self._queues.store, found, body, (self._epoch, tag))
+        except Exception:
+            # It stays unsettled: raised here it would cost the connection of all flows, again and again.
+            self._unsettled[tag] = None
+            _log.exception("flow %s: message %s was left in its queue", self.flow, found.message_id)
+            return
         if arrived is None:
             channel.basic_ack(tag)
             return
@@ -177,9 +200,3 @@ class RabbitSource:
         for tag in self._current(tags):
             if self._channel is not None:
                 self._channel.basic_nack(tag)
-
-    def _stop(self) -> None:
-        channel = self._channel
-        self._forget()
-        if channel is not None and channel.is_open:
-            channel.close()

@@ -3,7 +3,8 @@
 import logging
 import ssl
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
@@ -87,7 +88,7 @@ class RabbitTransport:
 
     def source(self, flow: str, worker: str, limit: int) -> RabbitSource:
         io = self._open()
-        source = RabbitSource(io.loop, self._queues, flow, limit, self._random, self._tell, io.consuming.abandon)
+        source = RabbitSource(io.loop, self._queues, flow, limit, self._random, self._tell)
         io.loop.run(io.attach(source))
         return source
 
@@ -148,42 +149,35 @@ class Connections:
         self.sender.link = self.publishing
 
     async def declare(self, flows: Sequence[str]) -> None:
-        """Make the queues of these flows. Raises ConfigError, or BrokerUnavailable."""
+        """Make the queues of these flows. Raises ConfigError when one is there and is not what it must be, and
+        BrokerUnavailable when there is no answer."""
         for flow in flows:
-            channel = await self._channel()
-            await self._declare(channel, flow)
+            async with self._ask() as channel:
+                await self._queues.declare(channel, flow)
 
     async def declared(self, flows: Sequence[str]) -> dict[str, bool]:
         """Which of these flows have their queue. Raises as `declare` does."""
         found = {}
         for flow in flows:
-            channel = await self._channel()
-            found[flow] = await self._queues.depth(channel, flow) is not None
-            if found[flow]:
-                await self._declare(channel, flow)
+            async with self._ask() as channel:
+                found[flow] = await self._queues.depth(channel, flow) is not None
+                if found[flow]:
+                    await self._queues.declare(channel, flow)
         return found
 
-    async def _declare(self, channel: Channel, flow: str) -> None:
-        try:
-            await self._queues.declare(channel, flow)
-        except ConfigError as error:
-            raise ConfigError(f"{self._shown}: {error}") from None
-        channel.close()
-
     async def depths(self, flows: Sequence[str]) -> dict[str, int]:
+        """Messages in the queues of these flows. Raises as `declare` does."""
         found = {}
         for flow in flows:
-            channel = await self._channel()
-            found[flow] = await self._queues.depth(channel, flow) or 0
-            if channel.is_open:
-                channel.close()
+            async with self._ask() as channel:
+                found[flow] = await self._queues.depth(channel, flow) or 0
         return found
 
     async def attach(self, source: RabbitSource) -> None:
         """Consume for a lane, now and after every reconnect."""
         self.sources.append(source)
         if self.consuming.connection is not None and self.consuming.up.is_set():
-            await source.consume(self.consuming.connection)
+            await source.consume(self.consuming.connection).wait()
         else:
             await self.consuming.ready(OPEN_SECONDS)
 
@@ -191,25 +185,33 @@ class Connections:
         await self.consuming.close()
         await self.publishing.close()
 
-    async def _channel(self) -> Channel:
+    @asynccontextmanager
+    async def _ask(self) -> AsyncIterator[Channel]:
         """A channel for questions to the broker, which closes it when the answer is no."""
         link = self.publishing
+        channel: Channel | None = None
         try:
-            if await link.ready(OPEN_SECONDS) and link.connection is not None:
-                return await open_channel(link.connection, lambda _: None)
-        except AMQPError as error:
-            link.error = error
-        why = f"{self._shown}, which cannot be used: {said(link.error)}"
-        if isinstance(link.error, ssl.SSLError):
-            raise ConfigError(f"{why}; check the host's name and its certificate, and cacertfile=")
-        if refused(link.error):
-            raise ConfigError(f"{why}; check user, password and virtual host")
-        raise BrokerUnavailable(f"{why}; check host and port, and whether RabbitMQ runs")
+            if not await link.ready(OPEN_SECONDS) or link.connection is None:
+                raise ConnectionError from link.error
+            channel = await open_channel(link.connection, lambda _: None)
+            yield channel
+        except ConfigError as error:
+            raise ConfigError(f"{self._shown}: {error}") from None
+        except (AMQPError, OSError) as error:
+            cause = error.__cause__ or error
+            why = f"{self._shown}, which cannot be used: {said(cause)}"
+            if isinstance(cause, ssl.SSLError):
+                raise ConfigError(f"{why}; check the host's name and its certificate, and cacertfile=") from None
+            if refused(cause):
+                raise ConfigError(f"{why}; check user, password, virtual host and permissions") from None
+            raise BrokerUnavailable(f"{why}; check host and port, and whether RabbitMQ runs") from None
+        finally:
+            if channel is not None and channel.is_open:
+                channel.close()
 
     async def _consume(self, connection: AsyncioConnection) -> None:
         for source in self.sources:
-            if connection.is_open and not self.consuming.abandoned:
-                await source.consume(connection)
+            source.consume(connection)
 
     def _lost(self) -> None:
         for source in self.sources:

@@ -2,6 +2,7 @@
 
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -73,6 +74,27 @@ def check(app: AppName) -> None:
     from flowkit.cli.describe import check
 
     check(app)
+
+
+@cli.command()
+def prove(
+    app: AppName,
+    scenario: Annotated[str, typer.Argument(help="A function of APP's module, or tests.py:function")],
+    directory: Annotated[
+        Path | None, typer.Option(help="Compare the files in it; it is emptied for each run", file_okay=False)
+    ] = None,
+    observe: Annotated[str | None, typer.Option(help="A function that returns other effects")] = None,
+    points: Annotated[int, typer.Option(min=1, help="Kill at so many points at most")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Kill a worker of APP at every point of a scenario, and compare.
+
+    scenario(harness) publishes what the flows work on. Each run has a SQLite database of its own. Exit code 1 when a
+    crash changes what is there at the end; the effect that escaped its transaction is named.
+    """
+    from flowkit.cli.prove import prove
+
+    raise typer.Exit(prove(app, scenario, directory, observe, points, as_json))
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,7 +19,7 @@ def load(name: str) -> App:
     What the module itself raises on import passes: it is the user's own error, with its own traceback.
     """
     target, _, attribute = name.partition(":")
-    module = _from_file(Path(target)) if target.endswith(".py") else _from_name(target)
+    module = _load(target)
     if attribute:
         found = getattr(module, attribute, None)
         if not isinstance(found, App):
@@ -32,6 +33,24 @@ def load(name: str) -> App:
         how_many = f"{len(apps)} apps, name the one meant" if apps else "no App; write app = App(…) there, or name one"
         raise DefinitionError(f"{target} has {how_many}: {target}:app")
     return next(iter(apps.values()))
+
+
+def load_function(name: str, function: str) -> Callable[..., object]:
+    """A function of the module of an app that was loaded, or of `tests.py:function`. Raises DefinitionError when there
+    is none."""
+    target, _, attribute = function.rpartition(":")
+    app_target = name.partition(":")[0]
+    loaded = sys.modules[Path(app_target).stem if app_target.endswith(".py") else app_target]
+    module = _load(target) if target else loaded
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise DefinitionError(f"{target or app_target} has no function {attribute}; write def {attribute}(…) there")
+    called: Callable[..., object] = found
+    return called
+
+
+def _load(target: str) -> ModuleType:
+    return _from_file(Path(target)) if target.endswith(".py") else _from_name(target)
 
 
 def _from_file(path: Path) -> ModuleType:

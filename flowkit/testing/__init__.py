@@ -1,5 +1,7 @@
-"""Testing flows: the harness that runs them in memory with a virtual clock, and the conformance kit for ports."""
+"""Testing flows: the harness that runs them in memory on a virtual clock, the proof that they survive crashes, and the
+kit that tests ports."""
 
+from flowkit.testing.crash import CrashUnsafe, Proof, crash_everywhere
 from flowkit.testing.harness import Harness
 
-__all__ = ["Harness"]
+__all__ = ["CrashUnsafe", "Harness", "Proof", "crash_everywhere"]

@@ -289,6 +289,10 @@ class Unit(Protocol):
     def count(self, tallies: Mapping[str, Tally]) -> None:
         """Add to the ledger, by flow."""
 
+    def witness(self) -> None:
+        """Let the commit wait until what this unit saw is as durable as what it wrote: others' commits can be seen
+        before every standby that they wait for has them."""
+
     def commit(self) -> None:
         """Commit. Raises CommitUnknown, StoreConflict, TransactionEnded, or the database's own refusal."""
 

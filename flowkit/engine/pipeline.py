@@ -311,6 +311,8 @@ class Pipeline:
             unidentified=sum(one.unidentified for one in arrived),
         )
         unit.count({flow: tally for flow, tally in tallies.items() if any(tally)})
+        if any(isinstance(item.outcome, Duplicate) for item in items):
+            unit.witness()
         return [*fresh, *again]
 
     def commit(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
+from weakref import WeakSet
 
 from pydantic_core import to_json
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
@@ -40,6 +41,8 @@ _STAGE = f"""
 _CONFLICTS = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock timeout
 _UNAVAILABLE = ("08", "57P", "53", "58", "25006", "25P03")
 """Connection, shutdown, resources, system, read-only, idle in transaction. A statement's own timeout is its failure."""
+STANDBY_WAIT = "SyncRepWaitForLSN"
+"""The server's function that waits for synchronous standbys (PostgreSQL 9.1 to 18)."""
 _log = logging.getLogger("flowkit.store")
 
 
@@ -57,6 +60,7 @@ class PostgresDialect:
             among="= ANY(ARRAY(SELECT value ->> 0 FROM {each}))",
             skip="FOR UPDATE SKIP LOCKED",
             marker="%s",
+            witness="SELECT pg_logical_emit_message(true, 'flowkit', '')",
         )
         self.engine = create_engine(
             self._url,
@@ -72,6 +76,9 @@ class PostgresDialect:
                 "application_name": "flowkit",
             },
         )
+        self._doubtful: WeakSet[Any] = WeakSet()
+        """Connections whose commit was told as done without the standby."""
+        event.listen(self.engine, "connect", self._connected)
         self._watch: Any = None
         self._watching = threading.Lock()
         self._held: str | None = None
@@ -101,6 +108,17 @@ class PostgresDialect:
         if token is not None:
             connection.execute(f"RELEASE SAVEPOINT {token}", prepare=False)
         connection.execute("COMMIT", prepare=False)
+
+    def doubtful(self, connection: Any) -> bool:
+        return connection in self._doubtful
+
+    def _connected(self, connection: Any, _: object) -> None:
+        def noticed(diagnostic: Any) -> None:
+            # A wait that somebody cancelled is told by a warning only, and the commit as done.
+            if diagnostic.source_function == STANDBY_WAIT:
+                self._doubtful.add(connection)
+
+        connection.add_notice_handler(noticed)
 
     def token_gone(self, error: BaseException) -> bool:
         # Invalid savepoint specification, no active transaction.

@@ -64,6 +64,9 @@ class Dialect(Protocol):
     def commit(self, connection: Any, token: str | None) -> None:
         """Commit, if the savepoint `token` is still there. Refuses, and does not commit, when it is gone."""
 
+    def doubtful(self, connection: Any) -> bool:
+        """Whether a commit succeeded here, but may be gone after a failover."""
+
     def token_gone(self, error: BaseException) -> bool:
         """Whether a commit was refused because the savepoint is gone."""
 

@@ -106,6 +106,9 @@ class SqliteDialect:
             connection.execute(f"RELEASE SAVEPOINT {token}")
         connection.execute("COMMIT")
 
+    def doubtful(self, connection: Any) -> bool:
+        return False
+
     def token_gone(self, error: BaseException) -> bool:
         return "no such savepoint" in str(error)
 

@@ -126,6 +126,8 @@ class Statements:
          (SELECT id FROM flowkit_workers) LIMIT ? {skip})
         RETURNING flow, accepted, applied, dead, discarded, expired, unidentified"""
 
+    # Something to commit, for who only read.
+    witness: str = "{witness}"
     select_dead: str = """
         WITH asked (flow, error) AS (SELECT CAST(? AS text), CAST(? AS text))
         SELECT letter FROM flowkit_dead AS dead, asked
@@ -155,11 +157,13 @@ class Statements:
         SELECT id, app, host, pid, state, {now} - started, {now} - heartbeat FROM flowkit_workers ORDER BY id"""
 
     @classmethod
-    def render(cls, now: str, each: str, among: str, skip: str, marker: str) -> "Statements":
+    def render(cls, now: str, each: str, among: str, skip: str, marker: str, witness: str = "") -> "Statements":
         """The statements for one database, from its words for the placeholders."""
 
         def one(text: str) -> str:
-            filled = text.format(now=f"(SELECT {now})", each=each, among=among.format(each=each), skip=skip)
+            filled = text.format(
+                now=f"(SELECT {now})", each=each, among=among.format(each=each), skip=skip, witness=witness
+            )
             return " ".join(filled.split()).replace("?", marker)
 
         return cls(**{field.name: one(str(field.default)) for field in fields(cls)})

@@ -239,6 +239,10 @@ class SqlUnit:
 
     # ------------------------------------------------------------ the transaction
 
+    def witness(self) -> None:
+        if self.sql.witness:
+            self.write(self.sql.witness, [()])
+
     def commit(self) -> None:
         if not self._begun and not self._waiting:
             return
@@ -261,6 +265,9 @@ class SqlUnit:
                 raise TransactionEnded("a handler ended the transaction by the driver and began another") from error
             raise cause from error
         self._begun = False
+        if self._store.dialect.doubtful(self._driver):
+            self._gone = True
+            raise CommitUnknown("the wait for the synchronous standby was cancelled: it may not have the commit")
 
     def end(self) -> None:
         """Undo what is not committed and return the connection. Never raises: a broken connection is discarded."""

@@ -1,0 +1,107 @@
+"""What a synchronous standby does not have is not done."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+
+import pytest
+
+from flowkit import App, Message
+from flowkit.config import Settings, open_store
+from flowkit.errors import CommitUnknown, OutcomeUnknown, StoreUnavailable
+from flowkit.message import new_id
+from flowkit.ports import Copy
+from flowkit.testing import Harness
+from tests.services.pair import Pair
+from tests.services.postgresql import find_binaries
+from tests.shop import Order
+from tests.test_rabbitmq import wait_until
+
+pytestmark = pytest.mark.postgresql
+WAITING = "FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    if find_binaries() is None:
+        pytest.skip("PostgreSQL is not installed: run tests/services/install")
+    with closing(Pair(synchronous=True)) as made:
+        yield made
+
+
+@contextmanager
+def paused(pair: Pair) -> Iterator[None]:
+    """The standby is away: commits wait."""
+    pair.standby.pause()
+    try:
+        yield
+    finally:
+        pair.standby.resume()
+
+
+def waits(pair: Pair) -> bool:
+    """Whether a commit waits for the standby."""
+    return bool(pair.primary.execute(f"SELECT pid {WAITING}"))
+
+
+def cancel(pair: Pair) -> None:
+    """Cancel the wait of a commit, as an impatient operator does."""
+    wait_until(lambda: waits(pair))
+    pair.primary.execute(f"SELECT pg_cancel_backend(pid) {WAITING}")
+
+
+def test_row_30_a_commit_whose_wait_for_the_standby_was_cancelled_is_unknown(pair: Pair) -> None:
+    pair.create_database("row_30")
+    url = pair.primary.url("row_30")
+    store = open_store(Settings(database_url=url), check=False)
+    store.upgrade()
+    app = App("shop")
+    orders = app.channel("orders", Order)
+    app.flow(orders, name="accept")(lambda order: None)
+    with closing(store), Harness(app, url) as harness, paused(pair):
+        for _ in range(20):
+            with ThreadOf(cancel, pair), store.unit("") as unit, pytest.raises(CommitUnknown, match="standby"):
+                unit.witness()
+                unit.commit()
+        with ThreadOf(cancel, pair), pytest.raises(OutcomeUnknown):
+            harness.publish(orders, Order(name="a"))
+
+
+def test_row_56_what_only_the_primary_knows_as_applied_is_not_acknowledged(pair: Pair) -> None:
+    """The commit of a message was cancelled and its redelivery found it applied; then the primary died."""
+    pair.create_database("row_56")
+    url = pair.primary.url("row_56")
+    app = App("shop")
+    orders = app.channel("orders", Order)
+    ran: list[str] = []
+    app.flow(orders, name="accept", concurrency=1)(lambda order: ran.append(order.name))
+    with Harness(app, url, broker=True) as harness, ExitStack() as away:
+        (lane,) = harness.worker.lanes
+        message = Message(new_id(), "test", "orders", b'{"name": "a"}')
+        harness.broker.send([Copy(new_id(), message, "shop.accept")])
+        away.enter_context(paused(pair))
+        with ThreadOf(cancel, pair), suppress(StoreUnavailable):
+            lane.step()
+        assert ran == ["a"]
+        assert harness.balances()["shop.accept"].applied == 1
+        assert harness.broker.depths(["shop.accept"]) == {"shop.accept": 1}, "acknowledged although it is unknown"
+        with ThreadOf(lane.step):
+            wait_until(lambda: waits(pair) or harness.broker.depths(["shop.accept"]) == {"shop.accept": 0})
+            acknowledged = harness.broker.depths(["shop.accept"]) == {"shop.accept": 0}
+            away.close()
+        assert not acknowledged, "acknowledged as a duplicate of what the standby does not have"
+        assert harness.broker.depths(["shop.accept"]) == {"shop.accept": 0}
+        assert ran == ["a"]
+
+
+class ThreadOf:
+    """Calls a function on a thread of its own, which ends with the block."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self._thread = threading.Thread(target=function, args=arguments)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()

@@ -1,0 +1,231 @@
+"""What handlers keep outside of the database: in the memory of a worker, or in files of its host.
+
+Names are taken for the objects that they hold: `SEEN.add(id)` is told where SEEN is a set, and `METRIC.add(1)` is not.
+What is not certain is not told: state that is reached by another name, or through what `app.provide` made, which is a
+resource of the worker. A `functools.cache` is a memo, which any worker makes anew; `threading.local` and `ContextVar`
+carry what surrounds a call, not its results.
+"""
+
+import ast
+import codecs
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePath
+from types import BuiltinFunctionType, FunctionType
+from typing import Any, NamedTuple
+
+from flowkit.cli.source import CONTAINERS, FUNCTIONS, UNKNOWN, Source, is_a, layers, parameters
+from flowkit.flow import Flow
+
+DEPTH = 5
+"""Calls that are followed, one inside the other."""
+CHANGES = (
+    *("add", "append", "appendleft", "clear", "difference_update", "discard", "extend", "extendleft", "insert"),
+    *("intersection_update", "move_to_end", "pop", "popitem", "popleft", "remove", "reverse", "rotate", "setdefault"),
+    *("sort", "subtract", "symmetric_difference_update", "update"),
+)
+"""Methods of containers."""
+OPENS = (open, codecs.open)
+WRITES = (
+    *(os.mkdir, os.makedirs, os.remove, os.removedirs, os.rmdir, os.truncate, os.unlink),
+    *(shutil.make_archive, shutil.rmtree),
+)
+MOVES = (
+    *(os.link, os.rename, os.renames, os.replace, os.symlink),
+    *(shutil.copy, shutil.copy2, shutil.copyfile, shutil.copytree, shutil.move, shutil.unpack_archive),
+)
+"""They write where their second argument says."""
+PATH_WRITES = ("hardlink_to", "mkdir", "rmdir", "symlink_to", "touch", "unlink", "write_bytes", "write_text")
+PATH_MOVES = ("rename", "replace")
+PATHS = (
+    *("absolute", "cwd", "expanduser", "glob", "home", "iterdir", "joinpath", "resolve", "rglob"),
+    *("with_name", "with_stem", "with_suffix"),
+)
+"""Methods of a path that give paths."""
+NO_DATABASE_FILE = re.compile(r"|.*(:memory:|mode=memory|mode=ro\b).*")
+
+
+class Trap(NamedTuple):
+    """A line that keeps something where other workers do not find it, nor this one after a crash."""
+
+    file: str
+    line: int
+    flow: str
+    calls: tuple[str, ...]
+    """The functions by which the handler comes there."""
+    what: str
+    instead: str
+
+    def __str__(self) -> str:
+        file, here = Path(self.file), Path.cwd()
+        shown = file.relative_to(here) if file.is_relative_to(here) else file
+        flow = f"{self.flow}, by {' → '.join(self.calls)}" if self.calls else self.flow
+        return f"{shown}:{self.line}: warning: flow {flow}: {self.what}; {self.instead}"
+
+
+def traps(flow: Flow) -> list[Trap]:
+    """What a handler keeps outside of the database, itself or by a function of its package or folder that it calls.
+
+    Nothing is said of functions whose source is not there.
+    """
+    database = "work: UnitOfWork" if flow.concurrent else "db: Session"
+    kept = f"keep it under a key with `objects: Objects`, or in a table with `{database}`"
+    home = layers(flow.handler)[-1]
+    found: set[Trap] = set()
+    seen: set[tuple[FunctionType, frozenset[str]]] = set()
+    todo: deque[tuple[object, frozenset[str], tuple[str, ...]]] = deque([(flow.handler, frozenset(), ())])
+    while todo:
+        called, temporary, calls = todo.popleft()
+        for layer in layers(called):
+            function = getattr(layer, "__func__", layer)
+            if not isinstance(function, FunctionType) or not _near(function, home) or (function, temporary) in seen:
+                continue
+            seen.add((function, temporary))
+            source = Source(function, getattr(layer, "__self__", UNKNOWN))
+            for node in source.nodes():
+                where = (source.file, getattr(node, "lineno", 0), flow.name, calls)
+                if what := _remembers(source, node):
+                    found.add(Trap(*where, f"{what} writes to the memory of this worker alone", kept))
+                elif what := _writes(source, node, temporary):
+                    files = f"{kept}, or use tempfile for what ends with the run"
+                    found.add(Trap(*where, f"{what} writes to the disk of this host alone", files))
+                for one, given in _called(source, node, temporary) if len(calls) < DEPTH else ():
+                    todo.append((one, given, (*calls, one.__qualname__.rpartition("<locals>.")[2])))
+    return sorted(found)
+
+
+def _near(function: FunctionType, home: Any) -> bool:
+    """Whether it is of the handler's package or folder: what others wrote is theirs to keep stateless."""
+    code = getattr(home, "__code__", None)
+    return str(function.__module__).partition(".")[0] == str(home.__module__).partition(".")[0] or (
+        code is not None and Path(function.__code__.co_filename).parent == Path(code.co_filename).parent
+    )
+
+
+def _called(source: Source, node: ast.AST, temporary: frozenset[str]) -> Iterator[tuple[Any, frozenset[str]]]:
+    """The functions that it calls or hands on, and which of their parameters hold something of tempfile's."""
+    if not isinstance(node, ast.Call):
+        return
+    callee = source.value(node.func)
+    if is_a(callee, *FUNCTIONS):
+        named = [(one.arg, one.value) for one in node.keywords if one.arg]
+        named += zip(parameters(callee), node.args, strict=False)
+        yield callee, frozenset(name for name, value in named if _is_temporary(source, value, temporary))
+    for value in map(source.value, (*node.args, *(one.value for one in node.keywords))):
+        if is_a(value, *FUNCTIONS):
+            yield value, frozenset()
+
+
+# ---------------------------------------------------------------- memory
+
+
+def _remembers(source: Source, node: ast.AST) -> str:
+    """How it changes what outlives the run; empty if it does not."""
+    match node:
+        case ast.Name(id=name, ctx=ast.Store() | ast.Del()) if name in source.rebound:
+            changes = True
+        case ast.Attribute(ctx=ast.Store() | ast.Del()) | ast.Subscript(ctx=ast.Store() | ast.Del()):
+            changes = _lasts(source, node)
+        case ast.Call(func=ast.Attribute(value=holder, attr=name)) if name in CHANGES:
+            changes = is_a(source.value(holder), *CONTAINERS)
+        case ast.Call(func=function, args=[holder, *_]):
+            callee, value = source.value(function), source.value(holder)
+            changes = is_a(value, Iterator) if callee is next else _among(callee, (setattr, delattr)) and _shared(value)
+        case _:
+            return ""
+    deed = "" if isinstance(node, ast.Call) else "deleting " if isinstance(node.ctx, ast.Del) else "setting "
+    return deed + _text(node) if changes else ""
+
+
+def _lasts(source: Source, target: ast.expr) -> bool:
+    """Whether what is set is a part of something that outlives the run."""
+    if not isinstance(target, ast.Attribute | ast.Subscript):
+        return False
+    holder = source.value(target.value)
+    if holder is UNKNOWN:
+        return _lasts(source, target.value)
+    return is_a(holder, *CONTAINERS) if isinstance(target, ast.Subscript) else _shared(holder)
+
+
+def _shared(holder: object) -> bool:
+    """Whether what is set on it is there for other runs."""
+    return holder is not UNKNOWN and not is_a(holder, threading.local)
+
+
+# ---------------------------------------------------------------- files
+
+
+def _writes(source: Source, node: ast.AST, temporary: frozenset[str]) -> str:
+    """How it changes a file or a folder that tempfile has no part in; empty if it does not."""
+    place = _place(source, node) if isinstance(node, ast.Call) else None
+    return "" if place is None or _is_temporary(source, place, temporary) else _text(node)
+
+
+def _place(source: Source, call: ast.Call) -> ast.expr | None:
+    """Where a call writes; the call itself where only its keywords say so."""
+    callee = source.value(call.func)
+    first, second = [*call.args, call, call][:2]
+    if _among(callee, OPENS):
+        return first if _for_writing(call, 1) else None
+    if _among(callee, WRITES):
+        return first
+    if _among(callee, MOVES):
+        return second
+    if is_a(callee, BuiltinFunctionType) and callee.__name__ == "connect" and callee.__module__.endswith("sqlite3"):
+        name = first.value if isinstance(first, ast.Constant) else None
+        return None if isinstance(name, str) and NO_DATABASE_FILE.fullmatch(name) else first
+    match call.func:
+        case ast.Attribute(value=path, attr=name) if _is_path(source, path, set()):
+            if name in PATH_MOVES:
+                return first
+            return path if name in PATH_WRITES or (name == "open" and _for_writing(call, 0)) else None
+    return None
+
+
+def _for_writing(call: ast.Call, position: int) -> bool:
+    """Whether a file's mode is known to write."""
+    modes = [*call.args[position : position + 1], *(one.value for one in call.keywords if one.arg == "mode")]
+    return any(isinstance(one, ast.Constant) and not set("wax+").isdisjoint(str(one.value)) for one in modes)
+
+
+def _is_path(source: Source, node: ast.AST, seen: set[str]) -> bool:
+    match node:
+        case ast.Name(id=name) if name in source.origins and name not in seen:
+            seen.add(name)
+            return any(_is_path(source, origin, seen) for origin in source.origins[name])
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            return _is_path(source, left, seen) or _is_path(source, right, seen)
+        case ast.Attribute(value=path, attr="parent"):
+            return _is_path(source, path, seen)
+        case ast.Call(func=ast.Attribute(value=path, attr=name)) if name in PATHS:
+            return _is_path(source, path, seen)
+        case ast.Call(func=maker):
+            return _is_path(source, maker, seen)
+    value = source.value(node)
+    kind = value if is_a(value, type) else type(value)
+    return issubclass(kind, PurePath) and kind.__module__.startswith("pathlib")  # others' may be anywhere
+
+
+def _is_temporary(source: Source, place: ast.expr, temporary: frozenset[str]) -> bool:
+    """Whether tempfile has a part in what the place is made of."""
+    for node in source.made_of(place):
+        value = source.value(node)
+        if value is tempfile or (is_a(value, FunctionType, type) and value.__module__ == "tempfile"):
+            return True
+        if isinstance(node, ast.Name) and node.id in temporary:
+            return True
+    return False
+
+
+def _among(value: object, known: Iterable[object]) -> bool:
+    return any(value is one for one in known)
+
+
+def _text(node: ast.AST) -> str:
+    text = ast.unparse(node)
+    return text if len(text) <= 60 else f"{text[:59]}…"

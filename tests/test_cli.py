@@ -51,7 +51,7 @@ def accept(order: Order, db: Session) -> Order:
         time.sleep(0.01)
     if order.deed == "hang":
         db.flush()
-        Path("hanging").touch()
+        Path("hanging").touch()  # flowkit: stateless
         time.sleep(600)
     if order.deed == "commit":
         db.connection().connection.driver_connection.execute("COMMIT")
@@ -206,6 +206,33 @@ def test_every_public_name_is_found_on_first_use() -> None:
 
 def test_check(flowkit: Terminal) -> None:
     assert flowkit("check", "shop.py") == (0, "app shop: 3 flows, 3 channels: nothing wrong\n", "")
+
+
+def test_check_warns_of_state_outside_of_the_database(flowkit: Terminal) -> None:
+    text = APP.replace("  # flowkit: stateless", "").replace("def note(body: str) -> None:\n    pass", NOTE)
+    (flowkit.folder / "shop.py").write_text(text)
+    lines = {text[: text.index(what)].count("\n") + 1: what for what in ('Path("hanging")', "SEEN.add(body)")}
+    touched, added = lines
+    assert flowkit("check", "shop.py") == (
+        0,
+        f"shop.py:{touched}: warning: flow shop.accept: Path('hanging').touch() writes to the disk of this host alone; "
+        "keep it under a key with `objects: Objects`, or in a table with `db: Session`, or use tempfile for what ends "
+        "with the run\n"
+        f"shop.py:{added}: warning: flow shop.note, by remember: SEEN.add(body) writes to the memory of this worker "
+        "alone; keep it under a key with `objects: Objects`, or in a table with `db: Session`\n"
+        "app shop: 3 flows, 3 channels: nothing wrong\n",
+        "",
+    )
+
+
+NOTE = """def note(body: str) -> None:
+    remember(body)
+
+SEEN: set[str] = set()
+
+def remember(body: str) -> None:
+    SEEN.add(body)
+"""
 
 
 def test_apps_are_found_by_file_module_and_name(flowkit: Terminal) -> None:

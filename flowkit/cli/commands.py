@@ -70,7 +70,10 @@ def run(
 
 @cli.command()
 def check(app: AppName) -> None:
-    """Find what is wrong in APP and its configuration."""
+    """Find what is wrong in APP and its configuration.
+
+    Warns of what handlers keep in memory or in local files; a line that ends with "# flowkit: stateless" is meant.
+    """
     from flowkit.cli.describe import check
 
     check(app)

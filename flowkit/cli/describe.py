@@ -6,11 +6,12 @@ from flowkit import duration
 from flowkit.app import App
 from flowkit.cli import show
 from flowkit.cli.load import load
+from flowkit.cli.statelessness import traps
 from flowkit.config import Services, connect
 
 
 def check(name: str) -> None:
-    """Check definitions and configuration."""
+    """Check definitions and configuration, and warn of state outside of the database."""
     app = load(name)
     services = connect()
     try:
@@ -18,7 +19,7 @@ def check(name: str) -> None:
         said = services.transport.audit(list(app.flows), app.shared(services.store.subscriptions()))
     finally:
         services.close()
-    for line in said:
+    for line in (*said, *(trap for flow in app.flows.values() for trap in traps(flow))):
         print(line)
     print(f"app {app.name}: {len(app.flows)} flows, {len(app.channels)} channels: nothing wrong")
 

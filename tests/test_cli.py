@@ -220,7 +220,7 @@ def test_check_warns_of_state_outside_of_the_database(flowkit: Terminal) -> None
         "with the run\n"
         f"shop.py:{added}: warning: flow shop.note, by remember: SEEN.add(body) writes to the memory of this worker "
         "alone; keep it under a key with `objects: Objects`, or in a table with `db: Session`\n"
-        "app shop: 3 flows, 3 channels: nothing wrong\n",
+        "app shop: 3 flows, 3 channels: 2 warnings\n",
         "",
     )
 

@@ -19,9 +19,11 @@ def check(name: str) -> None:
         said = services.transport.audit(list(app.flows), app.shared(services.store.subscriptions()))
     finally:
         services.close()
-    for line in (*said, *(trap for flow in app.flows.values() for trap in traps(flow))):
+    found = [trap for flow in app.flows.values() for trap in traps(flow)]
+    for line in (*said, *found):
         print(line)
-    print(f"app {app.name}: {len(app.flows)} flows, {len(app.channels)} channels: nothing wrong")
+    verdict = f"{len(found)} warnings" if found else "nothing wrong"
+    print(f"app {app.name}: {len(app.flows)} flows, {len(app.channels)} channels: {verdict}")
 
 
 def describe(name: str, json: bool) -> None:

@@ -8,7 +8,7 @@ SEEDS ?= 3000
 FROM ?= 0
 MINUTES ?= 5
 SEED ?= 0
-.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench simulate chaos services clean
+.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench simulate chaos soak services clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
 
@@ -56,6 +56,10 @@ simulate: $(VENV)/.dev ## run the engine under simulated faults: SEEDS=3000 FROM
 
 chaos: $(VENV)/.dev services ## kill, freeze, cut and restart real processes: MINUTES=5 SEED=0
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --seed $(SEED)
+
+soak: $(VENV)/.dev services ## a steady load for a long time, with faults: MINUTES=5 SEED=0
+	$(BIN)/python -m tests.chaos.soak sqlite --minutes $(MINUTES) --seed $(SEED)
+	$(BIN)/python -m tests.chaos.soak rabbitmq --minutes $(MINUTES) --seed $(SEED)
 
 services: ## install the servers that tests start for themselves
 	tests/services/install

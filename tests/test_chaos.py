@@ -11,12 +11,16 @@ from contextlib import closing
 
 import pytest
 
+from flowkit.store.sqlite import WAL_BYTES
 from tests.chaos.campaign import Campaign, Plan
+from tests.chaos.fleet import WORKERS
 from tests.chaos.scene import Broker, Failover, Lagging, Scene, Sqlite
+from tests.chaos.soak import soak
 from tests.conftest import CI
 from tests.services import postgresql, rabbitmq
 
 SEED = int(os.environ.get("CHAOS_SEED", datetime.datetime.now(datetime.UTC).toordinal()))
+SOAK_MINUTES, SOAK_RATE = 2, 40
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -72,3 +76,19 @@ def test_row_29_failovers_to_a_standby_that_is_behind_lose_what_is_measured() ->
     assert verdict.twice == []
     assert len(verdict.lost) > 0
     assert 0 < verdict.rpo < 60
+
+
+@pytest.mark.timeout(900)
+def test_rows_11_and_40_nothing_grows_under_a_steady_load() -> None:
+    """Two minutes of what `make soak` does for longer: memory, SQLite's log and message rows stay bounded."""
+    run, outcome = soak("sqlite", minutes=SOAK_MINUTES, rate=SOAK_RATE, seed=SEED)
+    sample = run.sample
+    assert outcome.verdict.faults == [], f"CHAOS_SEED={SEED}: {outcome.report()}"
+    assert len(sample.latencies) > 60 * SOAK_MINUTES, "vacuous: orders were not seen at their end"
+    assert max(sample.log_bytes) < 2 * WAL_BYTES
+    assert max(sample.rows) < SOAK_RATE * 60, "more than a minute's rows wait"
+    assert len(sample.memory) >= WORKERS
+    for points in sample.memory.values():
+        sizes = [size for _, size in points]
+        third = len(sizes) // 3
+        assert max(sizes[-third:]) < 1.3 * max(sizes[third:-third]), f"a worker grows: {sizes}"

@@ -108,9 +108,9 @@ class Body:
         """The bytes of a value. Raises TypeError when it is not what the annotation says."""
         if isinstance(value, bytes) and self.raw in (bytes, None) and self._instance is not dict:
             return value
-        if isinstance(value, str) and self.raw is str:
-            return value.encode()
         try:
+            if isinstance(value, str) and self.raw is str:
+                return value.encode()
             if self.annotation is Any:
                 return value.encode() if isinstance(value, str) else to_json(value)
             if self._instance is None or not isinstance(value, self._instance):
@@ -118,7 +118,7 @@ class Body:
             return self._adapter.dump_json(value)
         except ValidationError as error:
             raise TypeError(f"{self.where} carries {_name(self.annotation)}: {_faults(error)}") from None
-        except PydanticSerializationError as error:
+        except (PydanticSerializationError, UnicodeEncodeError) as error:
             raise TypeError(f"{self.where}: {type(value).__name__} cannot be serialised: {error}") from None
 
 

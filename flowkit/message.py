@@ -79,7 +79,8 @@ def check_headers(headers: object) -> dict[str, str]:
 
 def check_sent(headers: Mapping[str, str]) -> dict[str, str]:
     """`headers` if a message can be sent with them. Raises Undecodable otherwise."""
-    for name in headers:
-        if isinstance(name, str) and RESERVED.fullmatch(name):
+    checked = check_headers(headers)
+    for name in checked:
+        if RESERVED.fullmatch(name):
             raise Undecodable(f"header {name} is reserved for brokers and CloudEvents; send it under another name")
-    return check_headers(headers)
+    return checked

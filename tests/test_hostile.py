@@ -147,6 +147,16 @@ def test_a_send_that_cannot_arrive_is_refused() -> None:
                 app.publish("orders", Order(name="a"), id=bad)
         with pytest.raises(Undecodable, match="header"):
             app.publish("orders", Order(name="a"), headers={"a": "b\r\nc"})
+        with pytest.raises(Undecodable, match="headers are int; they must be a mapping"):
+            app.publish("orders", Order(name="a"), headers=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("type", [str, Any])
+def test_text_that_is_no_unicode_is_refused_by_its_channel(type: Any) -> None:
+    with harnessed() as harness:
+        texts = harness.app.channel("texts", type)
+        with pytest.raises(TypeError, match=r"channel texts: str cannot be serialised: .*surrogates not allowed"):
+            harness.publish(texts, "\ud800")
 
 
 def test_a_refused_id_is_not_used_up() -> None:

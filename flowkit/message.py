@@ -69,6 +69,10 @@ def check_headers(headers: object) -> dict[str, str]:
         raise Undecodable(f"headers are {type(headers).__name__}; they must be a mapping of text to text")
     for name, value in headers.items():
         check_name("a header's name", name)
+        if len(name.encode()) > MAX_NAME:
+            raise Undecodable(
+                f"a header's name is {name!r:.80}; it must be at most {MAX_NAME} bytes as UTF-8, for AMQP"
+            )
         if not isinstance(value, str) or CONTROL.search(value):
             raise Undecodable(f"header {name} is {value!r:.80}; it must be text without control characters")
     size = sum(len(name.encode()) + len(value.encode()) + HEADER_BYTES for name, value in headers.items())

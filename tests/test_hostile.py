@@ -159,6 +159,14 @@ def test_text_that_is_no_unicode_is_refused_by_its_channel(type: Any) -> None:
             harness.publish(texts, "\ud800")
 
 
+def test_a_header_whose_name_no_broker_takes_is_refused_at_the_send() -> None:
+    """AMQP counts bytes, and names end at 255: accepted, it would wait for good."""
+    with harnessed() as harness:
+        harness.publish("orders", Order(name="a"), headers={"x" * 255: "v"})
+        with pytest.raises(Undecodable, match=r"a header's name is 'üü.*at most 255 bytes"):
+            harness.publish("orders", Order(name="b"), headers={"ü" * 128: "v"})
+
+
 def test_a_refused_id_is_not_used_up() -> None:
     with harnessed() as harness:
         late = harness.app.channel("late", Order)

@@ -10,6 +10,8 @@ from flowkit.errors import Undecodable
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]|[\ud800-\udfff]")
 MAX_NAME = 255
+LAST_SECOND = 253_402_300_799
+"""Of the year 9999: no clock says more."""
 MAX_BODY = 16 * 1024 * 1024
 """The largest body, in bytes, unless the app or the transport sets less."""
 MAX_HEADERS = 64 * 1024
@@ -56,10 +58,15 @@ def check_name(what: str, value: object) -> str:
     Such names become columns, headers and queue names, where CR, LF or NUL would mean something else.
     Raises Undecodable otherwise.
     """
-    if not isinstance(value, str) or not 0 < len(value) <= MAX_NAME or CONTROL.search(value):
+    if not is_name(value):
         shown = repr(value)[:80]
         raise Undecodable(f"{what} is {shown}; it must be 1 to {MAX_NAME} characters without control characters")
-    return value
+    return str(value)
+
+
+def is_name(value: object) -> bool:
+    """Whether `value` can name something: see `check_name`."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and not CONTROL.search(value)
 
 
 def check_headers(headers: object) -> dict[str, str]:

@@ -58,6 +58,11 @@ BAD: dict[str, Message] = {
     "header with LF": GOOD._replace(headers={"h": "a\nb"}),
     "header that is no text": GOOD._replace(headers={"h": 7}),  # type: ignore[dict-item]
     "headers that are none": GOOD._replace(headers=[1]),  # type: ignore[arg-type]
+    "channel with NUL": GOOD._replace(channel="\x00"),
+    "type that is no text": GOOD._replace(type=None),  # type: ignore[arg-type]
+    "key that is no text": GOOD._replace(key=["a"]),  # type: ignore[arg-type]
+    "time that no clock says": GOOD._replace(time=1e300),
+    "time that is none": GOOD._replace(time="yesterday"),  # type: ignore[arg-type]
 }
 
 
@@ -70,6 +75,40 @@ def test_what_cannot_be_decoded_is_dead_with_its_reason_and_once(name: str) -> N
         assert letter.reason == "undecodable"
         assert letter.error.startswith("Undecodable: ")
         assert letter.message.body == BAD[name].body
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"generation": 2**31 - 1},
+        {"generation": -1},
+        {"generation": "x"},
+        {"attempts": 2**31 - 1},
+        {"attempts": -(2**31)},
+        {"staged": 1e300},
+        {"staged": "yesterday"},
+    ],
+)
+def test_counts_that_cannot_be_are_dead_with_their_reason(counts: dict[str, Any], database_url: str) -> None:
+    """And cannot count further than the databases do: the handler fails, so that it would be sent again."""
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.name != "other":
+            raise ValueError("never")
+
+    with Harness(app, database_url, broker=True) as harness:
+        other = GOOD._replace(id="other", body=b'{"name": "other"}')
+        harness.broker.send([Copy(new_id(), GOOD, "shop.accept")._replace(**counts), Copy("", other, "shop.accept")])
+        harness.until_quiet()
+        once(harness, "other")
+        (letter,) = harness.dead()
+        assert letter.reason == "undecodable"
+        (wrong,) = counts
+        assert letter.error.startswith(f"Undecodable: its {'time of staging' if wrong == 'staged' else wrong} is ")
 
 
 def test_row_48_a_thousand_random_envelopes_are_all_accounted_for() -> None:

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 from flowkit import duration
 from flowkit.errors import DefinitionError, FlowKitError, RetryAfter, Undecodable
 from flowkit.flow import Outbox
-from flowkit.message import check_headers, check_name
+from flowkit.message import LAST_SECOND, check_headers, check_name, is_name
 from flowkit.ports import Claim, Dead, Delivery, Letter, Outcome
 
 if TYPE_CHECKING:
     from flowkit.engine.desk import Desk
+
+MOST = 2**31 - 1
+"""Generations and attempts stay below it: the databases take one more."""
+UNKNOWN = "unknown"
+"""Source or channel of a message whose own cannot be recorded."""
 
 
 @dataclass(eq=False, slots=True)
@@ -61,15 +66,28 @@ def check_envelope(delivery: Delivery) -> None:
     message = delivery.message
     check_name("its id", message.id)
     check_name("its source", message.source)
+    check_name("its channel", message.channel)
     check_headers(message.headers)
+    if message.type != "":
+        check_name("its type", message.type)
     for what, value in (
         ("key", message.key),
-        ("type", message.type or None),
         ("correlation id", message.correlation),
         ("causation id", message.causation),
     ):
         if value is not None:
             check_name(f"its {what}", value)
+    for what, count in (("generation", delivery.generation), ("attempts", delivery.attempts)):
+        if not isinstance(count, int) or not 0 <= count < MOST:
+            raise Undecodable(f"its {what} is {count!r:.80}; it must be a number from 0 to {MOST - 1:,}")
+    for what, time in (("time", message.time), ("time of staging", delivery.staged)):
+        if not is_time(time):
+            raise Undecodable(f"its {what} is {time!r:.80}; it must be in seconds since the epoch, to the year 9999")
+
+
+def is_time(value: object) -> bool:
+    """Whether a clock can say this."""
+    return isinstance(value, int | float) and 0 <= value <= LAST_SECOND
 
 
 def legible(delivery: Delivery) -> Delivery:
@@ -83,14 +101,16 @@ def legible(delivery: Delivery) -> Delivery:
         everything = message.body + repr(envelope).encode("utf-8", "backslashreplace")
         message = message._replace(
             id=f"sha256-{hashlib.sha256(everything).hexdigest()}",
-            source="unknown",
+            source=UNKNOWN,
+            channel=message.channel if is_name(message.channel) else UNKNOWN,
             type="",
             key=None,
+            time=message.time if is_time(message.time) else 0.0,
             correlation=None,
             causation=None,
             headers={},
         )
-        delivery = delivery._replace(unidentified=False)
+        delivery = delivery._replace(unidentified=False, generation=0, attempts=0, staged=0.0)
     return delivery._replace(message=message)
 
 

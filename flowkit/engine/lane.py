@@ -172,7 +172,7 @@ class Lane:
         pipeline = self.pipeline
         if pipeline.transactional:
             # Two batches that touch the same rows do so in the same order, and do not deadlock.
-            deliveries = sorted(deliveries, key=lambda one: one.message.key or "")
+            deliveries = sorted(deliveries, key=lambda one: str(one.message.key or ""))
         if self.flow.isolate == "single" or (pipeline.transactional and not pipeline.claims_first()):
             return [([one], None) for one in reversed(deliveries)]
         return [(deliveries, None)]

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from flowkit import DefinitionError, FlowKitError, OutcomeUnknown, RetryPolicy, StoreUnavailable, TooLarge, Unrouted
+from flowkit import (
+    App,
+    DefinitionError,
+    FlowKitError,
+    OutcomeUnknown,
+    RetryPolicy,
+    StoreUnavailable,
+    TooLarge,
+    Unrouted,
+)
 from flowkit.config import Settings, connect, open_store
 from flowkit.errors import ConfigError, Undecodable
 from flowkit.message import Message, new_id
@@ -23,7 +32,7 @@ COMMIT = b"COMMIT\0"
 """As the driver sends it; READ COMMITTED is not meant."""
 
 
-def harnessed(**options: Any) -> Harness:
+def harnessed_app() -> App:
     app = new_app()
     orders = app.channel("orders", Order)
 
@@ -31,7 +40,11 @@ def harnessed(**options: Any) -> Harness:
     def accept(order: Order, db: Session) -> None:
         db.add(Effect(name=order.name))
 
-    return Harness(app, **options)
+    return app
+
+
+def harnessed(**options: Any) -> Harness:
+    return Harness(harnessed_app(), **options)
 
 
 def foreign(harness: Harness, *messages: Message) -> None:
@@ -109,6 +122,98 @@ def test_counts_that_cannot_be_are_dead_with_their_reason(counts: dict[str, Any]
         assert letter.reason == "undecodable"
         (wrong,) = counts
         assert letter.error.startswith(f"Undecodable: its {'time of staging' if wrong == 'staged' else wrong} is ")
+
+
+def write_row(harness: Harness, **columns: Any) -> None:
+    """A message row by SQL that knows nothing of FlowKit."""
+    row = {
+        "copy": new_id(), "flow": "shop.accept", "source": "east", "id": new_id(), "channel": "orders", "type": "",
+        "body": b'{"name": "row"}', "time": 0, "generation": 0, "attempts": 0, "deliveries": 0, "staged": 0, "due": 0,
+    } | columns  # fmt: skip
+    marker = "%s" if harness.store.dialect.name == "postgresql" else "?"
+    values = ", ".join([marker] * len(row))
+    with harness.store.transaction() as unit:
+        unit.write(f"INSERT INTO flowkit_messages ({', '.join(row)}) VALUES ({values})", [tuple(row.values())])
+
+
+def beside_another(harness: Harness, **columns: Any) -> None:
+    """Such a row, and a good message that shares its batch: both have their end."""
+    write_row(harness, **columns)
+    harness.publish("orders", Order(name="other"))
+    harness.until_quiet()
+    with harness.store.unit("") as unit:
+        assert unit.read("SELECT copy FROM flowkit_messages") == []
+
+
+@pytest.mark.parametrize("columns", [{"deliveries": 2**31 - 1}, {"deliveries": -5}, {"copy": ""}], ids=str)
+def test_a_row_with_odd_columns_is_taken_as_it_comes(columns: dict[str, Any], database_url: str) -> None:
+    with Harness(harnessed_app(), database_url) as harness:
+        beside_another(harness, **columns)
+        once(harness, "row", "other")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"headers": "no JSON"},
+        {"headers": "[" * 100_000},
+        {"time": 2**63 - 1},
+        {"time": -(2**63)},
+        {"staged": -1},
+        {"generation": 2**31 - 1},
+        {"attempts": -(2**31)},
+        {"channel": ""},
+    ],
+    ids=lambda columns: str(columns)[:40],
+)
+def test_a_row_that_is_no_message_is_dead_and_costs_itself_only(columns: dict[str, Any], database_url: str) -> None:
+    with Harness(harnessed_app(), database_url) as harness:
+        beside_another(harness, **columns)
+        once(harness, "other")
+        (letter,) = harness.dead()
+        assert letter.reason == "undecodable"
+        assert letter.message.body == b'{"name": "row"}'
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"headers": b"\xff"},
+        {"key": b"\xff"},
+        {"source": b"\xff"},
+        {"body": "text"},
+        {"body": 3},
+        {"time": "yesterday"},
+        {"staged": "yesterday"},
+        {"generation": 1e300},
+        {"attempts": "many"},
+        {"id": 1.5, "type": b"Order"},
+    ],
+    ids=str,
+)
+def test_sqlite_keeps_columns_of_any_type_and_none_stops_a_flow(columns: dict[str, Any], sqlite_url: str) -> None:
+    with Harness(harnessed_app(), sqlite_url) as harness:
+        beside_another(harness, **columns)
+        once(harness, "other")
+        assert [letter.reason for letter in harness.dead()] == ["undecodable"]
+
+
+@pytest.mark.parametrize("deliveries", ["many", 1.5, 1e300])
+def test_sqlite_counts_deliveries_that_are_no_numbers(deliveries: Any, sqlite_url: str) -> None:
+    with Harness(harnessed_app(), sqlite_url) as harness:
+        beside_another(harness, deliveries=deliveries)
+        once(harness, "row", "other")
+
+
+def test_text_of_sqlite_that_is_no_utf8_stops_no_flow(sqlite_url: str) -> None:
+    with Harness(harnessed_app(), sqlite_url) as harness:
+        write_row(harness)
+        with harness.store.transaction() as unit:
+            unit.write("UPDATE flowkit_messages SET headers = CAST(? AS TEXT)", [(b'{"a": "\xff"}',)])
+        harness.publish("orders", Order(name="other"))
+        harness.until_quiet()
+        once(harness, "other")
+        assert "header a is '\\udcff'" in harness.dead()[0].error
 
 
 def test_row_48_a_thousand_random_envelopes_are_all_accounted_for() -> None:

@@ -300,7 +300,7 @@ class Pipeline:
         unit.reopen(reopened)
         unit.bury(letters)
         unit.stage([*fresh, *again], self.transport.lease)
-        unit.remove(self.confirmed + [(one.row, one.deliveries) for one in finished(items) if one.row])
+        unit.remove(self.confirmed + [(one.row, one.deliveries) for one in finished(items) if one.row is not None])
         tallies = accepted(fresh)
         mine = tallies.get(self.flow.name, Tally())
         arrived = [item.delivery for item in items if item.delivery.foreign and _recorded(item.outcome)]

@@ -151,7 +151,7 @@ class Worker:
             store.beat(self.id, self.state)
             self._beaten = now
         if now - self._renewed >= self.services.settings.lease / 3:
-            rows = [(one.row, one.deliveries) for lane in self.lanes for one in lane.in_hand if one.row]
+            rows = [(one.row, one.deliveries) for lane in self.lanes for one in lane.in_hand if one.row is not None]
             if rows:
                 store.renew(rows, self.services.settings.lease)
             self._renewed = now

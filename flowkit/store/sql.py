@@ -20,7 +20,7 @@ from flowkit.store.guard import HandlerConnection, watch
 from flowkit.store.ledger import Ledger
 from flowkit.store.retention import Cleaner
 from flowkit.store.statements import Statements
-from flowkit.store.unit import MICROSECOND, SqlUnit, read_message
+from flowkit.store.unit import MICROSECOND, SqlUnit, read_message, seconds
 
 NOTIFIES = "flowkit.notifies"
 """Marks a session whose commit wakes the workers."""
@@ -330,6 +330,6 @@ def _delivery(row: Any) -> Delivery:
         generation=row[12],
         attempts=row[13],
         deliveries=row[14],
-        staged=row[15] / MICROSECOND,
+        staged=seconds(row[15]),
         row=row[0],
     )

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,8 @@ IDLE_POLL_SECONDS = 0.02
 QUICK_POLLS = 1000
 """After so many polls without news the pauses grow."""
 WAL_BYTES = 64 * 1024 * 1024
+_TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
+"""How columns are read: bytes that are no UTF-8 become what no envelope may hold."""
 _CONFLICTS = {5, 6}  # SQLITE_BUSY, SQLITE_LOCKED
 _UNAVAILABLE = {8, 10, 13, 14, 26, 11}  # READONLY, IOERR, FULL, CANTOPEN, NOTADB, CORRUPT
 
@@ -94,6 +97,8 @@ class SqliteDialect:
         connection.execute(f"PRAGMA journal_mode = {mode}")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        # SQLite keeps any bytes as text. Read strictly, one such row would fail every lease of its flow.
+        connection.text_factory = _TEXT
 
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         return nullcontext()

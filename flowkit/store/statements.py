@@ -54,10 +54,12 @@ class Statements:
         INSERT INTO flowkit_messages
         (copy, flow, {ENVELOPE}, generation, attempts, deliveries, staged, due, worker)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, {{now}} + ?, ?)"""
+    # A counter at its end, or none at all, would fail the lease of all the flow's rows: it begins again.
     lease: str = f"""
         WITH taken AS (SELECT copy FROM flowkit_messages WHERE flow = ? AND due <= {{now}}
                        ORDER BY due LIMIT ? {{skip}})
-        UPDATE flowkit_messages SET due = {{now}} + ?, worker = ?, deliveries = deliveries + 1, parked = NULL
+        UPDATE flowkit_messages SET due = {{now}} + ?, worker = ?, parked = NULL, deliveries =
+               CASE WHEN deliveries BETWEEN 0 AND 2147483646 THEN CAST(deliveries AS integer) + 1 ELSE 1 END
         WHERE copy IN (SELECT copy FROM taken)
         RETURNING copy, flow, {ENVELOPE}, generation, attempts, deliveries, staged"""
     renew: str = "UPDATE flowkit_messages SET due = {now} + ? WHERE copy = ? AND deliveries = ?"

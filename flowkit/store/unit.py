@@ -360,9 +360,30 @@ def envelope(message: Message) -> tuple[object, ...]:
 
 
 def read_message(row: Any) -> Message:
-    """The message of ten envelope columns."""
+    """The message of ten envelope columns, whoever wrote them: what is no envelope's passes as it is, to be found
+    undecodable where messages are decoded. An error here would hit the whole batch, again and again."""
     source, id, channel, body, kind, key, time, correlation, causation, headers = row
     return Message(
-        id, source, channel, body, kind, key, time / MICROSECOND, correlation, causation,
-        json.loads(headers) if headers else {},
-    )  # fmt: skip
+        id,
+        source,
+        channel,
+        body if isinstance(body, bytes) else str(body).encode("utf-8", "backslashreplace"),
+        kind,
+        key,
+        seconds(time),
+        correlation,
+        causation,
+        _read_headers(headers),
+    )
+
+
+def seconds(micros: Any) -> Any:
+    """A time of the tables, where it is one."""
+    return micros / MICROSECOND if isinstance(micros, int | float) else micros
+
+
+def _read_headers(column: Any) -> Any:
+    try:
+        return json.loads(column) if column else {}
+    except (ValueError, TypeError, RecursionError):
+        return column

@@ -68,7 +68,7 @@ class SqlSource:
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         if deliveries:
-            self._store.release([(one.row, one.deliveries) for one in deliveries if one.row])
+            self._store.release([(one.row, one.deliveries) for one in deliveries if one.row is not None])
 
     def close(self) -> None:
         """Nothing is held."""

@@ -8,7 +8,9 @@ SEEDS ?= 3000
 FROM ?= 0
 MINUTES ?= 5
 SEED ?= 0
-.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench simulate chaos soak services clean
+INPUTS ?= 50000
+.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench simulate chaos soak fuzz services
+.PHONY: clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
 
@@ -60,6 +62,9 @@ chaos: $(VENV)/.dev services ## kill, freeze, cut and restart real processes: MI
 soak: $(VENV)/.dev services ## a steady load for a long time, with faults: MINUTES=5 SEED=0
 	$(BIN)/python -m tests.chaos.soak sqlite --minutes $(MINUTES) --seed $(SEED)
 	$(BIN)/python -m tests.chaos.soak rabbitmq --minutes $(MINUTES) --seed $(SEED)
+
+fuzz: $(VENV)/.dev services ## put hostile inputs through every transport, and account for each: INPUTS=50000 SEED=0
+	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED)
 
 services: ## install the servers that tests start for themselves
 	tests/services/install

@@ -104,8 +104,8 @@ Input = Door | Raw
 class Limits(NamedTuple):
     """How far headers go. What brokers' clients cannot take is beyond the defaults."""
 
-    depth: int = 30
-    header_bytes: int = 64 << 10
+    depth: int = 300
+    header_bytes: int = 120_000
 
 
 def corpus(seed: int, count: int, limits: Limits | None = None) -> list[Input]:

@@ -15,11 +15,9 @@ from pika import BasicProperties, DeliveryMode
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from flowkit.message import CONTENT_TYPE, CONTROL, Message
+from flowkit.message import CONTENT_TYPE, CONTROL, LAST_SECOND, Message
 from flowkit.ports import Copy, Delivery
 
-LAST_SECOND = 253_402_300_799
-"""Of the year 9999: no clock says more."""
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Time = Annotated[float, Field(ge=0, le=LAST_SECOND)]
 HEADER = "flowkit"

@@ -10,7 +10,7 @@ MINUTES ?= 5
 SEED ?= 0
 INPUTS ?= 50000
 .PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench simulate chaos soak fuzz services
-.PHONY: clean
+.PHONY: proof clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
 
@@ -65,6 +65,9 @@ soak: $(VENV)/.dev services ## a steady load for a long time, with faults: MINUT
 
 fuzz: $(VENV)/.dev services ## put hostile inputs through every transport, and account for each: INPUTS=50000 SEED=0
 	$(BIN)/python -m tests.fuzz --inputs $(INPUTS) --seed $(SEED)
+
+proof: $(VENV)/.dev services ## all of these with their full numbers, and docs/proof.md: PARTS=
+	$(BIN)/python -m tests.proof $(PARTS)
 
 services: ## install the servers that tests start for themselves
 	tests/services/install

@@ -1,0 +1,1 @@
+"""The full proof: every tool with its full numbers, and a report."""

@@ -1,0 +1,120 @@
+"""`make proof`: run every tool with its full numbers, part by part, and write docs/proof.md.
+
+python -m tests.proof                     all parts that are not done for this code
+python -m tests.proof chaos-sqlite soak   these, again
+
+What a part found is in docs/proof/PART.json. It counts as done as long as the code that it ran is the same.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.proof.report import write
+from tests.proof.rows import ROOT
+
+HOME = ROOT / "docs" / "proof"
+CODE = ("flowkit", "connectors", "tests")
+LIBRARIES = ("pika", "psycopg", "sqlalchemy", "pydantic", "pysqlite3")
+
+
+class Part(NamedTuple):
+    """A command that writes what it found as JSON behind `--json`."""
+
+    what: str
+    command: str
+
+
+CHAOS = "--kills 300 --pauses 60"
+PARTS = {
+    "simulation": Part("the engine under simulated faults", "simulation --seeds 50000"),
+    "mutants": Part("the engine, broken on purpose", "simulation --mutants"),
+    "chaos-sqlite": Part("chaos on SQLite", f"chaos sqlite --messages 20000 {CHAOS} --services 40"),
+    "chaos-rabbitmq": Part(
+        "chaos on RabbitMQ with PostgreSQL", f"chaos rabbitmq --messages 20000 {CHAOS} --services 80"
+    ),
+    "failover": Part(
+        "failovers to a synchronous standby", "chaos failover --messages 4000 --kills 20 --pauses 4 --services 10"
+    ),
+    "lagging": Part("failovers to a standby that is behind", "chaos lagging --messages 2000 --kills 10 --services 5"),
+    "fuzz": Part("hostile inputs through each transport", "fuzz --inputs 50000"),
+    "soak-sqlite": Part("a steady load on SQLite", "chaos.soak sqlite --minutes 20"),
+    "soak-rabbitmq": Part("a steady load on RabbitMQ with PostgreSQL", "chaos.soak rabbitmq --minutes 20"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.proof", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of: {', '.join(PARTS)}")
+    options = parser.parse_args()
+    unknown = [name for name in options.parts if name not in PARTS]
+    if unknown:
+        parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    HOME.mkdir(exist_ok=True)
+    failed = [name for name in options.parts or PARTS if not (done(name) and not options.parts) and not run(name)]
+    found = {name: json.loads(path.read_text()) for name in PARTS if (path := HOME / f"{name}.json").exists()}
+    write(ROOT / "docs" / "proof.md", {name: part.what for name, part in PARTS.items()}, found)
+    print(f"failed: {', '.join(failed)}" if failed else f"{len(found)} of {len(PARTS)} parts passed: docs/proof.md")
+    return 1 if failed or len(found) < len(PARTS) else 0
+
+
+def done(name: str) -> bool:
+    """Whether a part passed with this code."""
+    path = HOME / f"{name}.json"
+    return path.exists() and json.loads(path.read_text())["code"] == code()
+
+
+def run(name: str) -> bool:
+    """Run a part. What it found is kept only if it passed with code that is committed."""
+    before = code()
+    if git("status", "--porcelain", "--", *CODE):
+        print("commit first: a proof is about code that others can get", file=sys.stderr)
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        result, began = Path(folder) / "found.json", time.monotonic()
+        command = [sys.executable, "-m", *f"tests.{PARTS[name].command}".split(), "--json", str(result)]
+        passed = subprocess.run(command, cwd=ROOT, check=False).returncode == 0 and code() == before
+        if passed:
+            found: dict[str, Any] = {
+                "code": before,
+                "command": f"python -m tests.{PARTS[name].command}",
+                "seconds": round(time.monotonic() - began),
+                "machine": machine(),
+                "found": json.loads(result.read_text()),
+            }
+            (HOME / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    return passed
+
+
+def code() -> dict[str, str]:
+    """What identifies the code that runs: the commit's trees."""
+    return {name: git("rev-parse", "--short=12", f"HEAD:{name}") for name in CODE}
+
+
+def machine() -> dict[str, Any]:
+    """What it runs on."""
+    versions = {name: metadata.version(name) for name in LIBRARIES}
+    versions["rabbitmq-server"], versions["postgresql"] = installed("rabbitmq-server"), installed("postgresql")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+    return {"python": platform.python_version(), "cores": os.cpu_count(), "memory_gib": memory, **versions}
+
+
+def installed(package: str) -> str:
+    asked = ["dpkg-query", "--show", "--showformat=${Version}", package]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

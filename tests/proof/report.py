@@ -1,0 +1,111 @@
+"""The proof as a page."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.proof.rows import ROWS, WAITS, shown
+
+NOT_PROVEN = (
+    "The simulation runs threads as greenlets and leaves out the event loop of `async def` handlers, pika and "
+    "PostgreSQL; there, chaos and the tests with real processes show what they met, not all that could be met.",
+    "Everything ran on one machine: no real power cut, no disk that lies about a sync, no network but the loopback.",
+    "With an asynchronous standby, what a failover loses is measured and not prevented.",
+    "A handler's effects outside of its transaction are its own: see [proving.md](proving.md).",
+)
+Found = Mapping[str, Any]
+
+
+def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found]) -> None:
+    """Write what the parts found, by name."""
+    lines = ["# Proof", "", "Written by `make proof`. What each part found in full is in [proof/](proof).", ""]
+    for name, what in parts.items():
+        lines += [f"## {what[0].upper()}{what[1:]}", ""]
+        if name not in found:
+            lines += ["Not run on this code.", ""]
+            continue
+        one = found[name]
+        code = ", ".join(f"{place} {tree}" for place, tree in one["code"].items())
+        lines += [f"`{one['command']}`, {one['seconds']:,} s, code {code}.", ""]
+        lines += [f"- {line}" for line in SAID[name.partition("-")[0]](one["found"])] + [""]
+    machines = {str(one["machine"]): one["machine"] for one in found.values()}
+    lines += ["## Where it ran", ""]
+    lines += [f"- {', '.join(f'{key} {value}' for key, value in one.items())}" for one in machines.values()]
+    lines += ["", "## Not proven", "", *(f"- {line}" for line in NOT_PROVEN), "", "## Failures and their tests", ""]
+    lines += ["| # | failure | tests |", "|---|---|---|"]
+    for number, tests in shown().items():
+        why = f"waits for {WAITS[number]}" if number in WAITS else "**none yet**"
+        lines.append(f"| {number} | {ROWS[number]} | {'<br>'.join(f'`{test}`' for test in tests) or why} |")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def simulation(found: Found) -> list[str]:
+    kinds: Counter[str] = Counter()
+    for place in found["faults"].values():
+        kinds.update(place)
+    least = min(
+        (count, f"{kind} at {where}") for where, place in found["faults"].items() for kind, count in place.items()
+    )
+    return [
+        f"{found['seeds']:,} runs, {len(found['failed'])} failed; {found['virtual_seconds'] / 3600:,.0f} virtual hours",
+        f"faults: {counted(kinds)}",
+        f"the rarest: {least[1]}, {least[0]:,} times",
+        f"met: {counted(found['counts'])}",
+    ]
+
+
+def mutants(found: Found) -> list[str]:
+    seen = found["seen_in_run"]
+    return [
+        f"{len(seen)} of {found['mutants']} seen, each within {found['seeds']} runs; the last in run "
+        f"{max(seen.values())}"
+    ]
+
+
+def chaos(found: Found) -> list[str]:
+    return [
+        f"{found['orders']:,} orders accepted, {found['handler_runs']:,} runs of handlers, {found['runs_repeated']:,} "
+        "of them again",
+        f"lost {found['lost']} (over {found['lost_seconds']:g} s), applied twice {found['twice']}, there again under "
+        f"another id {found['again']}",
+        f"faults: {counted(found['faults'])}",
+        f"kills that met messages in flight: {found['kills_with_messages_in_flight']}",
+        f"at rest {found['drained_seconds']:g} s after the last fault",
+    ]
+
+
+def fuzz(found: Found) -> list[str]:
+    lines = [f"{found['inputs']:,} inputs of seed {found['seed']}, fingerprint {found['fingerprint']}"]
+    for name, one in found["transports"].items():
+        lines.append(f"{name}: {counted(one['ends'])}; {one['faults']} faults; {one['seconds']:g} s")
+    return lines
+
+
+def soak(found: Found) -> list[str]:
+    latency = ", ".join(f"{name} {value:,} ms" for name, value in found["latency_ms"].items())
+    growth = ", ".join(f"{value:g}" for value in found["memory_growth_mb_per_hour"])
+    return [
+        *chaos(found),
+        f"{found['rate']:g} orders a second for {found['minutes']:g} minutes; from accepted to the last of four "
+        f"handlers, while something broke every ten seconds: {latency} ({found['probes']:,} orders, seen to 50 ms)",
+        f"memory of the workers at the most {max(found['memory_mb']):g} MB, growth in MB per hour: {growth}",
+        f"write-ahead log of SQLite at the most {found['most_log_mb']:g} MB, message rows at the most "
+        f"{found['most_rows']:,}, at the end {found['last_rows']:,}",
+    ]
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items(), key=lambda one: -one[1]))
+
+
+SAID: dict[str, Callable[[Found], list[str]]] = {
+    "simulation": simulation,
+    "mutants": mutants,
+    "chaos": chaos,
+    "failover": chaos,
+    "lagging": chaos,
+    "fuzz": fuzz,
+    "soak": soak,
+}
+"""By the name of a part, up to its hyphen."""

@@ -1,0 +1,46 @@
+"""The report of the proof: every failure has a line, and each line says what shows it."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.proof.__main__ import PARTS, main
+from tests.proof.report import SAID, write
+from tests.proof.rows import ROWS, WAITS, shown
+
+
+def test_tests_are_named_after_rows_that_there_are() -> None:
+    tests = shown()
+    assert tests.keys() == ROWS.keys()
+    assert not [number for number in WAITS if tests[number]], "it has a test, so it waits for nothing"
+    assert sum(map(bool, tests.values())) > 50
+
+
+def test_a_report_says_what_was_not_run(tmp_path: Path) -> None:
+    assert {name.partition("-")[0] for name in PARTS} == SAID.keys()
+    fuzzed = {
+        "inputs": 5,
+        "seed": 0,
+        "fingerprint": "f",
+        "transports": {"memory": {"ends": {"dead": 5}, "faults": 0, "seconds": 1}},
+    }
+    found = {
+        "code": {"flowkit": "abc"},
+        "command": "python -m x",
+        "seconds": 3,
+        "machine": {"cores": 2},
+        "found": fuzzed,
+    }
+    write(tmp_path / "proof.md", {"fuzz": "hostile inputs", "chaos-sqlite": "chaos"}, {"fuzz": found})
+    said = (tmp_path / "proof.md").read_text()
+    assert "- memory: 5 dead; 0 faults; 1 s\n" in said
+    assert "## Chaos\n\nNot run on this code.\n" in said
+    assert "| 26 | the broker and its disk are gone | waits for a journal |" in said
+    assert "| 30 | a cancelled wait for the synchronous standby | `tests/test_standby.py::test_row_30_" in said
+
+
+def test_an_unknown_part_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["proof", "nothing"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "no part nothing; there are simulation, mutants" in capsys.readouterr().err

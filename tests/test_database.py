@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import statistics
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.message import new_id
 from flowkit.ports import Copy, Delivery, WorkerInfo
-from flowkit.store import sqlite
+from flowkit.store import sqlite, tables
 from flowkit.store.postgresql import _key
 from flowkit.store.sqlite import SqliteDialect, driver, safe_wal
 from flowkit.testing import Harness
@@ -417,6 +418,46 @@ def test_a_lease_ends_by_itself(database_url: str) -> None:
     wait_until(lambda: store.due([FLOW]) == {FLOW}, 10)
     (second,) = store.lease(FLOW, 1, new_id(), 30)
     assert second.deliveries == first.deliveries + 1
+    services.close()
+
+
+@pytest.mark.slow
+def test_row_37_a_million_rows_that_wait_make_no_lease_slow(database_url: str) -> None:
+    services = prepared(database_url)
+    store: Any = services.store
+    columns = [column.name for column in tables.messages.columns if column.name != "copy"]
+
+    def multiply(rows: int) -> None:
+        """Have so many more rows like the one that is there."""
+        with store.unit(FLOW, deadline=600) as unit:
+            unit.write(
+                f"WITH RECURSIVE many (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM many WHERE n < {rows}) "
+                f"INSERT INTO flowkit_messages (copy, {', '.join(columns)}) "
+                f"SELECT substr(copy, 1, 20) || {rows} || '-' || n, {', '.join(columns)} "
+                "FROM flowkit_messages, many WHERE copy = (SELECT min(copy) FROM flowkit_messages)",
+                [()],
+            )
+            unit.commit()
+
+    def slowest() -> float:
+        """The time that one of a hundred leases exceeds, in seconds."""
+        times = []
+        for _ in range(300):
+            began = time.perf_counter()
+            assert store.due([FLOW]) == {FLOW}
+            leased = store.lease(FLOW, 10, new_id(), 600)
+            times.append(time.perf_counter() - began)
+            assert len(leased) == 10
+        return statistics.quantiles(times, n=100)[98]
+
+    with store.unit(FLOW) as unit:
+        unit.stage([Copy(new_id(), message(), FLOW)])
+        unit.commit()
+    multiply(10_000)
+    few = slowest()
+    multiply(1_000_000)
+    many = slowest()
+    assert many < 6 * few, "three times the bound, which is two: machines are noisy"
     services.close()
 
 

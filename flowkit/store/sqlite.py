@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,6 +40,7 @@ _CONFLICTS = {5, 6}  # SQLITE_BUSY, SQLITE_LOCKED
 _UNAVAILABLE = {8, 10, 13, 14, 26, 11}  # READONLY, IOERR, FULL, CANTOPEN, NOTADB, CORRUPT
 
 
+@cache
 def driver() -> ModuleType:
     """The SQLite driver to use: the newer of pysqlite3 and the standard library's."""
     candidates = [importlib.import_module("sqlite3")]
@@ -59,13 +60,13 @@ class SqliteDialect:
 
     name = "sqlite"
     serial = True
+    statements = Statements.render(
+        now="flowkit_now()", each="json_each(?)", among="IN (SELECT value ->> 0 FROM {each})", skip="", marker="?"
+    )
 
     def __init__(self, path: str, clock: Clock) -> None:
         self.path = path
         self.module = driver()
-        self.statements = Statements.render(
-            now="flowkit_now()", each="json_each(?)", among="IN (SELECT value ->> 0 FROM {each})", skip="", marker="?"
-        )
         self._clock = clock
         self._watching = threading.Lock()
         self._watch: Any = None

@@ -7,10 +7,8 @@ from typing import Any
 
 from sqlalchemy import event
 
-from flowkit.config import SystemClock
 from flowkit.errors import StoreUnavailable
 from flowkit.store.sqlite import BUSY_SECONDS, SqliteDialect, driver
-from flowkit.store.statements import Statements
 from tests.simulation.world import Process, Task, World
 
 module = driver()
@@ -24,6 +22,7 @@ READS = ("kill", "freeze", "cut")
 HELD = "SELECT count(*) FROM flowkit_messages WHERE (copy, deliveries) IN"
 IDLE = {"wait", "due", "due_of_all", "others", "join", "backlog", "subscribers"}
 """What idle workers do all the time: seldom worth a fault."""
+NAMES = {text: name for name, text in vars(SqliteDialect.statements).items()}
 
 
 class Lost(module.OperationalError):  # type: ignore[misc, name-defined]
@@ -33,16 +32,10 @@ class Lost(module.OperationalError):  # type: ignore[misc, name-defined]
 @cache
 def name_of(statement: str) -> str:
     """What the engine calls a statement; that of a handler is called so."""
-    known = {text: name for name, text in vars(rendered()).items()}
-    if statement in known:
-        return known[statement]
+    if statement in NAMES:
+        return NAMES[statement]
     first = statement.split(None, 1)[0].lower()
     return first if first in ("begin", "commit", "savepoint", "release", "rollback", "pragma") else "handler"
-
-
-@cache
-def rendered() -> Statements:
-    return SqliteDialect(":memory:", SystemClock()).statements
 
 
 @cache

@@ -4,16 +4,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 
+import psycopg
 import pytest
 
-from flowkit import App, Message
+from flowkit import App, Channel, Message
 from flowkit.config import Settings, open_store
 from flowkit.errors import CommitUnknown, OutcomeUnknown, StoreUnavailable
 from flowkit.message import new_id
 from flowkit.ports import Copy
 from flowkit.testing import Harness
 from tests.services.pair import Pair
-from tests.services.postgresql import find_binaries
+from tests.services.postgresql import PostgreSQL, find_binaries
 from tests.shop import Order
 from tests.test_rabbitmq import wait_until
 
@@ -32,11 +33,17 @@ def pair() -> Iterator[Pair]:
 @contextmanager
 def paused(pair: Pair) -> Iterator[None]:
     """The standby is away: commits wait."""
-    pair.standby.pause()
+    with frozen(pair.standby):
+        yield
+
+
+@contextmanager
+def frozen(server: PostgreSQL) -> Iterator[None]:
+    server.pause()
     try:
         yield
     finally:
-        pair.standby.resume()
+        server.resume()
 
 
 def waits(pair: Pair) -> bool:
@@ -92,6 +99,80 @@ def test_row_56_what_only_the_primary_knows_as_applied_is_not_acknowledged(pair:
         assert not acknowledged, "acknowledged as a duplicate of what the standby does not have"
         assert harness.broker.depths(["shop.accept"]) == {"shop.accept": 0}
         assert ran == ["a"]
+
+
+def test_row_31_a_frozen_primary_frees_those_who_wait_for_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernel still accepts connections, and acknowledges what is sent. When the standby was promoted, work goes on
+    there, and what was in doubt takes effect once."""
+    monkeypatch.setattr("flowkit.store.postgresql.CONNECT_SECONDS", 2)
+    monkeypatch.setattr("flowkit.store.connection.SILENCE_SECONDS", 1.0)
+    app = App("shop")
+    orders = app.channel("orders", Order)
+    ran: list[str] = []
+    app.flow(orders, name="accept", concurrency=1)(lambda order: ran.append(order.name))
+    with Harness(app, pair.create_database("row_31")) as harness:
+        (lane,) = harness.worker.lanes
+        harness.publish(orders, Order(name="a"), id="a")
+        with frozen(pair.primary):
+            with pytest.raises(StoreUnavailable, match="frozen"):
+                lane.step()
+            with pytest.raises((StoreUnavailable, OutcomeUnknown)):
+                harness.publish(orders, Order(name="b"), id="b")
+            pair.standby.promote()
+            alone(pair.standby)
+            wait_until(lambda: accepted(harness, orders, "b"))
+            wait_until(lambda: lane.step() and harness.balances()["shop.accept"].applied == 2)
+        assert sorted(ran) == ["a", "b"]
+
+
+def test_row_32_an_old_primary_that_comes_back_gets_no_writes(pair: Pair) -> None:
+    """It does not know that it was replaced, takes what it is given, and is the first that the URL names. A process
+    that has seen the new one knows."""
+    url = pair.create_database("row_32")
+    if pair.primary.port > pair.standby.port:
+        pair.failover()
+    old, new = pair.primary, pair.standby
+    app = App("shop")
+    orders = app.channel("orders", Order)
+    app.flow(orders, name="accept")(lambda order: None)
+    with Harness(app, url) as harness:
+        harness.publish(orders, Order(name="a"))
+        old.stop("immediate")
+        new.promote()
+        alone(new)
+        wait_until(lambda: accepted(harness, orders, "b"))
+        old.start()
+        alone(old)
+        harness.store.dialect.engine.dispose()
+        harness.publish(orders, Order(name="c"))
+        assert (rows(old), rows(new)) == (1, 3)
+        new.stop()
+        with pytest.raises(StoreUnavailable, match="primary of the past"):
+            harness.publish(orders, Order(name="d"))
+        assert rows(old) == 1
+        new.start()
+
+
+def alone(server: PostgreSQL) -> None:
+    """Let a server acknowledge what no standby has."""
+    server.execute("ALTER SYSTEM RESET synchronous_standby_names")
+    server.execute("SELECT pg_reload_conf()")
+    wait_until(lambda: server.execute("SHOW synchronous_standby_names") == [("",)])
+
+
+def rows(server: PostgreSQL) -> int:
+    """How many message rows a server has."""
+    with psycopg.connect(server.url("row_32")) as connection:
+        return int(connection.execute("SELECT count(*) FROM flowkit_messages").fetchall()[0][0])
+
+
+def accepted(harness: Harness, orders: Channel[Order], name: str) -> bool:
+    """Whether the store takes an order now; again under the same id, as clients do."""
+    try:
+        harness.publish(orders, Order(name=name), id=name)
+    except (StoreUnavailable, OutcomeUnknown):
+        return False
+    return True
 
 
 class ThreadOf:

@@ -11,7 +11,7 @@ from weakref import WeakSet
 from pydantic_core import to_json
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DisconnectionError, OperationalError
 
 from flowkit.errors import ConfigError, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.ports import Clock
@@ -78,7 +78,11 @@ class PostgresDialect:
         )
         self._doubtful: WeakSet[Any] = WeakSet()
         """Connections whose commit was told as done without the standby."""
+        self._timelines: dict[int, int] = {}
+        """The highest that was seen, by system. A server of a lower one was replaced, and does not know it."""
+        event.listen(self.engine, "do_connect", self._connect)
         event.listen(self.engine, "connect", self._connected)
+        event.listen(self.engine, "checkout", self._fence)
         self._watch: Any = None
         self._watching = threading.Lock()
         self._held: str | None = None
@@ -111,6 +115,32 @@ class PostgresDialect:
 
     def doubtful(self, connection: Any) -> bool:
         return connection in self._doubtful
+
+    def _connect(self, dialect: Any, record: Any, names: Sequence[Any], settings: dict[str, Any]) -> Any:
+        """Connect, as SQLAlchemy asks for it: to the first of the hosts that was not replaced by another."""
+        from flowkit.store.connection import Connection  # needs the driver, whose absence open_store tells
+
+        hosts, ports = (str(settings.get(name, "")).split(",") for name in ("host", "port"))
+        for _ in hosts:
+            several = {"host": ",".join(hosts), "port": ",".join(ports)} if len(hosts) > 1 else {}
+            connection = Connection.connect(*names, **settings | several, autocommit=True)
+            connection.introduce()
+            highest = self._timelines.get(connection.system, 0)
+            if connection.timeline >= highest:
+                self._timelines[connection.system] = connection.timeline
+                return connection
+            where = f"{connection.info.host}:{connection.info.port}"
+            connection.close()
+            hosts, ports = hosts[1:] + hosts[:1], ports[1:] + ports[:1]
+        raise importlib.import_module("psycopg").OperationalError(
+            f"{where} is a primary of the past, of timeline {connection.timeline} where {highest} was seen: what it "
+            "accepts is lost; stop it, or make it follow the new one"
+        )
+
+    def _fence(self, connection: Any, record: Any, proxy: Any) -> None:
+        """Let nobody write to a server that was replaced meanwhile."""
+        if connection.timeline < self._timelines[connection.system]:
+            raise DisconnectionError("the server was replaced by another")
 
     def _connected(self, connection: Any, _: object) -> None:
         def noticed(diagnostic: Any) -> None:
@@ -161,11 +191,10 @@ class PostgresDialect:
     def _watcher(self) -> Any:
         """The connection that listens and holds the liveness lock, made again when it is lost."""
         if self._watch is None or self._watch.closed:
-            psycopg = importlib.import_module("psycopg")
             # The URL as the engine reads it: its hosts may be several, and its other parameters are the driver's.
             names, settings = self.engine.dialect.create_connect_args(self._url)
             settings = {"connect_timeout": CONNECT_SECONDS, **settings, "application_name": "flowkit watch"}
-            self._watch = psycopg.connect(*names, **settings, autocommit=True)
+            self._watch = self._connect(None, None, names, settings)
             self._watch.execute("LISTEN flowkit")
             if self._held:
                 self._watch.execute("SELECT pg_try_advisory_lock(%s)", (_key(self._held),))
@@ -215,8 +244,8 @@ class PostgresDialect:
         with self._watching:
             if self._held == worker:
                 self._held = None
-                if self._watch is not None and not self._watch.closed:
-                    self._watch.execute("SELECT pg_advisory_unlock(%s)", (_key(worker),))
+                if self._watch is not None:
+                    self._watch.close()  # the lock ends with it, also when the server is away
 
     def tidy(self) -> None:
         """Nothing to do: autovacuum does it."""

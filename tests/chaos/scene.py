@@ -173,6 +173,7 @@ class Failover:
         self.faults: dict[str, Callable[[], None]] = {
             "database killed": self._pair.failover,
             "database stale": lambda: self._pair.failover(stale_seconds=self._drawn.uniform(0.1, 1.5)),
+            "database frozen": lambda: self._pair.failover(frozen_seconds=self._drawn.uniform(1, 20)),
         }
 
     def close(self) -> None:

@@ -38,17 +38,18 @@ class Pair:
         self.primary.create_database(name)
         return self.url(name)
 
-    def failover(self, stale_seconds: float = 0.0, behind_seconds: float = 0.0) -> None:
+    def failover(self, stale_seconds: float = 0.0, behind_seconds: float = 0.0, frozen_seconds: float = 0.0) -> None:
         """The primary dies, the standby takes its place, and what was the primary comes back as the standby.
 
         With `behind_seconds` the standby had got nothing for so long. With `stale_seconds` the primary only froze: it
-        goes on for so long, and does not know that it was replaced.
+        goes on for so long, and does not know that it was replaced. With `frozen_seconds` it stays so, with its
+        connections open.
         """
         old, new = self.primary, self.standby
         if behind_seconds:
             new.pause()
             time.sleep(behind_seconds)
-        if stale_seconds:
+        if stale_seconds or frozen_seconds:
             old.pause()
         else:
             old.stop("immediate")
@@ -60,6 +61,9 @@ class Pair:
             old.resume()
             time.sleep(stale_seconds)
             old.stop("immediate")
+        if frozen_seconds:
+            time.sleep(frozen_seconds)
+            old.kill()
         self.primary, self.standby = new, old
         old.follow(new)
         old.start()

@@ -74,13 +74,13 @@ class Broker:
                 return
             self._random.choice(free).arrive(queue.popleft())
 
-    def delete(self, flow: str) -> bool:
-        """Delete a queue, if nothing in it would be lost."""
-        if self.depth(flow):
-            return False
-        self.queues.pop(flow, None)
-        self.deleted[flow] = self.world.time
-        return True
+    def delete(self) -> None:
+        """Delete a queue, one in which nothing would be lost."""
+        empty = [flow for flow in sorted(self.queues) if not self.depth(flow)]
+        if empty:
+            flow = self._random.choice(empty)
+            del self.queues[flow]
+            self.deleted[flow] = self.world.time
 
     def depth(self, flow: str) -> int:
         unsettled = sum(len(one.unsettled) for link in self.links for one in link.sources if one.flow == flow)
@@ -153,11 +153,7 @@ class Link:
         return Receipt(copy, taken, "" if taken else f"no queue for flow {copy.flow}")
 
     def wait(self, seconds: float, flows: Collection[str]) -> set[str]:
-        fault = self.world.point("wait", RECEIVES)
-        if fault == "disconnect":
-            self.cut()
-        if fault == "delete":
-            self.broker.delete(self.world.random.choice(sorted(flows)))
+        self.meet("wait")
         self._reconnect()
         if not self.up:
             raise BrokerUnavailable("the connection was lost")
@@ -165,6 +161,14 @@ class Link:
             self.world.wait(self._waiters, seconds)
         self._arrived = False
         return {one.flow for one in self.sources if one.stocked} & set(flows)
+
+    def meet(self, where: str) -> None:
+        """A point at which a consumer's connection may break, or a queue go away."""
+        match self.world.point(where, RECEIVES):
+            case "disconnect":
+                self.cut()
+            case "delete":
+                self.broker.delete()
 
     def depths(self, flows: Collection[str]) -> dict[str, int]:
         return {flow: self.broker.depth(flow) for flow in flows}
@@ -217,7 +221,6 @@ class Source:
 
     def __init__(self, link: Link, flow: str, prefetch: int) -> None:
         self._link = link
-        self._world = link.world
         self.flow = flow
         self._prefetch = prefetch
         self._buffer: deque[Delivery] = deque()
@@ -256,21 +259,18 @@ class Source:
             self._link.broker.give_back(self.flow, back)
 
     def receive(self, limit: int) -> list[Delivery]:
-        if self._world.point("receive", RECEIVES) == "disconnect":
-            self._link.cut()
+        self._link.meet("receive")
         self._link.ready  # noqa: B018 - reconnects when it is time
         return [self._buffer.popleft() for _ in range(min(limit, len(self._buffer)))]
 
     def settle(self, deliveries: Sequence[Delivery]) -> None:
-        if self._world.point("settle", RECEIVES) == "disconnect":
-            self._link.cut()
+        self._link.meet("settle")
         for one in deliveries:
             self.unsettled.pop(one.tag, None)
         self._link.broker.push(self.flow)
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
-        if self._world.point("release", RECEIVES) == "disconnect":
-            self._link.cut()
+        self._link.meet("release")
         back = [queued for one in deliveries if (queued := self.unsettled.pop(one.tag, None)) is not None]
         if back:
             self._link.broker.give_back(self.flow, back)

@@ -19,6 +19,8 @@ COMMITS = (*FAULTS, "cut after")
 """At a COMMIT a connection can also be lost when it was done: its outcome is unknown."""
 BEGINS = (*FAULTS, "busy")
 READS = ("kill", "freeze", "cut")
+LOOK_SECONDS = 0.5
+"""Who is locked out looks again after so long: who was told that the lock is free may have died."""
 HELD = "SELECT count(*) FROM flowkit_messages WHERE (copy, deliveries) IN"
 IDLE = {"wait", "due", "due_of_all", "others", "join", "backlog", "subscribers"}
 """What idle workers do all the time: seldom worth a fault."""
@@ -52,7 +54,7 @@ def faults_at(name: str) -> Sequence[str]:
 class Connection(module.Connection):  # type: ignore[misc, name-defined]
     """A connection of one process."""
 
-    world: World
+    news: "News"
     armed = False
     """Not while it is being opened: SQLAlchemy holds a lock then that others would wait for."""
     lost = False
@@ -60,8 +62,13 @@ class Connection(module.Connection):  # type: ignore[misc, name-defined]
     def cut(self) -> None:
         """It is gone, and the server rolls back what is open."""
         self.lost = True
-        super().rollback()
+        self.rollback()
         raise Lost("the connection was lost")
+
+    def rollback(self) -> None:
+        super().rollback()
+        if self.armed:
+            self.news.unlock()
 
     def cursor(self, factory: Any = None) -> Any:
         return super().cursor(Cursor)
@@ -85,14 +92,15 @@ class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
         (held,) = self.fetchone()
         result = super().execute(statement, parameters)
         if self.rowcount > held:
-            self.connection.world.errors.append(AssertionError("a stale holder removed rows of another"))
+            self.connection.news.world.errors.append(AssertionError("a stale holder removed rows of another"))
         return result
 
     def _at(self, statement: str, call: Callable[[], Any]) -> Any:
         connection = self.connection
         if not connection.armed:
             return call()
-        world, name, waited = connection.world, name_of(statement), 0.0
+        news, name = connection.news, name_of(statement)
+        world, since = news.world, news.world.time
         while True:
             fault = world.point(name, faults_at(name))
             if connection.lost:
@@ -103,15 +111,17 @@ class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
                 raise _error(SQLITE_FULL, "database or disk is full")
             if fault == "cut":
                 connection.cut()
+            held = connection.in_transaction
             try:
                 result = call()
             except module.OperationalError as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF != SQLITE_BUSY or waited > BUSY_SECONDS:
+                left = since + BUSY_SECONDS - world.time
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF != SQLITE_BUSY or left <= 0:
                     raise
-                pause = min(0.1, 0.001 + waited)
-                world.sleep(pause)
-                waited += pause
+                world.wait(news.locked_out, min(left, LOOK_SECONDS))
                 continue
+            if held and not connection.in_transaction:
+                news.unlock()
             if fault == "cut after":
                 connection.cut()
             if name in ("commit", "lease"):
@@ -149,7 +159,7 @@ class Dialect(SqliteDialect):
         connection.execute("PRAGMA synchronous = OFF")
 
     def _arm(self, connection: Any, record: Any) -> None:
-        connection.world, connection.armed = self._world, True
+        connection.news, connection.armed = self._news, True
         self._connections.append(connection)
 
     def lost(self, connection: Any) -> bool:
@@ -179,17 +189,25 @@ class Dialect(SqliteDialect):
         for connection in self._connections:
             connection.armed = False
             connection.close()
+        self._news.unlock()
         for descriptor in self._locks.values():
             os.close(descriptor)
 
 
 class News:
-    """Tells those who wait that something was committed."""
+    """Tells those who wait that something was committed, or that the write lock is free."""
 
     def __init__(self, world: World) -> None:
-        self._world = world
+        self.world = world
         self.dialects: list[Dialect] = []
+        self.locked_out: list[Task] = []
+        """Who found the database locked."""
 
     def tell(self) -> None:
         for dialect in self.dialects:
-            self._world.wake_some(dialect._waiters)
+            self.world.wake_some(dialect._waiters)
+
+    def unlock(self) -> None:
+        """Any of those who wait for it tries again."""
+        if self.locked_out:
+            self.world.wake(self.locked_out.pop(int(self.world.order.random() * len(self.locked_out))))

@@ -7,6 +7,10 @@ from typing import Any
 
 from tests.proof.rows import ROWS, WAITS, shown
 
+WRITTEN = (
+    "Written by `make proof`. What each part found in full is in [proof/](proof). Parts run beside each other, so the "
+    "times below are those of a machine that is busy with the others."
+)
 NOT_PROVEN = (
     "The simulation runs threads as greenlets and leaves out the event loop of `async def` handlers, pika and "
     "PostgreSQL; there, chaos and the tests with real processes show what they met, not all that could be met.",
@@ -19,7 +23,7 @@ Found = Mapping[str, Any]
 
 def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found]) -> None:
     """Write what the parts found, by name."""
-    lines = ["# Proof", "", "Written by `make proof`. What each part found in full is in [proof/](proof).", ""]
+    lines = ["# Proof", "", WRITTEN, ""]
     for name, what in parts.items():
         lines += [f"## {what[0].upper()}{what[1:]}", ""]
         if name not in found:

@@ -32,13 +32,17 @@ def main() -> int:
     show(console, report, time.monotonic() - began)
     if options.json:
         write(options.json, report, options.first, options.seeds, time.monotonic() - began)
-    return 1 if report.failures else 0
+    seldom = [f"{kind} at {where}: {count}" for (kind, where), count in report.faults.items() if count < options.least]
+    if seldom:
+        console.print(f"[bold red]happened less than {options.least} times[/]: {', '.join(seldom)}", highlight=False)
+    return 1 if report.failures or seldom else 0
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
+    parser.add_argument("--least", type=int, default=0, help="how often each fault must have hit each place it met")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--mutants", action="store_true", help="break the engine on purpose, and see it caught")
     parser.add_argument("--json", type=Path, help="write the result there")

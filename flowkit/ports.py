@@ -6,6 +6,7 @@ may be called from any thread. Who opens something closes it.
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from flowkit.message import Message
@@ -122,12 +123,21 @@ class Copy(NamedTuple):
         return self.flow.removeprefix(EXCHANGE) if self.flow.startswith(EXCHANGE) else ""
 
 
+class Suspicion(IntEnum):
+    """Whether a message may have killed its process."""
+
+    NONE = 0
+    SUSPECT = 1
+    """It was running when its process died, so it runs alone."""
+    VENTURED = 2
+    """It began to run alone, and nothing came of that so far."""
+
+
 class Claim(NamedTuple):
     """What the inbox knows of a message that may run now."""
 
     attempts: int = 0
-    suspect: bool = False
-    """It was running when its process died, so it runs alone."""
+    suspicion: Suspicion = Suspicion.NONE
 
 
 class Reopening(NamedTuple):
@@ -136,7 +146,7 @@ class Reopening(NamedTuple):
     identity: Identity
     generation: int
     attempts: int
-    suspect: bool = False
+    suspicion: Suspicion = Suspicion.NONE
 
 
 class Letter(NamedTuple):
@@ -364,7 +374,12 @@ class Store(Protocol):
         """How many messages of these flows were accepted and are not at their end, by the ledger."""
 
     def charge(self, identity: Identity, attempt: bool) -> None:
-        """A process died with this message in flight: make it a suspect, or record an attempt if it ran alone."""
+        """A process died with this message in flight: make it a suspect, and record an attempt if it was past its
+        deadline. One that ran alone has its venture, which counts instead."""
+
+    def venture(self, identity: Identity, over: bool = False) -> None:
+        """A suspect is about to run alone. If nothing came of the venture before, that one was an attempt: its process
+        died, or was taken for dead. `over`: this one is not to be counted, because the message is given back."""
 
     def join_fleet(self, worker: "WorkerInfo") -> None:
         """Record a worker, and hold its liveness lock for as long as this process lives."""

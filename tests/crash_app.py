@@ -99,6 +99,9 @@ poison = app.channel("poison", Order)
 
 @app.flow(poison, retry=RetryPolicy(attempts=5, first="10ms", jitter=0))
 def drink(order: Order, db: Session) -> None:
+    if order.deed == "host":
+        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
     if order.deed:
         os._exit(int(order.deed))
     db.add(Effect(name=f"drink {order.name}"))

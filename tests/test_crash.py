@@ -193,6 +193,33 @@ def test_row_2_a_poison_message_takes_no_innocent_with_it(fleet: Fleet, status: 
 
 
 @pytest.mark.parametrize("fleet", [{"lease": 1}], indirect=True)
+def test_row_2_who_takes_the_supervisor_along_is_found_too(fleet: Fleet) -> None:
+    """Nobody is left to tell what ran when the host died. What was handed out again and again runs in ever smaller
+    company, in the end alone."""
+    fleet.publish(*(str(number) for number in range(50)), channel=crash_app.poison)
+    fleet.publish("poison", deed="host", channel=crash_app.poison)
+    fleet.publish(*(str(number) for number in range(50, 100)), channel=crash_app.poison)
+    deaths = 0
+    while True:
+        host = subprocess.Popen([sys.executable, "-m", "flowkit", "run", APP, "--flows", "drink"], cwd=ROOT)
+        end = time.monotonic() + 120
+        while host.poll() is None and not fleet.empty():
+            assert time.monotonic() < end, "the host neither died nor finished"
+            time.sleep(0.05)
+        if host.poll() is None:
+            host.terminate()
+            assert host.wait(60) == 0
+            break
+        deaths += 1
+        assert deaths < 30, "it kills the host for ever"
+    fleet.check()
+    assert set(fleet.effects()) == {f"drink {number}" for number in range(100)}
+    (letter,) = fleet.store.dead_letters.read(fleet.store.dead_letters.select())
+    assert (letter.reason, letter.attempts) == ("crashed", 5)
+    assert deaths >= 5 + 3, "alone it dies five times; before that it was in company"
+
+
+@pytest.mark.parametrize("fleet", [{"lease": 1}], indirect=True)
 def test_row_3_a_paused_worker_that_wakes_changes_nothing(fleet: Fleet) -> None:
     supervisor = fleet.supervise(2)
     fleet.publish(*(str(number) for number in range(600)), deed="sleep")

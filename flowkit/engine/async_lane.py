@@ -69,6 +69,7 @@ class AsyncLane(Lane):
             return self.step()
         if not self.suspects or self.running:
             return False
+        self._venture(self.suspects[0])
         self._launch(self.pipeline.begin(self.suspects[:1]), State.ALONE)
         del self.suspects[0]
         while self.running:
@@ -106,7 +107,7 @@ class AsyncLane(Lane):
 
     @property
     def expectant(self) -> bool:
-        room = len(self._begun) < self.flow.reach and not self.pipeline.halted()
+        room = self._room > 0 and not self.pipeline.halted()
         return bool(self._news.is_set() or self.pipeline.ended or (self.held and room)) or (
             bool(self.suspects or self.pipeline.confirmed) or (self._ended is not None and not self.stopped)
         )
@@ -128,11 +129,11 @@ class AsyncLane(Lane):
 
     def _start(self) -> bool:
         """Start what was held, or what is there, as far as there is room."""
-        room = self.flow.reach - max(len(self._begun), len(self.pipeline.ended))
-        if room <= 0:
+        if self._room <= 0:
             return False
-        again = bool(self.held)
-        batch, self.held = (self.held[:room], self.held[room:]) if again else (self.source.receive(room), [])
+        self.held = self.held or self.source.receive(self._room)
+        room = max(0, self._room)
+        batch, self.held = self.held[:room], self.held[room:]
         self.working = batch
         try:
             if batch:
@@ -144,13 +145,19 @@ class AsyncLane(Lane):
             self.working = ()
         return bool(batch)
 
+    @property
+    def _room(self) -> int:
+        """How many more handlers may begin."""
+        room = self.flow.reach - max(len(self._begun), len(self.pipeline.ended))
+        return min(room, self.pipeline.together(self.held) - self.running)
+
     def _launch(self, items: Sequence[Item], state: State) -> None:
         """Give items to the loop. What needs no handler is at its end; a suspect waits until it can run alone."""
         begun = []
         for item in items:
             if item.claim is None or item.handled:
                 self.pipeline.ended[handle_of(item.delivery)] = item
-            elif item.claim.suspect and state is not State.ALONE:
+            elif item.claim.suspicion and state is not State.ALONE:
                 self.suspects.append(item.delivery)
             else:
                 slot = self._slots.take()

@@ -3,12 +3,13 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from flowkit.engine.item import Item, Refused, Spoiled, describe
 from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.slots import Slot
-from flowkit.errors import SharedState, StoreConflict, TransactionEnded
-from flowkit.ports import Delivery, Source
+from flowkit.errors import CommitUnknown, SharedState, StoreConflict, TransactionEnded
+from flowkit.ports import Delivery, Identity, Source
 
 FIRST_BATCH = 32
 BATCH_STEP = 8
@@ -36,6 +37,8 @@ class Lane:
         """Whether it receives no more: it is drained, or its flow is stopped."""
         self._stops = stops
         self._ended: TransactionEnded | None = None
+        self._ventured: Identity | None = None
+        """Noted in the store as running alone. It may have to run again here, which is the same venture."""
         self._limit = min(FIRST_BATCH, self.flow.batch) if pipeline.transactional else self.flow.batch
         self._log = logging.getLogger(f"flowkit.flow.{self.flow.name}")
 
@@ -61,6 +64,7 @@ class Lane:
             return self.step()
         if not self.suspects:
             return False
+        self._venture(self.suspects[0])
         self._process([self.suspects.pop(0)], alone=True)
         return True
 
@@ -175,7 +179,8 @@ class Lane:
             deliveries = sorted(deliveries, key=lambda one: str(one.message.key or ""))
         if self.flow.isolate == "single" or (pipeline.transactional and not pipeline.claims_first()):
             return [([one], None) for one in reversed(deliveries)]
-        return [(deliveries, None)]
+        size = self.pipeline.together(deliveries)
+        return [(deliveries[start : start + size], None) for start in reversed(range(0, len(deliveries), size))]
 
     def _halves(self, part: Sequence[Delivery]) -> "list[Part]":
         middle = len(part) // 2
@@ -184,6 +189,8 @@ class Lane:
     def _keep(self, items: Sequence[Item]) -> None:
         """What was not handled stays in the lane."""
         for item in items:
+            if item.outcome is not None and item.delivery.identity == self._ventured:
+                self._ventured = None
             if item.error is not None:
                 self._log.warning(
                     "flow %s: message %s: %s: %s",
@@ -194,8 +201,15 @@ class Lane:
                     extra={"flow": self.flow.name, "message_id": item.delivery.message.id},
                 )
             if item.outcome is None:
-                suspect = item.claim is not None and item.claim.suspect
+                suspect = item.claim is not None and item.claim.suspicion
                 (self.suspects if suspect else self.held).append(item.delivery)
+
+    def _venture(self, suspect: Delivery) -> None:
+        """Note that a message runs alone, for who comes after this process."""
+        if self._ventured != suspect.identity:
+            with suppress(CommitUnknown):  # it may be noted: not twice
+                self.pipeline.store.venture(suspect.identity)
+            self._ventured = suspect.identity
 
     def _quarantine(self) -> None:
         """Stop the flow. Until the store took what became of its last batch, each step tries again."""
@@ -218,6 +232,9 @@ class Lane:
         if not self.left:
             self.source.close()
             self.left = True
+        if self._ventured is not None:
+            self.pipeline.store.venture(self._ventured, over=True)
+            self._ventured = None
 
 
 SPOILED = Spoiled()

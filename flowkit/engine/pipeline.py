@@ -46,6 +46,7 @@ from flowkit.ports import (
     Retried,
     Source,
     Store,
+    Suspicion,
     Tally,
     Transport,
     Unit,
@@ -59,6 +60,10 @@ BORN = 1
 """The token of a row that is born leased to the lane that wrote it."""
 SLOW_SECONDS = 0.001
 """On a serial store a handler that takes longer than this gets a short transaction of its own."""
+TRUSTED_DELIVERIES = 2
+"""Who was handed out so often is above suspicion: a worker ended, or a connection."""
+SUSPECT_DELIVERIES = 5
+"""Who was handed out so often, and should not run together with any other, is a suspect though nobody told so."""
 
 
 @dataclass(eq=False)
@@ -208,7 +213,7 @@ class Pipeline:
         token = handling.set(self.flow.name)
         try:
             for item in items:
-                if item.claim is None or item.handled or (item.claim.suspect and not alone):
+                if item.claim is None or item.handled or (item.claim.suspicion and not alone):
                     continue
                 if handled and (clock.monotonic() - began > box or self.halted()):
                     break
@@ -295,7 +300,7 @@ class Pipeline:
                     letters.append(letter(item, outcome))
                 case None if item.claimed and item.claim:
                     reopened.append(
-                        Reopening(delivery.identity, delivery.generation, item.claim.attempts, item.claim.suspect)
+                        Reopening(delivery.identity, delivery.generation, item.claim.attempts, item.claim.suspicion)
                     )
         unit.reopen(reopened)
         unit.bury(letters)
@@ -344,6 +349,12 @@ class Pipeline:
 
     # ------------------------------------------------------------ what the steps decide
 
+    def together(self, deliveries: Sequence[Delivery]) -> int:
+        """How many of these may run at once: half as many each time that they were handed out and nothing came of it.
+        One of them may kill the process, and its supervisor with it, so that nobody tells which."""
+        most = max((one.deliveries for one in deliveries), default=0)
+        return max(1, self.flow.reach >> max(0, most - TRUSTED_DELIVERIES))
+
     def claims_first(self) -> bool:
         """Handlers that take the transaction run inside it, unless they are slow and the others would wait."""
         slow = self.store.serial and bool(self.paces) and median(self.paces) > SLOW_SECONDS
@@ -375,7 +386,9 @@ class Pipeline:
         """Give each identity's claim to one item; the same id twice in a batch is a duplicate."""
         left = dict(claims)
         for item in sorted(items, key=lambda item: -item.delivery.generation):
-            item.claim = left.pop(item.delivery.identity, None)
+            item.claim = claim = left.pop(item.delivery.identity, None)
+            if claim and item.delivery.deliveries >= SUSPECT_DELIVERIES and self.together([item.delivery]) == 1:
+                item.claim = claim._replace(suspicion=claim.suspicion or Suspicion.SUSPECT)
 
     def _claim_or_leave(self, unit: Unit, items: Sequence[Item]) -> None:
         """A handler's first statement begins the transaction: its message must still be ours."""

@@ -130,7 +130,7 @@ class Supervisor:
         child.due = now + wait * (0.5 + self._random() / 2)
 
     def _charge(self, victim: InFlight) -> None:
-        self._store.charge(victim.identity, attempt=victim.state in (State.ALONE, State.OVERDUE))
+        self._store.charge(victim.identity, attempt=victim.state is State.OVERDUE)
 
     def _pay(self) -> None:
         """Write what is to be charged; what cannot be written now is tried with the next step."""

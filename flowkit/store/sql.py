@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from flowkit.errors import ConfigError
 from flowkit.message import new_id
-from flowkit.ports import Clock, Delivery, Identity, Ids, Objects, Pending, Retention, WorkerInfo
+from flowkit.ports import Clock, Delivery, Identity, Ids, Objects, Pending, Retention, Suspicion, WorkerInfo
 from flowkit.store import tables
 from flowkit.store.dead import DeadLetters
 from flowkit.store.fleet import Fleet
@@ -248,7 +248,11 @@ class SqlStore:
 
     def charge(self, identity: Identity, attempt: bool) -> None:
         with self.transaction() as unit:
-            unit.write(self.sql.charge, [(int(attempt), 1, *identity)])
+            unit.write(self.sql.charge, [(int(attempt), int(Suspicion.SUSPECT), *identity)])
+
+    def venture(self, identity: Identity, over: bool = False) -> None:
+        with self.transaction() as unit:
+            unit.write(self.sql.venture, [(int(Suspicion.SUSPECT if over else Suspicion.VENTURED), *identity)])
 
     def join_fleet(self, worker: WorkerInfo) -> None:
         self._fleet.join(worker)

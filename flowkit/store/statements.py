@@ -36,7 +36,14 @@ class Statements:
     charge: str = """
         INSERT INTO flowkit_inbox AS box (attempts, suspect, flow, source, id, state, generation, changed)
         VALUES (?, ?, ?, ?, ?, 0, 0, {now})
-        ON CONFLICT (flow, source, id) DO UPDATE SET attempts = box.attempts + excluded.attempts, suspect = 1
+        ON CONFLICT (flow, source, id) DO UPDATE
+        SET attempts = box.attempts + CASE WHEN box.suspect = 2 THEN 0 ELSE excluded.attempts END,
+        suspect = CASE WHEN box.suspect = 2 THEN 2 ELSE 1 END WHERE box.state = 0"""
+    venture: str = """
+        INSERT INTO flowkit_inbox AS box (attempts, suspect, flow, source, id, state, generation, changed)
+        VALUES (0, ?, ?, ?, ?, 0, 0, {now})
+        ON CONFLICT (flow, source, id) DO UPDATE SET suspect = excluded.suspect,
+        attempts = box.attempts + CASE WHEN box.suspect = 2 AND excluded.suspect = 2 THEN 1 ELSE 0 END
         WHERE box.state = 0"""
     bury: str = f"""
         INSERT INTO flowkit_dead (letter, flow, {ENVELOPE}, generation, attempts, reason, error, stack, died)

@@ -15,7 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowkit.message import MAX_NAME, Message, new_id
-from flowkit.ports import Copy, Delivery, Letter, Reopening, Retention, Source, Store, Tally, Transport, WorkerInfo
+from flowkit.ports import (
+    Copy,
+    Delivery,
+    Letter,
+    Reopening,
+    Retention,
+    Source,
+    Store,
+    Suspicion,
+    Tally,
+    Transport,
+    WorkerInfo,
+)
 
 FLOW = "kit.flow"
 OTHER = "kit.other"
@@ -117,7 +129,7 @@ class StoreConformance:
             claim = unit.claim([one])[one.identity]
             unit.commit()
         assert claim.attempts == 1
-        assert claim.suspect
+        assert claim.suspicion
         assert self.claim(one) == []
 
     def test_a_charge_after_the_end_changes_nothing(self) -> None:
@@ -125,6 +137,27 @@ class StoreConformance:
         self.claim(one)
         self.store.charge(one.identity, attempt=True)
         assert self.claim(one) == []
+
+    def test_a_venture_of_which_nothing_came_is_an_attempt(self) -> None:
+        one = delivery(message())
+        self.store.venture(one.identity)
+        assert self.seen(one) == (0, Suspicion.VENTURED)
+        self.store.charge(one.identity, attempt=True)
+        assert self.seen(one) == (0, Suspicion.VENTURED), "its next venture counts what became of this one"
+        self.store.venture(one.identity)
+        assert self.seen(one) == (1, Suspicion.VENTURED)
+        self.store.venture(one.identity, over=True)
+        self.store.venture(one.identity)
+        assert self.seen(one) == (1, Suspicion.VENTURED), "it was given back before"
+        assert self.claim(one) == [one.message.id]
+        self.store.venture(one.identity)
+        assert self.claim(one) == [], "it is at its end"
+
+    def seen(self, one: Delivery) -> tuple[int, Suspicion]:
+        """The attempts of a message that may run, and what it is suspected of."""
+        with self.store.unit(FLOW) as unit:
+            claim = unit.look([one])[one.identity]
+        return claim.attempts, claim.suspicion
 
     def test_a_look_tells_what_a_claim_would(self) -> None:
         done, fresh, again = delivery(message()), delivery(message()), delivery(message(), generation=1)

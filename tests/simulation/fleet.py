@@ -18,6 +18,7 @@ from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervis
 from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError, OutcomeUnknown
 from flowkit.flow import compose
+from flowkit.ports import Identity
 from flowkit.publisher import Publisher
 from flowkit.store.sql import SqlStore
 from flowkit.transports.sql import SqlTransport
@@ -104,6 +105,13 @@ class Child:
     def _work(self) -> int:
         fleet = self._fleet
         services = fleet.machine.services(self._process)
+        venture = services.store.venture
+
+        def note(identity: Identity, over: bool = False) -> None:
+            fleet.deeds.ventures[identity] += -1 if over else 1
+            venture(identity, over)
+
+        services.store.venture = note  # type: ignore[method-assign]
         self.worker = worker = Worker(fleet.app, services, None, self.slots)
         for lane in worker.lanes:
             lane.pipeline.observe = fleet.deeds.observe
@@ -134,6 +142,7 @@ class Fleet:
         self.unsupervised = 0
         """How often the supervisor died with its workers."""
         self._resources = ExitStack()
+        deeds.explode = self.kill_all
 
     def process(self, name: str) -> Process:
         self.started += 1
@@ -155,7 +164,7 @@ class Fleet:
         charge = supervisor._charge
 
         def note(victim: InFlight) -> None:
-            self.deeds.charges[victim.identity] += victim.state in (State.ALONE, State.OVERDUE)
+            self.deeds.charges[victim.identity] += victim.state is State.OVERDUE
             charge(victim)
 
         supervisor._charge = note  # type: ignore[method-assign]

@@ -233,8 +233,8 @@ def an_outage_counts_as_an_attempt() -> Iterator[None]:
 
 
 @mutant
-def what_killed_a_process_is_not_charged() -> Iterator[None]:
-    with patch.object(Supervisor, "_charge", lambda self, victim: None):
+def what_runs_alone_is_not_noted() -> Iterator[None]:
+    with patch.object(SqlStore, "venture", lambda self, identity, over=False: None):
         yield
 
 

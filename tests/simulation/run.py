@@ -175,7 +175,7 @@ def _deed(drawn: random.Random, serial: bool) -> str:
     deed = drawn.choice(DEEDS)
     if deed == "hang" and not serial:
         return ""
-    return deed if deed not in ("poison", "hang") or drawn.random() < 0.1 else ""
+    return deed if deed not in ("poison", "bomb", "hang") or drawn.random() < 0.1 else ""
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The app of the simulation: orders take effect in three flows, and do on the way what their deed says."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pydantic import BaseModel
 from sqlalchemy import text
@@ -35,13 +35,19 @@ class Deeds:
         self.ends: Counter[tuple[Identity, int]] = Counter()
         """How often each generation of a message came to an outcome that is no duplicate."""
         self.charges: Counter[Identity] = Counter()
-        """Attempts for the death of a process, by message."""
+        """Attempts for a deadline that passed, by message."""
+        self.ventures: Counter[Identity] = Counter()
+        """How often a message began to run alone and nothing came of it."""
+        self.explode: Callable[[], None] = lambda: None
+        """Switches the machine off, with the supervisor."""
 
     def observe(self, items: Sequence[Item]) -> None:
         """Note what a batch came to."""
         for item in items:
             if isinstance(item.outcome, Done | Retried | Dead):
-                self.ends[item.delivery.identity, item.delivery.generation] += 1
+                identity = item.delivery.identity
+                self.ends[identity, item.delivery.generation] += 1
+                self.ventures[identity] -= self.ventures[identity] > 0
 
     def before(self, flow: str, order: Order) -> None:
         self.runs[flow, order.name] += 1
@@ -59,6 +65,9 @@ class Deeds:
                 raise ValueError("it fails until somebody mends it")
             case "flaky" if self.runs[flow, order.name] <= FLAKY:
                 raise ValueError("it fails now and then")
+            case "bomb":
+                self.explode()
+                self._world.leave()
             case "poison":
                 assert self._world.current is not None
                 self._world.current.process.kill(9)
@@ -106,13 +115,13 @@ def new_app(world: World) -> tuple[App, Deeds]:
     return app, deeds
 
 
-DEEDS = ("", "", "", "flaky", "slow", "delay", "hot", "reject", "fail", "mend", "poison", "hang")
+DEEDS = ("", "", "", "flaky", "slow", "delay", "hot", "reject", "fail", "mend", "poison", "bomb", "hang")
 
 
 def expected(order: Order) -> list[str]:
     """The effects of an order that was accepted, once it is at its end."""
     noted = [f"note {order.name}", f"note {order.name}'"]
-    if order.deed in ("reject", "fail", "poison", "hang"):
+    if order.deed in ("reject", "fail", "poison", "bomb", "hang"):
         return noted
     return [*noted, f"accept {order.name}", f"invoice {order.name}"]
 
@@ -124,4 +133,6 @@ def fails(order: Order) -> int:
 
 def dies(order: Order) -> str:
     """The reason of the dead letter that an order ends as; empty if it is applied."""
-    return {"reject": "rejected", "fail": "failed", "poison": "crashed", "hang": "crashed"}.get(order.deed, "")
+    return {"reject": "rejected", "fail": "failed", "poison": "crashed", "bomb": "crashed", "hang": "crashed"}.get(
+        order.deed, ""
+    )

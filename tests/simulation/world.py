@@ -41,7 +41,7 @@ class Fault(NamedTuple):
 class Task:
     """A thread: a greenlet that runs until its next point."""
 
-    __slots__ = ("answer", "done", "greenlet", "name", "process", "wakes")
+    __slots__ = ("answer", "awake", "done", "greenlet", "name", "process", "wakes")
 
     def __init__(self, process: "Process", name: str, body: Callable[[], object]) -> None:
         self.process = process
@@ -49,6 +49,8 @@ class Task:
         self.greenlet = greenlet(lambda *_: body(), process.world.hub)
         self.answer: str | None = None
         """What breaks at the point where it stands, for it to raise."""
+        self.awake = False
+        """Whether it goes on soon. Who is woken by a clock may be woken by others too before that: once is enough."""
         self.wakes = 0
         """Counts its pauses, so that an alarm for an earlier one is known as such."""
         self.done = False
@@ -174,8 +176,10 @@ class World:
 
     def wake(self, task: Task) -> None:
         """Let a task go on."""
-        task.wakes += 1
-        self._ready.append(task)
+        if not task.awake:
+            task.awake = True
+            task.wakes += 1
+            self._ready.append(task)
 
     def leave(self) -> None:
         """The task that calls this goes on no more: its process has just died."""
@@ -230,6 +234,7 @@ class World:
             self.wake(task)
 
     def _go_on(self, task: Task) -> None:
+        task.awake = False
         process = task.process
         if process.status is not None:
             return

@@ -16,9 +16,12 @@ import pytest
 from pika import PlainCredentials
 from sqlalchemy.orm import Session
 
-from flowkit import ConfigError
+from flowkit import ConfigError, Message
 from flowkit.config import Services, Settings, connect, open_store
+from flowkit.engine.relay import record
 from flowkit.engine.worker import Worker
+from flowkit.ports import Copy, Receipt
+from flowkit.transports.rabbitmq import sender
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.servers import servers
 from tests.services.proxy import Proxy
@@ -98,7 +101,8 @@ class Shop:
         wait_until(lambda: not any(self.services.transport.depths(list(self.app.flows)).values()))
 
     def close(self) -> None:
-        self.app.close()
+        self.app.close()  # those of the last worker, which the app was connected to
+        self.services.close()
 
 
 @pytest.fixture
@@ -309,6 +313,34 @@ def test_row_23_a_black_hole_is_noticed_and_nothing_is_lost(
         wait_until(lambda: len(proxy.arrivals) > before)
         proxy.forward()
         shop.check("first", *NAMES)
+
+
+def test_what_was_not_confirmed_in_time_is_sent_again_as_soon_as_it_can_be(
+    shop: Shop, rabbitmq_node: RabbitMQ, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not when its lease is over: the other nodes of a cluster take it long before that."""
+    monkeypatch.setattr(sender, "CONFIRM_SECONDS", 1)
+    leader = f"whereis('%2F_{Queues(shop.store.identity()).name('shop.accept')}')"
+    with shop.worker():
+        shop.publish("first")
+        shop.check("first")
+        rabbitmq_node.ctl("eval", f"sys:suspend({leader}).")
+        shop.publish("second")
+        wait_until(lambda: "a publish was not confirmed within 1s" in caplog.text)
+        rabbitmq_node.ctl("eval", f"exit({leader}, kill).")  # with all that it was sent
+        killed = time.monotonic()
+        shop.check("first", "second")
+        assert time.monotonic() - killed < shop.services.transport.lease / 2
+
+
+def test_what_is_refused_is_tried_again_soon_and_then_less_often(shop: Shop) -> None:
+    """A queue without a leader refuses for a moment, one that is full for long."""
+    parked: list[float] = []
+    shop.store.park = lambda rows, seconds: parked.append(seconds)
+    message = Message("1", "test", "orders", b"")
+    for tries in (1, 2, 3, 4, 5, 1000):
+        record(shop.store, [Receipt(Copy("row", message, "shop.accept", 0, 0), False, "refused")], {"row": tries})
+    assert parked == [2, 4, 8, 16, 30, 30]
 
 
 def test_row_24_what_the_broker_finds_too_large_is_parked_and_hinders_nothing(

@@ -343,7 +343,7 @@ class Pipeline:
         """Hand the committed copies to the transport; where the rows are the queue, wake who waits for them."""
         if copies and self.transport.lease:
             receipts = self.transport.send([one for one in copies if not one.delay])
-            self.confirmed += record(self.store, self.transport, receipts, {one.row: BORN for one in copies})
+            self.confirmed += record(self.store, receipts, {one.row: BORN for one in copies})
         elif copies:
             self.wake({one.flow for one in copies})
 

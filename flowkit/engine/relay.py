@@ -1,12 +1,14 @@
 """The relay: sends committed message rows that are due, be they delayed, retried, or left by a dead worker."""
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 from flowkit.ports import Clock, Copy, Delivery, Receipt, Store, Transport
 
 BATCH = 100
 PARK_SECONDS = 30.0
-"""An unroutable row is due again after this, or when its queue is declared."""
+"""A row that was refused is due again after this at the latest, or when its queue is declared; the first times sooner:
+a queue without a leader refuses too, and has one in a moment."""
 REMOVE_SECONDS = 0.5
 """While there is more to send, rows that were taken stay for so long: their removal is a transaction of its own."""
 CLOGGED = 10_000
@@ -44,7 +46,7 @@ class Relay:
             rows = self._store.lease(flow, BATCH, self._worker, self._transport.lease)
             receipts = self._transport.send([_copy(one) for one in rows])
             tokens = {str(one.row): one.deliveries for one in rows}
-            self._carried += record(self._store, self._transport, receipts, tokens)
+            self._carried += record(self._store, receipts, tokens)
         if not due or self._clock.monotonic() - self._removed >= REMOVE_SECONDS:
             self.flush()
         return bool(due)
@@ -59,28 +61,26 @@ class Relay:
         self._removed = self._clock.monotonic()
 
 
-def record(
-    store: Store, transport: Transport, receipts: Sequence[Receipt], tokens: Mapping[str, int]
-) -> list[tuple[str, int]]:
+def record(store: Store, receipts: Sequence[Receipt], tokens: Mapping[str, int]) -> list[tuple[str, int]]:
     """Act on what the transport said. Returns the rows that it carried away, as (row, token); they can be removed.
 
-    One for which it has no place is parked, with the reason. Any other is sent again when its lease ends, or as soon as
-    somebody can send at all.
+    One that it refuses is parked, with the reason, for longer each time. Any other is sent again as soon as somebody
+    can: the transport waited for it, or lost it.
     """
     carried: list[tuple[str, int]] = []
-    parked: dict[tuple[str, int], str] = {}
+    parked: dict[float, dict[tuple[str, int], str]] = defaultdict(dict)
     left: list[tuple[str, int]] = []
     for copy, confirmed, reason in receipts:
         row = (copy.row, tokens[copy.row])
         if confirmed:
             carried.append(row)
         elif reason:
-            parked[row] = reason
+            parked[min(PARK_SECONDS, 2.0 ** min(row[1], 8))][row] = reason
         else:
             left.append(row)
-    if parked:
-        store.park(parked, PARK_SECONDS)
-    if left and not transport.ready:
+    for seconds, rows in parked.items():
+        store.park(rows, seconds)
+    if left:
         store.release(left)
     return carried
 

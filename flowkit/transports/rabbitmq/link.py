@@ -56,6 +56,8 @@ class Link:
         self._lost = lost
         self._closing: asyncio.Future[BaseException] | None = None
         self.connection: AsyncioConnection | None = None
+        self._ending: set[AsyncioConnection] = set()
+        """Those that were closed here, and perhaps not at the broker."""
         self.up = asyncio.Event()
         self._settled = asyncio.Event()
         """Set while it is up, and when it was refused twice: waiting would not help."""
@@ -70,8 +72,7 @@ class Link:
         return self.up.is_set()
 
     def abandon(self, connection: AsyncioConnection | None, why: str) -> None:
-        """Give up a connection that answers no more, if it is still the one in use. It closes itself when its
-        heartbeats stay away."""
+        """Give up a connection that answers no more, if it is still the one in use."""
         if connection is self.connection and self._closing is not None and not self._closing.done():
             self._closing.set_result(ConnectionError(why))
 
@@ -80,9 +81,13 @@ class Link:
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         end = asyncio.get_running_loop().time() + CLOSE_SECONDS
-        while self.connection is not None and not self.connection.is_closed:
+        if self.connection is not None:
+            self._ending.add(self.connection)
+        while open := {one for one in self._ending if not one.is_closed}:
             if asyncio.get_running_loop().time() > end:
                 _log.warning("RabbitMQ did not answer the end of a connection")
+                for one in open:
+                    cut(one)
                 break
             await asyncio.sleep(0.005)
 
@@ -114,7 +119,7 @@ class Link:
                     self._settled.set()
                 self._lost()
                 if self.connection is not None and self.connection.is_open:
-                    self.connection.close()
+                    self._end(self.connection)
             if not told:
                 told = True
                 known = isinstance(self.error, AMQPError | ConfigError | OSError)
@@ -127,6 +132,13 @@ class Link:
                 )
             failures, turn = failures + 1, turn + 1
             await asyncio.sleep(self._random() * min(MOST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(failures, 10)))
+
+    def _end(self, connection: AsyncioConnection) -> None:
+        """Close a connection; if that is not answered, for itself alone: a node that is cut off from the others of its
+        cluster still sends heartbeats."""
+        self._ending = {one for one in self._ending if not one.is_closed} | {connection}
+        connection.close()
+        asyncio.get_running_loop().call_later(ANSWER_SECONDS, cut, connection)
 
     async def _connect(self, server: ConnectionParameters) -> asyncio.Future[BaseException]:
         """Connect. Returns what will say why the connection was lost. Raises what refused it."""
@@ -147,6 +159,13 @@ class Link:
         )
         await opening
         return closing
+
+
+def cut(connection: AsyncioConnection) -> None:
+    """End a connection without the broker, if it has not ended."""
+    if not connection.is_closed:
+        why = ConnectionError("the end of the connection was not answered")
+        connection._terminate_stream(why)  # type: ignore[attr-defined]  # the only way; its heartbeat does the same
 
 
 async def open_channel(connection: AsyncioConnection, closed: Callable[[BaseException], None]) -> Channel:

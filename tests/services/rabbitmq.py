@@ -13,10 +13,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tests.services import free_port
+from tests.services.network import Place
 
 DEADLINE = 120.0
 HELLO = b"AMQP\x00\x00\x09\x01"
 """The protocol header; a broker that is up answers it."""
+PORT, MAPPER = 5672, 4369
+"""Those that are RabbitMQ's own, for a node that has its host for itself."""
 PATHS = ("/usr/lib/rabbitmq/bin", "/usr/local/lib/rabbitmq/bin", "/opt/homebrew/sbin", "/usr/local/sbin")
 
 # Runs beside the node, in a session of its own, until the pipe from the test run closes: however that ends, also by
@@ -43,32 +46,39 @@ def find_binaries() -> Path | None:
 class RabbitMQ:
     """One node with its data in a temporary directory. Not thread-safe. Call `close` in the end."""
 
-    def __init__(self, settings: str = "", plugins: str = "") -> None:
-        """`settings`: more lines of its configuration file; `plugins`: those to enable, separated by commas."""
+    def __init__(self, settings: str = "", plugins: str = "", place: Place | None = None, secret: str = "") -> None:
+        """`settings`: more lines of its configuration file; `plugins`: those to enable, separated by commas; `place`:
+        its host in a private network; `secret`: what lets clients and the other nodes of a cluster in."""
         binaries = find_binaries()
         if binaries is None:
             raise FileNotFoundError("RabbitMQ is not installed: run tests/services/install")
         self._binaries = binaries
         self._server: subprocess.Popen[bytes] | None = None
-        self._password = secrets.token_urlsafe(16)
-        self.port = free_port()
-        self._mapper = free_port()
+        self._password = secret or secrets.token_urlsafe(16)
+        self.host = place.outside if place else "127.0.0.1"
+        self.port = PORT if place else free_port()
+        self.name = f"flowkit@{place.inside}" if place else f"flowkit{self.port}@localhost"
+        mapper = MAPPER if place else free_port()  # all nodes of a cluster ask for each other at the same port
+        self._within = ("ip", "netns", "exec", place.namespace) if place else ()
         self.home = Path(tempfile.mkdtemp(prefix="flowkit-rabbitmq-", dir="/tmp"))
         self.log = self.home / "log"
         (self.home / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"listeners.tcp.1 = {self.host}:{self.port}\n"
             f"default_user = flowkit\ndefault_pass = {self._password}\n"
             "default_user_tags.administrator = true\n"
             "disk_free_limit.absolute = 50MB\nlog.console = false\nlog.file.level = warning\n" + settings
         )
         (self.home / "plugins").write_text(f"[{plugins}].\n")
+        (self.home / ".erlang.cookie").touch(0o600)
+        (self.home / ".erlang.cookie").write_text(self._password)
         self._environment = {
             "PATH": os.defpath,
             "HOME": str(self.home),
             "LC_ALL": "C.UTF-8",
-            "ERL_EPMD_PORT": str(self._mapper),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": f"flowkit{self.port}@localhost",
+            "ERL_EPMD_PORT": str(mapper),
+            "ERL_EPMD_ADDRESS": place.inside if place else "127.0.0.1",
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_USE_LONGNAME": "true" if place else "false",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_BASE": str(self.home),
@@ -80,13 +90,18 @@ class RabbitMQ:
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
         }
         self._guardian = subprocess.Popen(
-            ["/bin/sh", "-c", GUARDIAN, str(self.home), str(self._mapper)],
+            [*self._within, "/bin/sh", "-c", GUARDIAN, str(self.home), str(mapper)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            env={"PATH": os.defpath, "ERL_EPMD_PORT": str(self._mapper)},
+            env={"PATH": os.defpath},
         )
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process is there."""
+        return self._server is not None and self._server.poll() is None
 
     @property
     def pid(self) -> int:
@@ -96,11 +111,16 @@ class RabbitMQ:
 
     def start(self) -> None:
         """Start, and wait until clients are let in. Does nothing if it runs."""
-        if self._server and self._server.poll() is None:
+        self.begin()
+        self.wait()
+
+    def begin(self) -> None:
+        """Start, and do not wait. Does nothing if it runs."""
+        if self.runs:
             return
         with self.log.open("ab") as log:
             self._server = subprocess.Popen(
-                [self._binaries / "rabbitmq-server"],
+                [*self._within, self._binaries / "rabbitmq-server"],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -109,10 +129,14 @@ class RabbitMQ:
                 start_new_session=True,  # Ctrl-C is for the tests, which then stop it
             )
         (self.home / "pid").write_text(f"{self._server.pid}\n")
+
+    def wait(self) -> None:
+        """Wait until clients are let in."""
         deadline = time.monotonic() + DEADLINE
-        while not self._answers():
-            if self._server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"RabbitMQ did not start:\n{self.log.read_text()}")
+        while not self.answers():
+            if not self.runs or time.monotonic() > deadline:
+                logs = [self.log, *(self.home / "logs").glob("*.log")]
+                raise RuntimeError("\n".join(["RabbitMQ did not start:", *(log.read_text()[-9000:] for log in logs)]))
             time.sleep(0.05)
 
     def kill(self) -> None:
@@ -140,10 +164,19 @@ class RabbitMQ:
         """Go on after `pause`."""
         self._send(signal.SIGCONT)
 
+    def answers(self) -> bool:
+        """Whether clients are let in."""
+        try:
+            with socket.create_connection((self.host, self.port), timeout=5) as client:
+                client.sendall(HELLO)
+                return client.recv(1) == b"\x01"
+        except OSError:
+            return False
+
     def ctl(self, *arguments: str) -> str:
         """Run `rabbitmqctl`, and return what it printed. Takes about two seconds."""
         ran = subprocess.run(
-            [self._binaries / "rabbitmqctl", "-q", *arguments],
+            [*self._within, self._binaries / "rabbitmqctl", "-q", *arguments],
             env=self._environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -161,7 +194,7 @@ class RabbitMQ:
     def url(self, port: int | None = None, user: str = "flowkit", password: str = "", vhost: str = "/") -> str:
         """The URL of a virtual host; with `port`, through a proxy."""
         login = f"{user}:{password or self._password}"
-        return f"amqp://{login}@127.0.0.1:{port or self.port}/{quote(vhost, safe='')}"
+        return f"amqp://{login}@{self.host}:{port or self.port}/{quote(vhost, safe='')}"
 
     def close(self) -> None:
         """Stop and delete everything."""
@@ -176,11 +209,3 @@ class RabbitMQ:
         assert self._server is not None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._server.pid, what)
-
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=5) as client:
-                client.sendall(HELLO)
-                return client.recv(1) == b"\x01"
-        except OSError:
-            return False

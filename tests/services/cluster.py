@@ -1,0 +1,89 @@
+"""A private cluster of RabbitMQ: three nodes, each on a host of its own, that die and are parted."""
+
+import secrets
+import time
+from contextlib import ExitStack, closing
+from urllib.parse import urlsplit
+
+from tests.services.network import Network
+from tests.services.rabbitmq import DEADLINE, RabbitMQ
+
+NODES = 3
+SETTINGS = "cluster_partition_handling = pause_minority\nnet_ticktime = 10\n"
+"""A node that sees no majority stops until it does, and it notices within 10 s, not within RabbitMQ's 60: for so long a
+queue whose leader was cut off takes nothing, whatever clients do."""
+
+
+class Cluster:
+    """Three nodes. Clients reach each of them. Not thread-safe. Call `close` in the end."""
+
+    def __init__(self) -> None:
+        """Raises PermissionError if no network can be made here, and FileNotFoundError if there is no RabbitMQ."""
+        secret = secrets.token_urlsafe(16)
+        with ExitStack() as undo:
+            self._network = undo.enter_context(closing(Network(NODES)))
+            names = (f"flowkit@{place.inside}" for place in self._network.places)
+            settings = SETTINGS + "".join(
+                f"cluster_formation.classic_config.nodes.{number} = {name}\n" for number, name in enumerate(names, 1)
+            )
+            self.nodes = [
+                undo.enter_context(closing(RabbitMQ(settings, place=place, secret=secret)))
+                for place in self._network.places
+            ]
+            self._places = {node.name: place for node, place in zip(self.nodes, self._network.places, strict=True)}
+            self._stack = undo.pop_all()
+
+    def start(self) -> None:
+        """Whatever was done to it: every node runs and sees the others, and lets clients in."""
+        for node in self.nodes:
+            self.join(node)
+        for node in self.nodes:
+            node.begin()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until all nodes are there, and know that."""
+        for node in self.nodes:
+            node.wait()
+        end = time.monotonic() + DEADLINE
+        while any(len(self._seen(node)) < NODES for node in self.nodes):
+            if time.monotonic() > end:
+                raise RuntimeError("\n".join(node.log.read_text()[-2000:] for node in self.nodes))
+
+    def part(self, node: RabbitMQ, clients: bool = True) -> None:
+        """A node and the others reach each other no more. `clients`: whether clients reach it still."""
+        self._network.pull(self._places[node.name], "inside")
+        if not clients:
+            self._network.pull(self._places[node.name], "outside")
+
+    def join(self, node: RabbitMQ) -> None:
+        """All reach it again."""
+        self._network.plug(self._places[node.name], "inside")
+        self._network.plug(self._places[node.name], "outside")
+
+    def leader(self, queue: str) -> RabbitMQ:
+        """The node that leads a queue."""
+        end = time.monotonic() + DEADLINE
+        while True:
+            for asked in filter(RabbitMQ.answers, self.nodes):
+                said = asked.ctl("eval", f'ra_leaderboard:lookup_leader(binary_to_atom(<<"%2F_{queue}">>)).')
+                for node in self.nodes:
+                    if node.name in said:
+                        return node
+            if time.monotonic() > end:
+                raise RuntimeError(f"{queue} has no leader")
+
+    def url(self, first: RabbitMQ | None = None) -> str:
+        """The URL of all nodes, perhaps with one of them before the others."""
+        parts = urlsplit(self.nodes[0].url())
+        hosts = ",".join(f"{node.host}:{node.port}" for node in sorted(self.nodes, key=lambda node: node is not first))
+        return parts._replace(netloc=f"{parts.username}:{parts.password}@{hosts}").geturl()
+
+    def close(self) -> None:
+        """Stop and delete everything."""
+        self._stack.close()
+
+    def _seen(self, node: RabbitMQ) -> list[str]:
+        """The nodes that run, as one of them knows."""
+        said = node.ctl("eval", "rabbit_nodes:all_running().") if node.answers() else ""
+        return [one.name for one in self.nodes if one.name in said]

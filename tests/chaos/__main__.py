@@ -17,11 +17,12 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.chaos.campaign import Campaign, Outcome, Plan, dump
-from tests.chaos.scene import Broker, Failover, Lagging, Scene, Sqlite
+from tests.chaos.scene import Broker, Cluster, Failover, Lagging, Scene, Sqlite
 
 SCENES: dict[str, Callable[[random.Random], Scene]] = {
     "sqlite": Sqlite,
     "rabbitmq": Broker,
+    "cluster": Cluster,
     "failover": Failover,
     "lagging": Lagging,
 }

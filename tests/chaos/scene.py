@@ -12,6 +12,10 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Protocol
 
+from flowkit.config import Settings, open_store
+from flowkit.transports.rabbitmq.queues import Queues
+from tests.chaos.oracle import FLOWS
+from tests.services import cluster
 from tests.services.pair import Pair
 from tests.services.postgresql import PostgreSQL
 from tests.services.proxy import Proxy
@@ -156,6 +160,66 @@ class Broker:
     def close(self) -> None:
         self._to_database.forward()
         self._to_broker.forward()
+        self._stack.close()
+
+
+class Cluster:
+    """Three nodes of RabbitMQ, which die and are cut off from each other. Nothing happens to PostgreSQL.
+
+    Where hosts and clients are connected is their own chance: on the minority's side now and then.
+    """
+
+    faithful: bool = True
+
+    def __init__(self, drawn: random.Random) -> None:
+        self._drawn = drawn
+        self._stack = stack = ExitStack()
+        with ExitStack() as undo:
+            self._database = undo.enter_context(closing(PostgreSQL()))
+            self._cluster = undo.enter_context(closing(cluster.Cluster()))
+            self._database.start()
+            self._cluster.start()
+            stack.push(undo.pop_all())
+        self.url = self._database.create_database("chaos")
+        self.broker_url = self._cluster.url()
+        self.environment = {
+            "FLOWKIT_DATABASE_URL": self.url,
+            "FLOWKIT_BROKER_URL": f"{self.broker_url}?heartbeat={HEARTBEAT_SECONDS}",
+            "FLOWKIT_LEASE": "5",
+        }
+        self.faults: dict[str, Callable[[], None]] = {
+            "broker leader killed": self._kill_leader,
+            "broker minority": self._part,
+            "broker majority lost": self._lose_majority,
+        }
+
+    def _leader(self) -> RabbitMQ:
+        """The node that leads the queue of one of the flows."""
+        with closing(open_store(Settings(database_url=self.url))) as store:
+            return self._cluster.leader(Queues(store.identity()).name(self._drawn.choice(FLOWS)))
+
+    def _kill_leader(self) -> None:
+        self._leader().kill()
+        time.sleep(self._drawn.uniform(0, 4))
+        self._cluster.start()
+
+    def _part(self) -> None:
+        """One node sees the others no more: clients on both sides, or on the others' only. Shorter and longer than it
+        takes them to notice."""
+        node = self._drawn.choice([self._leader(), *self._cluster.nodes])
+        self._cluster.part(node, clients=self._drawn.random() < 0.7)
+        time.sleep(self._drawn.choice((10, 10, 30)))
+        self._cluster.start()
+
+    def _lose_majority(self) -> None:
+        """Two nodes die, or none sees another one."""
+        kills = self._drawn.random() < 0.5
+        for node in self._drawn.sample(self._cluster.nodes, 2):
+            node.kill() if kills else self._cluster.part(node)
+        time.sleep(self._drawn.uniform(2, 15))
+        self._cluster.start()
+
+    def close(self) -> None:
         self._stack.close()
 
 

@@ -51,6 +51,10 @@ PARTS = {
     "chaos-rabbitmq": Part(
         "chaos on RabbitMQ with PostgreSQL", f"chaos rabbitmq --messages 20000 {CHAOS} --services 80", "chaos"
     ),
+    "cluster": Part(
+        "three nodes of RabbitMQ that die and are parted",
+        "chaos cluster --messages 4000 --kills 20 --pauses 4 --services 18",
+    ),
     "failover": Part(
         "failovers to a synchronous standby",
         "chaos failover --messages 4000 --kills 20 --pauses 4 --services 15",

@@ -14,7 +14,8 @@ WRITTEN = (
 NOT_PROVEN = (
     "The simulation runs threads as greenlets and leaves out the event loop of `async def` handlers, pika and "
     "PostgreSQL; there, chaos and the tests with real processes show what they met, not all that could be met.",
-    "Everything ran on one machine: no real power cut, no disk that lies about a sync, no network but the loopback.",
+    "Everything ran on one machine: no real power cut, no disk that lies about a sync, no network but the loopback and "
+    "cables between namespaces.",
     "With an asynchronous standby, what a failover loses is measured and not prevented.",
     "A handler's effects outside of its transaction are its own: see [proving.md](proving.md).",
 )
@@ -107,6 +108,7 @@ SAID: dict[str, Callable[[Found], list[str]]] = {
     "simulation": simulation,
     "mutants": mutants,
     "chaos": chaos,
+    "cluster": chaos,
     "failover": chaos,
     "lagging": chaos,
     "fuzz": fuzz,

@@ -135,8 +135,7 @@ class RabbitMQ:
         deadline = time.monotonic() + DEADLINE
         while not self.answers():
             if not self.runs or time.monotonic() > deadline:
-                logs = [self.log, *(self.home / "logs").glob("*.log")]
-                raise RuntimeError("\n".join(["RabbitMQ did not start:", *(log.read_text()[-9000:] for log in logs)]))
+                raise RuntimeError(f"RabbitMQ did not start:\n{self.said()}")
             time.sleep(0.05)
 
     def kill(self) -> None:
@@ -146,7 +145,8 @@ class RabbitMQ:
         lost its log. That is the broker's loss of its disk, which is another test's matter.
         """
         if self._server is not None:
-            self.ctl("eval", "dets:sync(ra_directory_reverse).")
+            if self.answers():
+                self.ctl("eval", "dets:sync(ra_directory_reverse).")
             self._send(signal.SIGKILL)
             self._server.wait(DEADLINE)
             self._server = None
@@ -172,6 +172,10 @@ class RabbitMQ:
                 return client.recv(1) == b"\x01"
         except OSError:
             return False
+
+    def said(self) -> str:
+        """The last that it wrote to its logs."""
+        return "\n".join(log.read_text()[-5000:] for log in (self.log, *(self.home / "logs").glob("*.log")))
 
     def ctl(self, *arguments: str) -> str:
         """Run `rabbitmqctl`, and return what it printed. Takes about two seconds."""

@@ -54,16 +54,17 @@ PARTS = {
     "cluster": Part(
         "three nodes of RabbitMQ that die and are parted",
         "chaos cluster --messages 4000 --kills 20 --pauses 4 --services 18",
+        "chaos",
     ),
     "failover": Part(
         "failovers to a synchronous standby",
         "chaos failover --messages 4000 --kills 20 --pauses 4 --services 15",
-        "clusters",
+        "chaos",
     ),
     "lagging": Part(
-        "failovers to a standby that is behind", "chaos lagging --messages 2000 --kills 10 --services 5", "clusters"
+        "failovers to a standby that is behind", "chaos lagging --messages 2000 --kills 10 --services 5", "chaos"
     ),
-    "fuzz": Part("hostile inputs through each transport", "fuzz --inputs 50000", "clusters"),
+    "fuzz": Part("hostile inputs through each transport", "fuzz --inputs 50000", "soak"),
     "soak-sqlite": Part("a steady load on SQLite", "chaos.soak sqlite --minutes 20", "soak"),
     "soak-rabbitmq": Part("a steady load on RabbitMQ with PostgreSQL", "chaos.soak rabbitmq --minutes 20", "soak"),
 }

@@ -99,6 +99,39 @@ def test_row_50_a_suspect_that_stops_its_flow_is_dead_alone_though_the_store_is_
         once(harness, "0")
 
 
+@pytest.mark.parametrize(("times", "together"), [(2, 8), (3, 4), (4, 2), (5, 1)])
+@pytest.mark.parametrize("concurrent", [False, True], ids=["plain", "async"])
+def test_row_2_what_was_handed_out_again_and_again_runs_in_ever_smaller_company(
+    app: App, sqlite_url: str, concurrent: bool, times: int, together: int
+) -> None:
+    orders = app.channel("orders", Order)
+    batches: list[int] = []
+    at_work: set[str] = set()
+
+    async def wait(order: Order) -> None:
+        at_work.add(order.name)
+        batches.append(len(at_work))
+        await asyncio.sleep(0)
+        at_work.discard(order.name)
+
+    if concurrent:
+        app.flow(orders, name="accept", concurrency=8)(wait)
+    else:
+        app.flow(orders, name="accept", batch=8)(lambda order: None)
+    with running(app, sqlite_url, broker=True) as harness:
+        (lane,) = harness.worker.lanes
+        if not concurrent:
+            lane.pipeline.observe = lambda items: batches.append(sum(item.handled for item in items))
+        app.publish_many(orders, [Order(name=str(number)) for number in range(8)])
+        harness.worker.relay.step()
+        for _ in range(times - 1):
+            assert len(lane.source.receive(8)) == 8
+            harness.broker.disconnect()
+        harness.until_quiet()
+        assert max(batches) == together
+        assert harness.balances()["shop.accept"].applied == 8
+
+
 @pytest.mark.parametrize("suspect", [False, True], ids=["done", "suspect"])
 def test_the_other_lanes_of_a_stopped_flow_come_to_rest(app: App, sqlite_url: str, suspect: bool) -> None:
     orders, done = app.channel("orders", Order), app.channel("done", Order)

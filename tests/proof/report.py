@@ -46,17 +46,16 @@ def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found]) -> N
 
 
 def simulation(found: Found) -> list[str]:
-    kinds: Counter[str] = Counter()
-    for place in found["faults"].values():
-        kinds.update(place)
-    least = min(
-        (count, f"{kind} at {where}") for where, place in found["faults"].items() for kind, count in place.items()
-    )
+    kinds: dict[str, Counter[str]] = {}
+    for where, place in found["faults"].items():
+        for kind, count in place.items():
+            kinds.setdefault(kind, Counter())[where] = count
+    least = min((count, f"{kind} at {where}") for kind, places in kinds.items() for where, count in places.items())
     return [
         f"{found['seeds']:,} runs, {len(found['failed'])} failed; {found['virtual_seconds'] / 3600:,.0f} virtual hours",
-        f"faults: {counted(kinds)}",
-        f"the rarest: {least[1]}, {least[0]:,} times",
         f"met: {counted(found['counts'])}",
+        f"the rarest fault: {least[1]}, {least[0]:,} times",
+        *(f"{kind}, {places.total():,} times: {counted(places)}" for kind, places in sorted(kinds.items())),
     ]
 
 

@@ -81,6 +81,7 @@ WAITS = {
     26: "a journal",
     45: "schedules",
     46: "schedules",
+    47: "versions side by side",
     60: "order by key",
 }
 """What a row waits for that is not there yet."""

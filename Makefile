@@ -26,7 +26,8 @@ demo-rabbitmq: $(VENV)/.dev services ## the same on a private RabbitMQ and Postg
 test: services test-all test-wheel ## run every test, then the fast ones on the built wheel
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not campaign"
+	$(BIN)/python -m pytest -m campaign --numprocesses 2 --dist loadfile
 
 test-fast: $(VENV)/.dev ## run the tests that need no services
 	$(BIN)/python -m pytest $(FAST)

@@ -21,7 +21,7 @@ from tests.services import postgresql, rabbitmq
 
 SEED = int(os.environ.get("CHAOS_SEED", datetime.datetime.now(datetime.UTC).toordinal()))
 SOAK_MINUTES, SOAK_RATE = 2, 40
-pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.campaign, pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def chaos(make: Callable[[random.Random], Scene], plan: Plan) -> None:

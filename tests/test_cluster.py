@@ -14,7 +14,13 @@ from tests.conftest import CI
 from tests.services.cluster import Cluster
 from tests.test_rabbitmq import NAMES, Shop, wait_until
 
-pytestmark = [pytest.mark.rabbitmq, pytest.mark.postgresql, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.campaign,
+    pytest.mark.rabbitmq,
+    pytest.mark.postgresql,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
 KILLS = 2
 RECONNECT_SECONDS = 30
 AT_ONCE = 500

@@ -20,7 +20,8 @@ from tests.simulation.run import KINDS, Run, quiet, scratch, shortest, simulate
 from tests.simulation.shop import DEEDS, Order
 
 ROOT = Path(__file__).parent.parent
-SEEDS = int(os.environ.get("SIMULATE_SEEDS", "1500"))
+SEEDS = int(os.environ.get("SIMULATE_SEEDS", "3000"))
+pytestmark = pytest.mark.campaign
 
 
 def campaign(*options: str, json_file: Path, status: int = 0) -> Any:

@@ -6,7 +6,6 @@ may be called from any thread. Who opens something closes it.
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from enum import IntEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from flowkit.message import Message
@@ -123,21 +122,12 @@ class Copy(NamedTuple):
         return self.flow.removeprefix(EXCHANGE) if self.flow.startswith(EXCHANGE) else ""
 
 
-class Suspicion(IntEnum):
-    """Whether a message may have killed its process."""
-
-    NONE = 0
-    SUSPECT = 1
-    """It was running when its process died, so it runs alone."""
-    VENTURED = 2
-    """It began to run alone, and nothing came of that so far."""
-
-
 class Claim(NamedTuple):
     """What the inbox knows of a message that may run now."""
 
     attempts: int = 0
-    suspicion: Suspicion = Suspicion.NONE
+    suspect: bool = False
+    """It may have killed its process, so it runs alone."""
 
 
 class Reopening(NamedTuple):
@@ -146,7 +136,7 @@ class Reopening(NamedTuple):
     identity: Identity
     generation: int
     attempts: int
-    suspicion: Suspicion = Suspicion.NONE
+    suspect: bool = False
 
 
 class Letter(NamedTuple):
@@ -373,13 +363,16 @@ class Store(Protocol):
     def unfinished(self, flows: Collection[str]) -> int:
         """How many messages of these flows were accepted and are not at their end, by the ledger."""
 
-    def charge(self, identity: Identity, attempt: bool) -> None:
-        """A process died with this message in flight: make it a suspect, and record an attempt if it was past its
-        deadline. One that ran alone has its venture, which counts instead."""
+    def charge(self, identity: Identity, worker: str, late: bool) -> None:
+        """A worker died with this message in flight: make it a suspect. It was an attempt if the message ran alone, or
+        was past its deadline (`late`); unless another worker has ventured to run it since, and counted that."""
 
-    def venture(self, identity: Identity, over: bool = False) -> None:
-        """A suspect is about to run alone. If nothing came of the venture before, that one was an attempt: its process
-        died, or was taken for dead. `over`: this one is not to be counted, because the message is given back."""
+    def venture(self, suspect: Delivery, worker: str) -> None:
+        """A suspect is about to run alone in this worker. If another one had ventured that and is dead, nothing came of
+        it: that was an attempt. To be called before the run; again changes nothing."""
+
+    def desist(self, identity: Identity, worker: str) -> None:
+        """The venture of this worker is over and does not count: the message is given back."""
 
     def join_fleet(self, worker: "WorkerInfo") -> None:
         """Record a worker, and hold its liveness lock for as long as this process lives."""

@@ -11,9 +11,7 @@ from contextlib import closing
 
 import pytest
 
-from flowkit.store.sqlite import WAL_BYTES
-from tests.chaos.campaign import Campaign, Plan
-from tests.chaos.fleet import WORKERS
+from tests.chaos.campaign import Campaign, Outcome, Plan
 from tests.chaos.scene import Broker, Failover, Lagging, Scene, Sqlite
 from tests.chaos.soak import soak
 from tests.conftest import CI
@@ -24,19 +22,16 @@ SOAK_MINUTES, SOAK_RATE = 2, 40
 pytestmark = [pytest.mark.campaign, pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def chaos(make: Callable[[random.Random], Scene], plan: Plan) -> None:
+def chaos(make: Callable[[random.Random], Scene], plan: Plan) -> Outcome:
     """Run a plan. Nothing may be wrong, and everything must have happened."""
     drawn = random.Random(SEED)
     with closing(make(drawn)) as scene:
         if not CI and "disk full" in plan.services.keys() - scene.faults.keys():
             pytest.skip("no disk can be mounted here, to be filled: that needs root")
         outcome = Campaign(scene, plan, drawn).run()
-    verdict = outcome.verdict
-    assert verdict.faults == [], f"CHAOS_SEED={SEED}: {outcome.report()}"
-    processes = {"kill": plan.kills, "host": plan.hosts, "supervisor": plan.supervisors, "pause": plan.pauses}
-    assert outcome.struck == {**processes, **plan.services}
-    assert verdict.accepted >= 0.9 * plan.messages
-    assert verdict.repeated > 0, "vacuous: nothing ran again"
+    assert outcome.faults == [], f"CHAOS_SEED={SEED}: {outcome.report()}"
+    assert outcome.vacuous == []
+    return outcome
 
 
 def need_servers() -> None:
@@ -70,25 +65,13 @@ def test_row_29_failovers_to_a_standby_that_is_behind_lose_what_is_measured() ->
     """No message takes effect twice even so. But an order may have an effect again, by a message of another id: what
     the database forgot runs again, and sends under a new id what it had sent already; that is counted in `again`."""
     need_servers()
-    drawn = random.Random(SEED)
-    with closing(Lagging(drawn)) as scene:
-        verdict = Campaign(scene, Plan(600, 4, 0, 0, 0, {"database killed": 3}), drawn).run().verdict
-    assert verdict.twice == []
-    assert len(verdict.lost) > 0
-    assert 0 < verdict.rpo < 60
+    outcome = chaos(Lagging, Plan(600, 4, 0, 0, 0, {"database killed": 3}))
+    assert 0 < outcome.verdict.rpo < 60
 
 
 @pytest.mark.timeout(900)
 def test_rows_11_and_40_nothing_grows_under_a_steady_load() -> None:
     """Two minutes of what `make soak` does for longer: memory, SQLite's log and message rows stay bounded."""
     run, outcome = soak("sqlite", minutes=SOAK_MINUTES, rate=SOAK_RATE, seed=SEED)
-    sample = run.sample
-    assert outcome.verdict.faults == [], f"CHAOS_SEED={SEED}: {outcome.report()}"
-    assert len(sample.latencies) > 60 * SOAK_MINUTES, "vacuous: orders were not seen at their end"
-    assert max(sample.log_bytes) < 2 * WAL_BYTES
-    assert max(sample.rows) < SOAK_RATE * 60, "more than a minute's rows wait"
-    assert len(sample.memory) >= WORKERS
-    for points in sample.memory.values():
-        sizes = [size for _, size in points]
-        third = len(sizes) // 3
-        assert max(sizes[-third:]) < 1.3 * max(sizes[third:-third]), f"a worker grows: {sizes}"
+    assert outcome.faults == [], f"CHAOS_SEED={SEED}: {outcome.report()}"
+    assert run.sample.faults(SOAK_MINUTES, SOAK_RATE) == []

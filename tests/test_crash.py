@@ -216,7 +216,8 @@ def test_row_2_who_takes_the_supervisor_along_is_found_too(fleet: Fleet) -> None
     assert set(fleet.effects()) == {f"drink {number}" for number in range(100)}
     (letter,) = fleet.store.dead_letters.read(fleet.store.dead_letters.select())
     assert (letter.reason, letter.attempts) == ("crashed", 5)
-    assert deaths >= 5 + 3, "alone it dies five times; before that it was in company"
+    print(f"{deaths} deaths")
+    assert deaths >= 5 + 5, "five alone, and those before in ever smaller company"
 
 
 @pytest.mark.parametrize("fleet", [{"lease": 1}], indirect=True)

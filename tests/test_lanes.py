@@ -78,7 +78,7 @@ def test_row_50_a_suspect_that_stops_its_flow_is_dead_alone_though_the_store_is_
         [lane] = harness.worker.lanes
         ids = [harness.publish(orders, Order(name=name, deed=deed)) for name, deed in (("0", "x"), ("1", ""))]
         for id in ids:
-            harness.store.charge(("shop.store", "shop", id), attempt=False)
+            harness.store.charge(("shop.store", "shop", id), "gone", late=False)
         harness.worker.relay.step()
         quarantine = lane.pipeline.quarantine
 
@@ -147,7 +147,7 @@ def test_the_other_lanes_of_a_stopped_flow_come_to_rest(app: App, sqlite_url: st
         one, other = (lane for lane in harness.worker.lanes if lane.flow.name == "shop.accept")
         id = harness.publish(orders, Order(name="a"))
         if suspect:
-            harness.store.charge(("shop.accept", "shop", id), attempt=False)
+            harness.store.charge(("shop.accept", "shop", id), "gone", late=False)
         harness.worker.relay.step()
         one.step()
         assert one.expectant, "it removes what the broker has, or runs its suspect alone"

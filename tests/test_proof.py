@@ -25,6 +25,7 @@ def test_a_report_says_what_was_not_run(tmp_path: Path) -> None:
         "transports": {"memory": {"ends": {"dead": 5}, "faults": 0, "seconds": 1}},
     }
     found = {
+        "commit": "def",
         "code": {"flowkit": "abc"},
         "command": "python -m x",
         "seconds": 3,

@@ -139,7 +139,7 @@ class InboxRules(RuleBasedStateMachine):
             with self.harness.store.unit("") as unit:
                 rows = unit.read("SELECT flow, source, id FROM flowkit_messages ORDER BY copy LIMIT 1")
             for identity in rows:
-                self.harness.store.charge(identity, attempt)
+                self.harness.store.charge(identity, "gone", attempt)
 
     @rule()
     def replay(self) -> None:

@@ -1,6 +1,7 @@
 """What a synchronous standby does not have is not done."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 
@@ -114,8 +115,10 @@ def test_row_31_a_frozen_primary_frees_those_who_wait_for_it(pair: Pair, monkeyp
         (lane,) = harness.worker.lanes
         harness.publish(orders, Order(name="a"), id="a")
         with frozen(pair.primary):
+            began = time.monotonic()
             with pytest.raises(StoreUnavailable, match="frozen"):
                 lane.step()
+            assert time.monotonic() - began < 3 * (1 + 2)
             with pytest.raises((StoreUnavailable, OutcomeUnknown)):
                 harness.publish(orders, Order(name="b"), id="b")
             pair.standby.promote()

@@ -33,13 +33,14 @@ class AsyncLane(Lane):
         self,
         pipeline: AsyncPipeline,
         source: Source,
+        worker: str,
         stops: dict[str, str],
         loop: Loop,
         slots: Slots,
         heat: Callable[[], None],
     ) -> None:
         """`heat` is called, by any thread, when a step would find something."""
-        super().__init__(pipeline, source, stops)
+        super().__init__(pipeline, source, worker, stops)
         self._loop = loop
         self._slots = slots
         self._slot = pipeline.slot
@@ -109,7 +110,8 @@ class AsyncLane(Lane):
     def expectant(self) -> bool:
         room = self._room > 0 and not self.pipeline.halted()
         return bool(self._news.is_set() or self.pipeline.ended or (self.held and room)) or (
-            bool(self.suspects or self.pipeline.confirmed) or (self._ended is not None and not self.stopped)
+            bool((self.suspects and not self.running) or self.pipeline.confirmed)
+            or (self._ended is not None and not self.stopped)
         )
 
     @property
@@ -149,7 +151,8 @@ class AsyncLane(Lane):
     def _room(self) -> int:
         """How many more handlers may begin."""
         room = self.flow.reach - max(len(self._begun), len(self.pipeline.ended))
-        return min(room, self.pipeline.together(self.held) - self.running)
+        known = [*self.held, *(item.delivery for item in self._begun)]
+        return min(room, self.pipeline.together(known) - self.running)
 
     def _launch(self, items: Sequence[Item], state: State) -> None:
         """Give items to the loop. What needs no handler is at its end; a suspect waits until it can run alone."""
@@ -157,7 +160,7 @@ class AsyncLane(Lane):
         for item in items:
             if item.claim is None or item.handled:
                 self.pipeline.ended[handle_of(item.delivery)] = item
-            elif item.claim.suspicion and state is not State.ALONE:
+            elif item.claim.suspect and state is not State.ALONE:
                 self.suspects.append(item.delivery)
             else:
                 slot = self._slots.take()

@@ -3,12 +3,11 @@
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 from flowkit.engine.item import Item, Refused, Spoiled, describe
 from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.slots import Slot
-from flowkit.errors import CommitUnknown, SharedState, StoreConflict, TransactionEnded
+from flowkit.errors import SharedState, StoreConflict, TransactionEnded
 from flowkit.ports import Delivery, Identity, Source
 
 FIRST_BATCH = 32
@@ -21,8 +20,8 @@ SOLO_TRIES = 20
 class Lane:
     """Receives batches of one flow and runs them through its pipeline. One thread at a time may step it."""
 
-    def __init__(self, pipeline: Pipeline, source: Source, stops: dict[str, str]) -> None:
-        """`stops`, shared by the lanes of a worker: flows that run no more, and why."""
+    def __init__(self, pipeline: Pipeline, source: Source, worker: str, stops: dict[str, str]) -> None:
+        """`worker`: its id. `stops`, shared by the lanes of a worker: flows that run no more, and why."""
         self.pipeline = pipeline
         self.flow = pipeline.flow
         self.source = source
@@ -35,10 +34,11 @@ class Lane:
         """Whether it received all that it could take: there may be more, for another lane."""
         self.left = False
         """Whether it receives no more: it is drained, or its flow is stopped."""
+        self._worker = worker
         self._stops = stops
         self._ended: TransactionEnded | None = None
-        self._ventured: Identity | None = None
-        """Noted in the store as running alone. It may have to run again here, which is the same venture."""
+        self._ventured: set[Identity] = set()
+        """Noted in the store as running alone here, and not at their end."""
         self._limit = min(FIRST_BATCH, self.flow.batch) if pipeline.transactional else self.flow.batch
         self._log = logging.getLogger(f"flowkit.flow.{self.flow.name}")
 
@@ -179,8 +179,7 @@ class Lane:
             deliveries = sorted(deliveries, key=lambda one: str(one.message.key or ""))
         if self.flow.isolate == "single" or (pipeline.transactional and not pipeline.claims_first()):
             return [([one], None) for one in reversed(deliveries)]
-        size = self.pipeline.together(deliveries)
-        return [(deliveries[start : start + size], None) for start in reversed(range(0, len(deliveries), size))]
+        return [(deliveries, None)]
 
     def _halves(self, part: Sequence[Delivery]) -> "list[Part]":
         middle = len(part) // 2
@@ -189,8 +188,8 @@ class Lane:
     def _keep(self, items: Sequence[Item]) -> None:
         """What was not handled stays in the lane."""
         for item in items:
-            if item.outcome is not None and item.delivery.identity == self._ventured:
-                self._ventured = None
+            if item.outcome is not None:
+                self._ventured.discard(item.delivery.identity)
             if item.error is not None:
                 self._log.warning(
                     "flow %s: message %s: %s: %s",
@@ -201,15 +200,15 @@ class Lane:
                     extra={"flow": self.flow.name, "message_id": item.delivery.message.id},
                 )
             if item.outcome is None:
-                suspect = item.claim is not None and item.claim.suspicion
+                suspect = item.claim is not None and item.claim.suspect
                 (self.suspects if suspect else self.held).append(item.delivery)
 
     def _venture(self, suspect: Delivery) -> None:
-        """Note that a message runs alone, for who comes after this process."""
-        if self._ventured != suspect.identity:
-            with suppress(CommitUnknown):  # it may be noted: not twice
-                self.pipeline.store.venture(suspect.identity)
-            self._ventured = suspect.identity
+        """Note that a message runs alone, for who comes after this process. One that has another id each time that it
+        arrives is not known again."""
+        if not suspect.unidentified:
+            self._ventured.add(suspect.identity)
+            self.pipeline.store.venture(suspect, self._worker)
 
     def _quarantine(self) -> None:
         """Stop the flow. Until the store took what became of its last batch, each step tries again."""
@@ -226,15 +225,15 @@ class Lane:
 
     def _leave(self) -> None:
         """Give back everything that is held, and what the source has fetched ahead."""
+        for identity in list(self._ventured):  # before others get them
+            self.pipeline.store.desist(identity, self._worker)
+            self._ventured.discard(identity)
         if self.held or self.suspects:
             self.source.release([*self.held, *self.suspects])
             self.held, self.suspects = [], []
         if not self.left:
             self.source.close()
             self.left = True
-        if self._ventured is not None:
-            self.pipeline.store.venture(self._ventured, over=True)
-            self._ventured = None
 
 
 SPOILED = Spoiled()

@@ -46,7 +46,6 @@ from flowkit.ports import (
     Retried,
     Source,
     Store,
-    Suspicion,
     Tally,
     Transport,
     Unit,
@@ -62,8 +61,9 @@ SLOW_SECONDS = 0.001
 """On a serial store a handler that takes longer than this gets a short transaction of its own."""
 TRUSTED_DELIVERIES = 2
 """Who was handed out so often is above suspicion: a worker ended, or a connection."""
-SUSPECT_DELIVERIES = 5
-"""Who was handed out so often, and should not run together with any other, is a suspect though nobody told so."""
+SUSPECT_DELIVERIES = 9
+"""Who was handed out so often, and should not run together with any other, is a suspect though nobody told so. While it
+runs nothing else does, so no flow of small batches gets there by a few lost connections."""
 
 
 @dataclass(eq=False)
@@ -207,15 +207,16 @@ class Pipeline:
         """Call the handler for each message, within the time box. Failures are noted, not raised."""
         clock, began, handled = self.context.clock, self.context.clock.monotonic(), 0
         box = SERIAL_BOX_SECONDS if self.store.serial else BOX_SECONDS
+        most = self.together([item.delivery for item in items if item.claim is not None])
         if self.early or not self.routes.keys() >= set(self._channels):
             self.routes = unit.subscribers(self._channels)
         unit.opening = lambda: self._claim_or_leave(unit, items)
         token = handling.set(self.flow.name)
         try:
             for item in items:
-                if item.claim is None or item.handled or (item.claim.suspicion and not alone):
+                if item.claim is None or item.handled or (item.claim.suspect and not alone):
                     continue
-                if handled and (clock.monotonic() - began > box or self.halted()):
+                if handled and (handled >= most or clock.monotonic() - began > box or self.halted()):
                     break
                 handled += 1
                 item.handled = True
@@ -300,7 +301,7 @@ class Pipeline:
                     letters.append(letter(item, outcome))
                 case None if item.claimed and item.claim:
                     reopened.append(
-                        Reopening(delivery.identity, delivery.generation, item.claim.attempts, item.claim.suspicion)
+                        Reopening(delivery.identity, delivery.generation, item.claim.attempts, item.claim.suspect)
                     )
         unit.reopen(reopened)
         unit.bury(letters)
@@ -388,7 +389,7 @@ class Pipeline:
         for item in sorted(items, key=lambda item: -item.delivery.generation):
             item.claim = claim = left.pop(item.delivery.identity, None)
             if claim and item.delivery.deliveries >= SUSPECT_DELIVERIES and self.together([item.delivery]) == 1:
-                item.claim = claim._replace(suspicion=claim.suspicion or Suspicion.SUSPECT)
+                item.claim = claim._replace(suspect=True)
 
     def _claim_or_leave(self, unit: Unit, items: Sequence[Item]) -> None:
         """A handler's first statement begins the transaction: its message must still be ours."""

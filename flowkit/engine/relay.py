@@ -9,6 +9,8 @@ BATCH = 100
 PARK_SECONDS = 30.0
 """A row that was refused is due again after this at the latest, or when its queue is declared; the first times sooner:
 a queue without a leader refuses too, and has one in a moment."""
+DOUBTFUL = 3
+"""A row that was leased so often and is still not confirmed has a broker that cannot keep up: more would not help."""
 REMOVE_SECONDS = 0.5
 """While there is more to send, rows that were taken stay for so long: their removal is a transaction of its own."""
 CLOGGED = 10_000
@@ -64,8 +66,8 @@ class Relay:
 def record(store: Store, receipts: Sequence[Receipt], tokens: Mapping[str, int]) -> list[tuple[str, int]]:
     """Act on what the transport said. Returns the rows that it carried away, as (row, token); they can be removed.
 
-    One that it refuses is parked, with the reason, for longer each time. Any other is sent again as soon as somebody
-    can: the transport waited for it, or lost it.
+    One that it refuses is parked, with the reason, for longer the more often it was leased. Any other is sent again as
+    soon as somebody can: the transport waited for it, or lost it; the third time it is parked as well.
     """
     carried: list[tuple[str, int]] = []
     parked: dict[float, dict[tuple[str, int], str]] = defaultdict(dict)
@@ -74,8 +76,8 @@ def record(store: Store, receipts: Sequence[Receipt], tokens: Mapping[str, int])
         row = (copy.row, tokens[copy.row])
         if confirmed:
             carried.append(row)
-        elif reason:
-            parked[min(PARK_SECONDS, 2.0 ** min(row[1], 8))][row] = reason
+        elif reason or row[1] >= DOUBTFUL:
+            parked[min(PARK_SECONDS, 2.0 ** min(row[1], 8))][row] = reason or "it was sent, and not confirmed in time"
         else:
             left.append(row)
     for seconds, rows in parked.items():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import IO
 
 from flowkit.engine.slots import COUNT, HEADER, SLOT, InFlight, Slots, State
@@ -117,7 +118,7 @@ class Supervisor:
             child.finished = True
             self.status = max(self.status, FINAL[status])
             return
-        self._charges += [lambda victim=victim: self._charge(victim) for victim in victims]  # type: ignore[misc]
+        self._charges += [partial(self._charge, victim, worker) for victim in victims]
         if worker:
             self._charges.append(lambda: self._store.leave_fleet(worker))
         how = "asked to be replaced" if status == REPLACE else f"died ({_named(status)})"
@@ -129,8 +130,8 @@ class Supervisor:
         wait = min(MOST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(child.failures, 20))
         child.due = now + wait * (0.5 + self._random() / 2)
 
-    def _charge(self, victim: InFlight) -> None:
-        self._store.charge(victim.identity, attempt=victim.state is State.OVERDUE)
+    def _charge(self, victim: InFlight, worker: str) -> None:
+        self._store.charge(victim.identity, worker, late=victim.state is State.OVERDUE)
 
     def _pay(self) -> None:
         """Write what is to be charged; what cannot be written now is tried with the next step."""

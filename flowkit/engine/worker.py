@@ -129,8 +129,10 @@ class Worker:
             wake=self.wake,
         )
         if isinstance(pipeline, AsyncPipeline):
-            return AsyncLane(pipeline, source, self._stops, self._loop, self._slots, lambda: self._heat({flow.name}))
-        return Lane(pipeline, source, self._stops)
+            return AsyncLane(
+                pipeline, source, self.id, self._stops, self._loop, self._slots, lambda: self._heat({flow.name})
+            )
+        return Lane(pipeline, source, self.id, self._stops)
 
     # ------------------------------------------------------------ steps
 
@@ -168,7 +170,8 @@ class Worker:
         for lane in self.lanes:
             slot = self._late(lane)
             if slot is not None and not self.overdue:
-                slot.mark(State.OVERDUE)
+                if not self._alone:  # who runs alone is charged for the end of this process in any case
+                    slot.mark(State.OVERDUE)
                 self.overdue = True
                 self.state = "unready"
                 _log.error(

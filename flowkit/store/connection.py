@@ -42,7 +42,9 @@ class Connection(psycopg.Connection[Any]):
             wait = next(waits)
             while True:
                 ready = yield wait
-                if not ready:
+                if ready:
+                    since = looked = 0.0
+                else:
                     since = since or time.monotonic()
                     looked = self._look(since, looked or since)
                 wait = waits.send(ready)

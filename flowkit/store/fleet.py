@@ -35,6 +35,12 @@ class Fleet:
                 _log.warning("worker %s is gone; its messages are taken over", other)
                 self.leave(other)
 
+    def is_gone(self, worker: str) -> bool:
+        """Whether a worker is dead, or has left."""
+        with self._store.unit("") as unit:
+            rows = unit.read(self._store.sql.member, (SILENT_MICROSECONDS, worker))
+        return all(self._store.dialect.gone(worker) if is_locked else is_silent for is_locked, is_silent in rows)
+
     def _write(self, worker: WorkerInfo, state: str) -> None:
         locked = self._store.dialect.hold(worker.id)
         with self._store.transaction() as unit:

@@ -129,13 +129,14 @@ class PostgresDialect:
             if connection.timeline >= highest:
                 self._timelines[connection.system] = connection.timeline
                 return connection
-            where = f"{connection.info.host}:{connection.info.port}"
+            why = (
+                f"is a primary of the past, of timeline {connection.timeline} where {highest} was seen: what it "
+                "accepts is lost; stop it, or make it follow the new one"
+            )
+            refused = f"{connection.info.host}:{connection.info.port} {why if connection.timeline else 'is a standby'}"
             connection.close()
             hosts, ports = hosts[1:] + hosts[:1], ports[1:] + ports[:1]
-        raise importlib.import_module("psycopg").OperationalError(
-            f"{where} is a primary of the past, of timeline {connection.timeline} where {highest} was seen: what it "
-            "accepts is lost; stop it, or make it follow the new one"
-        )
+        raise importlib.import_module("psycopg").OperationalError(refused)
 
     def _fence(self, connection: Any, record: Any, proxy: Any) -> None:
         """Let nobody write to a server that was replaced meanwhile."""

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from flowkit.errors import ConfigError
 from flowkit.message import new_id
-from flowkit.ports import Clock, Delivery, Identity, Ids, Objects, Pending, Retention, Suspicion, WorkerInfo
+from flowkit.ports import Clock, Delivery, Identity, Ids, Objects, Pending, Retention, WorkerInfo
 from flowkit.store import tables
 from flowkit.store.dead import DeadLetters
 from flowkit.store.fleet import Fleet
@@ -246,13 +246,19 @@ class SqlStore:
     def unfinished(self, flows: Collection[str]) -> int:
         return sum(one.accepted - one.ended for flow, one in self.ledger.balances().items() if flow in flows)
 
-    def charge(self, identity: Identity, attempt: bool) -> None:
+    def charge(self, identity: Identity, worker: str, late: bool) -> None:
         with self.transaction() as unit:
-            unit.write(self.sql.charge, [(int(attempt), int(Suspicion.SUSPECT), *identity)])
+            unit.write(self.sql.charge, [(int(late), *identity, worker, worker)])
 
-    def venture(self, identity: Identity, over: bool = False) -> None:
+    def venture(self, suspect: Delivery, worker: str) -> None:
         with self.transaction() as unit:
-            unit.write(self.sql.venture, [(int(Suspicion.SUSPECT if over else Suspicion.VENTURED), *identity)])
+            before = [one for (one,) in unit.read(self.sql.ventured, suspect.identity) if one != worker]
+            dead = before[0] if before and self._fleet.is_gone(before[0]) else None
+            unit.write(self.sql.venture, [(*suspect.identity, suspect.generation, suspect.attempts, worker, dead)])
+
+    def desist(self, identity: Identity, worker: str) -> None:
+        with self.transaction() as unit:
+            unit.write(self.sql.desist, [(*identity, worker)])
 
     def join_fleet(self, worker: WorkerInfo) -> None:
         self._fleet.join(worker)

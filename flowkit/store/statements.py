@@ -29,22 +29,29 @@ class Statements:
         WHERE box.state = 0 AND box.generation <= excluded.generation
         RETURNING flow, source, id, attempts, suspect"""
     set_inbox: str = """
-        INSERT INTO flowkit_inbox (state, generation, attempts, suspect, flow, source, id, changed)
+        INSERT INTO flowkit_inbox AS box (state, generation, attempts, suspect, flow, source, id, changed)
         VALUES (?, ?, ?, ?, ?, ?, ?, {now})
         ON CONFLICT (flow, source, id) DO UPDATE SET state = excluded.state, generation = excluded.generation,
-        attempts = excluded.attempts, suspect = excluded.suspect, changed = excluded.changed"""
+        attempts = excluded.attempts, suspect = excluded.suspect, changed = excluded.changed,
+        venture = CASE WHEN excluded.suspect = 1 THEN box.venture END"""
+    # Who went on with it since has counted what became of the venture.
     charge: str = """
-        INSERT INTO flowkit_inbox AS box (attempts, suspect, flow, source, id, state, generation, changed)
-        VALUES (?, ?, ?, ?, ?, 0, 0, {now})
-        ON CONFLICT (flow, source, id) DO UPDATE
-        SET attempts = box.attempts + CASE WHEN box.suspect = 2 THEN 0 ELSE excluded.attempts END,
-        suspect = CASE WHEN box.suspect = 2 THEN 2 ELSE 1 END WHERE box.state = 0"""
+        INSERT INTO flowkit_inbox AS box (attempts, flow, source, id, state, generation, suspect, changed)
+        VALUES (?, ?, ?, ?, 0, 0, 1, {now})
+        ON CONFLICT (flow, source, id) DO UPDATE SET suspect = 1, attempts = box.attempts
+        + CASE WHEN box.venture = ? THEN 1 WHEN box.venture IS NULL THEN excluded.attempts ELSE 0 END,
+        venture = nullif(box.venture, ?) WHERE box.state = 0"""
+    ventured: str = """
+        SELECT venture FROM flowkit_inbox
+        WHERE flow = ? AND source = ? AND id = ? AND state = 0 AND venture IS NOT NULL"""
     venture: str = """
-        INSERT INTO flowkit_inbox AS box (attempts, suspect, flow, source, id, state, generation, changed)
-        VALUES (0, ?, ?, ?, ?, 0, 0, {now})
-        ON CONFLICT (flow, source, id) DO UPDATE SET suspect = excluded.suspect,
-        attempts = box.attempts + CASE WHEN box.suspect = 2 AND excluded.suspect = 2 THEN 1 ELSE 0 END
-        WHERE box.state = 0"""
+        INSERT INTO flowkit_inbox AS box (flow, source, id, generation, attempts, venture, state, suspect, changed)
+        VALUES (?, ?, ?, ?, ?, ?, 0, 1, {now})
+        ON CONFLICT (flow, source, id) DO UPDATE SET suspect = 1, venture = excluded.venture,
+        attempts = box.attempts + CASE WHEN box.venture = ? THEN 1 ELSE 0 END
+        WHERE box.state = 0 AND box.generation <= excluded.generation"""
+    desist: str = """
+        UPDATE flowkit_inbox SET venture = NULL WHERE flow = ? AND source = ? AND id = ? AND venture = ?"""
     bury: str = f"""
         INSERT INTO flowkit_dead (letter, flow, {ENVELOPE}, generation, attempts, reason, error, stack, died)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}})"""
@@ -109,6 +116,7 @@ class Statements:
         ON CONFLICT (id) DO UPDATE
         SET state = excluded.state, locked = excluded.locked, heartbeat = excluded.heartbeat"""
     others: str = "SELECT id, locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id <> ?"
+    member: str = "SELECT locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id = ?"
     free: str = """
         UPDATE flowkit_messages SET due = {now}, worker = NULL
         WHERE worker = ? AND flow IN (SELECT flow FROM flowkit_subscriptions) AND due > {now}"""

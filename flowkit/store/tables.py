@@ -60,6 +60,7 @@ inbox = Table(
     Column("generation", Integer, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("suspect", SmallInteger, nullable=False),
+    Column("venture", Text),
     Column("changed", BigInteger, nullable=False),
     Index("flowkit_inbox_changed", "changed", postgresql_using="brin"),
     sqlite_with_rowid=False,

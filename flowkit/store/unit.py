@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from flowkit.errors import CommitUnknown, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.message import Message
-from flowkit.ports import Claim, Copy, Delivery, Identity, Letter, Objects, Reopening, Suspicion, Tally
+from flowkit.ports import Claim, Copy, Delivery, Identity, Letter, Objects, Reopening, Tally
 from flowkit.store.guard import HandlerConnection, HandlerSession
 from flowkit.store.objects import SqlObjects
 from flowkit.store.tables import DEAD, OPEN
@@ -72,7 +72,7 @@ class SqlUnit:
         for one in deliveries:
             state, generation, attempts, suspect = found.get(one.identity, (OPEN, 0, one.attempts, 0))
             if state == OPEN and generation <= one.generation:
-                claims[one.identity] = Claim(attempts, Suspicion(suspect))
+                claims[one.identity] = Claim(attempts, bool(suspect))
         return claims
 
     def claim(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
@@ -83,14 +83,14 @@ class SqlUnit:
         rows = [(*identity, *wanted[identity]) for identity in sorted(wanted)]
         self.begin()
         return {
-            (flow, source, id): Claim(attempts, Suspicion(suspect))
+            (flow, source, id): Claim(attempts, bool(suspect))
             for flow, source, id, attempts, suspect in self.read(self.sql.claim, (to_json(rows).decode(),))
         }
 
     def reopen(self, rows: Sequence[Reopening]) -> None:
         self.write(
             self.sql.set_inbox,
-            [(OPEN, one.generation, one.attempts, int(one.suspicion), *one.identity) for one in rows],
+            [(OPEN, one.generation, one.attempts, int(one.suspect), *one.identity) for one in rows],
         )
 
     def bury(self, letters: Sequence[Letter]) -> None:

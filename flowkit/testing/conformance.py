@@ -16,6 +16,7 @@ from typing import Any
 
 from flowkit.message import MAX_NAME, Message, new_id
 from flowkit.ports import (
+    Claim,
     Copy,
     Delivery,
     Letter,
@@ -23,7 +24,6 @@ from flowkit.ports import (
     Retention,
     Source,
     Store,
-    Suspicion,
     Tally,
     Transport,
     WorkerInfo,
@@ -124,40 +124,63 @@ class StoreConformance:
 
     def test_row_65_a_charge_before_the_first_claim_does_not_make_it_a_duplicate(self) -> None:
         one = delivery(message())
-        self.store.charge(one.identity, attempt=True)
+        self.store.charge(one.identity, "gone", late=True)
         with self.store.unit(FLOW) as unit:
             claim = unit.claim([one])[one.identity]
             unit.commit()
         assert claim.attempts == 1
-        assert claim.suspicion
+        assert claim.suspect
         assert self.claim(one) == []
 
     def test_a_charge_after_the_end_changes_nothing(self) -> None:
         one = delivery(message())
         self.claim(one)
-        self.store.charge(one.identity, attempt=True)
+        self.store.charge(one.identity, "gone", late=True)
         assert self.claim(one) == []
 
-    def test_a_venture_of_which_nothing_came_is_an_attempt(self) -> None:
+    def test_the_venture_of_who_died_is_one_attempt_whoever_tells_of_it(self) -> None:
         one = delivery(message())
-        self.store.venture(one.identity)
-        assert self.seen(one) == (0, Suspicion.VENTURED)
-        self.store.charge(one.identity, attempt=True)
-        assert self.seen(one) == (0, Suspicion.VENTURED), "its next venture counts what became of this one"
-        self.store.venture(one.identity)
-        assert self.seen(one) == (1, Suspicion.VENTURED)
-        self.store.venture(one.identity, over=True)
-        self.store.venture(one.identity)
-        assert self.seen(one) == (1, Suspicion.VENTURED), "it was given back before"
+        self.store.venture(one, "gone")
+        self.store.venture(one, "gone")
+        assert self.attempts(one) == 0, "it is the same venture"
+        self.store.venture(one, "gone too")
+        assert self.attempts(one) == 1
+        self.store.charge(one.identity, "gone", late=True)
+        assert self.attempts(one) == 1, "its supervisor is late"
+        self.store.charge(one.identity, "gone too", late=False)
+        self.store.charge(one.identity, "gone too", late=False)
+        self.store.venture(one, "next")
+        assert self.attempts(one) == 2, "its supervisor was first"
+        self.store.desist(one.identity, "next")
+        self.store.venture(one, "last")
+        assert self.attempts(one) == 2, "it was given back"
         assert self.claim(one) == [one.message.id]
-        self.store.venture(one.identity)
+        self.store.venture(one, "another")
         assert self.claim(one) == [], "it is at its end"
 
-    def seen(self, one: Delivery) -> tuple[int, Suspicion]:
-        """The attempts of a message that may run, and what it is suspected of."""
+    def test_the_venture_of_who_lives_is_no_attempt(self) -> None:
+        one, worker = delivery(message()), WorkerInfo(new_id(), "kit", "host", 1)
+        self.store.join_fleet(worker)
+        self.store.venture(one, worker.id)
+        self.store.venture(one, "another")
+        assert self.attempts(one) == 0
+        self.store.leave_fleet(worker.id)
+
+    def test_a_stale_copy_ventures_nothing(self) -> None:
+        one = delivery(message())
+        self.claim(one)
         with self.store.unit(FLOW) as unit:
-            claim = unit.look([one])[one.identity]
-        return claim.attempts, claim.suspicion
+            unit.reopen([Reopening(one.identity, 1, 1)])
+            unit.commit()
+        self.store.venture(one, "gone")
+        self.store.venture(one._replace(generation=1), "next")
+        assert self.attempts(one._replace(generation=1)) == 1
+
+    def attempts(self, one: Delivery) -> int:
+        """How many a message has that may run."""
+        with self.store.unit(FLOW) as unit:
+            claims: dict[Any, Claim] = unit.look([one])
+        return claims[one.identity].attempts
 
     def test_a_look_tells_what_a_claim_would(self) -> None:
         done, fresh, again = delivery(message()), delivery(message()), delivery(message(), generation=1)

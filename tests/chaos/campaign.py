@@ -47,6 +47,8 @@ class Plan(NamedTuple):
 class Outcome(NamedTuple):
     """What became of a run."""
 
+    plan: Plan
+    faithful: bool
     verdict: Verdict
     struck: Counter[str]
     """What was broken how often."""
@@ -55,6 +57,29 @@ class Outcome(NamedTuple):
     seconds: float
     drained: float
     """Seconds from the last fault until everything was at its end."""
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong. Where the database forgets, what it forgot is lost, and may come again under other ids."""
+        return self.verdict.faults if self.faithful else [*self.verdict.twice, *self.verdict.invented]
+
+    @property
+    def vacuous(self) -> list[str]:
+        """What should have happened and did not."""
+        plan, verdict = self.plan, self.verdict
+        planned = {"kill": plan.kills, "host": plan.hosts, "supervisor": plan.supervisors, "pause": plan.pauses}
+        found = [
+            f"{self.struck[name]} × {name}, not {count}"
+            for name, count in {**planned, **plan.services}.items()
+            if self.struck[name] != count
+        ]
+        if self.faithful and verdict.accepted < 0.9 * plan.messages:
+            found.append(f"{verdict.accepted} orders were accepted, of {plan.messages}")
+        if verdict.repeated <= 0:
+            found.append("nothing ran again")
+        if not self.faithful and not verdict.lost:
+            found.append("nothing was lost: the standby was not behind")
+        return found
 
     def report(self) -> dict[str, Any]:
         """As JSON."""
@@ -128,7 +153,8 @@ class Campaign:
                 self._tell((self.folder / "log").read_bytes()[-5000:].decode(errors="replace"))
                 raise
             busy = sum(int(found) > 0 for found in DIED.findall((self.folder / "log").read_bytes()))
-        return Outcome(verdict, self._struck, busy, time.monotonic() - began, drained)
+        seconds = time.monotonic() - began
+        return Outcome(self._plan, scene.faithful, verdict, self._struck, busy, seconds, drained)
 
     def _break_all(self, clients: list[Client], pool: ThreadPoolExecutor) -> None:
         plan = self._plan

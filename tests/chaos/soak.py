@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from flowkit.config import Settings, open_store
+from flowkit.store.sqlite import WAL_BYTES
 from tests.chaos.campaign import Campaign, Outcome, Plan
-from tests.chaos.fleet import Client, Host
+from tests.chaos.fleet import WORKERS, Client, Host
 from tests.chaos.scene import Broker, Scene, Sqlite
 
 SCENES: dict[str, Callable[[random.Random], Scene]] = {"sqlite": Sqlite, "rabbitmq": Broker}
@@ -46,6 +47,24 @@ class Sample:
     """Message rows."""
     latencies: list[float] = field(default_factory=list)
     """Seconds from when a client was told that its order is accepted until the last of its four handlers committed."""
+
+    def faults(self, minutes: float, rate: float) -> list[str]:
+        """What grew, or was not seen, in a soak of so long, with so many orders a second."""
+        found = []
+        if len(self.latencies) < 30 * minutes:
+            found.append(f"vacuous: {len(self.latencies)} orders were seen at their end")
+        if len(self.memory) < WORKERS:
+            found.append(f"vacuous: {len(self.memory)} workers were looked at")
+        if max(self.log_bytes, default=0) > 2 * WAL_BYTES:
+            found.append(f"the write-ahead log grew to {max(self.log_bytes):,} bytes")
+        if max(self.rows) > rate * 60:
+            found.append(f"{max(self.rows):,} message rows waited: more than those of a minute")
+        for pid, points in self.memory.items():
+            sizes = [size for _, size in points]
+            third = len(sizes) // 3
+            if third and max(sizes[-third:]) > 1.3 * max(sizes[third:-third]):
+                found.append(f"worker {pid} grew: {sizes[third::third]} bytes")
+        return found
 
     def report(self) -> dict[str, Any]:
         """As JSON. Growth is the slope of a straight line through what was measured."""
@@ -181,9 +200,10 @@ def main() -> int:
     print(text)
     if options.json:
         options.json.write_text(f"{text}\n")
-    for fault in outcome.verdict.faults[:20]:
+    wrong = [*outcome.faults, *run.sample.faults(options.minutes, options.rate)]
+    for fault in wrong[:20]:
         print(fault, file=sys.stderr)
-    return 1 if outcome.verdict.faults else 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

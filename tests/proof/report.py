@@ -17,6 +17,8 @@ NOT_PROVEN = (
     "Everything ran on one machine: no real power cut, no disk that lies about a sync, no network but the loopback and "
     "cables between namespaces.",
     "With an asynchronous standby, what a failover loses is measured and not prevented.",
+    "An old primary that comes back is refused by processes that have seen the new one. One that starts while both are "
+    "there takes the first that its URL names: fence the old one, as PostgreSQL's documentation demands.",
     "A handler's effects outside of its transaction are its own: see [proving.md](proving.md).",
 )
 Found = Mapping[str, Any]
@@ -32,7 +34,7 @@ def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found]) -> N
             continue
         one = found[name]
         code = ", ".join(f"{place} {tree}" for place, tree in one["code"].items())
-        lines += [f"`{one['command']}`, {one['seconds']:,} s, code {code}.", ""]
+        lines += [f"`{one['command']}`, {one['seconds']:,} s, commit {one['commit']} ({code}).", ""]
         lines += [f"- {line}" for line in SAID[name.partition("-")[0]](one["found"])] + [""]
     machines = {str(one["machine"]): one["machine"] for one in found.values()}
     lines += ["## Where it ran", ""]
@@ -51,10 +53,12 @@ def simulation(found: Found) -> list[str]:
         for kind, count in place.items():
             kinds.setdefault(kind, Counter())[where] = count
     least = min((count, f"{kind} at {where}") for kind, places in kinds.items() for where, count in places.items())
+    few = {where: count for where, count in found["met"].items() if count < 20 * 50}
     return [
         f"{found['seeds']:,} runs, {len(found['failed'])} failed; {found['virtual_seconds'] / 3600:,.0f} virtual hours",
         f"met: {counted(found['counts'])}",
         f"the rarest fault: {least[1]}, {least[0]:,} times",
+        f"places that were met less than 1,000 times, and so not hit 50 times by each fault: {counted(few) or 'none'}",
         *(f"{kind}, {places.total():,} times: {counted(places)}" for kind, places in sorted(kinds.items())),
     ]
 

@@ -32,7 +32,7 @@ def main() -> int:
     show(console, report, time.monotonic() - began)
     if options.json:
         write(options.json, report, options.first, options.seeds, time.monotonic() - began)
-    seldom = [f"{kind} at {where}: {count}" for (kind, where), count in report.faults.items() if count < options.least]
+    seldom = report.seldom(options.least)
     if seldom:
         console.print(f"[bold red]happened less than {options.least} times[/]: {', '.join(seldom)}", highlight=False)
     return 1 if report.failures or seldom else 0
@@ -82,6 +82,7 @@ def write(path: Path, report: Report, first: int, seeds: int, took: float) -> No
                 "seconds": round(took),
                 "counts": dict(report.counts),
                 "faults": places,
+                "met": dict(report.places().most_common()),
             },
             indent=1,
         )

@@ -140,7 +140,8 @@ class Link:
             return receipts[:known] + [Receipt(copy, False) for copy in copies[known:]]
         refused = world.random.randrange(len(copies)) if fault == "nack" and copies else None
         receipts = [
-            Receipt(copy, False) if number == refused else self._publish(copy) for number, copy in enumerate(copies)
+            Receipt(copy, False, "nacked") if number == refused else self._publish(copy)
+            for number, copy in enumerate(copies)
         ]
         world.point("confirm", ("kill", "freeze"))
         if fault == "unconfirmed":

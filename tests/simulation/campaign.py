@@ -2,7 +2,7 @@
 
 import gc
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -12,6 +12,8 @@ from tests.simulation.run import Result, simulate
 
 SHARE = 20
 """Seeds that a process runs at once."""
+OFTEN = 20
+"""A place must be met so often for each fault that is wanted there."""
 MUTANT_SEEDS = 400
 """A mutant has to be caught within so many seeds."""
 
@@ -23,9 +25,28 @@ class Report(NamedTuple):
     faults: Counter[tuple[str, str]]
     """(kind, where) -> how often."""
     counts: Counter[str]
+    met: Counter[tuple[str, Sequence[str]]]
+    """The points by name, and what could break there."""
     points: int
     seconds: float
     """Of virtual time."""
+
+    def places(self) -> Counter[str]:
+        """How often each place was met."""
+        places: Counter[str] = Counter()
+        for (where, _), count in self.met.items():
+            places[where] += count
+        return places
+
+    def seldom(self, least: int) -> list[str]:
+        """The faults that hit a place less often than that, or never, though it was met often."""
+        places = self.places()
+        counts = {(where, kind): self.faults[kind, where] for where, kinds in self.met for kind in kinds}
+        return [
+            f"{kind} at {where}: {count}"
+            for (where, kind), count in sorted(counts.items())
+            if count < least and places[where] >= OFTEN * least
+        ]
 
 
 def run_all(first: int, seeds: int, jobs: int) -> Iterator[Result]:
@@ -42,13 +63,14 @@ def run_share(seeds: range) -> list[Result]:
 
 
 def merge(results: Iterable[Result]) -> Report:
-    report = Report([], Counter(), Counter(), 0, 0.0)
+    report = Report([], Counter(), Counter(), Counter(), 0, 0.0)
     points, seconds = 0, 0.0
     for result in results:
         if result.failure:
             report.failures.append(result)
         report.faults.update((fault.kind, fault.where) for fault in result.faults)
         report.counts.update(result.counts)
+        report.met.update(result.met)
         points += result.points
         seconds += result.seconds
     return report._replace(points=points, seconds=seconds)

@@ -18,7 +18,7 @@ from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervis
 from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError, OutcomeUnknown
 from flowkit.flow import compose
-from flowkit.ports import Identity
+from flowkit.ports import Delivery
 from flowkit.publisher import Publisher
 from flowkit.store.sql import SqlStore
 from flowkit.transports.sql import SqlTransport
@@ -107,9 +107,9 @@ class Child:
         services = fleet.machine.services(self._process)
         venture = services.store.venture
 
-        def note(identity: Identity, over: bool = False) -> None:
-            fleet.deeds.ventures[identity] += -1 if over else 1
-            venture(identity, over)
+        def note(suspect: Delivery, worker: str) -> None:
+            fleet.deeds.ventures.setdefault(suspect.identity, {})[worker] = self._process
+            venture(suspect, worker)
 
         services.store.venture = note  # type: ignore[method-assign]
         self.worker = worker = Worker(fleet.app, services, None, self.slots)
@@ -163,9 +163,10 @@ class Fleet:
         self._resources.callback(supervisor.close)
         charge = supervisor._charge
 
-        def note(victim: InFlight) -> None:
-            self.deeds.charges[victim.identity] += victim.state is State.OVERDUE
-            charge(victim)
+        def note(victim: InFlight, worker: str) -> None:
+            together = worker not in self.deeds.ventures.get(victim.identity, {})
+            self.deeds.charges[victim.identity] += victim.state is State.OVERDUE and together
+            charge(victim, worker)
 
         supervisor._charge = note  # type: ignore[method-assign]
         while supervisor.step():

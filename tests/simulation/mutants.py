@@ -14,6 +14,7 @@ from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.supervisor import Supervisor
 from flowkit.errors import CommitUnknown, StoreUnavailable
 from flowkit.ports import Claim, Copy, Delivery, Receipt, Tally
+from flowkit.store.fleet import Fleet
 from flowkit.store.sql import SqlStore
 from flowkit.store.unit import SqlUnit
 from tests.simulation.broker import Link
@@ -234,15 +235,30 @@ def an_outage_counts_as_an_attempt() -> Iterator[None]:
 
 @mutant
 def what_runs_alone_is_not_noted() -> Iterator[None]:
-    with patch.object(SqlStore, "venture", lambda self, identity, over=False: None):
+    with patch.object(SqlStore, "venture", lambda self, suspect, worker: None):
+        yield
+
+
+@mutant
+def who_runs_alone_is_taken_for_dead() -> Iterator[None]:
+    with patch.object(Fleet, "is_gone", lambda self, worker: True):
+        yield
+
+
+@mutant
+def a_worker_forgets_that_it_ventured() -> Iterator[None]:
+    def venture(original: Any, self: SqlStore, suspect: Any, worker: str) -> None:
+        original(self, suspect, f"{worker}, no, {self.ids()}")
+
+    with _wrap(SqlStore, "venture", venture):
         yield
 
 
 @mutant
 def every_death_is_an_attempt_of_all() -> Iterator[None]:
-    def charge(original: Any, self: Supervisor, victim: Any) -> None:
+    def charge(original: Any, self: Supervisor, victim: Any, worker: str) -> None:
         for _ in range(12):
-            self._store.charge(victim.identity, attempt=True)
+            self._store.charge(victim.identity, worker, late=True)
 
     with _wrap(Supervisor, "_charge", charge):
         yield

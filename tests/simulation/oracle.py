@@ -49,7 +49,8 @@ def letters_to_mend(store: SqlStore) -> list[str]:
 
 def unlucky(deeds: Deeds) -> set[tuple[str, str]]:
     """The messages (flow, id) some of whose attempts ended with their process."""
-    return {(flow, id) for (flow, _, id), count in (deeds.charges + deeds.ventures).items() if count}
+    late = {(flow, id) for flow, _, id in +deeds.charges}
+    return late | {(identity[0], identity[2]) for identity in deeds.ventures if deeds.killed(identity)}
 
 
 def check(
@@ -95,7 +96,7 @@ def check(
     named = {order.name: order for order in orders}
     for flow, source, id, _, attempts in rows:
         allowed = (fails(named[id]) if id in named else 0) + deeds.charges[flow, source, id]
-        allowed += deeds.ventures[flow, source, id]
+        allowed += deeds.killed((flow, source, id))
         assert attempts <= allowed, f"{flow}, {id} has {attempts} attempts, and {allowed} were its own"
     forked = [one for one, count in deeds.ends.items() if count > 1]
     assert not forked, f"one generation came to several outcomes: {forked}"

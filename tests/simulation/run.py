@@ -45,6 +45,8 @@ class Result(NamedTuple):
     """Virtual ones."""
     counts: Counter[str]
     """Of what happened: messages, redeliveries, deaths, …"""
+    met: Counter[tuple[str, Sequence[str]]]
+    """The points by name, and what could break there."""
 
 
 class Run:
@@ -123,7 +125,7 @@ def simulate(
         run.publish(orders[half:])
         failure = run.finish()
         world = run.world
-        return Result(seed, failure, world.faults, world.points, world.time - START, _counts(run))
+        return Result(seed, failure, world.faults, world.points, world.time - START, _counts(run), world.met)
 
 
 def _counts(run: Run) -> Counter[str]:

@@ -9,15 +9,18 @@ from sqlalchemy.orm import Session
 
 from flowkit import App, Objects, Outbox, Reject, RetryPolicy
 from flowkit.engine.item import Item
+from flowkit.engine.supervisor import STOPPED
 from flowkit.ports import Dead, Done, Identity, Retried
 from tests.shop import Base, Effect
-from tests.simulation.world import World
+from tests.simulation.world import Process, World
 
 ATTEMPTS = 12
 """Enough that no run of bad luck kills an innocent suspect so often."""
 CALM = RetryPolicy(attempts=ATTEMPTS, first="100ms", factor=1.5, most="1s")
 DEADLINE_SECONDS = 2.0
 FLAKY = 3
+IN_ORDER = (0, STOPPED)
+"""The exit statuses of workers that gave back what they had."""
 
 
 class Order(BaseModel):
@@ -35,9 +38,9 @@ class Deeds:
         self.ends: Counter[tuple[Identity, int]] = Counter()
         """How often each generation of a message came to an outcome that is no duplicate."""
         self.charges: Counter[Identity] = Counter()
-        """Attempts for a deadline that passed, by message."""
-        self.ventures: Counter[Identity] = Counter()
-        """How often a message began to run alone and nothing came of it."""
+        """Attempts for a deadline that passed while others ran too, by message."""
+        self.ventures: dict[Identity, dict[str, Process]] = {}
+        """The workers in which a message began to run alone, and nothing came of it there."""
         self.explode: Callable[[], None] = lambda: None
         """Switches the machine off, with the supervisor."""
 
@@ -47,7 +50,14 @@ class Deeds:
             if isinstance(item.outcome, Done | Retried | Dead):
                 identity = item.delivery.identity
                 self.ends[identity, item.delivery.generation] += 1
-                self.ventures[identity] -= self.ventures[identity] > 0
+                assert self._world.current is not None
+                here = self._world.current.process
+                ventures = self.ventures.get(identity, {}).items()
+                self.ventures[identity] = {worker: process for worker, process in ventures if process is not here}
+
+    def killed(self, identity: Identity) -> int:
+        """How many processes died in which a message ran alone."""
+        return sum(one.status not in (None, *IN_ORDER) for one in self.ventures.get(identity, {}).values())
 
     def before(self, flow: str, order: Order) -> None:
         self.runs[flow, order.name] += 1

@@ -101,8 +101,8 @@ class World:
         self.order = random.Random(seed ^ 0x5EED)
         self.time = START
         self.points = 0
-        self.visits: Counter[str] = Counter()
-        """Points by name."""
+        self.met: Counter[tuple[str, Sequence[str]]] = Counter()
+        """Points by name, and what could break there."""
         self.faults: list[Fault] = []
         self.graves: list[Task] = []
         self.processes: list[Process] = []
@@ -261,10 +261,10 @@ class World:
     def _at(self, task: Task, where: str, kinds: Sequence[str]) -> None:
         """A task stands at a point: time passes, and perhaps something breaks."""
         self.points += 1
-        self.visits[where] += 1
         self.time += STEP_SECONDS * 2 * self.order.random()
         if task.process.status is not None:
             return
+        self.met[where, kinds] += 1
         kind = self.fate.choose(self.points, where, kinds) if kinds else None
         if kind is not None:
             self.faults.append(Fault(self.points, kind, where, task.name, self.time - START))

@@ -56,6 +56,7 @@ def upgrade() -> None:
         sa.Column("generation", sa.Integer, nullable=False),
         sa.Column("attempts", sa.Integer, nullable=False),
         sa.Column("suspect", sa.SmallInteger, nullable=False),
+        sa.Column("venture", sa.Text),
         sa.Column("changed", sa.BigInteger, nullable=False),
         sqlite_with_rowid=False,
     )

@@ -133,6 +133,7 @@ def test_row_20_without_a_majority_nothing_is_confirmed_and_later_all_is(
         wait_until(lambda: worker.state == "unready" and not any(node.answers() for node in cluster.nodes))
         again = [f"again {name}" for name in NAMES]
         shop.publish(*again)
-        assert sum(shop.store.pending(list(shop.app.flows))) == len(NAMES) + len(again), "something was confirmed"
+        # One more, for each that the broker took just before and whose confirm was lost with the others.
+        assert sum(shop.store.pending(list(shop.app.flows))) >= len(NAMES) + len(again), "something was confirmed"
         cluster.start()
         shop.check("before", *NAMES, *again)

@@ -127,6 +127,29 @@ def test_flows_run_unchanged(shop: Shop) -> None:
         shop.check(*NAMES)
 
 
+def test_a_channel_that_believes_in_a_dead_leader_is_replaced(shop: Shop, rabbitmq_node: RabbitMQ) -> None:
+    """RabbitMQ asks once per channel who leads a queue: told of a node that has just died, it refuses for good."""
+    name = Queues(shop.store.identity()).name("shop.accept")
+
+    def lead(node: str) -> None:
+        """What the broker believes of who leads the queue; its consumers know better."""
+        set_pid = f"fun(Q) -> amqqueue:set_pid(Q, {{element(1, amqqueue:get_pid(Q)), {node}}}) end"
+        update = f'rabbit_amqqueue:update(rabbit_misc:r(<<"/">>, queue, <<"{name}">>), {set_pid})'
+        rabbitmq_node.ctl("eval", f"rabbit_misc:execute_mnesia_transaction(fun() -> {update} end).")
+
+    def refused() -> bool:
+        with shop.store.unit("") as unit:
+            return "refused" in str(unit.read("SELECT parked FROM flowkit_messages"))
+
+    with shop.worker():
+        lead("'gone@127.0.0.1'")
+        shop.publish("first")
+        wait_until(refused)
+        lead("node()")
+        shop.publish("second")
+        shop.check("first", "second")
+
+
 def test_every_lane_hears_of_what_it_holds(sqlite_url: str, rabbitmq_url: str) -> None:
     """Each lane has a channel of its own: what is on it can be received by that lane only."""
     shop = Shop(sqlite_url, rabbitmq_url)

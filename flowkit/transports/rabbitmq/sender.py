@@ -30,6 +30,9 @@ NO_ACCESS = re.compile(r"access to exchange '([^']*)' in vhost .* refused")
 DEFAULT_EXCHANGE = "amq.default"
 NO_ACCESS_SECONDS = 30.0
 """So long nothing is published to an exchange that was refused: each try costs the channel, and who shares it."""
+RENEWAL_SECONDS = 5.0
+"""A channel that refuses is replaced, not more often than this. RabbitMQ (3.10) asks once per channel who leads a
+quorum queue; told of a node that has just died, the channel refuses all for this queue until that node is back."""
 _log = logging.getLogger("flowkit.rabbitmq")
 
 
@@ -74,6 +77,10 @@ class Sender:
         self._connection: AsyncioConnection | None = None
         self._opening: asyncio.Task[None] | None = None
         """Opens a channel in place of one that was closed."""
+        self._outworn = False
+        """Whether the channel is replaced as soon as all that went by it is answered; nothing more goes by it."""
+        self._renewed = 0.0
+        """When one was replaced, by the event loop's clock."""
         self._tag = 0
         self._pending: dict[int, tuple[Batch, int]] = {}
         """Delivery tag -> the copy it belongs to, in the order of sending."""
@@ -87,7 +94,7 @@ class Sender:
     @property
     def ready(self) -> bool:
         """Whether a send has a chance now."""
-        return self._channel is not None and not self.blocked
+        return self._channel is not None and not self.blocked and not self._outworn
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
         """Publish and wait for the confirms, at most for their deadline; nothing is waited for while not `ready`."""
@@ -108,7 +115,7 @@ class Sender:
 
     def lost(self) -> None:
         """What is not confirmed is unknown."""
-        self._channel = None
+        self._channel, self._outworn = None, False
         if self._opening is not None:
             self._opening.cancel()
         self._exchanges.clear()
@@ -137,8 +144,7 @@ class Sender:
                 self.lost()
                 self._learn(said(error))
                 if connection.is_open:
-                    self._opening = asyncio.get_running_loop().create_task(self._open(connection))
-                    self._opening.add_done_callback(partial(self._opened_again, connection))
+                    self._open_again(connection)
 
         channel = await open_channel(connection, closed)
         channel.add_on_return_callback(self._came_back)
@@ -155,12 +161,16 @@ class Sender:
             exchange = no_access[1] if no_access[1] != DEFAULT_EXCHANGE else ""
             self._refused[exchange] = (asyncio.get_running_loop().time() + NO_ACCESS_SECONDS, why)
 
+    def _open_again(self, connection: AsyncioConnection) -> None:
+        self._opening = asyncio.get_running_loop().create_task(self._open(connection))
+        self._opening.add_done_callback(partial(self._opened_again, connection))
+
     def _opened_again(self, connection: AsyncioConnection, opening: "asyncio.Task[None]") -> None:
         if not opening.cancelled() and (error := opening.exception()) is not None and self.link is not None:
             self.link.abandon(connection, f"no publishing channel: {said(error)}")
 
     def _begin(self, batch: Batch) -> None:
-        if self._channel is None:
+        if self._channel is None or self._outworn:
             batch.finish()
             return
         self._batches.add(batch)
@@ -239,7 +249,18 @@ class Sender:
             reason = self._returned.pop(batch.receipts[number].copy.row, "") if self._returned else ""
             if isinstance(answered, Basic.Nack):
                 reason = "RabbitMQ refused it; is its queue full, or without a leader?"
+                self._outworn |= asyncio.get_running_loop().time() - self._renewed >= RENEWAL_SECONDS
             batch.settle(number, not reason, reason)
+        if self._outworn and not self._pending:
+            self._renew(channel)
+
+    def _renew(self, channel: Channel) -> None:
+        """Replace a channel on which all is answered."""
+        self._renewed = asyncio.get_running_loop().time()
+        self._channel, self._outworn, self._tag = None, False, 0
+        channel.close()
+        assert self._connection is not None  # this channel's own: with the connection the channel is gone as well
+        self._open_again(self._connection)
 
     def _came_back(self, channel: Channel, method: Basic.Return, found: BasicProperties, body: bytes) -> None:
         if channel is self._channel:

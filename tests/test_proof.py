@@ -1,9 +1,12 @@
 """The report of the proof: every failure has a line, and each line says what shows it."""
 
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.proof import __main__ as proof
 from tests.proof.__main__ import PARTS, main
 from tests.proof.report import SAID, write
 from tests.proof.rows import ROWS, WAITS, shown
@@ -26,7 +29,6 @@ def test_a_report_says_what_was_not_run(tmp_path: Path) -> None:
     }
     found = {
         "commit": "def",
-        "code": {"flowkit": "abc"},
         "command": "python -m x",
         "seconds": 3,
         "machine": {"cores": 2},
@@ -38,6 +40,22 @@ def test_a_report_says_what_was_not_run(tmp_path: Path) -> None:
     assert "## Chaos\n\nNot run on this code.\n" in said
     assert "| 26 | the broker and its disk are gone | waits for a journal |" in said
     assert "| 30 | a cancelled wait for the synchronous standby | `tests/test_standby.py::test_row_30_" in said
+
+
+def test_a_part_is_done_for_the_code_that_it_ran_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "HOME", tmp_path)
+    trees = {"old": {"flowkit": "1", "tests/chaos": "2"}, "HEAD": {"flowkit": "1", "tests/chaos": "3"}}
+
+    def git(_: str, place: str) -> str:
+        commit, _, path = place.partition(":")
+        if commit not in trees:
+            raise subprocess.CalledProcessError(128, "git")
+        return trees[commit].get(path, "")
+
+    monkeypatch.setattr(proof, "git", git)
+    for name in ("simulation", "chaos-sqlite", "mutants"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"commit": "old" if name != "mutants" else "unknown"}))
+    assert [name for name in PARTS if proof.done(name)] == ["simulation"]
 
 
 def test_an_unknown_part_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

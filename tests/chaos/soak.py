@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flowkit.config import Settings, open_store
+from flowkit.errors import StoreUnavailable
 from flowkit.store.sqlite import WAL_BYTES
 from tests.chaos.campaign import Campaign, Outcome, Plan
 from tests.chaos.fleet import WORKERS, Client, Host
@@ -152,9 +153,12 @@ class Soak(Campaign):
                     if name not in known:
                         known.add(name)
                         probes[name] = told
-                with store.unit("") as unit:
-                    ((rows,),) = unit.read("SELECT count(*) FROM flowkit_messages")
-                    effects = unit.read(f"SELECT name FROM effects ORDER BY row DESC LIMIT {LATEST}")
+                try:
+                    with store.unit("") as unit:
+                        ((rows,),) = unit.read("SELECT count(*) FROM flowkit_messages")
+                        effects = unit.read(f"SELECT name FROM effects ORDER BY row DESC LIMIT {LATEST}")
+                except StoreUnavailable:
+                    return time.monotonic() >= until  # it is being broken; the next look sees what came meanwhile
                 self.sample.rows.append(rows)
                 ended = {name.split()[1] for (name,) in effects if name.startswith("audit ")}
                 for name in ended & probes.keys():

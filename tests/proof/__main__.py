@@ -3,8 +3,9 @@
 python -m tests.proof                            all parts that are not done for this code
 python -m tests.proof chaos-sqlite soak-sqlite   these, again
 
-What a part found is in docs/proof/PART.json. It counts as done as long as the code that it ran is the same. Parts of
-different lines run beside each other: what breaks processes mostly waits, and what computes gets the cores meanwhile.
+What a part found is in docs/proof/PART.json. It counts as done as long as FlowKit and the tools of this part are those
+of the commit that it ran. Parts of different lines run beside each other: what breaks processes mostly waits, and what
+computes gets the cores meanwhile.
 """
 
 import argparse
@@ -25,7 +26,14 @@ from tests.proof.report import write
 from tests.proof.rows import ROOT
 
 HOME = ROOT / "docs" / "proof"
-CODE = ("flowkit", "connectors", "tests")
+CODE = ("flowkit", "connectors", "tests/shop.py")
+"""What every part is about."""
+TOOLS = {
+    "simulation": ("tests/simulation",),
+    "chaos": ("tests/chaos", "tests/services"),
+    "fuzz": ("tests/fuzz", "tests/chaos", "tests/services"),
+}
+"""What parts are done with."""
 LIBRARIES = ("pika", "psycopg", "sqlalchemy", "pydantic", "pysqlite3")
 
 
@@ -41,6 +49,11 @@ class Part(NamedTuple):
     command: str
     line: str
     """Parts of one line run one after the other."""
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The folders and files whose change makes it another proof."""
+        return (*CODE, *TOOLS[self.command.replace(".", " ").split()[0]])
 
 
 CHAOS = "--kills 300 --pauses 60"
@@ -78,7 +91,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     HOME.mkdir(exist_ok=True)
-    if git("status", "--porcelain", "--", *CODE):
+    if git("status", "--porcelain", "--", "flowkit", "connectors", "tests"):
         parser.error("commit first: a proof is about code that others can get")
     todo = [name for name in PARTS if (name in options.parts if options.parts else not done(name))]
     lines = {PARTS[name].line: [one for one in todo if PARTS[one].line == PARTS[name].line] for name in todo}
@@ -93,7 +106,10 @@ def main() -> int:
 def done(name: str) -> bool:
     """Whether a part passed with this code."""
     path = HOME / f"{name}.json"
-    return path.exists() and json.loads(path.read_text())["code"] == code()
+    try:
+        return path.exists() and code(name, json.loads(path.read_text())["commit"]) == code(name)
+    except subprocess.CalledProcessError:
+        return False  # a commit that this clone does not have
 
 
 def run_line(names: Sequence[str]) -> list[str]:
@@ -103,7 +119,7 @@ def run_line(names: Sequence[str]) -> list[str]:
 
 def run(name: str) -> bool:
     """Run a part. What it found is kept only if it passed, and the code is still the same."""
-    part, before, began = PARTS[name], code(), time.monotonic()
+    part, before, began = PARTS[name], code(name), time.monotonic()
     print(f"{name} begins", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder) / "found.json", Path(folder) / "log"
@@ -112,11 +128,10 @@ def run(name: str) -> bool:
             command = ["nice", *command]
         with log.open("wb") as output:
             status = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, check=False).returncode
-        passed, seconds = status == 0 and code() == before, round(time.monotonic() - began)
+        passed, seconds = status == 0 and code(name) == before, round(time.monotonic() - began)
         if passed:
             found: dict[str, Any] = {
                 "commit": git("rev-parse", "--short=12", "HEAD"),
-                "code": before,
                 "command": f"python -m tests.{part.command}",
                 "seconds": seconds,
                 "machine": machine(),
@@ -129,9 +144,9 @@ def run(name: str) -> bool:
     return passed
 
 
-def code() -> dict[str, str]:
-    """What identifies the code that runs: the commit's trees."""
-    return {name: git("rev-parse", "--short=12", f"HEAD:{name}") for name in CODE}
+def code(name: str, commit: str = "HEAD") -> list[str]:
+    """What identifies the code that a part ran in a commit."""
+    return [git("rev-parse", f"{commit}:{place}") for place in PARTS[name].code]
 
 
 def machine() -> dict[str, Any]:

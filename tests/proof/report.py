@@ -33,8 +33,7 @@ def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found]) -> N
             lines += ["Not run on this code.", ""]
             continue
         one = found[name]
-        code = ", ".join(f"{place} {tree}" for place, tree in one["code"].items())
-        lines += [f"`{one['command']}`, {one['seconds']:,} s, commit {one['commit']} ({code}).", ""]
+        lines += [f"`{one['command']}`, {one['seconds']:,} s, commit {one['commit']}.", ""]
         lines += [f"- {line}" for line in SAID[name.partition("-")[0]](one["found"])] + [""]
     machines = {str(one["machine"]): one["machine"] for one in found.values()}
     lines += ["## Where it ran", ""]

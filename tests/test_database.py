@@ -8,8 +8,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from sqlalchemy.orm import Session
 from flowkit import App, OutcomeUnknown, StoreUnavailable
 from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.worker import Worker
+from flowkit.errors import CommitUnknown
 from flowkit.message import new_id
 from flowkit.ports import Copy, Delivery, WorkerInfo
 from flowkit.store import sqlite, tables
@@ -156,6 +159,42 @@ def test_row_28_restarts_of_the_database_under_load(postgresql: PostgreSQL, post
         wait_until(lambda: worker.state == "ready")
     services.close()
     checked(postgresql_url, list(app.flows), 2 * sent)
+
+
+def test_row_28_a_session_that_is_ended_as_it_commits_may_have_committed(postgresql_url: str) -> None:
+    """A server that is told to end finishes the commit that it writes to disk, and then says nothing of it."""
+    store: Any = open_store(Settings(database_url=postgresql_url), check=False)
+    store.upgrade()
+    other: Any = open_store(Settings(database_url=postgresql_url))
+    said: Counter[tuple[str, bool]] = Counter()
+    with closing(store), closing(other), ThreadPoolExecutor(1) as pool:
+        for number in range(200):
+            row, committing = str(number), threading.Event()
+
+            def end(pid: int, delay: float, committing: threading.Event = committing) -> None:
+                committing.wait()
+                time.sleep(delay)  # any moment of a commit, which takes some milliseconds
+                with other.unit("") as unit:
+                    unit.read("SELECT pg_terminate_backend(%s)", (pid,))
+
+            try:
+                with store.unit("") as unit:
+                    ((pid,),) = unit.read("SELECT pg_backend_pid()")
+                    ended = pool.submit(end, pid, number % 10 * 0.0003)
+                    unit.stage([Copy(row, message(), FLOW)])
+                    committing.set()
+                    unit.commit()
+                    told = "committed"
+            except CommitUnknown:
+                told = "unknown"
+            except StoreUnavailable:
+                told = "not committed"
+            ended.result()
+            store.dialect.engine.dispose()  # the next one begins on a new connection
+            with other.unit("") as unit:
+                said[told, bool(unit.read("SELECT 1 FROM flowkit_messages WHERE copy = %s", (row,)))] += 1
+    assert said["unknown", True], f"vacuous: {said}"
+    assert not said["committed", False] and not said["not committed", True], said
 
 
 @pytest.mark.postgresql

@@ -169,6 +169,11 @@ class PostgresDialect:
     def lost(self, connection: Any) -> bool:
         return bool(connection.closed or connection.broken)
 
+    def denied(self, connection: Any, error: BaseException) -> bool:
+        # A server that ends a session finishes the commit that it writes to disk; the driver then says what it will.
+        severity = getattr(getattr(error, "diag", None), "severity_nonlocalized", None)
+        return severity == "ERROR" and not self.lost(connection)
+
     def discard(self, connection: Any) -> None:
         connection.close()
 

@@ -46,6 +46,9 @@ class Dialect(Protocol):
     def lost(self, connection: Any) -> bool:
         """Whether the connection is gone."""
 
+    def denied(self, connection: Any, error: BaseException) -> bool:
+        """Whether a commit that failed like this did not happen: the database itself said so."""
+
     def discard(self, connection: Any) -> None:
         """Close a connection that is not used again. Never waits for a server that may be gone."""
 

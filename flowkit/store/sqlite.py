@@ -129,6 +129,9 @@ class SqliteDialect:
     def lost(self, connection: Any) -> bool:
         return False
 
+    def denied(self, connection: Any, error: BaseException) -> bool:
+        return not self.lost(connection)
+
     def discard(self, connection: Any) -> None:
         # Closed in the middle of a transaction, SQLite keeps its write lock for as long as any of the connection's
         # statements lives, be it in the traceback of an error. A disk that is full or gone may refuse the rollback.

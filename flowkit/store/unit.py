@@ -258,8 +258,9 @@ class SqlUnit:
                 self.send()
                 self._store.dialect.commit(self._driver, TOKEN if self._guarded else None)
         except Exception as error:
+            met = error.__cause__ if isinstance(error, StoreUnavailable) and error.__cause__ else error
             cause = self._cause(error)
-            if isinstance(cause, StoreUnavailable) and self._store.dialect.lost(self._driver):
+            if isinstance(cause, StoreUnavailable) and not self._store.dialect.denied(self._driver, met):
                 raise CommitUnknown(str(cause)) from error
             if cause is error and self._store.dialect.token_gone(error):
                 raise TransactionEnded("a handler ended the transaction by the driver and began another") from error

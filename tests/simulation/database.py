@@ -1,6 +1,7 @@
 """The database: real SQLite files, whose every statement is a point of the world."""
 
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -139,7 +140,8 @@ class Dialect(SqliteDialect):
     """SQLite as one process sees it, with connections that can be lost like those to a server."""
 
     def __init__(self, world: World, process: Process, path: str, serial: bool, news: "News") -> None:
-        super().__init__(path, world)
+        # SQLite keeps the clock in a function that no collection looks into: by it every world would stay for good.
+        super().__init__(path, weakref.proxy(world))
         self.serial = serial
         self._world = world
         self._news = news
@@ -189,6 +191,7 @@ class Dialect(SqliteDialect):
         for connection in self._connections:
             connection.armed = False
             connection.close()
+            del connection.news  # no collection sees that cursors hold their connection: all would stay for good
         self._news.unlock()
         for descriptor in self._locks.values():
             os.close(descriptor)

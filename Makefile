@@ -9,8 +9,8 @@ FROM ?= 0
 MINUTES ?= 5
 SEED ?= 0
 INPUTS ?= 50000
-.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench simulate chaos soak fuzz services
-.PHONY: proof clean
+.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench bench-quick bench-scale bench-peers
+.PHONY: simulate chaos soak fuzz services proof clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
 
@@ -54,6 +54,16 @@ format: $(VENV)/.dev ## format the code
 bench: $(VENV)/.dev services ## measure
 	$(BIN)/python -m benchmarks
 
+bench-scale: $(VENV)/.dev services ## measure what much of something costs
+	$(BIN)/python -m benchmarks.scale
+
+bench-quick: $(VENV)/.dev services ## see whether FlowKit has become slower
+	$(BIN)/python -m benchmarks.quick
+
+bench-peers: .venv-peers/.made services ## measure beside other projects
+	.venv-peers/bin/python -m benchmarks.peers
+	.venv-peers/bin/python -m benchmarks.peers.chart
+
 simulate: $(VENV)/.dev ## run the engine under simulated faults: SEEDS=3000 FROM=0
 	$(BIN)/python -m tests.simulation --from $(FROM) --seeds $(SEEDS)
 
@@ -74,7 +84,7 @@ services: ## install the servers that tests start for themselves
 	tests/services/install
 
 clean: ## remove all that was made here
-	rm -rf .venv .venv-wheel build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-wheel .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The demo needs no test tools; what tests need is added to the same environment.
@@ -86,6 +96,12 @@ $(VENV)/.runtime: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	touch $@
+
+.venv-peers/.made: pyproject.toml benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv --clear .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt --editable '.[all]'
 	touch $@
 
 # The wheel's dependencies stay; the wheel itself is built anew each time.

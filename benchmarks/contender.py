@@ -1,6 +1,7 @@
 """What takes part in a measurement."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from benchmarks.cpu import Usage
@@ -42,8 +43,8 @@ class Place(NamedTuple):
     """The URL of an empty database."""
     broker: str = ""
     """The URL of an empty virtual host, where messages travel through a broker."""
-    servers: Collection[int] = ()
-    """The processes of the servers."""
+    servers: Mapping[str, int] = MappingProxyType({})
+    """The processes of the servers, by what they are."""
 
 
 class Kind(Protocol):

@@ -74,7 +74,7 @@ class Postgres:
         self._made = True
         url = self._server.create_database(NAME)
         self._ask("CHECKPOINT")  # nobody pays for what the run before left to be written
-        return Place(url, servers=[self._server.pid])
+        return Place(url, servers={"database": self._server.pid})
 
     def _ask(self, statement: str) -> object:
         engine = create_engine(
@@ -108,7 +108,7 @@ class Rabbit:
         self._run += 1
         self._node.ctl("add_vhost", str(self._run))
         self._node.ctl("set_permissions", "-p", str(self._run), "flowkit", ".*", ".*", ".*")
-        return Place(place.database, self._node.url(vhost=str(self._run)), [*place.servers, self._node.pid])
+        return Place(place.database, self._node.url(vhost=str(self._run)), {**place.servers, "broker": self._node.pid})
 
 
 @contextmanager

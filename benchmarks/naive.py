@@ -21,16 +21,16 @@ from flowkit.config import Settings, open_store
 POLL_SECONDS = 0.001
 TABLES = {
     "sqlite": (
-        "CREATE TABLE naive_queue (number INTEGER PRIMARY KEY, flow text NOT NULL, id text NOT NULL, "
+        "CREATE TABLE IF NOT EXISTS naive_queue (number INTEGER PRIMARY KEY, flow text NOT NULL, id text NOT NULL, "
         "body blob NOT NULL)",
-        "CREATE INDEX naive_queue_flow ON naive_queue (flow, number)",
-        "CREATE TABLE naive_inbox (flow text, id text, PRIMARY KEY (flow, id)) WITHOUT ROWID",
+        "CREATE INDEX IF NOT EXISTS naive_queue_flow ON naive_queue (flow, number)",
+        "CREATE TABLE IF NOT EXISTS naive_inbox (flow text, id text, PRIMARY KEY (flow, id)) WITHOUT ROWID",
     ),
     "postgresql": (
-        "CREATE TABLE naive_queue (number bigserial PRIMARY KEY, flow text NOT NULL, id text NOT NULL, "
+        "CREATE TABLE IF NOT EXISTS naive_queue (number bigserial PRIMARY KEY, flow text NOT NULL, id text NOT NULL, "
         "body bytea NOT NULL)",
-        "CREATE INDEX naive_queue_flow ON naive_queue (flow, number)",
-        "CREATE TABLE naive_inbox (flow text, id text, PRIMARY KEY (flow, id))",
+        "CREATE INDEX IF NOT EXISTS naive_queue_flow ON naive_queue (flow, number)",
+        "CREATE TABLE IF NOT EXISTS naive_inbox (flow text, id text, PRIMARY KEY (flow, id))",
     ),
 }
 CLAIM = "SELECT number, id, body FROM naive_queue WHERE flow = 'work' ORDER BY number LIMIT 1"
@@ -46,7 +46,7 @@ class Naive:
 
     def __init__(self, place: Place, style: Style) -> None:
         self._style = style
-        self._servers = place.servers
+        self._servers = place.servers.values()
         self._committed = 0.0
         """When the last effects were committed."""
         self._store: Any = open_store(Settings(database_url=place.database), check=False)
@@ -74,7 +74,7 @@ class Naive:
         gc.collect()
         meter = Meter(self._servers)
         for done in range(count):
-            if self._step() is None:
+            if self.step() is None:
                 raise Lost(f"the queue of the {self.name} was empty after {done} of {count}")
         return meter.read()
 
@@ -82,7 +82,7 @@ class Naive:
         found: list[float] = []
         end = time.monotonic() + DEADLINE_SECONDS
         while len(found) < count:
-            order = self._step()
+            order = self.step()
             if order is not None:
                 found.append(self._committed - order.at)
             elif time.monotonic() < end:
@@ -105,7 +105,7 @@ class Naive:
         self._connection.close()
         self._store.close()
 
-    def _step(self) -> Order | None:
+    def step(self) -> Order | None:
         """One message, if there is one."""
         execute = self._cursor.execute
         execute(self._begin)

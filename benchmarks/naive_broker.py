@@ -19,7 +19,7 @@ WORK, AFTER = "naive-work", "naive-after"
 PREFETCH = 100
 WAIT_SECONDS = 1.0
 POLL_SECONDS = 0.05
-TABLE = "CREATE TABLE naive_outbox (id text PRIMARY KEY, body bytea NOT NULL)"
+TABLE = "CREATE TABLE IF NOT EXISTS naive_outbox (id text PRIMARY KEY, body bytea NOT NULL)"
 STORE = "INSERT INTO naive_outbox (id, body) VALUES (%s, %s)"
 SENT = "DELETE FROM naive_outbox WHERE id = %s"
 
@@ -60,7 +60,7 @@ class NaiveBroker(Naive):
         self._broker.close()
         super().close()
 
-    def _step(self) -> Order | None:
+    def step(self) -> Order | None:
         if self._messages is None:
             self._messages = self._incoming.consume(WORK, inactivity_timeout=WAIT_SECONDS)
         method, properties, body = next(self._messages)

@@ -36,8 +36,8 @@ def throughput(database: Database, style: Style, count: int, rounds: int) -> dic
     """Messages per second and CPU per message. The ratio is taken within each round, for machines drift."""
     naive, flowkit = Speed(count), Speed(count)
     for _ in range(rounds):
-        naive.runs.append(_run(database.naive, database, style, count))
-        flowkit.runs.append(_run(FlowKit, database, style, count))
+        naive.runs.append(run(database.naive, database, style, count))
+        flowkit.runs.append(run(FlowKit, database, style, count))
     ratios = [mine / theirs for mine, theirs in zip(flowkit.rates, naive.rates, strict=True)]
     return {
         "naive": naive.results(),
@@ -47,7 +47,8 @@ def throughput(database: Database, style: Style, count: int, rounds: int) -> dic
     }
 
 
-def _run(kind: Kind, database: Database, style: Style, count: int) -> Usage:
+def run(kind: Kind, database: Database, style: Style, count: int) -> Usage:
+    """One run of one contender, on a fresh place. Raises Lost unless it did exactly this work."""
     contender = kind(database.fresh(), style)
     try:
         contender.send([Order(id=number) for number in range(count)])

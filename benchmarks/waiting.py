@@ -49,7 +49,7 @@ def waiting(database: Database, count: int) -> dict[str, float]:
     logging.getLogger("flowkit.rabbitmq").addHandler(losses)
     silence = 0.0
     thread = threading.Thread(target=worker.run)
-    meter = Meter(place.servers)
+    meter = Meter(place.servers.values())
     end = time.monotonic() + DEADLINE_SECONDS
     thread.start()
     try:

@@ -38,8 +38,8 @@ class FlowKit:
         self._store: Any = self._services.store
         self._app.connect(self._services)
         self._services.transport.declare(list(self._app.flows))
-        self._worker = Worker(self._app, self._services, self._app.select(["work"]))
-        for lane in self._worker.lanes:
+        self.worker = Worker(self._app, self._services, self._app.select(["work"]))
+        for lane in self.worker.lanes:
             lane.pipeline.observe = self._observe
         self._latencies: list[float] = []
         self._done = threading.Event()
@@ -49,10 +49,16 @@ class FlowKit:
     def send(self, orders: Sequence[Order]) -> None:
         self._app.publish_many("orders", orders)
         with self._store.unit("") as unit:
-            unit.write("ANALYZE", [()]) if self._place.servers else unit.read("ANALYZE")
+            unit.read("ANALYZE") if self._place.database.startswith("sqlite") else unit.write("ANALYZE", [()])
             unit.commit()
-        while self._place.broker and self._worker.relay.step():
+        while self._place.broker and self.worker.relay.step():
             """They go to the broker before anything is measured."""
+
+    def write(self, statement: str) -> None:
+        """Put something into its database beforehand."""
+        with self._store.unit("") as unit:
+            unit.write(statement, [()])
+            unit.commit()
 
     def run(self, count: int) -> Usage:
         gc.collect()
@@ -81,12 +87,12 @@ class FlowKit:
     def _work(self, count: int) -> Usage:
         """Run the worker until it has committed so many. Then it finishes, which is not measured."""
         self._wanted = count
-        thread = threading.Thread(target=self._worker.run)
-        meter = Meter(self._place.servers)
+        thread = threading.Thread(target=self.worker.run)
+        meter = Meter(self._place.servers.values())
         thread.start()
         finished = self._done.wait(DEADLINE_SECONDS)
         usage = meter.read()
-        self._worker.stop()
+        self.worker.stop()
         thread.join()
         if not finished:
             raise Lost(f"{self.name} did {self._count} of {count} in {DEADLINE_SECONDS} s")

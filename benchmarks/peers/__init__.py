@@ -1,0 +1,1 @@
+"""FlowKit beside its peers: contenders in processes of their own, which do exactly the same work."""

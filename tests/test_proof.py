@@ -8,7 +8,7 @@ import pytest
 
 from tests.proof import __main__ as proof
 from tests.proof.__main__ import PARTS, main
-from tests.proof.report import SAID, write
+from tests.proof.report import SAID, together, write
 from tests.proof.rows import ROWS, WAITS, shown
 
 
@@ -37,14 +37,24 @@ def test_a_report_says_what_was_not_run(tmp_path: Path) -> None:
     write(tmp_path / "proof.md", {"fuzz": "hostile inputs", "chaos-sqlite": "chaos"}, {"fuzz": found})
     said = (tmp_path / "proof.md").read_text()
     assert "- memory: 5 dead; 0 faults; 1 s\n" in said
-    assert "## Chaos\n\nNot run on this code.\n" in said
+    assert "## Chaos\n\nNot run on this code: chaos-sqlite.\n" in said
     assert "| 26 | the broker and its disk are gone | waits for a journal |" in said
     assert "| 30 | a cancelled wait for the synchronous standby | `tests/test_standby.py::test_row_30_" in said
 
 
+def test_slices_are_counted_together() -> None:
+    one = {"seeds": 2, "failed": [], "faults": {"begin": {"kill": 1, "cut": 0}}}
+    other = {"seeds": 3, "failed": [[7, "lost"]], "faults": {"begin": {"kill": 2}, "lease": {"cut": 4}}}
+    assert together([one, other]) == {
+        "seeds": 5,
+        "failed": [[7, "lost"]],
+        "faults": {"begin": {"kill": 3, "cut": 0}, "lease": {"cut": 4}},
+    }
+
+
 def test_a_part_is_done_for_the_code_that_it_ran_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proof, "HOME", tmp_path)
-    trees = {"old": {"flowkit": "1", "tests/chaos": "2"}, "HEAD": {"flowkit": "1", "tests/chaos": "3"}}
+    trees = {"old": {"flowkit": "1", "tests/chaos/app.py": "2"}, "HEAD": {"flowkit": "1", "tests/chaos/app.py": "3"}}
 
     def git(_: str, place: str) -> str:
         commit, _, path = place.partition(":")
@@ -53,13 +63,13 @@ def test_a_part_is_done_for_the_code_that_it_ran_only(tmp_path: Path, monkeypatc
         return trees[commit].get(path, "")
 
     monkeypatch.setattr(proof, "git", git)
-    for name in ("simulation", "chaos-sqlite", "mutants"):
+    for name in ("simulation-2", "chaos-sqlite", "mutants"):
         (tmp_path / f"{name}.json").write_text(json.dumps({"commit": "old" if name != "mutants" else "unknown"}))
-    assert [name for name in PARTS if proof.done(name)] == ["simulation"]
+    assert [name for name in PARTS if proof.done(name)] == ["simulation-2"]
 
 
 def test_an_unknown_part_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["proof", "nothing"])
     with pytest.raises(SystemExit):
         main()
-    assert "no part nothing; there are simulation, mutants" in capsys.readouterr().err
+    assert "no part nothing; there are simulation-1, simulation-2" in capsys.readouterr().err

@@ -172,8 +172,8 @@ def latest(client: Client) -> tuple[str, float] | None:
     """The last order of a client that was accepted and does nothing special, and when that was told."""
     with client.log.open("rb") as log:
         log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
-        lines = log.read().decode().splitlines()
-    for line in reversed(lines[1:]):
+        lines = log.read().decode().split("\n")
+    for line in reversed(lines[1:-1]):  # the first is cut off, and the last is empty or not written in whole
         name, deed, outcome, told = line.split()
         if (deed, outcome) == ("-", "ok"):
             return name, float(told)

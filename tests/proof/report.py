@@ -1,7 +1,7 @@
 """The proof as a page."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,19 @@ Found = Mapping[str, Any]
 
 
 def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found]) -> None:
-    """Write what the parts found, by name."""
+    """Write what the parts found, by name. Parts that do the same are slices of one."""
     lines = ["# Proof", "", WRITTEN, ""]
-    for name, what in parts.items():
+    for what in dict.fromkeys(parts.values()):
+        names = [name for name in parts if parts[name] == what]
+        done = [found[name] for name in names if name in found]
         lines += [f"## {what[0].upper()}{what[1:]}", ""]
-        if name not in found:
-            lines += ["Not run on this code.", ""]
-            continue
-        one = found[name]
-        lines += [f"`{one['command']}`, {one['seconds']:,} s, commit {one['commit']}.", ""]
-        lines += [f"- {line}" for line in SAID[name.partition("-")[0]](one["found"])] + [""]
+        if len(done) < len(names):
+            lines += [f"Not run on this code: {', '.join(name for name in names if name not in found)}.", ""]
+        for one in done:
+            lines += [f"`{one['command']}`, {one['seconds']:,} s, commit {one['commit']}.", ""]
+        if done:
+            say = SAID[names[0].partition("-")[0]]
+            lines += [f"- {line}" for line in say(together([one["found"] for one in done]))] + [""]
     machines = {str(one["machine"]): one["machine"] for one in found.values()}
     lines += ["## Where it ran", ""]
     lines += [f"- {', '.join(f'{key} {value}' for key, value in one.items())}" for one in machines.values()]
@@ -46,13 +49,29 @@ def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found]) -> N
     path.write_text("\n".join(lines) + "\n")
 
 
+def together(slices: Sequence[Found]) -> dict[str, Any]:
+    """What slices of one part found: numbers add up, and lists."""
+    sums: dict[str, Any] = {}
+    for one in slices:
+        for name, value in one.items():
+            if name not in sums:
+                sums[name] = value
+            elif isinstance(value, Mapping):
+                sums[name] = together([sums[name], value])
+            else:
+                sums[name] = sums[name] + value
+    return sums
+
+
 def simulation(found: Found) -> list[str]:
     kinds: dict[str, Counter[str]] = {}
     for where, place in found["faults"].items():
         for kind, count in place.items():
             kinds.setdefault(kind, Counter())[where] = count
-    least = min((count, f"{kind} at {where}") for kind, places in kinds.items() for where, count in places.items())
     few = {where: count for where, count in found["met"].items() if count < 20 * 50}
+    often = [(count, f"{kind} at {where}") for kind, places in kinds.items() for where, count in places.items()
+             if where not in few]  # fmt: skip
+    least = min(often, default=(0, "none"))
     return [
         f"{found['seeds']:,} runs, {len(found['failed'])} failed; {found['virtual_seconds'] / 3600:,.0f} virtual hours",
         f"met: {counted(found['counts'])}",

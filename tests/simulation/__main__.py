@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from tests.simulation.campaign import MUTANT_SEEDS, Report, merge, mutants, run_all
+from tests.simulation.campaign import MUTANT_SEEDS, Report, merge, mutants, run_all, seldom
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.run import shortest
 
@@ -32,10 +32,10 @@ def main() -> int:
     show(console, report, time.monotonic() - began)
     if options.json:
         write(options.json, report, options.first, options.seeds, time.monotonic() - began)
-    seldom = report.seldom(options.least)
-    if seldom:
-        console.print(f"[bold red]happened less than {options.least} times[/]: {', '.join(seldom)}", highlight=False)
-    return 1 if report.failures or seldom else 0
+    few = seldom(report.hits(), report.places(), options.least)
+    if few:
+        console.print(f"[bold red]happened less than {options.least} times[/]: {', '.join(few)}", highlight=False)
+    return 1 if report.failures or few else 0
 
 
 def arguments() -> argparse.Namespace:
@@ -68,9 +68,6 @@ def show(console: Console, report: Report, took: float) -> None:
 
 def write(path: Path, report: Report, first: int, seeds: int, took: float) -> None:
     """The result as JSON, with how often each kind of fault hit each place."""
-    places: dict[str, dict[str, int]] = {}
-    for (kind, where), count in sorted(report.faults.items()):
-        places.setdefault(where, {})[kind] = count
     path.write_text(
         json.dumps(
             {
@@ -81,7 +78,7 @@ def write(path: Path, report: Report, first: int, seeds: int, took: float) -> No
                 "virtual_seconds": round(report.seconds),
                 "seconds": round(took),
                 "counts": dict(report.counts),
-                "faults": places,
+                "faults": report.hits(),
                 "met": dict(report.places().most_common()),
             },
             indent=1,

@@ -2,7 +2,7 @@
 
 import gc
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -38,15 +38,23 @@ class Report(NamedTuple):
             places[where] += count
         return places
 
-    def seldom(self, least: int) -> list[str]:
-        """The faults that hit a place less often than that, or never, though it was met often."""
-        places = self.places()
-        counts = {(where, kind): self.faults[kind, where] for where, kinds in self.met for kind in kinds}
-        return [
-            f"{kind} at {where}: {count}"
-            for (where, kind), count in sorted(counts.items())
-            if count < least and places[where] >= OFTEN * least
-        ]
+    def hits(self) -> dict[str, dict[str, int]]:
+        """How often each kind of fault hit each place where it could, also never."""
+        hits: dict[str, dict[str, int]] = {}
+        for where, kinds in self.met:
+            for kind in kinds:
+                hits.setdefault(where, {})[kind] = self.faults[kind, where]
+        return {where: dict(sorted(kinds.items())) for where, kinds in sorted(hits.items())}
+
+
+def seldom(hits: Mapping[str, Mapping[str, int]], places: Mapping[str, int], least: int) -> list[str]:
+    """The faults that hit a place less often than that, or never, though it was met often."""
+    return [
+        f"{kind} at {where}: {count}"
+        for where, kinds in hits.items()
+        for kind, count in kinds.items()
+        if count < least and places[where] >= OFTEN * least
+    ]
 
 
 def run_all(first: int, seeds: int, jobs: int) -> Iterator[Result]:

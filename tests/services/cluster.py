@@ -76,8 +76,12 @@ class Cluster:
         self._network.plug(self._places[node.name], "outside")
 
     def leader(self, queue: str) -> RabbitMQ:
-        """The node that leads a queue."""
-        end = time.monotonic() + DEADLINE
+        """The node that leads a queue.
+
+        RabbitMQ 3.10 sometimes elects none for minutes after its majority was lost: then an operator restarts the
+        nodes, one after the other.
+        """
+        end, patience, rest = time.monotonic() + 2 * DEADLINE, time.monotonic() + PATIENCE_SECONDS, iter(self.nodes)
         while True:
             for asked in filter(RabbitMQ.answers, self.nodes):
                 said = asked.ctl("eval", f'ra_leaderboard:lookup_leader(binary_to_atom(<<"%2F_{queue}">>)).')
@@ -85,7 +89,12 @@ class Cluster:
                     if node.name in said:
                         return node
             if time.monotonic() > end:
-                raise RuntimeError(f"{queue} has no leader")
+                raise RuntimeError(f"{queue} has no leader:\n" + "\n".join(map(RabbitMQ.said, self.nodes)))
+            if time.monotonic() > patience and (stuck := next(rest, None)) is not None:
+                self.restarts += 1
+                stuck.restart()
+                self.wait()
+                patience = time.monotonic() + PATIENCE_SECONDS
 
     def url(self, first: RabbitMQ | None = None) -> str:
         """The URL of all nodes, perhaps with one of them before the others."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from pika import PlainCredentials
+from pika.adapters.asyncio_connection import AsyncioConnection
 from sqlalchemy.orm import Session
 
 from flowkit import ConfigError, Message
@@ -21,6 +22,7 @@ from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.relay import record
 from flowkit.engine.worker import Worker
 from flowkit.ports import Copy, Receipt
+from flowkit.testing.conformance import message
 from flowkit.transports.rabbitmq import sender
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.servers import servers
@@ -148,6 +150,23 @@ def test_a_channel_that_believes_in_a_dead_leader_is_replaced(shop: Shop, rabbit
         lead("node()")
         shop.publish("second")
         shop.check("first", "second")
+
+
+def test_a_batch_is_written_at_once(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message is three frames, and pika writes each by itself."""
+    written: list[int] = []
+    write = AsyncioConnection._adapter_emit_data  # type: ignore[attr-defined]
+
+    def noting(self: AsyncioConnection, data: bytes) -> None:
+        written.append(len(data))
+        write(self, data)
+
+    monkeypatch.setattr(AsyncioConnection, "_adapter_emit_data", noting)
+    shop.services.transport.declare(["shop.accept"])
+    written.clear()
+    copies = [Copy(str(number), message(), "shop.accept") for number in range(100)]
+    assert all(receipt.confirmed for receipt in shop.services.transport.send(copies))
+    assert len(written) < 10 and sum(written) > 100 * 250
 
 
 def test_every_lane_hears_of_what_it_holds(sqlite_url: str, rabbitmq_url: str) -> None:

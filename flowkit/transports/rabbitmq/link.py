@@ -23,6 +23,7 @@ from pika.exceptions import (
 
 from flowkit.errors import ConfigError
 from flowkit.ports import Random
+from flowkit.transports.rabbitmq.connection import Connection
 
 FIRST_WAIT_SECONDS = 0.25
 MOST_WAIT_SECONDS = 4.0
@@ -150,7 +151,7 @@ class Link:
             if not opening.done():
                 opening.set_exception(innermost(error))
 
-        self.connection = AsyncioConnection(
+        self.connection = Connection(
             server,
             on_open_callback=resolve(opening),
             on_open_error_callback=failed,

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from flowkit.engine.worker import Worker
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 INBOX = (10_000, 1_000_000, 10_000_000)
 OUTBOX = (0, 1_000_000)
+BACKLOG = 1_000_000
 WORKERS = (1, 2, 4)
 LOADS = (0.1, 0.5, 0.8)
 MOST_RATE = 3_000.0
@@ -84,20 +85,35 @@ class Runs:
         }
 
 
+def emptied(database: Database, batches: Iterable[Sequence[Order]], beforehand: str = "") -> tuple[float, float]:
+    """A queue is filled with these batches and emptied by one worker, after a statement of SQL: CPU for each message,
+    and messages per second."""
+    contender, count = FlowKit(database.fresh(), "none"), 0
+    try:
+        if beforehand:
+            contender.write(beforehand)
+        for orders in batches:
+            contender.send(orders)
+            count += len(orders)
+        usage = contender.run(count)
+    finally:
+        contender.close()
+    return (usage.worker + usage.servers) / count, count / usage.wall
+
+
+def batches(count: int, size: int, note: str = "n" * BODIES["250 B"]) -> Iterator[list[Order]]:
+    """So many orders, so many at once."""
+    for first in range(0, count, size):
+        yield [Order(id=number, note=note) for number in range(first, min(first + size, count))]
+
+
 def filled(database: Database, count: int, rounds: int, rows: Sequence[int], fill: str) -> dict[str, Any]:
     """With so many rows there before. `fill` makes them."""
     runs = Runs()
     for _ in range(rounds):
         for there in rows:
-            contender = FlowKit(database.fresh(), "none")
-            try:
-                if there:
-                    contender.write(fill.format(count=there))
-                contender.send([Order(id=number) for number in range(count)])
-                usage = contender.run(count)
-            finally:
-                contender.close()
-            runs.add(f"{there:,} rows", (usage.worker + usage.servers) / count, count / usage.wall)
+            beforehand = fill.format(count=there) if there else ""
+            runs.add(f"{there:,} rows", *emptied(database, batches(count, count), beforehand))
     return runs.results()
 
 
@@ -112,17 +128,10 @@ def outbox(database: Database, count: int, rounds: int) -> dict[str, Any]:
 
 
 def backlog(database: Database, count: int, rounds: int) -> dict[str, Any]:
-    """With so many messages in the queue."""
+    """With so many messages in the queue. Once each: the large one is long enough."""
     runs = Runs()
-    for there in (count, 1_000_000):
-        contender = FlowKit(database.fresh(), "none")
-        try:
-            for first in range(0, there, 10_000):
-                contender.send([Order(id=number) for number in range(first, min(first + 10_000, there))])
-            usage = contender.run(there)
-        finally:
-            contender.close()
-        runs.add(f"{there:,} messages", (usage.worker + usage.servers) / there, there / usage.wall)
+    for there in (count, BACKLOG):
+        runs.add(f"{there:,} messages", *emptied(database, batches(there, 10_000)))
     return runs.results()
 
 
@@ -132,15 +141,7 @@ def bodies(database: Database, count: int, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for name, size in BODIES.items():
             few = max(200, min(count, count * 1000 // size))
-            contender = FlowKit(database.fresh(), "none")
-            try:
-                for first in range(0, few, 100):
-                    note = "n" * size
-                    contender.send([Order(id=number, note=note) for number in range(first, min(first + 100, few))])
-                usage = contender.run(few)
-            finally:
-                contender.close()
-            runs.add(name, (usage.worker + usage.servers) / few, few / usage.wall)
+            runs.add(name, *emptied(database, batches(few, 100, "n" * size)))
     return runs.results()
 
 

@@ -26,8 +26,7 @@ def fill(bodies: Iterator[str]) -> None:
     if first.at:
         send = sender(ENTRIES[BRIEF.shape].name, BRIEF.database, BRIEF.broker)
         with ThreadPoolExecutor(1 if BRIEF.shape else PUBLISHERS) as pool:
-            for order in chain([first], orders):
-                pool.submit(send, order)
+            list(pool.map(send, chain([first], orders)))  # as they are due; raises what hindered one
     else:
         contender.send([first, *orders])
     contender.close()

@@ -249,6 +249,10 @@ class Unit(Protocol):
     opening: Callable[[], None] | None
     """Called once, when a handler's first use begins the transaction."""
 
+    together: bool
+    """Whether handlers' plain INSERTs may wait and go together. Whose is refused is then not known: the batch is run
+    again, message by message."""
+
     def look(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
         """Which of these could be claimed now, by a plain read outside any transaction. Decides nothing."""
 

@@ -210,6 +210,7 @@ class Pipeline:
         most = self.together([item.delivery for item in items if item.claim is not None])
         if self.early or not self.routes.keys() >= set(self._channels):
             self.routes = unit.subscribers(self._channels)
+        unit.together = len(items) > 1 and not careful
         unit.opening = lambda: self._claim_or_leave(unit, items)
         token = handling.set(self.flow.name)
         try:

@@ -1,7 +1,7 @@
 """A connection to PostgreSQL that notices when the server is frozen, and knows whether it was replaced."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -31,6 +31,11 @@ class Connection(psycopg.Connection[Any]):
         """Ask the server which one it is."""
         self.system, name = self.execute(WHO).fetchone() or (0, "0")
         self.timeline = int(name, 16)
+
+    def execute_numbered(self, statement: str, parameters: Sequence[object]) -> None:
+        """Execute a statement whose parameters are $1, $2, ...: the driver does not look for them in the text."""
+        with psycopg.RawCursor(self) as cursor:
+            cursor.execute(statement, parameters)
 
     def wait(self, gen: Generator[Any, Any, T], *rest: Any, **options: Any) -> T:
         return super().wait(self._watched(gen), *rest, **options)

@@ -1,12 +1,13 @@
 """What handlers get to write with: a Session and a Connection of the unit's transaction that cannot end it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection, Engine, ExceptionContext, event
+from sqlalchemy import Connection, Engine, ExceptionContext, ExecutionContext, event
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.pool import PoolProxiedConnection
 
 from flowkit.errors import SharedState, TransactionEnded
 
@@ -28,9 +29,17 @@ class HandlerConnection(Connection):
     """A connection whose transaction belongs to FlowKit. `touched` is called before each of its statements."""
 
     touched: Callable[[], None] = staticmethod(lambda: None)
+    postpone: Callable[[str, Sequence[Any]], bool] = staticmethod(lambda statement, rows: False)
+    """Called with each statement and its rows of parameters: whether it is not to be executed now."""
     open = True
     failure: BaseException | None = None
     """What the driver raised last."""
+
+    @property
+    def connection(self) -> PoolProxiedConnection:
+        """The driver's connection. What waits goes first, for who asks may write by it."""
+        self.postpone("", [])
+        return super().connection
 
     def commit(self) -> None:
         _refuse("commit()")
@@ -137,6 +146,22 @@ def watch(engine: Engine) -> None:
             ending = _ENDING.match(statement)
             if ending:
                 _refuse(f"SQL {ending[1].upper()}")
+
+    @event.listens_for(engine, "do_execute")
+    def one(cursor: Any, statement: str, row: Any, context: ExecutionContext) -> bool:
+        return postponed(context, statement, [row])
+
+    @event.listens_for(engine, "do_executemany")
+    def several(cursor: Any, statement: str, rows: Sequence[Any], context: ExecutionContext) -> bool:
+        return postponed(context, statement, rows)
+
+    @event.listens_for(engine, "do_execute_no_params")
+    def bare(cursor: Any, statement: str, context: ExecutionContext) -> bool:
+        return postponed(context, statement, [])
+
+    def postponed(context: ExecutionContext, statement: str, rows: Sequence[Any]) -> bool:
+        connection = context.root_connection
+        return isinstance(connection, HandlerConnection) and connection.postpone(statement, rows)
 
     @event.listens_for(engine, "handle_error")
     def note(context: ExceptionContext) -> None:

@@ -15,9 +15,10 @@ from sqlalchemy.exc import DisconnectionError, OperationalError
 
 from flowkit.errors import ConfigError, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.ports import Clock
+from flowkit.store.insert import plain_insert
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import ENVELOPE, Statements
-from flowkit.store.unit import SWALLOWED
+from flowkit.store.unit import SWALLOWED, Row
 from flowkit.url import mask
 
 CONNECT_SECONDS = 10
@@ -38,6 +39,8 @@ _STAGE = f"""
            CAST(value ->> 12 AS integer), CAST(value ->> 13 AS integer),
            (SELECT {NOW}), (SELECT {NOW}) + CAST(value ->> 14 AS bigint), value ->> 15
     FROM ROWS FROM (jsonb_array_elements(CAST(%s AS jsonb)), unnest(CAST(%b AS bytea[]))) AS each(value, body)"""
+PARAMETERS = 10_000
+"""At most so many for one statement; the protocol's limit is 65,535."""
 _CONFLICTS = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock timeout
 _UNAVAILABLE = ("08", "57P", "53", "58", "25006", "25P03")
 """Connection, shutdown, resources, system, read-only, idle in transaction. A statement's own timeout is its failure."""
@@ -101,7 +104,21 @@ class PostgresDialect:
         pipeline: AbstractContextManager[object] = connection.pipeline()
         return pipeline
 
-    def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Sequence[object]]]]:
+    def plain(self, statement: str) -> bool:
+        return plain_insert(statement) is not None
+
+    def execute(self, cursor: Any, statement: str, rows: Sequence[Row]) -> None:
+        insert = plain_insert(statement) if len(rows) > 1 else None
+        if insert is not None:
+            size = max(1, PARAMETERS // len(insert.names))
+            for start in range(0, len(rows), size):
+                cursor.connection.execute_numbered(*insert.of(rows[start : start + size]))
+        elif len(rows) > 1:
+            cursor.executemany(statement, rows)
+        else:
+            cursor.execute(statement, rows[0])
+
+    def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Row]]]:
         # One statement for all: each row of an executemany costs the client and the server a message of their own.
         bodies = [row[BODY] for row in rows]
         plain = [(*row[:BODY], *row[BODY + 1 :]) for row in rows]

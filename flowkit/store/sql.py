@@ -20,7 +20,7 @@ from flowkit.store.guard import HandlerConnection, watch
 from flowkit.store.ledger import Ledger
 from flowkit.store.retention import Cleaner
 from flowkit.store.statements import Statements
-from flowkit.store.unit import MICROSECOND, SqlUnit, read_message, seconds
+from flowkit.store.unit import MICROSECOND, Row, SqlUnit, read_message, seconds
 
 NOTIFIES = "flowkit.notifies"
 """Marks a session whose commit wakes the workers."""
@@ -61,7 +61,13 @@ class Dialect(Protocol):
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         """Send statements without waiting for each one's result, where the driver can. Errors come at its end."""
 
-    def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Sequence[object]]]]:
+    def plain(self, statement: str) -> bool:
+        """Whether a statement of a handler gains by waiting for others like it, and is seen to have no result."""
+
+    def execute(self, cursor: Any, statement: str, rows: Sequence[Row]) -> None:
+        """Execute a statement once for each row of parameters, of which there is one at least."""
+
+    def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Row]]]:
         """What writes these message rows: statements, each with its rows of parameters."""
 
     def commit(self, connection: Any, token: str | None) -> None:

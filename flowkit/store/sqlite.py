@@ -25,6 +25,7 @@ from flowkit.errors import ConfigError, StoreConflict, StoreUnavailable, Transac
 from flowkit.ports import Clock
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import Statements
+from flowkit.store.unit import Row
 
 _log = logging.getLogger("flowkit.store")
 
@@ -104,7 +105,16 @@ class SqliteDialect:
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         return nullcontext()
 
-    def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Sequence[object]]]]:
+    def plain(self, statement: str) -> bool:
+        return False  # nothing is gained: there are no round trips
+
+    def execute(self, cursor: Any, statement: str, rows: Sequence[Row]) -> None:
+        if len(rows) > 1:
+            cursor.executemany(statement, rows)
+        else:
+            cursor.execute(statement, rows[0])
+
+    def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Row]]]:
         return [(self.statements.stage, [*rows])] if rows else []
 
     def commit(self, connection: Any, token: str | None) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
 
 MICROSECOND = 1_000_000
+Row = Sequence[object] | Mapping[str, object]
+"""The parameters of a statement: in order, or by name."""
 SWALLOWED = (
     "a database error was caught inside the handler, but it had failed the transaction; let the error pass, or guard "
     "the statement with `with db.begin_nested():`"
@@ -40,7 +42,7 @@ class SqlUnit:
         lane: str,
         begun: bool = False,
     ) -> None:
-        self.used = False
+        self.used = self.together = False
         self.opening: Callable[[], None] | None = None
         self._store = store
         self.sql = store.sql
@@ -52,7 +54,7 @@ class SqlUnit:
         self._deadline = deadline
         self._begun = begun
         self._gone = False
-        self._waiting: list[tuple[str, list[Sequence[object]]]] = []
+        self._waiting: list[tuple[str, list[Row]]] = []
         self._guarded = False
         self._failed: BaseException | None = None
         self._met: BaseException | None = None
@@ -156,7 +158,7 @@ class SqlUnit:
         connection = self._connection
         assert isinstance(connection, HandlerConnection)
         if not connection.in_transaction():
-            connection.touched = self.touch
+            connection.touched, connection.postpone = self.touch, self._postpone
             self._root = connection.begin()
         if wanted is Connection:
             return connection
@@ -183,6 +185,16 @@ class SqlUnit:
             self._failed = error  # the handler may catch it and go on: it must not write, nor seem to be done
             raise
         self._guarded = True
+
+    def _postpone(self, statement: str, rows: Sequence[Row]) -> bool:
+        """Let a handler's plain INSERT wait, so that those of a batch take one round trip. Any other statement, or one
+        inside a savepoint of the handler's own, comes after those that wait."""
+        wait = self.together and not self._connection.in_nested_transaction() and self._store.dialect.plain(statement)
+        if wait:
+            self.write(statement, rows)
+        if not wait or len(rows) > 1:  # a session that flushes several objects wants to know whether they are refused
+            self.send()
+        return wait
 
     def broken(self) -> BaseException | None:
         if self._failed is not None:
@@ -323,10 +335,12 @@ class SqlUnit:
         self._execute(statement, parameters)
         return list(self._cursor.fetchall())
 
-    def write(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
+    def write(self, statement: str, rows: Iterable[Row]) -> None:
         """Run a statement once for each row of parameters, at the latest with the commit."""
         rows = list(rows)
-        if rows:
+        if self._waiting and self._waiting[-1][0] == statement:
+            self._waiting[-1][1].extend(rows)
+        elif rows:
             self._waiting.append((statement, rows))
 
     def send(self) -> None:
@@ -336,10 +350,7 @@ class SqlUnit:
             self.begin()
         for statement, rows in waiting:
             try:
-                if len(rows) == 1:
-                    self._cursor.execute(statement, rows[0])
-                else:
-                    self._cursor.executemany(statement, rows)
+                self._store.dialect.execute(self._cursor, statement, rows)
             except Exception as error:
                 raise self._cause(error) from error
 

@@ -1,26 +1,92 @@
 """A connection as pika makes it, which reads and writes in larger pieces.
 
 pika 1.4 sends each frame by a system call of its own, three for a message, and reads 4 KB at once. Here all frames that
-are written in one turn of the event loop go together: less work here, and at the broker.
+are written in one turn of the event loop go together: less work here, and at the broker. And pika copies what it has
+read once for each frame, and asks after each one who waits for it; here a delivery that came whole goes straight to its
+consumer, and pika sees all else.
 """
 
+import struct
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from pika import BasicProperties
 from pika.adapters.asyncio_connection import AsyncioConnection
+from pika.frame import decode_frame
+from pika.spec import FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD, Basic
 
+Arrived = tuple[Callable[[], None], int]
+"""What gives a delivery to its consumer, and where the next frame begins."""
 READ_BYTES = 64 * 1024
+FRAME = struct.Struct(">BHI")
+"""How each frame begins: type, channel, and the size of its payload, after which comes one more byte."""
+DELIVER = struct.pack(">I", Basic.Deliver.INDEX)
+CONTENT = struct.Struct(">HHQ")
+"""How the payload of a content header begins: class, weight, and the size of the body."""
+TAG = struct.Struct(">Q?")
+"""A delivery tag, and whether it was delivered before."""
 
 
 class Connection(AsyncioConnection):
     """Lives on the I/O thread, as pika's own does."""
 
     _nbio: Any
+    _channels: dict[int, Any]
+    _frame_buffer: bytes
+    bytes_received: int
     _frames: list[bytes] | None = None
     """Written in this turn of the event loop."""
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = READ_BYTES
         super()._proto_connection_made(transport)  # type: ignore[misc]
+
+    def _on_data_available(self, data: bytes) -> None:
+        if not self.is_open:
+            super()._on_data_available(data)  # type: ignore[misc]
+            return
+        read, at = self._frame_buffer + data, 0
+        try:
+            while (end := _end(read, at)) is not None:
+                arrived = self._delivered(read, at, end)
+                if arrived is not None:
+                    give, at = arrived
+                    give()
+                else:
+                    frame, at = read[at:end], end
+                    self._process_frame(decode_frame(frame)[1])  # type: ignore[attr-defined]
+        finally:
+            self.bytes_received += at
+            self._frame_buffer = read[at:]
+
+    def _delivered(self, read: bytes, start: int, end: int) -> "Arrived | None":
+        """The delivery that begins with this frame, and its consumer, if it is here as a whole and nothing of its
+        channel is under way. Pika sees to all others."""
+        if read[start] != FRAME_METHOD or not read.startswith(DELIVER, start + FRAME.size):
+            return None
+        tag = start + FRAME.size + len(DELIVER) + 1
+        after = tag + read[tag - 1]
+        channel, name = self._channels.get(FRAME.unpack_from(read, start)[1]), read[tag:after].decode()
+        if not channel or not channel.is_open or channel._content_assembler._method_frame or name in channel._cancelled:
+            return None
+        consumer = channel._consumers.get(name)
+        header, last = end, _end(read, end)
+        if consumer is None or last is None or read[header] != FRAME_HEADER:
+            return None
+        content, parts = header + FRAME.size, []
+        missing = CONTENT.unpack_from(read, content)[2]
+        properties = read[content + CONTENT.size : last - 1]
+        while missing > 0:
+            body, last = last, _end(read, last)
+            if last is None or read[body] != FRAME_BODY:
+                return None
+            parts.append(read[body + FRAME.size : last - 1])
+            missing -= len(parts[-1])
+        if missing or read[last - 1] != FRAME_END:
+            return None
+        method = Basic.Deliver(name, *TAG.unpack_from(read, after))
+        return partial(consumer, channel, method, BasicProperties().decode(properties), b"".join(parts)), last
 
     def _adapter_emit_data(self, data: bytes) -> None:
         if self._frames is None:
@@ -32,3 +98,11 @@ class Connection(AsyncioConnection):
         frames, self._frames = self._frames or [], None
         if not self.is_closed:
             super()._adapter_emit_data(b"".join(frames))  # type: ignore[misc]
+
+
+def _end(read: bytes, start: int) -> int | None:
+    """Where the frame ends that begins here; None if it is not here as a whole. What is no frame is left to pika."""
+    if len(read) - start < FRAME.size:
+        return None
+    end = start + FRAME.size + FRAME.unpack_from(read, start)[2] + 1
+    return end if end <= len(read) else None

@@ -149,26 +149,26 @@ def play(
     work: Callable[[], None],
     check: Callable[[int], str] | None = None,
 ) -> None:
-    """Do what the command line says: `fill COUNT RATE`, `work`, or `check COUNT`.
+    """Do what the command line says: `fill FIRST COUNT RATE`, `work`, or `check COUNT`.
 
     Of orders at a rate each is due at its time, whatever became of those before; at rate 0 all are due at once.
     """
     match sys.argv[1:]:
-        case ["fill", count, rate]:
-            fill(bodies(int(count), float(rate)))
+        case ["fill", first, count, rate]:
+            fill(bodies(int(first), int(count), float(rate)))
         case ["work"]:
             work()
         case ["check", count]:
             settle(lambda: (check or checked)(int(count)))
 
 
-def bodies(count: int, rate: float) -> Iterator[str]:
-    """Orders as JSON, each when it is due."""
+def bodies(first: int, count: int, rate: float) -> Iterator[str]:
+    """Orders as JSON, each when it is due, with ids from the first one on."""
     begin = time.time()
     for number in range(count):
         at = begin + number / rate if rate else 0.0
         time.sleep(max(0.0, at - time.time()) if rate else 0)
-        yield Order(id=number, at=at).model_dump_json()
+        yield Order(id=first + number, at=at).model_dump_json()
 
 
 def batches(found: Iterable[str], size: int) -> Iterator[list[str]]:

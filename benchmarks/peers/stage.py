@@ -54,7 +54,7 @@ class Stage:
 
     def throughput(self, count: int, workers: int = 1) -> Run:
         """The queue is full, and a worker empties it, or several."""
-        self._finish(self._begin("fill", str(count), "0"))
+        self._finish(self._begin("fill", "0", str(count), "0"))
         with ExitStack() as undo:
             working = [undo.enter_context(self._worker()) for _ in range(workers)]
             self._await(int(count * WARM), working)
@@ -68,11 +68,11 @@ class Stage:
     def latency(self, count: int, rate: float) -> list[float]:
         """Messages come at a steady rate. Seconds from when each was due to its commit, without the first ones."""
         # Its queues, and what it compiles and imports, are there before the first one is due.
-        self._finish(self._begin("fill", "1", "1000"))
+        self._finish(self._begin("fill", "0", "1", "0"))
         with self._worker() as worker:
             self._await(1, [worker])
-            self._finish(self._begin("fill", str(count), str(rate)))
-            self._await(count, [worker])
+            self._finish(self._begin("fill", "1", str(count), str(rate)))
+            self._await(count + 1, [worker])
         return self._tally.seconds()[int(count * WARM) :]
 
     def _begin(self, *arguments: str) -> "subprocess.Popen[bytes]":

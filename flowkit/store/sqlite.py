@@ -31,9 +31,10 @@ _log = logging.getLogger("flowkit.store")
 
 BUSY_SECONDS = 30
 POLL_SECONDS = 0.0005
-IDLE_POLL_SECONDS = 0.02
-QUICK_POLLS = 1000
-"""After so many polls without news the pauses grow."""
+IDLE_POLL_SECONDS = 0.05
+PATIENCE = 8
+"""A pause is this part of the time without news: what comes steadily waits for a fraction of its own intervals, and the
+heartbeats of workers, which are news as well, make nobody busy."""
 WAL_BYTES = 64 * 1024 * 1024
 _TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
 """How columns are read: bytes that are no UTF-8 become what no envelope may hold."""
@@ -71,7 +72,9 @@ class SqliteDialect:
         self._clock = clock
         self._watching = threading.Lock()
         self._watch: Any = None
-        self._seen = self._quiet = 0
+        self._seen = 0
+        self._told = 0.0
+        """When there was news last."""
         self._locks: dict[str, int] = {}
         memory = path == ":memory:"
         self.engine = create_engine(
@@ -172,12 +175,12 @@ class SqliteDialect:
                     self._watch = self.engine.raw_connection()
                 version = self._watch.cursor().execute("PRAGMA data_version").fetchone()[0]
                 news = bool(version != self._seen)
-                self._seen = version
-                self._quiet = 0 if news else self._quiet + 1
-            left = end - time.monotonic()
-            if news or left <= 0:
+                self._seen, now = version, time.monotonic()
+                self._told = now if news else self._told
+            if news or now >= end:
                 return None
-            time.sleep(min(left, POLL_SECONDS if self._quiet < QUICK_POLLS else IDLE_POLL_SECONDS))
+            pause = max(POLL_SECONDS, min((now - self._told) / PATIENCE, IDLE_POLL_SECONDS))
+            time.sleep(min(end - now, pause))
 
     def notify(self, flows: Collection[str]) -> None:
         """Nothing to do: waiters see every commit."""

@@ -284,6 +284,7 @@ class SqlUnit:
 
     def end(self) -> None:
         """Undo what is not committed and return the connection. Never raises: a broken connection is discarded."""
+        self._waiting.clear()  # or the guarded connection would send it before it is rolled back
         try:
             if self._session is not None:
                 self._session.release()

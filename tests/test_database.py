@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -574,3 +575,27 @@ def test_a_large_purge_goes_on_at_once(sqlite_url: str) -> None:
             harness.worker.tick()
         with harness.store.unit("") as unit:
             assert unit.read("SELECT count(*) FROM flowkit_inbox") == [(0,)]
+
+
+def test_an_idle_sqlite_is_looked_at_ever_more_seldom(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(Settings(database_url=sqlite_url))
+    now, pauses = [0.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr("flowkit.store.sqlite.time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    store.wait(1)  # there is always news at first
+    assert pauses == []
+    store.wait(1)
+    assert pauses[0] == 0.0005
+    assert max(pauses) == 0.05
+    assert len(pauses) < 80
+    store.subscribe({"shop.accept": "orders"})
+    pauses.clear()
+    store.wait(1)
+    assert pauses == []
+    store.wait(1)
+    assert pauses[0] == 0.0005
+    store.close()

@@ -71,14 +71,14 @@ def main() -> None:
 
 
 def play(database: Database, entries: list[Entry], rounds: int, share: float) -> dict[Entry, list[Run]]:
-    """So many rounds, in each of which every entry has its turn: machines drift. Who lost something plays once more."""
+    """So many rounds, in each of which every entry has its turn: machines drift. Who failed plays once more."""
     runs: dict[Entry, list[Run]] = defaultdict(list)
     for number in range(rounds):
         for entry in entries:
             try:
                 run = once(entry, database, share)
             except Lost as error:
-                print(f"{entry.title} lost something, and plays again: {error}", flush=True)
+                print(f"{entry.title} failed, and plays again: {error}", flush=True)
                 run = once(entry, database, share)
             runs[entry].append(run)
             print(f"{number + 1}/{rounds} {database.name}, {entry.title}: {run.rate:,.0f}/s", flush=True)

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine import supervisor as supervising
 from flowkit.engine.supervisor import Supervisor
+from flowkit.engine.worker import Worker
 from tests import crash_app
 from tests.shop import Base, Order, effects
 
@@ -47,7 +48,8 @@ class Fleet:
             monkeypatch.setenv(f"FLOWKIT_{name.upper()}", str(value))
         monkeypatch.setattr(supervising, "FIRST_BACKOFF_SECONDS", 0.01)
         monkeypatch.setattr(supervising, "MOST_BACKOFF_SECONDS", 0.01)
-        self.services: Services = connect(Settings(database_url=url, broker_url=broker_url))
+        self.settings = Settings(database_url=url, broker_url=broker_url)
+        self.services: Services = connect(self.settings)
         self.store: Any = self.services.store
         self.app = crash_app.app
         self.app.connect(self.services)
@@ -80,6 +82,17 @@ class Fleet:
         """Messages that wait at the broker. All may be applied: what a dying relay published twice is there twice."""
         return sum(self.services.transport.depths(list(self.app.flows)).values())
 
+    def settle(self) -> None:
+        """Have done what stopped workers gave back unseen: duplicates, or the effects will tell. What a worker has in
+        hand is not at the broker, so that one in this thread does it, whose steps tell when it has nothing more."""
+        while self.at_broker():
+            services = connect(self.settings)
+            worker = Worker(self.app, services)
+            while worker.step() or self.at_broker():
+                pass
+            worker.close()
+            services.close()
+
     def ready(self) -> int:
         """Workers that said they are ready."""
         return sum(worker.state == "ready" for worker in self.store.ledger.workers())
@@ -90,9 +103,7 @@ class Fleet:
 
     def check(self) -> None:
         """Nothing lost, nothing twice, nothing left at the broker, and the database is whole."""
-        while self.at_broker():  # what workers that stopped gave back unseen: duplicates, or the effects will tell
-            with stepping(self.supervise(1)) as until:
-                until(lambda: not self.at_broker(), 60)
+        self.settle()
         assert {name: count for name, count in self.effects().items() if count != 1} == {}
         for flow, balance in self.store.ledger.balances().items():
             assert balance.balanced, f"{flow}: {balance}"

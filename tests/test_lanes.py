@@ -16,6 +16,7 @@ from flowkit.engine.item import Item
 from flowkit.engine.lane import Lane
 from flowkit.engine.worker import Worker
 from flowkit.errors import TransactionEnded
+from flowkit.store.unit import SqlUnit
 from flowkit.testing import Harness
 from tests.shop import Effect, Order, effects, new_app, once, running
 from tests.test_rabbitmq import Shop, wait_until
@@ -160,6 +161,48 @@ def test_the_other_lanes_of_a_stopped_flow_come_to_rest(app: App, sqlite_url: st
         assert not one.pipeline.confirmed
         assert not one.in_hand
         harness.until_quiet()
+
+
+def test_the_rows_of_lone_messages_are_removed_together(
+    app: App, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each by a transaction of its own would double what a message costs when few come."""
+    orders, done = app.channel("orders", Order), app.channel("done", Order)
+
+    @app.flow(orders, to=done)
+    def accept(order: Order, db: Session) -> Order:
+        db.add(Effect(name=order.name))
+        return order
+
+    @app.flow(done)
+    def invoice(order: Order) -> None: ...
+
+    commits: list[str] = []
+    commit = SqlUnit.commit
+
+    def counted(unit: SqlUnit) -> None:
+        commits.append(unit._flow)
+        commit(unit)
+
+    with running(app, database_url, broker=True) as harness:
+        (lane, *_), relay = harness.worker.lanes, harness.worker.relay
+        app.publish_many(orders, [Order(name=str(number)) for number in range(5)])
+        relay.step()
+        relay.flush()
+        monkeypatch.setattr(SqlUnit, "commit", counted)
+        monkeypatch.setattr(lane, "_limit", 1)
+        stored = lane.source.receive(5)
+        for delivery in stored:
+            lane.held = [delivery]
+            while lane.step() or lane.expectant:
+                pass
+        assert commits == ["shop.accept"] * 5
+        assert len(relay.carried) == 5
+        relay.step()
+        assert commits == ["shop.accept"] * 5 + [""]
+        assert harness.store.pending(["shop.accept", "shop.invoice"]) == (0, 0)
+        harness.until_quiet()
+        once(harness, *map(str, range(5)))
 
 
 def test_a_stopped_flow_leaves_its_queue_to_the_broker(sqlite_url: str, rabbitmq_url: str) -> None:

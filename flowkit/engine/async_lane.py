@@ -35,12 +35,13 @@ class AsyncLane(Lane):
         source: Source,
         worker: str,
         stops: dict[str, str],
+        carried: deque[tuple[str, int]],
         loop: Loop,
         slots: Slots,
         heat: Callable[[], None],
     ) -> None:
         """`heat` is called, by any thread, when a step would find something."""
-        super().__init__(pipeline, source, worker, stops)
+        super().__init__(pipeline, source, worker, stops, carried)
         self._loop = loop
         self._slots = slots
         self._slot = pipeline.slot

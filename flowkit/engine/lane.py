@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from flowkit.engine.item import Item, Refused, Spoiled, describe
@@ -20,8 +21,16 @@ SOLO_TRIES = 20
 class Lane:
     """Receives batches of one flow and runs them through its pipeline. One thread at a time may step it."""
 
-    def __init__(self, pipeline: Pipeline, source: Source, worker: str, stops: dict[str, str]) -> None:
-        """`worker`: its id. `stops`, shared by the lanes of a worker: flows that run no more, and why."""
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        source: Source,
+        worker: str,
+        stops: dict[str, str],
+        carried: deque[tuple[str, int]],
+    ) -> None:
+        """`worker`: its id. Shared by the lanes of a worker: `stops`, the flows that run no more, and why; `carried`,
+        the rows that its relay removes."""
         self.pipeline = pipeline
         self.flow = pipeline.flow
         self.source = source
@@ -36,6 +45,7 @@ class Lane:
         """Whether it receives no more: it is drained, or its flow is stopped."""
         self._worker = worker
         self._stops = stops
+        self._carried = carried
         self._ended: TransactionEnded | None = None
         self._ventured: set[Identity] = set()
         """Noted in the store as running alone here, and not at their end."""
@@ -73,14 +83,13 @@ class Lane:
         return False
 
     def flush(self) -> bool:
-        """Remove the rows that the transport carried away, when no batch comes to do it. Always False."""
+        """Leave the rows that the transport carried away to the relay, when no batch comes at once to remove them. A
+        transaction for each would cost a lone message as much as its own. False when there were none."""
         confirmed = self.pipeline.confirmed
-        if confirmed:
-            with self.pipeline.store.unit(self.flow.name, lane=self.pipeline.lane) as unit:
-                unit.remove(confirmed)
-                unit.commit()
-            confirmed.clear()
-        return False
+        left = bool(confirmed)
+        self._carried.extend(confirmed)
+        confirmed.clear()
+        return left
 
     def drain(self) -> None:
         """Give back everything that is held. Nobody steps the lane any more."""

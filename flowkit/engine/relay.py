@@ -1,6 +1,6 @@
 """The relay: sends committed message rows that are due, be they delayed, retried, or left by a dead worker."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
 
 from flowkit.ports import Clock, Copy, Delivery, Receipt, Store, Transport
@@ -25,8 +25,8 @@ class Relay:
         self._transport = transport
         self._clock = clock
         self._worker = worker
-        self._carried: list[tuple[str, int]] = []
-        """Rows that the transport took, to be removed."""
+        self.carried: deque[tuple[str, int]] = deque()
+        """Rows that the transport took, to be removed. Any thread may add some."""
         self._removed = 0.0
         self.told: Collection[str] = ()
         """The flows that have due rows, as somebody said; without news all are looked at."""
@@ -48,18 +48,20 @@ class Relay:
             rows = self._store.lease(flow, BATCH, self._worker, self._transport.lease)
             receipts = self._transport.send([_copy(one) for one in rows])
             tokens = {str(one.row): one.deliveries for one in rows}
-            self._carried += record(self._store, receipts, tokens)
+            self.carried += record(self._store, receipts, tokens)
         if not due or self._clock.monotonic() - self._removed >= REMOVE_SECONDS:
             self.flush()
         return bool(due)
 
     def flush(self) -> None:
         """Remove the rows that the transport took."""
-        if self._carried:
+        rows = list(self.carried)
+        if rows:
             with self._store.unit("") as unit:
-                unit.remove(self._carried)
+                unit.remove(rows)
                 unit.commit()
-            self._carried.clear()
+            for _ in rows:
+                self.carried.popleft()
         self._removed = self._clock.monotonic()
 
 

@@ -75,6 +75,7 @@ class Worker:
         store.join_fleet(WorkerInfo(self.id, app.name, socket.gethostname(), os.getpid()))
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
         self._stops: dict[str, str] = {}
+        self.relay = Relay(store, transport, services.clock, self.id)
         self.lanes = [
             self._lane(flow, number, provided)
             for number, flow in enumerate(
@@ -85,7 +86,6 @@ class Worker:
         self._lanes: dict[str, list[Lane]] = {}
         for lane in self.lanes:
             self._lanes.setdefault(lane.flow.name, []).append(lane)
-        self.relay = Relay(store, transport, services.clock, self.id)
         self._beaten = self._renewed = self._cleaned = float("-inf")
         self._failures: dict[str, int] = {}
         """What is away now -> how often it was found so."""
@@ -130,9 +130,16 @@ class Worker:
         )
         if isinstance(pipeline, AsyncPipeline):
             return AsyncLane(
-                pipeline, source, self.id, self._stops, self._loop, self._slots, lambda: self._heat({flow.name})
+                pipeline,
+                source,
+                self.id,
+                self._stops,
+                self.relay.carried,
+                self._loop,
+                self._slots,
+                lambda: self._heat({flow.name}),
             )
-        return Lane(pipeline, source, self.id, self._stops)
+        return Lane(pipeline, source, self.id, self._stops, self.relay.carried)
 
     # ------------------------------------------------------------ steps
 

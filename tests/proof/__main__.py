@@ -90,8 +90,10 @@ PARTS = {
         "failovers to a standby that is behind", "chaos lagging --messages 2000 --kills 10 --services 5", "chaos"
     ),
     "fuzz": Part("hostile inputs through each transport", "fuzz --inputs 50000", "soak"),
-    "soak-sqlite": Part("a steady load on SQLite", "chaos.soak sqlite --minutes 20", "soak"),
-    "soak-rabbitmq": Part("a steady load on RabbitMQ with PostgreSQL", "chaos.soak rabbitmq --minutes 20", "soak"),
+    "soak-sqlite": Part("a steady load on SQLite", "chaos.soak sqlite --minutes 20 --rate 30", "soak"),
+    "soak-rabbitmq": Part(
+        "a steady load on RabbitMQ with PostgreSQL", "chaos.soak rabbitmq --minutes 20 --rate 30", "soak"
+    ),
 }
 
 

@@ -60,10 +60,14 @@ def seldom(hits: Mapping[str, Mapping[str, int]], places: Mapping[str, int], lea
 def run_all(first: int, seeds: int, jobs: int) -> Iterator[Result]:
     """The results of these seeds, as they come."""
     shares = [range(start, min(start + SHARE, first + seeds)) for start in range(first, first + seeds, SHARE)]
-    # What is loaded stays: no collection between two runs goes through it.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=gc.freeze) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_keep) as pool:
         for results in pool.map(run_share, shares):
             yield from results
+
+
+def _keep() -> None:
+    """What is loaded stays: no collection between two runs goes through it."""
+    gc.freeze()
 
 
 def run_share(seeds: range) -> list[Result]:

@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -190,6 +191,8 @@ class Dialect(SqliteDialect):
         self._news.dialects.remove(self)
         for connection in self._connections:
             connection.armed = False
+            with suppress(module.ProgrammingError):  # the pool has closed it
+                connection.rollback()  # closed amid a statement it would live on, and with it its lock
             connection.close()
             del connection.news  # no collection sees that cursors hold their connection: all would stay for good
         self._news.unlock()

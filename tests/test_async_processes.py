@@ -60,7 +60,9 @@ class Network:
             time.sleep(0.02)
 
     def done(self) -> bool:
-        return bool(self.store.unfinished(list(async_app.app.flows)) == 0)
+        """Whether every message is at its end, and no row is left of what the broker took."""
+        flows = list(async_app.app.flows)
+        return bool(self.store.unfinished(flows) == 0 == sum(self.store.pending(flows)))
 
     def ran(self) -> Counter[str]:
         return Counter(self.runs.read_text().split())

@@ -1,11 +1,13 @@
 """Whether FlowKit has become slower: CPU for each message, beside the naive loop's in the same minute.
 
 Machines differ, and are busy with others: the ratio of two CPU times of one run stays, and is compared with the one
-that was committed. The least of some rounds counts: whatever else runs only adds.
+that was committed. The least of some rounds counts: whatever else runs only adds. A busy machine can still tell the two
+apart by a fifth, so what seems to be slower is measured again: what is slower stays so.
 """
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -19,7 +21,9 @@ COUNTS = {"SQLite": (2_000, 4_000), "PostgreSQL": (1_000, 4_000), "RabbitMQ + Po
 """Messages of the naive loop's runs, and of FlowKit's."""
 ROUNDS = 3
 WORSE = 1.2
-"""A ratio that has grown by more than this is a regression."""
+"""A ratio that has grown by more than this, each time that it is measured, is a regression."""
+TRIES = 3
+"""So often it is measured; and so often what is committed, of which the median is."""
 
 
 def ratio(database: Database) -> float:
@@ -37,23 +41,30 @@ def ratio(database: Database) -> float:
 def main() -> int:
     """Measure, compare and say so. 1 if something has become slower."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quick", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="commit to what was measured now")
+    parser.add_argument("--write", action="store_true", help="commit to what is measured now")
     options = parser.parse_args()
-    committed = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {}
     with databases({"sqlite", "postgresql", "rabbitmq"}) as found:
-        measured = {database.name: ratio(database) for database in found}
-    if options.write:
-        COMMITTED.write_text(json.dumps(measured, indent=2) + "\n")
-    slower = []
-    for name, now in measured.items():
-        before = committed.get(name)
-        print(f"{name}: {now} of the naive loop's CPU for each message; committed: {before or 'nothing'}")
-        if before and now > before * WORSE:
-            slower.append(name)
-    if slower and not options.write:
+        if options.write:
+            measured = {one.name: [ratio(one) for _ in range(TRIES)] for one in found}
+            print(json.dumps(measured, indent=2))
+            medians = {name: statistics.median(ratios) for name, ratios in measured.items()}
+            COMMITTED.write_text(json.dumps(medians, indent=2) + "\n")
+            return 0
+        committed = json.loads(COMMITTED.read_text())
+        slower = [one.name for one in found if not as_fast(one, committed[one.name])]
+    if slower:
         print(f"slower than committed by more than {WORSE - 1:.0%}: {', '.join(slower)}", file=sys.stderr)
-        return 1
-    return 0
+    return 1 if slower else 0
+
+
+def as_fast(database: Database, committed: float) -> bool:
+    """Whether one of the tries is no slower than what was committed."""
+    for _ in range(TRIES):
+        now = ratio(database)
+        print(f"{database.name}: {now} of the naive loop's CPU for each message; committed: {committed}", flush=True)
+        if now <= committed * WORSE:
+            return True
+    return False
 
 
 if __name__ == "__main__":

@@ -11,16 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psycopg
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.orm import Session
 
-from flowkit import App, OutcomeUnknown, StoreUnavailable
+from flowkit import App, Objects, OutcomeUnknown, RetryPolicy, StoreUnavailable, UnitOfWork
 from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.errors import CommitUnknown
@@ -37,6 +38,9 @@ from tests.shop import Base, Effect, Order, effects, new_app, once, running
 
 COMMIT = b"COMMIT\0"
 """As the driver sends it; READ COMMITTED is not meant."""
+END_OTHERS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
 
 def prepared(url: str, **settings: Any) -> Services:
@@ -196,6 +200,45 @@ def test_row_28_a_session_that_is_ended_as_it_commits_may_have_committed(postgre
                 said[told, bool(unit.read("SELECT 1 FROM flowkit_messages WHERE copy = %s", (row,)))] += 1
     assert said["unknown", True], f"vacuous: {said}"
     assert not said["committed", False] and not said["not committed", True], said
+
+
+@pytest.mark.parametrize("kind", ["objects", "work", "session", "connection"])
+def test_row_27_a_connection_that_died_unseen_costs_no_attempt(postgresql_url: str, kind: str) -> None:
+    app, seen = new_app(), set[str]()
+    orders = app.channel("orders", Order)
+
+    def cut(order: Order) -> str:
+        """End every connection to the database, once for each order."""
+        if order.name not in seen:
+            seen.add(order.name)
+            with psycopg.connect(postgresql_url.replace("+psycopg", "")) as own:
+                own.execute(END_OTHERS)
+        return order.name
+
+    async def with_objects(order: Order, objects: Objects) -> None:
+        cut(order)
+        await objects.get("a")
+
+    async def with_work(order: Order, work: UnitOfWork) -> None:
+        name = cut(order)
+        await work.run(lambda db, outbox: db.add(Effect(name=name)))
+
+    def with_session(order: Order, db: Session) -> None:
+        db.add(Effect(name=cut(order)))
+
+    def with_connection(order: Order, db: Connection) -> None:
+        db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": cut(order)})
+
+    handlers = {"objects": with_objects, "work": with_work, "session": with_session, "connection": with_connection}
+    app.flow(orders, retry=RetryPolicy(attempts=1), name="accept")(handlers[kind])
+    with running(app, postgresql_url) as harness:
+        for number in range(5):
+            harness.publish(orders, Order(name=str(number)))
+            with suppress(StoreUnavailable):  # its own transaction was cut as well: it runs again
+                harness.until_quiet()
+            harness.until_quiet()
+        assert len(seen) == 5
+        assert [letter.error for letter in harness.dead()] == []
 
 
 @pytest.mark.postgresql

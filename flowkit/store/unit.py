@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
@@ -158,8 +158,9 @@ class SqlUnit:
         connection = self._connection
         assert isinstance(connection, HandlerConnection)
         if not connection.in_transaction():
-            connection.touched, connection.postpone = self.touch, self._postpone
+            connection.touched = self.touch
             self._root = connection.begin()
+            connection.postpone = self._postpone  # now: SQLAlchemy itself has asked for the driver's connection
         if wanted is Connection:
             return connection
         if wanted is Objects:
@@ -288,7 +289,8 @@ class SqlUnit:
         try:
             if self._session is not None:
                 self._session.release()
-            self._cursor.close()
+            with suppress(Exception):  # on a connection that is closed it cannot be
+                self._cursor.close()
         finally:
             if self._gone or self._store.dialect.lost(self._driver):
                 self._store.dialect.discard(self._driver)
@@ -312,6 +314,9 @@ class SqlUnit:
         """A pooled connection died while it was idle: begin on a new one. Nothing was done on the old one."""
         try:
             Connection.invalidate(self._connection)  # past the guard
+            if self._root is not None:  # SQLAlchemy's own, which belongs to the old one
+                self._root.close()
+                self._root = self._connection.begin()
             driver: Any = self._connection.connection.driver_connection
             self._driver, self._cursor = driver, driver.cursor()
             self._store.dialect.begin(self._driver, self._deadline)

@@ -19,35 +19,42 @@ from flowkit.transports.rabbitmq.connection import Connection
 
 MOST = 50
 """Bytes of a frame of a body, here."""
-Got = list[tuple[int, bool, object, bytes]]
+Got = list[tuple[int, int, bool, object, bytes]]
 
 
 def message(tag: int, body: bytes, consumer: str = "work", channel: int = 1) -> bytes:
     """A delivery, as a broker sends it."""
-    frames: list[Frame] = [
+    return b"".join(frames(tag, body, consumer, channel))
+
+
+def frames(tag: int, body: bytes, consumer: str = "work", channel: int = 1) -> list[bytes]:
+    """The frames of a delivery."""
+    made: list[Frame] = [
         Method(channel, Basic.Deliver(consumer, tag, tag % 2 == 0, "exchange", "key")),
         Header(channel, len(body), BasicProperties(headers={"n": tag, "x": "y" * (tag % 7)})),
         *(Body(channel, body[start : start + MOST]) for start in range(0, len(body), MOST)),
     ]
-    return b"".join(frame.marshal() for frame in frames)
+    return [frame.marshal() for frame in made]
 
 
 def feed(kind: type[Any], chunks: Sequence[bytes]) -> tuple[Got, Any]:
-    """What consumers "work" and "gone" of an open connection get, of which the second is cancelled."""
+    """What consumers "work" and "gone" of two channels of an open connection get, of which the second is cancelled."""
     loop = asyncio.new_event_loop()
     connection = kind(ConnectionParameters(), custom_ioloop=loop, internal_connection_workflow=False)
     connection._set_connection_state(connection.CONNECTION_OPEN)
-    channel: Any = Channel(connection, 1, lambda _: None)
-    channel._set_state(channel.OPEN)
-    connection._channels[1] = channel
     got: Got = []
 
-    def consume(_: object, method: Basic.Deliver, found: BasicProperties, body: bytes) -> None:
-        got.append((int(method.delivery_tag or 0), bool(method.redelivered), found.headers, body))
+    def consume(channel: Any, method: Basic.Deliver, found: BasicProperties, body: bytes) -> None:
+        tag = int(method.delivery_tag or 0)
+        got.append((channel.channel_number, tag, bool(method.redelivered), found.headers, body))
 
-    channel._consumers = {"work": consume, "gone": consume}
-    channel._cancelled.add("gone")
-    channel._consumers_with_noack.add("gone")
+    for number in (1, 2):
+        channel: Any = Channel(connection, number, lambda _: None)
+        channel._set_state(channel.OPEN)
+        connection._channels[number] = channel
+        channel._consumers = {"work": consume, "gone": consume}
+        channel._cancelled.add("gone")
+        channel._consumers_with_noack.add("gone")
     try:
         for chunk in chunks:
             connection._on_data_available(chunk)
@@ -72,9 +79,22 @@ def test_deliveries_arrive_as_pika_gives_them(bodies: list[int], strangers: list
     got, connection = feed(Connection, chunks)
     expected, plain = feed(AsyncioConnection, chunks)
     assert got == expected
-    assert [tag for tag, *_ in got] == [*range(1, len(bodies) + 1)]
+    assert [tag for _, tag, *_ in got] == [*range(1, len(bodies) + 1)]
     assert connection.bytes_received == plain.bytes_received == len(stream)
     assert connection._frame_buffer == b""
+
+
+@given(
+    sizes=st.tuples(st.sampled_from([1, MOST + 1, 3 * MOST]), st.sampled_from([1, MOST + 1, 3 * MOST])),
+    turns=st.lists(st.integers(0, 1), max_size=12),
+)
+def test_the_frames_of_two_channels_may_come_in_turns(sizes: tuple[int, int], turns: list[int]) -> None:
+    left = [frames(number + 1, b"%d" % number * size, channel=number + 1) for number, size in enumerate(sizes)]
+    stream = b"".join(left[turn].pop(0) for turn in turns if left[turn])
+    chunks = [stream + b"".join(left[0] + left[1])]
+    got, _ = feed(Connection, chunks)
+    assert got == feed(AsyncioConnection, chunks)[0]
+    assert sorted((channel, body) for channel, *_, body in got) == [(1, b"0" * sizes[0]), (2, b"1" * sizes[1])]
 
 
 def test_a_consumer_that_raises_gets_no_delivery_again() -> None:

@@ -24,6 +24,7 @@ FRAME = struct.Struct(">BHI")
 DELIVER = struct.pack(">I", Basic.Deliver.INDEX)
 CONTENT = struct.Struct(">HHQ")
 """How the payload of a content header begins: class, weight, and the size of the body."""
+HEADER, BODY = bytes([FRAME_HEADER]), bytes([FRAME_BODY])
 TAG = struct.Struct(">Q?")
 """A delivery tag, and whether it was delivered before."""
 
@@ -61,25 +62,26 @@ class Connection(AsyncioConnection):
             self._frame_buffer = read[at:]
 
     def _delivered(self, read: bytes, start: int, end: int) -> "Arrived | None":
-        """The delivery that begins with this frame, and its consumer, if it is here as a whole and nothing of its
-        channel is under way. Pika sees to all others."""
+        """The delivery that begins with this frame, and its consumer, if it is here as a whole, without frames of other
+        channels in between, and nothing of its own is under way. Pika sees to all others."""
         if read[start] != FRAME_METHOD or not read.startswith(DELIVER, start + FRAME.size):
             return None
         tag = start + FRAME.size + len(DELIVER) + 1
         after = tag + read[tag - 1]
         channel, name = self._channels.get(FRAME.unpack_from(read, start)[1]), read[tag:after].decode()
+        where = read[start + 1 : start + 3]
         if not channel or not channel.is_open or channel._content_assembler._method_frame or name in channel._cancelled:
             return None
         consumer = channel._consumers.get(name)
         header, last = end, _end(read, end)
-        if consumer is None or last is None or read[header] != FRAME_HEADER:
+        if consumer is None or last is None or not read.startswith(HEADER + where, header):
             return None
         content, parts = header + FRAME.size, []
         missing = CONTENT.unpack_from(read, content)[2]
         properties = read[content + CONTENT.size : last - 1]
         while missing > 0:
             body, last = last, _end(read, last)
-            if last is None or read[body] != FRAME_BODY:
+            if last is None or not read.startswith(BODY + where, body):
                 return None
             parts.append(read[body + FRAME.size : last - 1])
             missing -= len(parts[-1])

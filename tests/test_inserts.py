@@ -141,6 +141,21 @@ def test_the_drivers_own_statements_come_after_those_that_wait(run: Run, lines: 
     assert lines() == {number: f"{number}!" for number in range(10)}
 
 
+def test_a_cursor_that_was_taken_before_sees_what_is_inserted_later(run: Run, lines: Lines) -> None:
+    seen: list[object] = []
+
+    def deed(db: Session, number: int) -> None:
+        driver = db.connection().connection.driver_connection
+        assert driver is not None
+        cursor = driver.cursor()
+        db.execute(INSERT, {"id": number, "name": str(number)})
+        seen.append(cursor.execute("SELECT count(*) FROM lines").fetchone())
+
+    run(deed)
+    assert seen == [(number + 1,) for number in range(10)]
+    assert lines() == EVERY
+
+
 @pytest.mark.parametrize(
     "deed",
     [

@@ -25,11 +25,16 @@ def _refuse(what: str) -> NoReturn:
     )
 
 
+def _at_once(statement: str, rows: Sequence[Any]) -> bool:
+    """Postpones nothing."""
+    return False
+
+
 class HandlerConnection(Connection):
     """A connection whose transaction belongs to FlowKit. `touched` is called before each of its statements."""
 
     touched: Callable[[], None] = staticmethod(lambda: None)
-    postpone: Callable[[str, Sequence[Any]], bool] = staticmethod(lambda statement, rows: False)
+    postpone: Callable[[str, Sequence[Any]], bool] = staticmethod(_at_once)
     """Called with each statement and its rows of parameters: whether it is not to be executed now."""
     open = True
     failure: BaseException | None = None
@@ -37,8 +42,9 @@ class HandlerConnection(Connection):
 
     @property
     def connection(self) -> PoolProxiedConnection:
-        """The driver's connection. What waits goes first, for who asks may write by it."""
+        """The driver's connection. What waits goes first, and nothing waits any more: who asks may read by it."""
         self.postpone("", [])
+        self.postpone = _at_once
         return super().connection
 
     def commit(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from flowkit.engine.item import Item, Refused, Spoiled, describe
 from flowkit.engine.pipeline import Pipeline
+from flowkit.engine.relay import REMOVE_SECONDS
 from flowkit.engine.slots import Slot
 from flowkit.errors import SharedState, StoreConflict, TransactionEnded
 from flowkit.ports import Delivery, Identity, Source
@@ -43,6 +44,8 @@ class Lane:
         """Whether it received all that it could take: there may be more, for another lane."""
         self.left = False
         """Whether it receives no more: it is drained, or its flow is stopped."""
+        self._slow = False
+        """Whether the last batch took long."""
         self._worker = worker
         self._stops = stops
         self._carried = carried
@@ -65,7 +68,12 @@ class Lane:
         self.full = len(batch) >= self._limit
         if not batch:
             return self.flush()
+        if self._slow:
+            self.flush()  # until the end of this batch their lease might end, and a relay send them again
+        clock = self.pipeline.context.clock
+        began = clock.monotonic()
         self._process(batch)
+        self._slow = clock.monotonic() - began > REMOVE_SECONDS
         return True
 
     def step_alone(self) -> bool:

@@ -43,14 +43,14 @@ class Relay:
             return False
         self.clogged = False
         due, self.told = self.told or self._store.due(), ()
+        if not due or self._clock.monotonic() - self._removed >= REMOVE_SECONDS:
+            self.flush()
         for flow in sorted(due):
             # Leased by a committed update before it is sent, so that no other relay sends it too.
             rows = self._store.lease(flow, BATCH, self._worker, self._transport.lease)
             receipts = self._transport.send([_copy(one) for one in rows])
             tokens = {str(one.row): one.deliveries for one in rows}
             self.carried += record(self._store, receipts, tokens)
-        if not due or self._clock.monotonic() - self._removed >= REMOVE_SECONDS:
-            self.flush()
         return bool(due)
 
     def flush(self) -> None:

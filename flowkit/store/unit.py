@@ -339,7 +339,10 @@ class SqlUnit:
         """The rows of a query, which sees what was written before."""
         self.send()
         self._execute(statement, parameters)
-        return list(self._cursor.fetchall())
+        try:
+            return list(self._cursor.fetchall())
+        except Exception as error:  # SQLite goes on working as it is asked for rows
+            raise self._cause(error) from error
 
     def write(self, statement: str, rows: Iterable[Row]) -> None:
         """Run a statement once for each row of parameters, at the latest with the commit."""

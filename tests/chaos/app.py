@@ -1,6 +1,6 @@
 """The app under chaos. An order is accepted, then invoiced, and audited by an `async def` flow, which sends it on.
 
-CHAOS_DIR gets a file for each process, with a line for each run of a handler.
+CHAOS_DIR gets a file for each process, with a line for each run of a handler, and one for each that failed as ordered.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from tests.shop import Effect, Order, new_app
 # A worker that is killed while a suspect runs alone in it costs that one an attempt: many are killed here.
 RETRY = RetryPolicy(attempts=100, first="50ms", factor=1)
 STAGES = ("accept", "invoice", "audit")
+FAILED = "failed"
 
 app = new_app("chaos")
 orders = app.channel("orders", Order)
@@ -25,11 +26,16 @@ audited = app.channel("audited", Order)
 
 
 def ran(flow: str, order: Order) -> None:
-    """Note a run; one write, which a kill does not tear."""
+    """Note a run."""
+    note(f"{flow} {order.name}")
+
+
+def note(line: str) -> None:
+    """One write, which a kill does not tear."""
     path = Path(os.environ["CHAOS_DIR"]) / f"runs-{os.getpid()}"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
-        os.write(descriptor, f"{flow} {order.name}\n".encode())
+        os.write(descriptor, f"{line}\n".encode())
     finally:
         os.close(descriptor)
 
@@ -39,6 +45,7 @@ SLOW_SECONDS = 0.03
 
 def perhaps_fail(order: Order) -> None:
     if order.deed == "fail" and random.random() < 0.5:
+        note(FAILED)
         raise RuntimeError("one of the failures that pass")
 
 

@@ -25,8 +25,17 @@ AHEAD = 3
 """By how many shares clients may be behind before nothing more is broken."""
 PATIENCE_SECONDS = 300.0
 REST_SECONDS = 300.0
+SAID_BYTES = 3000
 PAUSES = (0.2, 8.0)
 """Seconds: shorter and longer than leases and heartbeats."""
+BUSY_SECONDS = 1.0
+"""So long, at the most, a kill waits for a handler to run."""
+WAITED = 0.75
+"""This part of the kills waits for that: the others meet whatever is there."""
+BUSY = 0.15
+"""At least this part of the kills has to come right after a handler began, where there are MANY."""
+MANY = 20
+UNEXPECTED = re.compile(rb"a step failed, and is tried again|Traceback \(most recent call last\)")
 DIED = re.compile(rb"worker \d+ died \(SIGKILL\) with (\d+) message\(s\) in flight")
 
 
@@ -53,7 +62,11 @@ class Outcome(NamedTuple):
     struck: Counter[str]
     """What was broken how often."""
     busy: int
-    """Kills that met messages in flight."""
+    """Kills that met a handler at work, by what supervisors said."""
+    close: int
+    """Kills within a millisecond or two of the beginning of a handler's run: they meet its batch, up to its commit."""
+    unexpected: list[str]
+    """What workers or clients said of errors that nobody foresaw."""
     seconds: float
     drained: float
     """Seconds from the last fault until everything was at its end."""
@@ -61,7 +74,12 @@ class Outcome(NamedTuple):
     @property
     def faults(self) -> list[str]:
         """What is wrong. Where the database forgets, what it forgot is lost, and may come again under other ids."""
-        return self.verdict.faults if self.faithful else [*self.verdict.twice, *self.verdict.invented]
+        verdict, deaths = self.verdict, sum(self.struck[one] for one in ("kill", "host", "supervisor"))
+        if not self.faithful:
+            return [*verdict.twice, *verdict.invented, *self.unexpected]
+        # A suspect that runs alone when its worker is killed is charged for it.
+        charged = [f"{verdict.charged} attempts were charged, in {deaths} deaths"] if verdict.charged > deaths else []
+        return [*verdict.faults, *self.unexpected, *charged]
 
     @property
     def vacuous(self) -> list[str]:
@@ -75,8 +93,10 @@ class Outcome(NamedTuple):
         ]
         if self.faithful and verdict.accepted < 0.9 * plan.messages:
             found.append(f"{verdict.accepted} orders were accepted, of {plan.messages}")
-        if verdict.repeated <= 0:
-            found.append("nothing ran again")
+        if not verdict.repeated or not verdict.moved:
+            found.append(f"{verdict.repeated} runs were repeated, {verdict.moved} messages taken over")
+        if plan.kills >= MANY and self.close < BUSY * plan.kills:
+            found.append(f"{self.close} of {plan.kills} kills came right after a handler began")
         if not self.faithful and not verdict.lost:
             found.append("nothing was lost: the standby was not behind")
         return found
@@ -88,14 +108,18 @@ class Outcome(NamedTuple):
             "orders": verdict.accepted,
             "told": dict(verdict.told),
             "lost": len(verdict.lost),
-            "lost_seconds": round(verdict.rpo, 3),
+            "lost_by_failover": [[loss.orders, round(loss.seconds, 3)] for loss in verdict.losses],
             "twice": len(verdict.twice),
             "again": len(verdict.again),
             "wrong": [*verdict.unfounded, *verdict.invented, *verdict.wrong],
             "handler_runs": verdict.runs,
+            "runs_failed": verdict.failed,
             "runs_repeated": verdict.repeated,
+            "messages_taken_over": verdict.moved,
+            "attempts_charged": max(0, verdict.charged),
             "faults": dict(self.struck),
             "kills_with_messages_in_flight": self.busy,
+            "kills_after_a_run_began": self.close,
             "seconds": round(self.seconds),
             "drained_seconds": round(self.drained, 1),
         }
@@ -110,6 +134,7 @@ class Campaign:
         self._drawn = drawn
         self._tell = tell
         self._struck: Counter[str] = Counter()
+        self._close = 0
         self._hosts: list[Host] = []
         self._resumes: list[tuple[float, Host, int]] = []
         self._broken: dict[str, tuple[str, Future[None]]] = {}
@@ -148,13 +173,16 @@ class Campaign:
                 drained = time.monotonic() - mended
                 for host in self._hosts:
                     assert host.stop() == 0, "a host did not end in good order"
-                verdict = oracle.judge(store, services.transport.depths(FLOWS), self.folder)
+                verdict = oracle.judge(store, services.transport.depths(FLOWS), self.folder, scene.takeovers)
             except BaseException:
                 self._tell((self.folder / "log").read_bytes()[-5000:].decode(errors="replace"))
                 raise
-            busy = sum(int(found) > 0 for found in DIED.findall((self.folder / "log").read_bytes()))
+            said = (self.folder / "log").read_bytes()
+        busy = sum(int(found) > 0 for found in DIED.findall(said))
+        unexpected = [said[one.start() :][:SAID_BYTES].decode(errors="replace") for one in UNEXPECTED.finditer(said)]
         seconds = time.monotonic() - began
-        return Outcome(self._plan, scene.faithful, verdict, self._struck, busy, seconds, drained)
+        found = self._struck, busy, self._close, unexpected
+        return Outcome(self._plan, scene.faithful, verdict, *found, seconds, drained)
 
     def _break_all(self, clients: list[Client], pool: ThreadPoolExecutor) -> None:
         plan = self._plan
@@ -183,7 +211,9 @@ class Campaign:
         host, pid = self._pick()
         match fault:
             case "kill":
-                host.kill_worker(pid)
+                self._await_run(pid)
+                while not host.kill_worker(pid):
+                    host, pid = self._pick()
             case "host":
                 host.kill()
             case "supervisor":
@@ -192,6 +222,16 @@ class Campaign:
                 host.pause(pid)
                 self._resumes.append((time.monotonic() + self._drawn.uniform(*PAUSES), host, pid))
         self._struck[fault] += 1
+
+    def _await_run(self, pid: int) -> None:
+        """Wait until a worker runs a handler, most times: else few would meet one at work."""
+        runs = self.folder / f"runs-{pid}"
+        before, end = size(runs), time.monotonic() + BUSY_SECONDS * (self._drawn.random() < WAITED)
+        while time.monotonic() < end:
+            if size(runs) > before:
+                self._close += 1
+                return
+            time.sleep(0.001)
 
     def _break(self, fault: str, pool: ThreadPoolExecutor) -> None:
         """Break a service, while everything goes on. One thing at a time breaks of each."""
@@ -234,6 +274,10 @@ class Campaign:
             for host in self._hosts:
                 host.revive()
             time.sleep(0.05)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def dump(outcome: Outcome, path: Path) -> None:

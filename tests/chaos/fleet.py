@@ -63,10 +63,13 @@ class Host:
         self._process.communicate()
         self.start()
 
-    def kill_worker(self, pid: int) -> None:
-        """One of its workers dies; its supervisor replaces it."""
+    def kill_worker(self, pid: int) -> bool:
+        """One of its workers dies; its supervisor replaces it. False if it had ended already."""
         self._since.pop(pid, None)
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return True
+        return False
 
     def pause(self, pid: int) -> None:
         self._paused.add(pid)

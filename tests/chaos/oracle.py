@@ -1,11 +1,20 @@
 """The oracle of chaos: what the clients were told, against what the store and the broker hold at rest."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.chaos.app import STAGES, app
+from tests.chaos.app import FAILED, STAGES, app
+from tests.services.pair import Takeover
+
+
+class Loss(NamedTuple):
+    """What a failover cost of what was acknowledged."""
+
+    orders: int
+    seconds: float
+    """From the first acknowledgement that the new primary does not know to the death of the old one: the RPO."""
 
 
 class Verdict(NamedTuple):
@@ -29,21 +38,27 @@ class Verdict(NamedTuple):
     needed: int
     """Runs of handlers, if nothing had broken."""
     runs: int
-    rpo: float
-    """Seconds between the first and the last acknowledgement of what the store does not know any more."""
+    failed: int
+    """Runs that failed as ordered."""
+    moved: int
+    """Messages, of orders that never fail, that ran in several processes: taken over from one by another."""
+    charged: int
+    """Attempts that the store counts of what took effect, beyond the runs that failed as ordered."""
+    losses: list[Loss]
+    """By failover."""
 
     @property
     def repeated(self) -> int:
-        """Runs of handlers beyond the one that each message needs: redelivered, failed or rolled back."""
-        return self.runs - self.needed
+        """Runs of handlers beyond those that failed and the one that each message needs: redelivered, rolled back."""
+        return self.runs - self.needed - self.failed
 
     @property
     def faults(self) -> list[str]:
         return [*self.lost, *self.twice, *self.again, *self.unfounded, *self.invented, *self.wrong]
 
 
-def judge(store: Any, depths: Mapping[str, int], folder: Path) -> Verdict:
-    """Compare everything. Nothing runs any more."""
+def judge(store: Any, depths: Mapping[str, int], folder: Path, takeovers: Sequence[Takeover] = ()) -> Verdict:
+    """Compare everything. Nothing runs any more. `takeovers`: of the database, in their order."""
     told: dict[str, str] = {}
     deeds: dict[str, str] = {}
     times: dict[str, float] = {}
@@ -55,6 +70,7 @@ def judge(store: Any, depths: Mapping[str, int], folder: Path) -> Verdict:
         applied = Counter(name for (name,) in unit.read("SELECT name FROM effects"))
         inbox = {(flow, id): int(state) for flow, id, state in unit.read("SELECT flow, id, state FROM flowkit_inbox")}
         (left,) = unit.read("SELECT count(*) FROM flowkit_messages")[0]
+        (attempts,) = unit.read("SELECT sum(attempts) FROM flowkit_inbox WHERE state = 1")[0]
         objects = {key for (key,) in unit.read("SELECT key FROM flowkit_objects")}
         whole = [("ok",)] if store.dialect.name != "sqlite" else unit.read("PRAGMA integrity_check")
     accepted = {id for flow, id in inbox if flow == "channel:orders"}
@@ -81,7 +97,9 @@ def judge(store: Any, depths: Mapping[str, int], folder: Path) -> Verdict:
         wrong.append("open inbox rows")
     if whole != [("ok",)]:
         wrong.append(f"integrity check: {whole}")
-    runs = sum(file.read_bytes().count(b"\n") for file in folder.glob("runs-*"))
+    runs = {file.name: Counter(file.read_text().split("\n")[:-1]) for file in folder.glob("runs-*")}
+    failed = sum(found.pop(FAILED, 0) for found in runs.values())
+    places = Counter(run for found in runs.values() for run in found)
     return Verdict(
         lost=sorted([*(f"order {name}" for name in missing), *(wanted - effects.keys())]),
         twice=sorted(name for name, count in applied.items() if count > 1),
@@ -92,9 +110,23 @@ def judge(store: Any, depths: Mapping[str, int], folder: Path) -> Verdict:
         told=Counter(told.values()),
         accepted=len(accepted),
         needed=applied.total() + len(objects) + len(letters),
-        runs=runs,
-        rpo=max(map(times.__getitem__, missing)) - min(map(times.__getitem__, missing)) if missing else 0.0,
+        runs=sum(found.total() for found in runs.values()),
+        failed=failed,
+        moved=sum(many > 1 and deeds[run.split()[1]] != "fail" for run, many in places.items()),
+        charged=int(attempts or 0) - failed,
+        losses=losses([times[name] for name in missing], takeovers),
     )
+
+
+def losses(lost: Iterable[float], takeovers: Sequence[Takeover]) -> list[Loss]:
+    """What each takeover cost, of acknowledgements of these times: each was lost by the next one. A client notes its
+    acknowledgement a moment later than it got it, but none is given between a death and the promotion after it."""
+    left, found = sorted(lost), []
+    for died, promoted in takeovers:
+        here = [time for time in left if time < promoted]
+        left = left[len(here) :]
+        found.append(Loss(len(here), max(0.0, died - here[0]) if here else 0.0))
+    return found
 
 
 FLOWS = list(app.flows)

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +16,7 @@ from flowkit.config import Settings, open_store
 from flowkit.transports.rabbitmq.queues import Queues
 from tests.chaos.oracle import FLOWS
 from tests.services import cluster
-from tests.services.pair import Pair
+from tests.services.pair import Pair, Takeover
 from tests.services.postgresql import PostgreSQL
 from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQ
@@ -25,6 +25,8 @@ HEARTBEAT_SECONDS = 3
 DISK_BYTES = 512 << 20
 UNMOUNT_SECONDS = 30.0
 COMMIT_SECONDS = 60.0
+BEHIND_SECONDS = (0.1, 1.5)
+"""For so long a lagging standby has got nothing when it takes over."""
 
 
 class Scene(Protocol):
@@ -39,6 +41,8 @@ class Scene(Protocol):
     """Whether acknowledged commits survive; where not, the ledger need not add up."""
     faults: dict[str, Callable[[], None]]
     """What breaks a service and mends it again, by name. Each blocks for as long as it is broken."""
+    takeovers: Sequence[Takeover]
+    """Of the database, in their order."""
 
     def close(self) -> None: ...
 
@@ -48,6 +52,7 @@ class Sqlite:
 
     broker_url = ""
     faithful: bool = True
+    takeovers: Sequence[Takeover] = ()
 
     def __init__(self, drawn: random.Random) -> None:
         self._drawn = drawn
@@ -99,6 +104,7 @@ class Broker:
     """RabbitMQ and PostgreSQL, one of each, behind proxies that cut, hold back and lose what passes."""
 
     faithful: bool = True
+    takeovers: Sequence[Takeover] = ()
 
     def __init__(self, drawn: random.Random) -> None:
         self._drawn = drawn
@@ -170,6 +176,7 @@ class Cluster:
     """
 
     faithful: bool = True
+    takeovers: Sequence[Takeover] = ()
 
     def __init__(self, drawn: random.Random) -> None:
         self._drawn = drawn
@@ -232,6 +239,7 @@ class Failover:
     def __init__(self, drawn: random.Random, synchronous: bool = True) -> None:
         self._drawn = drawn
         self._pair = Pair(synchronous)
+        self.takeovers: Sequence[Takeover] = self._pair.takeovers
         self.url = self._pair.create_database("chaos")
         self.environment = {"FLOWKIT_DATABASE_URL": self.url, "FLOWKIT_BROKER_URL": "", "FLOWKIT_LEASE": "5"}
         self.faults: dict[str, Callable[[], None]] = {
@@ -251,4 +259,6 @@ class Lagging(Failover):
 
     def __init__(self, drawn: random.Random) -> None:
         super().__init__(drawn, synchronous=False)
-        self.faults = {"database killed": lambda: self._pair.failover(behind_seconds=self._drawn.uniform(0.1, 1.5))}
+        self.faults = {
+            "database killed": lambda: self._pair.failover(behind_seconds=self._drawn.uniform(*BEHIND_SECONDS))
+        }

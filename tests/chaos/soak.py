@@ -21,8 +21,9 @@ from typing import Any
 from flowkit.config import Settings, open_store
 from flowkit.errors import StoreUnavailable
 from flowkit.store.sqlite import WAL_BYTES
-from tests.chaos.campaign import Campaign, Outcome, Plan
+from tests.chaos.campaign import HOSTS, Campaign, Outcome, Plan
 from tests.chaos.fleet import WORKERS, Client, Host
+from tests.chaos.oracle import FLOWS
 from tests.chaos.scene import Broker, Scene, Sqlite
 
 SCENES: dict[str, Callable[[random.Random], Scene]] = {"sqlite": Sqlite, "rabbitmq": Broker}
@@ -33,6 +34,11 @@ WARM = 0.3
 LATEST = 2000
 """So many effects are looked through for those that are waited for."""
 TAIL_BYTES = 2000
+LONG_MINUTES = 10.0
+"""From such a soak on the slope of a worker's memory says something."""
+LEAK_BYTES = 200
+"""For each run of a handler: what one object that is kept would be. Less are caches that fill, such as the 2 MB of each
+connection to SQLite."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -65,6 +71,9 @@ class Sample:
             third = len(sizes) // 3
             if third and max(sizes[-third:]) > 1.3 * max(sizes[third:-third]):
                 found.append(f"worker {pid} grew: {sizes[third::third]} bytes")
+            runs = rate * len(FLOWS) / (HOSTS * WORKERS)
+            if minutes >= LONG_MINUTES and slope(points) > LEAK_BYTES * runs:
+                found.append(f"worker {pid} grew by {slope(points):.0f} bytes a second, for {runs:g} runs of handlers")
         return found
 
     def report(self) -> dict[str, Any]:

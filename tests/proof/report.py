@@ -90,13 +90,17 @@ def mutants(found: Found) -> list[str]:
 
 
 def chaos(found: Found) -> list[str]:
+    losses = [f"{orders:,} orders of {seconds:g} s" for orders, seconds in found["lost_by_failover"]]
     return [
-        f"{found['orders']:,} orders accepted, {found['handler_runs']:,} runs of handlers, {found['runs_repeated']:,} "
-        "of them again",
-        f"lost {found['lost']} (over {found['lost_seconds']:g} s), applied twice {found['twice']}, there again under "
-        f"another id {found['again']}",
+        f"{found['orders']:,} orders accepted, {found['handler_runs']:,} runs of handlers: {found['runs_failed']:,} "
+        f"failed as ordered, {found['runs_repeated']:,} were repeated; {found['messages_taken_over']:,} messages were "
+        "taken over by another process",
+        f"lost {found['lost']:,}, applied twice {found['twice']}, there again under another id {found['again']}",
+        *([f"lost by failover, of what was acknowledged: {', '.join(losses)}"] if losses else []),
+        f"attempts charged to no failure: {found['attempts_charged']}",
         f"faults: {counted(found['faults'])}",
-        f"kills that met messages in flight: {found['kills_with_messages_in_flight']}",
+        f"kills right after a handler began: {found['kills_after_a_run_began']}; in the middle of one: "
+        f"{found['kills_with_messages_in_flight']}",
         f"at rest {found['drained_seconds']:g} s after the last fault",
     ]
 

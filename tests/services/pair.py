@@ -2,6 +2,7 @@
 
 import time
 from contextlib import ExitStack, closing
+from typing import NamedTuple
 from urllib.parse import urlencode
 
 from tests.services.postgresql import PostgreSQL
@@ -9,11 +10,21 @@ from tests.services.postgresql import PostgreSQL
 STREAMING_SECONDS = 60.0
 
 
+class Takeover(NamedTuple):
+    """When, in seconds since the epoch."""
+
+    died: float
+    """The old primary answered no more."""
+    promoted: float
+    """The standby was about to become the primary."""
+
+
 class Pair:
     """Two servers, one of them the primary. Not thread-safe. Call `close` in the end."""
 
     def __init__(self, synchronous: bool) -> None:
         """`synchronous`: a commit is acknowledged when the standby has it, and waits while there is no standby."""
+        self.takeovers: list[Takeover] = []
         with ExitStack() as undo:
             self.primary = undo.enter_context(closing(PostgreSQL()))
             self.primary.start()
@@ -53,9 +64,11 @@ class Pair:
             old.pause()
         else:
             old.stop("immediate")
+        died = time.time()
         if behind_seconds:  # also without what reached it and was not read
             new.kill()
             new.start()
+        self.takeovers.append(Takeover(died, time.time()))
         new.promote()
         if stale_seconds:
             old.resume()

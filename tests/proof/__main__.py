@@ -4,8 +4,8 @@ python -m tests.proof                            all parts that are not done for
 python -m tests.proof chaos-sqlite soak-sqlite   these, again
 
 What a part found is in docs/proof/PART.json. It counts as done as long as FlowKit and the tools of this part are those
-of the commit that it ran. Parts of different lines run beside each other: what breaks processes mostly waits, and what
-computes gets the cores meanwhile.
+of the commit that it ran. Parts run in a checkout of the last commit, whatever is edited meanwhile; those of different
+lines run beside each other: what breaks processes mostly waits, and what computes gets the cores meanwhile.
 """
 
 import argparse
@@ -16,8 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +38,7 @@ TOOLS = {
     "chaos": CAMPAIGN,
     "chaos.soak": (*CAMPAIGN, "tests/chaos/soak.py"),
     "fuzz": (*CAMPAIGN, "tests/fuzz"),
+    "proof.shown": ("tests",),
 }
 """What parts are done with."""
 LIBRARIES = ("pika", "psycopg", "sqlalchemy", "pydantic", "pysqlite3")
@@ -89,6 +92,7 @@ PARTS = {
     "lagging": Part(
         "failovers to a standby that is behind", "chaos lagging --messages 2000 --kills 10 --services 5", "chaos"
     ),
+    "rows": Part("each failure by itself", "proof.shown", "chaos"),
     "fuzz": Part("hostile inputs through each transport", "fuzz --inputs 50000", "soak"),
     "soak-sqlite": Part("a steady load on SQLite", "chaos.soak sqlite --minutes 20 --rate 30", "soak"),
     "soak-rabbitmq": Part(
@@ -105,12 +109,10 @@ def main() -> int:
     if unknown:
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     HOME.mkdir(exist_ok=True)
-    if git("status", "--porcelain", "--", "flowkit", "connectors", "tests"):
-        parser.error("commit first: a proof is about code that others can get")
     todo = [name for name in PARTS if (name in options.parts if options.parts else not done(name))]
     lines = {PARTS[name].line: [one for one in todo if PARTS[one].line == PARTS[name].line] for name in todo}
-    with ThreadPoolExecutor(len(PARTS)) as pool:
-        failed = [name for names in pool.map(run_line, lines.values()) for name in names]
+    with checkout() as tree, ThreadPoolExecutor(len(PARTS)) as pool:
+        failed = [name for names in pool.map(partial(run_line, tree), lines.values()) for name in names]
     found = {name: json.loads((HOME / f"{name}.json").read_text()) for name in PARTS if done(name)}
     simulated = together([one["found"] for name, one in found.items() if name.startswith("simulation")])
     few = seldom(simulated["faults"], simulated["met"], LEAST) if len(found) == len(PARTS) else []
@@ -130,14 +132,26 @@ def done(name: str) -> bool:
         return False  # a commit that this clone does not have
 
 
-def run_line(names: Sequence[str]) -> list[str]:
+@contextmanager
+def checkout() -> Iterator[Path]:
+    """The last commit, in a folder of its own."""
+    with tempfile.TemporaryDirectory(prefix="flowkit-proof-") as folder:
+        tree = Path(folder) / "flowkit"
+        git("worktree", "add", "--detach", str(tree), "HEAD")
+        try:
+            yield tree
+        finally:
+            git("worktree", "remove", "--force", str(tree))
+
+
+def run_line(tree: Path, names: Sequence[str]) -> list[str]:
     """Run parts one after the other. Returns those that failed."""
-    return [name for name in names if not run(name)]
+    return [name for name in names if not run(name, tree)]
 
 
-def run(name: str) -> bool:
-    """Run a part. What it found is kept only if it passed, and the code is still the same."""
-    part, before, began = PARTS[name], code(name), time.monotonic()
+def run(name: str, tree: Path) -> bool:
+    """Run a part of the code in this folder. What it found is kept only if it passed."""
+    part, began = PARTS[name], time.monotonic()
     print(f"{name} begins", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         result, log = Path(folder) / "found.json", Path(folder) / "log"
@@ -145,11 +159,11 @@ def run(name: str) -> bool:
         if part.line == COMPUTES:
             command = ["nice", *command]
         with log.open("wb") as output:
-            status = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, check=False).returncode
-        passed, seconds = status == 0 and code(name) == before, round(time.monotonic() - began)
+            status = subprocess.run(command, cwd=tree, stdout=output, stderr=output, check=False).returncode
+        passed, seconds = status == 0, round(time.monotonic() - began)
         if passed:
             found: dict[str, Any] = {
-                "commit": git("rev-parse", "--short=12", "HEAD"),
+                "commit": git("-C", str(tree), "rev-parse", "--short=12", "HEAD"),
                 "command": f"python -m tests.{part.command}",
                 "seconds": seconds,
                 "machine": machine(),

@@ -42,10 +42,13 @@ def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found]) -> N
     lines += ["## Where it ran", ""]
     lines += [f"- {', '.join(f'{key} {value}' for key, value in one.items())}" for one in machines.values()]
     lines += ["", "## Not proven", "", *(f"- {line}" for line in NOT_PROVEN), "", "## Failures and their tests", ""]
+    ran = found["rows"]["found"]["tests"] if "rows" in found else {}
+    lines += ["Behind each test: how many cases passed, as the part *Each failure by itself* ran it.", ""]
     lines += ["| # | failure | tests |", "|---|---|---|"]
     for number, tests in shown().items():
         why = f"waits for {WAITS[number]}" if number in WAITS else "**none yet**"
-        lines.append(f"| {number} | {ROWS[number]} | {'<br>'.join(f'`{test}`' for test in tests) or why} |")
+        cases = [f"`{test}` {ran.get(test.partition('::')[2], {}).get('passed', 'not run')}" for test in tests]
+        lines.append(f"| {number} | {ROWS[number]} | {'<br>'.join(cases) or why} |")
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -105,6 +108,14 @@ def chaos(found: Found) -> list[str]:
     ]
 
 
+def rows(found: Found) -> list[str]:
+    tests = found["tests"].values()
+    return [
+        f"{len(tests)} tests, {sum(one['passed'] for one in tests):,.0f} cases passed in "
+        f"{sum(one['seconds'] for one in tests):,.0f} s, with the numbers that the list of failures asks for"
+    ]
+
+
 def fuzz(found: Found) -> list[str]:
     lines = [f"{found['inputs']:,} inputs of seed {found['seed']}, fingerprint {found['fingerprint']}"]
     for name, one in found["transports"].items():
@@ -136,6 +147,7 @@ SAID: dict[str, Callable[[Found], list[str]]] = {
     "cluster": chaos,
     "failover": chaos,
     "lagging": chaos,
+    "rows": rows,
     "fuzz": fuzz,
     "soak": soak,
 }

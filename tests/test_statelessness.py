@@ -16,8 +16,8 @@ from flowkit.cli.load import load
 from flowkit.cli.statelessness import Trap, traps
 
 HEAD = """
-import asyncio, collections, contextvars, functools, itertools, json, logging, os, pathlib, shutil, sqlite3, tempfile
-import threading
+import asyncio, collections, contextvars, functools, itertools, json, logging, os, pathlib, shelve, shutil, sqlite3
+import tempfile, threading
 from collections import Counter, defaultdict, deque
 from pathlib import Path
 from sqlalchemy.orm import Session
@@ -31,6 +31,7 @@ QUEUE = deque()
 COUNTS = Counter()
 GROUPS = defaultdict(list)
 NESTED = defaultdict(lambda: defaultdict(int))
+MIXED = {"count": 0, "seen": []}
 NUMBERS = itertools.count()
 FOLDER = Path("kept")
 LOCAL = threading.local()
@@ -43,6 +44,7 @@ class State:
 
     def __init__(self):
         self.items = []
+        self.by = {}
 
     def keep(self, item):
         self.items.append(item)  # kept
@@ -63,6 +65,7 @@ class Metric:
 
 STATE = State()
 METRIC = Metric()
+METRICS = {"a": METRIC}
 app = App("a")
 things = app.channel("things", dict)
 """
@@ -134,6 +137,11 @@ def handler(body: str, parameters: str = "", kind: str = "def") -> str:
         ("QUEUE.appendleft(body)  # HERE", "QUEUE.appendleft(body)"),
         ("COUNTS.update('a')  # HERE", "COUNTS.update('a')"),
         ("COUNTS['a'] += 1  # HERE", "setting COUNTS['a']"),
+        ("CACHE['a'].append(1)  # HERE", "CACHE['a'].append(1)"),
+        ("CACHE[body['id']].add(1)  # HERE", "CACHE[body['id']].add(1)"),
+        ("CACHE['a']['b'].update(c=1)  # HERE", "CACHE['a']['b'].update(c=1)"),
+        ("MIXED['seen'].append(1)  # HERE", "MIXED['seen'].append(1)"),
+        ("STATE.by['a'].append(1)  # HERE", "STATE.by['a'].append(1)"),
         ("GROUPS['a'].append(1)  # HERE", "GROUPS['a'].append(1)"),
         ("NESTED['a']['b'] += 1  # HERE", "setting NESTED['a']['b']"),
         ("os.environ['A'] = 'b'  # HERE", "setting os.environ['A']"),
@@ -177,6 +185,8 @@ def test_memory_that_outlives_the_message(tmp_path: Path, body: str, what: str) 
         "STATE = State()\nSTATE.last = 1\nSTATE.keep(1)",
         "LOG.info('a')\nLOG.setLevel(10)\nlogging.getLogger('b').warning('c')",
         "METRIC.add(1)\nMETRIC.update(1)",
+        "METRICS['a'].add(1)\nMETRICS[body['id']].add(1)\nbody['a'].append(1)\njson.loads('{}')['a'].append(1)",
+        "MIXED['count'].add(1)\nfound = {}\nfound['a'].append(1)\nLOCAL.by['a'].append(1)",
         "LOCAL.last = 1\nLOCAL.items['a'] = 1",
         "CURRENT.set(1)",
         "return next(iter(SEEN))",
@@ -277,6 +287,10 @@ app.flow(things)(Handlers().handle)
         "os.rename('a', 'b')",
         "os.makedirs('a')",
         "sqlite3.connect('a.db')",
+        "os.open('a', os.O_WRONLY | os.O_CREAT)",
+        "os.open('a', flags=os.O_RDWR)",
+        "shelve.open('a')",
+        "with shelve.open('a', flag='n') as shelf:  # HERE\n    print(shelf)",
         "with tempfile.NamedTemporaryFile() as file:\n    os.replace(file.name, 'a')  # HERE",
     ],
 )
@@ -305,6 +319,9 @@ def test_local_files(tmp_path: Path, body: str) -> None:
         "with tempfile.TemporaryDirectory() as folder:\n    path = Path(folder) / 'a'\n    open(path, 'w')",
         "folder = tempfile.mkdtemp()\nshutil.copy('a', os.path.join(folder, 'b'))\nshutil.rmtree(folder)",
         "with tempfile.TemporaryDirectory() as folder:\n    render(Path(folder) / 'a')\n    render(path=Path(folder))",
+        "os.open('a', os.O_RDONLY)\nos.open('a', body['flags'])\nos.open('a', os.O_RDONLY | os.O_CLOEXEC)",
+        "shelve.open('a', 'r')\nshelve.open('a', flag='r')",
+        "with tempfile.TemporaryDirectory() as folder:\n    shelve.open(os.path.join(folder, 'a'))",
         "sqlite3.connect(':memory:')",
         "sqlite3.connect('file:a.db?mode=ro', uri=True)",
         "shutil.copyfileobj(body, body)",

@@ -93,7 +93,8 @@ def prove(
     """Kill a worker of APP at every point of a scenario, and compare.
 
     scenario(harness) publishes what the flows work on. Each run has a SQLite database of its own. Exit code 1 when a
-    crash changes what is there at the end; the effect that escaped its transaction is named.
+    crash changes what is there at the end; the effect that escaped its transaction is named. Exit code 2 when nothing
+    can be said: the scenario fails, or ends differently each time.
     """
     from flowkit.cli.prove import prove
 

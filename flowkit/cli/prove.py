@@ -1,38 +1,89 @@
 """`flowkit prove`: do the flows of an app survive a crash at any point?"""
 
+import sys
 from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
 
 from flowkit.cli import show
 from flowkit.cli.load import load, load_function
 from flowkit.cli.plain import plain
-from flowkit.testing.crash import CrashUnsafe, crash_everywhere
+from flowkit.testing.crash import CrashUnsafe, Proof, ScenarioFailed, Unrepeatable, crash_everywhere
+from flowkit.testing.end import Row, brief
+
+ESCAPED, UNPROVEN = 1, 2
 
 
 def prove(name: str, scenario: str, directory: Path | None, observe: str | None, points: int, as_json: bool) -> int:
-    """Run a scenario once for each point, and tell what came of it. Returns the exit code."""
+    """Run a scenario once for each point, and tell what came of it; how far it is, on a terminal.
+
+    Returns the exit code: 1 when a crash changed the end, 2 when nothing can be said, for the scenario fails or ends
+    differently each time.
+    """
     app = load(name)
-    try:
-        proof = crash_everywhere(
-            app,
-            load_function(name, scenario),
-            directory=directory,
-            observe=load_function(name, observe) if observe else None,
-            points=points,
-        )
-    except CrashUnsafe as unsafe:
-        proof = unsafe.proof
+    with _bar() as bar:
+        task = bar.add_task("killing workers", total=None)
+        try:
+            proof = crash_everywhere(
+                app,
+                load_function(name, scenario),
+                directory=directory,
+                observe=load_function(name, observe) if observe else None,
+                points=points,
+                progress=lambda done, total: bar.update(task, completed=done, total=total, refresh=True),
+            )
+        except CrashUnsafe as unsafe:
+            proof = unsafe.proof
+        except (ScenarioFailed, Unrepeatable) as unproven:
+            bar.stop()
+            print(f"flowkit: {plain(str(unproven))}", file=sys.stderr)
+            return UNPROVEN
     if as_json:
-        show.as_json(
-            {
-                "possible": proof.possible,
-                "killed": proof.killed,
-                "ignored": proof.ignored,
-                "escapes": [
-                    {"point": escape.point, "differences": [one._asdict() for one in escape.differences]}
-                    for escape in proof.escapes
-                ],
-            }
-        )
+        show.as_json(_as_json(proof))
     else:
         print(plain(f"app {app.name}: {proof}"))
-    return 1 if proof.escapes else 0
+    return ESCAPED if proof.escapes else 0
+
+
+def _bar() -> Progress:
+    """A bar on a terminal. No thread draws it: the processes that are forked would inherit the locks of that."""
+    return Progress(
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+
+
+def _as_json(proof: Proof) -> dict[str, Any]:
+    return {
+        "possible": proof.possible,
+        "killed": proof.killed,
+        "ignored": proof.ignored,
+        "masked": proof.masked,
+        "escapes": [
+            {
+                "point": escape.point,
+                "differences": [
+                    {"where": one.where, "missing": _rows(one.missing), "surplus": _rows(one.surplus)}
+                    for one in escape.differences
+                ],
+            }
+            for escape in proof.escapes
+        ],
+    }
+
+
+def _rows(rows: list[Row]) -> list[dict[str, Any]]:
+    """Rows with what JSON has no word for, and what is long, as text."""
+    return [
+        {
+            name: value if isinstance(value, str | int | float | None) and brief(value) == repr(value) else brief(value)
+            for name, value in row.items()
+        }
+        for row in rows
+    ]

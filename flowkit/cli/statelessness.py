@@ -10,10 +10,11 @@ import ast
 import codecs
 import os
 import re
+import shelve
 import shutil
 import tempfile
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, FunctionType
@@ -31,6 +32,8 @@ CHANGES = (
 )
 """Methods of containers."""
 OPENS = (open, codecs.open)
+FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
+"""With any of these `os.open` writes."""
 WRITES = (
     *(os.mkdir, os.makedirs, os.remove, os.removedirs, os.rmdir, os.truncate, os.unlink),
     *(shutil.make_archive, shutil.rmtree),
@@ -132,7 +135,7 @@ def _remembers(source: Source, node: ast.AST) -> str:
         case ast.Attribute(ctx=ast.Store() | ast.Del()) | ast.Subscript(ctx=ast.Store() | ast.Del()):
             changes = _lasts(source, node)
         case ast.Call(func=ast.Attribute(value=holder, attr=name)) if name in CHANGES:
-            changes = is_a(source.value(holder), *CONTAINERS)
+            changes = is_a(source.value(holder), *CONTAINERS) or _is_kept(source, holder)
         case ast.Call(func=function, args=[holder, *_]):
             callee, value = source.value(function), source.value(holder)
             changes = is_a(value, Iterator) if callee is next else _among(callee, (setattr, delattr)) and _shared(value)
@@ -150,6 +153,18 @@ def _lasts(source: Source, target: ast.expr) -> bool:
     if holder is UNKNOWN:
         return _lasts(source, target.value)
     return is_a(holder, *CONTAINERS) if isinstance(target, ast.Subscript) else _shared(holder)
+
+
+def _is_kept(source: Source, item: ast.expr) -> bool:
+    """Whether it is an item of a plain container that outlives the run, which is not there yet or is a container."""
+    if not isinstance(item, ast.Subscript):
+        return False
+    holder = source.value(item.value)
+    if type(holder) not in (list, dict, defaultdict):
+        return holder is UNKNOWN and _is_kept(source, item.value)
+    if isinstance(holder, dict) and isinstance(item.slice, ast.Constant) and item.slice.value in holder:
+        return is_a(holder[item.slice.value], *CONTAINERS)
+    return not holder
 
 
 def _shared(holder: object) -> bool:
@@ -172,6 +187,13 @@ def _place(source: Source, call: ast.Call) -> ast.expr | None:
     first, second = [*call.args, call, call][:2]
     if _among(callee, OPENS):
         return first if _for_writing(call, 1) else None
+    if callee is os.open:
+        flags = [*call.args[1:2], *(one.value for one in call.keywords if one.arg == "flags")]
+        values = [source.value(node) for flag in flags for node in ast.walk(flag)]
+        return first if any(isinstance(one, int) and one & FLAGS for one in values) else None
+    if callee is shelve.open:
+        flags = [*call.args[1:2], *(one.value for one in call.keywords if one.arg == "flag")]
+        return None if any(isinstance(one, ast.Constant) and one.value == "r" for one in flags) else first
     if _among(callee, WRITES):
         return first
     if _among(callee, MOVES):

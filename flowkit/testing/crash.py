@@ -1,43 +1,32 @@
 """Proof that an app's own flows survive crashes: run once per point at which a worker can die, and compare the ends."""
 
-import linecache
+import inspect
 import logging
 import multiprocessing
 import os
 import shutil
-import signal
-import sys
-import sysconfig
 import tempfile
-import threading
+import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
-from sqlalchemy import Engine, event
-
-import flowkit
 from flowkit.app import App
-from flowkit.errors import ConfigError, FlowKitError
-from flowkit.testing.end import Columns, Difference, End, differences, files, read, take_down, varying, without
+from flowkit.channel import Channel
+from flowkit.errors import ConfigError, DefinitionError, FlowKitError
+from flowkit.testing.end import Columns, Common, Difference, End, differences, files, observed, read, take_down, without
 from flowkit.testing.harness import Harness
+from flowkit.testing.points import Points, installed, is_own
 
 POINTS = 1000
 FIRST_STEP_SECONDS, LONGEST_STEP_SECONDS = 1.0, 86_400.0
 STEPS = 200
 """So often time passes until nothing is pending: some months."""
-VISITS = 3
-"""Each line of the user's code is a point the first times that it runs; a loop has no more."""
-OTHERS = (
-    str(Path(flowkit.__file__).parent),
-    *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-)
-"""Where code is that is not the user's."""
+MEMORY = "/dev/shm"  # noqa: S108 - a folder of its own is made there
+"""Where the databases are, if there is such a folder: a process that is killed loses nothing that was not synced."""
 ADVICE = (
     "an effect outside of the transaction is there again when its message runs again: make it through the session, "
     "Outbox or Objects, or let whoever has the effect recognize the message's id"
@@ -56,12 +45,14 @@ class Escape(NamedTuple):
 class Proof(NamedTuple):
     """What was proven. `possible` counts the points of an undisturbed run, `killed` those where a worker was killed.
 
-    `ignored` names columns that differ without any crash, such as times and random ids.
+    `ignored` names columns that differ without any crash, such as times and random ids, and are not compared; `masked`
+    names what was compared without its numbers or words, because these differ without any crash.
     """
 
     possible: int
     killed: int
     ignored: list[str]
+    masked: list[str]
     escapes: list[Escape]
 
     def __str__(self) -> str:
@@ -76,6 +67,8 @@ class Proof(NamedTuple):
             said += [f"  {effect}", f"    when killed {points[0]}{others}"]
         if self.ignored:
             said.append(f"not compared, because it differs without a crash: {', '.join(self.ignored)}")
+        if self.masked:
+            said.append(f"compared without these, because they differ without a crash: {', '.join(self.masked)}")
         return "\n".join([*said, ADVICE] if self.escapes else said)
 
 
@@ -102,45 +95,70 @@ def crash_everywhere(
     directory: Path | str | None = None,
     observe: Callable[[], object] | None = None,
     points: int = POINTS,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Proof:
     """Prove that the flows of an app do the same whenever their worker is killed. Blocks; POSIX only.
 
     `scenario(harness)` prepares what the flows need and publishes what they work on; each run calls it, in a process
-    and on a SQLite database of its own. Then the worker is killed by SIGKILL at one point, before a line of the user's
-    code or a statement to the database, and another one goes on until nothing is pending. The end has to be that of the
+    and on a SQLite database of its own. The flows run in another process, in `harness.until_quiet()` and
+    `harness.advance(…)` and after the scenario until nothing is pending. It is killed by SIGKILL at one point, before a
+    line of the user's code or a statement to the database, and another one goes on. The end has to be that of the
     undisturbed run: the rows of all tables, what was sent and kept, the dead letters and the ledger; the files in
     `directory`, which is empty at first and emptied for each run; and what `observe()` returns, for other effects: it
     is called in this process, so it sees nothing that was in a worker's memory.
 
     Numbers that the database gives as primary keys may be others. With more than `points` points, so many are taken
-    evenly. Raises CrashUnsafe naming each effect that escaped its transaction, Unrepeatable if two undisturbed runs end
-    differently, ScenarioFailed if one fails, and ConfigError for a directory that is not empty.
+    evenly. `progress(done, total)` is called after each of them. Raises CrashUnsafe naming each effect that escaped its
+    transaction, Unrepeatable if two undisturbed runs end differently, ScenarioFailed if one fails, ConfigError for a
+    directory that is not empty, and DefinitionError for a scenario or observe() that cannot be called.
     """
-    with tempfile.TemporaryDirectory(prefix="flowkit-crash-") as home:
-        prover = _Prover(app, scenario, Path(home), None if directory is None else Path(directory), observe)
-        reference, labels, numbers = prover.undisturbed()
-        again, *_ = prover.undisturbed()
-        if not any(row["accepted"] for row in reference["ledger"]):
+    _callable("scenario", scenario, "harness")
+    if observe is not None:
+        _callable("observe", observe)
+    memory = MEMORY if os.access(MEMORY, os.W_OK) else None
+    with ExitStack() as last:
+        home = Path(last.enter_context(tempfile.TemporaryDirectory(prefix="flowkit-crash-", dir=memory)))
+        prover = _Prover(app, scenario, home, None if directory is None else Path(directory), observe)
+        last.callback(prover.clear)
+        reference, again = prover.run(), prover.run()
+        if not any(row["accepted"] for row in reference.end["ledger"]):
             raise Unrepeatable("the scenario publishes nothing that a flow takes; publish to a channel with a flow")
-        ignored = varying(reference, again)
-        expected = without(reference, ignored)
-        if found := differences(expected, without(again, ignored)):
+        common = Common(reference.end, again.end)
+        expected = common.of(reference.end)
+        if common.incomparable:
+            raise Unrepeatable(
+                f"nothing of {', '.join(common.incomparable)} is the same in two runs without a crash, so that nothing "
+                "can be said about it; leave it out of directory= and observe=, or let observe= return what does not "
+                "vary, such as how often it was written"
+            )
+        if found := differences(expected, common.of(again.end)):
             raise Unrepeatable(
                 "two runs without a crash ended differently, so that nothing can be said about crashes; does the "
                 f"scenario depend on what an earlier run left? {'; '.join(map(str, found))}"
             )
         killed, escapes = 0, []
-        for number in range(1, len(labels) + 1, -(-len(labels) // points)):
-            end, point = prover.crashed(number)
-            killed += point is not None
-            end = without(end, ignored)
-            if differences(without(expected, numbers), without(end, numbers)):
-                escapes.append(Escape(point or "nowhere", differences(expected, end)))
-        prover.clear()
-    proof = Proof(len(labels), killed, sorted(f"{column} of {place}" for place, column in ignored), escapes)
+        numbers = range(1, len(reference.labels) + 1, -(-len(reference.labels) // points))
+        for done, number in enumerate(numbers, 1):
+            run = prover.run(number)
+            killed += run.point is not None
+            end = common.of(run.end)
+            if differences(without(expected, reference.keys), without(end, reference.keys)):
+                escapes.append(Escape(run.point or "nowhere", differences(expected, end)))
+            progress(done, len(numbers))
+    proof = Proof(len(reference.labels), killed, common.ignored, common.masked, escapes)
     if escapes:
         raise CrashUnsafe(app.name, proof)
     return proof
+
+
+class _Run(NamedTuple):
+    """What came of a run: its end, the columns of numbers given by the database, the points that were passed, and at
+    which one a worker was killed; None if the run did not come so far."""
+
+    end: End
+    keys: Columns
+    labels: list[str]
+    point: str | None
 
 
 class _Prover:
@@ -159,23 +177,42 @@ class _Prover:
         self._home = home
         self._directory = directory
         self._observe = observe
-        self._context = multiprocessing.get_context("fork")
+        self._url = f"sqlite:///{home / 'flowkit.db'}"
         if directory is not None and directory.is_dir() and any(directory.iterdir()):
             raise ConfigError(f"directory {directory} is not empty; name one that may be emptied for each run")
 
-    def undisturbed(self) -> tuple[End, list[str], Columns]:
-        """The end without a crash, every point that was passed, and the columns of numbers given by the database."""
+    def run(self, number: int = 0) -> _Run:
+        """Run the scenario, with a worker that is killed at this point; 0 is none. Raises ScenarioFailed."""
         self.clear()
-        labels, end, numbers = self._process(self._first, 0)
-        return self._observed(end), labels, numbers
-
-    def crashed(self, number: int) -> tuple[End, str | None]:
-        """The end after a crash at a point, and what was to come there; None if this run did not come so far."""
-        self.clear()
-        point = self._process(self._first, number)
-        if not isinstance(point, str):
-            return self._observed(point[1]), None
-        return self._observed(self._process(self._second)), point
+        labels: list[str] = []
+        point: str | None = None
+        worker: _Process | None = None
+        with ExitStack() as processes:
+            scenario = processes.enter_context(_Process("scenario", self._play))
+            try:
+                while isinstance(said := scenario.hear(), float):
+                    if worker is None:
+                        worker = processes.enter_context(_Process("flows", self._work, 0 if point else number))
+                    worker.say(said)
+                    passed = worker.hear()
+                    if isinstance(passed, str):
+                        worker.end()
+                        point, worker = passed, None
+                    else:
+                        labels = passed
+                    scenario.say(worker is not None)
+                if worker is not None:
+                    worker.say(None)
+                    worker.end()
+                scenario.end()
+            except ScenarioFailed as failed:
+                raise ScenarioFailed(f"after a worker was killed {point}: {failed}") if point else failed from None
+        end, keys = said
+        if self._directory is not None:
+            end["files"] = files(self._directory)
+        if self._observe is not None:
+            end["observe()"] = list(observed(self._observe()))
+        return _Run(end, keys, labels, point)
 
     def clear(self) -> None:
         """Remove what the last run left."""
@@ -185,110 +222,114 @@ class _Prover:
                 for entry in place.iterdir():
                     shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
-    def _observed(self, end: End) -> End:
-        if self._directory is not None:
-            end["files"] = files(self._directory)
-        if self._observe is not None:
-            end["observe()"] = [{"value": repr(self._observe())}]
-        return end
+    def _play(self, pipe: Connection) -> None:
+        """The process of the scenario: it publishes, lets time pass until nothing is pending, and tells the end."""
+        with _Remote(self._app, self._url, pipe) as harness:
+            take_down(harness)
+            self._scenario(harness)
+            _drain(harness)
+            if harness.outcomes:
+                raise Unrepeatable(
+                    f"the scenario itself runs flow {harness.outcomes[0][0]}, where no worker can be killed; let "
+                    "harness.until_quiet() and harness.advance(…) run the flows"
+                )
+            pipe.send(read(harness))
 
-    def _process(self, role: Callable[..., None], *arguments: object) -> Any:
-        """What a process said last before it ended, or was killed. Raises ScenarioFailed."""
-        told, tell = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=self._run, args=(tell, role, *arguments))
+    def _work(self, pipe: Connection, number: int) -> None:
+        """The process of the flows: whenever it is told the time, it works until nothing is due."""
+        points = Points(pipe, number, installed(self._app))
+        points.watch()
+        with Harness(self._app, self._url) as harness:
+            while (now := pipe.recv()) is not None:
+                harness.clock.advance(now - harness.clock.now())
+                points.armed = True
+                harness.until_quiet()
+                points.armed = False
+                pipe.send(points.labels)
+
+
+class _Remote(Harness):
+    """The harness of a scenario: its flows run in another process, and in one more when that is killed."""
+
+    def __init__(self, app: App, database_url: str, pipe: Connection) -> None:
+        super().__init__(app, database_url)
+        self._pipe = pipe
+
+    def until_quiet(self) -> None:
+        while not self._quiet():
+            self.clock.advance(self.services.settings.lease + 1)  # what the killed one held is free then
+
+    def sent(self, channel: Channel[Any] | str) -> list[Any]:
+        raise DefinitionError(
+            "a scenario of crash_everywhere cannot ask what was sent, for a worker that is killed cannot tell it; look "
+            "at what is stored with harness.session(), or leave it to another test"
+        )
+
+    def _quiet(self) -> bool:
+        """Let the flows work. False when their process was killed."""
+        self._pipe.send(self.clock.now())
+        return bool(self._pipe.recv())
+
+
+class _Process:
+    """A process that is forked from this one, and the pipe to it. A context manager, which kills it."""
+
+    def __init__(self, name: str, role: Callable[..., None], *arguments: object) -> None:
+        context = multiprocessing.get_context("fork")
+        self._name = name
+        self._pipe, pipe = context.Pipe()
+        self._process = context.Process(target=self._run, args=(pipe, role, *arguments))
         with warnings.catch_warnings():
             # From Python 3.12 on, where the program has threads: the child uses none of their locks.
             warnings.simplefilter("ignore", DeprecationWarning)
-            process.start()
-        tell.close()
-        said: Any = None
-        with closing(told):
-            try:
-                while True:
-                    said = told.recv()
-            except EOFError:
-                process.join()
+            self._process.start()
+        pipe.close()
+
+    def say(self, what: object) -> None:
+        """Tell it something. That it is gone will be heard."""
+        with suppress(ConnectionError):
+            self._pipe.send(what)
+
+    def hear(self) -> Any:
+        """What it says next. Raises ScenarioFailed with what it raised, or when it is gone."""
+        try:
+            said = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self._process.join()
+            raise ScenarioFailed(
+                f"the process of the {self._name} ended with {self._process.exitcode} before it was done"
+            ) from None
         if isinstance(said, BaseException):
             raise said
-        if said is None:
-            raise ScenarioFailed(f"the process of the scenario ended with {process.exitcode} before it was done")
         return said
 
-    def _run(self, tell: Connection, role: Callable[..., None], *arguments: object) -> None:
+    def end(self) -> None:
+        """Wait until it ends. Raises ScenarioFailed with what it raises there."""
+        said: object = None
+        with suppress(EOFError, ConnectionError):
+            said = self._pipe.recv()
+        if isinstance(said, BaseException):
+            raise said
+        self._process.join()
+
+    def __enter__(self) -> "_Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _run(self, pipe: Connection, role: Callable[..., None], *arguments: object) -> None:
+        self._pipe.close()  # so that this process hears it when the other one is gone
         logging.getLogger("flowkit").setLevel(logging.ERROR)  # that workers are gone is no news here
         try:
-            role(tell, *arguments)
+            role(pipe, *arguments)
         except BaseException as error:
-            tell.send(_failed(error))
+            pipe.send(error if isinstance(error, Unrepeatable) else _failed(error))
         finally:
-            tell.close()
+            pipe.close()
             os._exit(0)  # nothing that this program registered for its own end
-
-    def _open(self) -> Harness:
-        return Harness(self._app, f"sqlite:///{self._home / 'flowkit.db'}")
-
-    def _first(self, tell: Connection, number: int) -> None:
-        """Publish, then work until this point; 0 is none."""
-        points = _Points(tell, number)
-        points.watch()
-        with self._open() as harness:
-            take_down(harness)
-            self._scenario(harness)
-            points.armed = True
-            _drain(harness)
-            points.armed = False
-            tell.send((points.labels, *read(harness)))
-
-    def _second(self, tell: Connection) -> None:
-        """Take over what is left, as another worker does."""
-        with self._open() as harness:
-            _drain(harness)
-            tell.send(read(harness)[0])
-
-
-class _Points:
-    """The points at which the worker of this process can be killed."""
-
-    def __init__(self, tell: Connection, number: int) -> None:
-        self._tell = tell
-        self._number = number
-        self._visits: Counter[tuple[str, int]] = Counter()
-        self.labels: list[str] = []
-        self.armed = False
-
-    def watch(self) -> None:
-        """From now on, pass a point before each statement and each line of the user's code."""
-        event.listen(
-            Engine,
-            "connect",
-            lambda connection, _: connection.set_trace_callback(lambda statement: self._pass(_statement(statement))),
-        )
-        threading.settrace(self._enter)
-        sys.settrace(self._enter)
-
-    def _pass(self, label: str) -> None:
-        if not self.armed:
-            return
-        self.labels.append(label)
-        if len(self.labels) == self._number:
-            self._tell.send(label)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def _enter(self, frame: FrameType, kind: str, _: object) -> Any:
-        file = frame.f_code.co_filename
-        return None if file.startswith(("<", *OTHERS)) else self._line
-
-    def _line(self, frame: FrameType, kind: str, _: object) -> Any:
-        if kind == "line" and self.armed:
-            file, line = frame.f_code.co_filename, frame.f_lineno
-            self._visits[file, line] += 1
-            if self._visits[file, line] <= VISITS:
-                self._pass(f"before {Path(file).name}:{line} `{linecache.getline(file, line).strip()}`")
-        return self._line
-
-
-def _statement(text: str) -> str:
-    return f"before the statement {' '.join(text.split())[:60]}"
 
 
 def _drain(harness: Harness) -> None:
@@ -303,10 +344,27 @@ def _drain(harness: Harness) -> None:
     raise RuntimeError(f"app {harness.app.name}: messages are pending for ever; see them with harness.balances()")
 
 
+def _callable(role: str, function: Callable[..., object], *parameters: str) -> None:
+    """Raises DefinitionError if it cannot be called with these parameters, or would not run when it is called."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    name = getattr(function, "__name__", role)
+    where = f" at {Path(code.co_filename).name}:{code.co_firstlineno}" if code else ""
+    wrong = ""
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        wrong = "is async or has a yield, so that calling it does not run it"
+    else:
+        try:
+            inspect.signature(function).bind(*parameters)
+        except TypeError as error:
+            wrong = f"cannot be called with {', '.join(parameters) or 'no argument'}: {error}"
+        except ValueError:
+            return  # it is not written in Python, and does not say
+    if wrong:
+        raise DefinitionError(f"{role} {name}{where} {wrong}; write def {name}({', '.join(parameters)})")
+
+
 def _failed(error: BaseException) -> ScenarioFailed:
-    """An error as it can pass between processes, with where it was raised."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" (at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})" if trace is not None else ""
-    return ScenarioFailed(f"{type(error).__name__}: {error}{where}")
+    """An error as it can pass between processes, with the user's line that raised it."""
+    steps = traceback.extract_tb(error.__traceback__)
+    where = [f" (at {Path(step.filename).name}:{step.lineno})" for step in steps if is_own(step.filename)]
+    return ScenarioFailed(f"{type(error).__name__}: {error}{''.join(where[-1:])}")

@@ -1,8 +1,9 @@
 """The end of a run: everything that is there when nothing is pending any more, and what differs between two ends."""
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,15 @@ END;
 """What is sent is taken down by the database, in the transaction that sends it: no crash can come between."""
 SHOWN = 3
 """So many rows of a difference are shown."""
+SHOWN_CHARACTERS = 200
+"""So long a value is shown whole."""
+_NUMBER = r"(?:\b[0-9a-fA-F]{4,}\b|\d+)"
+MASKS = {
+    "numbers": re.compile(rf"[+-]?{_NUMBER}(?:(?:e[+-]?|[.:+T-]){_NUMBER})*"),
+    "words": re.compile(r"[\w.:+/=-]+"),
+}
+"""What a text is compared without, if it varies: numbers, with times, UUIDs and hexadecimal digests; then all words."""
+MASK = "#"
 
 Row = Mapping[str, Any]
 End = dict[str, list[Row]]
@@ -78,23 +88,82 @@ def read(harness: Harness) -> tuple[End, Columns]:
 
 
 def files(directory: Path) -> list[Row]:
-    """The files below a directory."""
-    return [
-        {"path": str(path.relative_to(directory)), "content": _digest(path.read_bytes())}
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    ]
+    """The files and folders below a directory."""
+    return [_entry(path, str(path.relative_to(directory))) for path in sorted(directory.rglob("*"))]
 
 
-def varying(one: End, other: End) -> Columns:
-    """The columns that differ between two runs which should be the same, such as times and random ids."""
-    return {
-        (place, column)
-        for place, rows in one.items()
-        if len(rows) == len(other[place])
-        for column in {column for row in (*rows, *other[place]) for column in row}
-        if Counter(repr(row.get(column)) for row in rows) != Counter(repr(row.get(column)) for row in other[place])
-    }
+def observed(value: object, at: str = "") -> Iterator[Row]:
+    """A row for each leaf of a value made of lists, tuples, sets and dicts. Its only column says where the leaf is."""
+    inner: list[tuple[object, object]] = []
+    if isinstance(value, Mapping):
+        inner = list(value.items())
+    elif isinstance(value, list | tuple):
+        inner = list(enumerate(value))
+    elif isinstance(value, Set):
+        inner = list(enumerate(sorted(value, key=repr)))
+    for name, one in inner:
+        yield from observed(one, f"{at}[{name!r}]")
+    if not inner:
+        yield {at or "value": value if isinstance(value, str | bytes | int | float | None) else repr(value)}
+
+
+class Common:
+    """What two undisturbed runs have in common: by this the ends of other runs are compared.
+
+    A column of a table that varies is left out: `ignored`. The text of a file, or of a leaf of what was observed, is
+    compared without its numbers or, if it varies even so, without its words: `masked`. `incomparable` is what varies
+    altogether. All three are names for people.
+    """
+
+    def __init__(self, one: End, other: End) -> None:
+        self._known = _paths(one) & _paths(other)
+        self._masks: dict[tuple[str, str], str] = {}
+        self._left_out: Columns = set()
+        self._left_out = {column for column in self._varying(one, other) if not _by_text(column[0])}
+        for mask in MASKS:
+            self._masks |= dict.fromkeys(self._varying(one, other), mask)
+        lost = self._varying(one, other) | self._blank(one)
+        self.ignored = sorted(f"{column} of {place}" for place, column in self._left_out)
+        self.masked = sorted(f"{mask} in {column} of {place}" for (place, column), mask in self._masks.items())
+        self.incomparable = sorted(f"{column} of {place}" for place, column in lost)
+
+    def of(self, end: End) -> End:
+        """An end without what varies. Each file that both runs have is a place of its own."""
+        end = dict(end)
+        if "files" in end:
+            rows = end.pop("files")
+            end |= {
+                f"file {path}": [{"content": row.get("content")} for row in rows if row["path"] == path]
+                for path in sorted(self._known)
+            }
+            end["files"] = [row for row in rows if row["path"] not in self._known]
+        return {
+            place: [
+                {name: _masked(value, self._masks.get((place, name))) for name, value in row.items()} for row in rows
+            ]
+            for place, rows in without(end, self._left_out).items()
+        }
+
+    def _varying(self, one: End, other: End) -> Columns:
+        one, other = self.of(one), self.of(other)
+        return {
+            (place, column)
+            for place, rows in one.items()
+            if len(rows) == len(other[place])
+            for column in {column for row in (*rows, *other[place]) for column in row}
+            if Counter(repr(row.get(column)) for row in rows) != Counter(repr(row.get(column)) for row in other[place])
+        }
+
+    def _blank(self, end: End) -> Columns:
+        """Whole files and observations of which the mask is all that is left."""
+        return {
+            (place, column)
+            for place, rows in self.of(end).items()
+            for row in rows
+            for column, value in row.items()
+            if (place, column) in self._masks and place != "files" and column in ("content", "value")
+            if re.fullmatch(rf"{MASK}|<\w+ {MASK}>", value)
+        }
 
 
 def without(end: End, ignored: Columns) -> End:
@@ -147,9 +216,36 @@ def _key(row: Row) -> str:
 
 
 def _shown(row: Row) -> str:
-    return ", ".join(f"{name} {value!r:.40}" for name, value in row.items() if value is not None)
+    return ", ".join(f"{name} {brief(value)}" for name, value in row.items() if value is not None)
 
 
-def _digest(content: bytes) -> str:
-    text = content.decode("utf-8", "backslashreplace")
-    return text if len(text) <= 200 else f"{len(content):,} bytes, sha256 {hashlib.sha256(content).hexdigest()[:16]}"
+def brief(value: object) -> str:
+    """A value for people: its beginning, length and hash when it is long."""
+    text = repr(value)
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    return f"{text[:40]}… ({len(text):,} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]})"
+
+
+def _entry(path: Path, name: str) -> Row:
+    if path.is_file():
+        return {"path": name, "content": path.read_bytes().decode("utf-8", "backslashreplace")}
+    return {"path": f"{name}/" if path.is_dir() else name}
+
+
+def _paths(end: End) -> set[str]:
+    return {row["path"] for row in end.get("files", ()) if "content" in row}
+
+
+def _by_text(place: str) -> bool:
+    """Whether a place is outside of the database, so that nothing but its text tells that it was changed twice."""
+    return place in ("files", "observe()") or place.startswith("file ")
+
+
+def _masked(value: object, mask: str | None) -> Any:
+    """A value without what varies; of what is no text, the type stays."""
+    if mask is None:
+        return value
+    if isinstance(value, str):
+        return MASKS[mask].sub(MASK, value)
+    return f"<{type(value).__name__} {MASKS[mask].sub(MASK, repr(value))}>"

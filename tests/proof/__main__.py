@@ -65,7 +65,7 @@ class Part(NamedTuple):
 
 SEEDS, SLICE = 50_000, 10_000
 LEAST = 50
-"""So often each fault must have hit each place of the simulation that was met often."""
+"""So often each fault must have hit each place of the simulation."""
 CHAOS = "--kills 300 --pauses 60"
 PARTS = {
     **{

@@ -4,7 +4,6 @@ import importlib
 import time
 from random import SystemRandom
 from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,7 +12,7 @@ from flowkit.errors import ConfigError
 from flowkit.message import new_id
 from flowkit.ports import Clock, Ids, Random, Store, Transport
 from flowkit.telemetry import OFF, Telemetry, ambient
-from flowkit.url import mask
+from flowkit.url import mask, scheme
 
 STORES = {
     "sqlite": "flowkit.store.sqlite",
@@ -27,17 +26,21 @@ JITTER = SystemRandom().random
 """Of no seed: who sets one for all workers must not make them wait in step."""
 
 
+Url = Annotated[str, Field(repr=False)]
+"""A URL, which may have a password: no text of the settings shows it."""
+
+
 class Settings(BaseSettings):
     """What can be set. The environment name is FLOWKIT_ and the field's name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="FLOWKIT_", extra="ignore")
 
-    database_url: Annotated[str, Field(description="Store and default queue: sqlite:///… or postgresql://…")] = (
+    database_url: Annotated[Url, Field(description="Store and default queue: sqlite:///… or postgresql://…")] = (
         "sqlite:///flowkit.db"
     )
-    broker_url: Annotated[str, Field(description="Where messages travel; empty means the database")] = ""
-    broker_management_url: Annotated[str, Field(description="RabbitMQ's management API, to audit policies")] = ""
-    drain_url: Annotated[str, Field(description="A broker that is left: it is emptied, and nothing is sent there")] = ""
+    broker_url: Annotated[Url, Field(description="Where messages travel; empty means the database")] = ""
+    broker_management_url: Annotated[Url, Field(description="RabbitMQ's management API, to audit policies")] = ""
+    drain_url: Annotated[Url, Field(description="A broker that is left: it is emptied, and nothing is sent there")] = ""
     threads: Annotated[int, Field(ge=1, le=64, description="Threads that run handlers in one worker process")] = 4
     lease: Annotated[float, Field(ge=1, description="Seconds for which a silent worker keeps its messages")] = 30.0
     log_format: Annotated[Literal["text", "json"], Field(description="Lines of text, or a JSON object each")] = "text"
@@ -98,7 +101,7 @@ def open_transport(settings: Settings, store: Any) -> Transport:
             "FLOWKIT_BROKER_URL and FLOWKIT_DRAIN_URL are both set; set the second alone, to leave a broker for the "
             "database, or the first alone"
         )
-    if urlsplit(settings.broker_url).scheme not in ("", urlsplit(settings.database_url).scheme):
+    if scheme(settings.broker_url) not in ("", scheme(settings.database_url)):
         return _open_broker("BROKER", settings.broker_url, settings, store)
     from flowkit.transports.sql import SqlTransport
 
@@ -111,7 +114,7 @@ def open_transport(settings: Settings, store: Any) -> Transport:
 
 
 def _open_broker(setting: str, url: str, settings: Settings, store: Any) -> Transport:
-    if urlsplit(url).scheme not in ("amqp", "amqps"):
+    if scheme(url) not in ("amqp", "amqps"):
         raise ConfigError(
             f"FLOWKIT_{setting}_URL is {mask(url)}; write amqp://user:password@host/vhost, or unset it to send "
             "messages through the database"
@@ -125,7 +128,7 @@ def _open_broker(setting: str, url: str, settings: Settings, store: Any) -> Tran
 
 def open_store(settings: Settings, check: bool = True, clock: Clock | None = None, create: bool = True) -> Any:
     """Open the database of the settings; with `create`, make a SQLite file that is not there. Raises ConfigError."""
-    module = STORES.get(settings.database_url.split(":", 1)[0].split("+", 1)[0])
+    module = STORES.get(scheme(settings.database_url).split("+", 1)[0])
     if module is None:
         raise ConfigError(
             f"FLOWKIT_DATABASE_URL is {mask(settings.database_url)}; write sqlite:///path/to/file.db or "

@@ -13,6 +13,8 @@ from tests.services.postgresql import PostgreSQL, find_binaries
 from tests.services.rabbitmq import RabbitMQ
 
 CI = bool(os.environ.get("CI"))
+PROOF = bool(os.environ.get("FLOWKIT_PROOF"))
+"""Whether rows are shown with the full numbers of the proof, which takes longer."""
 
 # No deadlines: a busy machine is no bug. In CI the same examples each time.
 hypothesis.settings.register_profile("home", deadline=None)

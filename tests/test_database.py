@@ -1,6 +1,7 @@
 """Databases that fail, wait or fill: rows 8, 27 to 42, 57 and 63 of the failures."""
 
 import os
+import queue
 import shutil
 import sqlite3
 import statistics
@@ -11,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ from flowkit.store.postgresql import _key
 from flowkit.store.sqlite import SqliteDialect, driver, safe_wal
 from flowkit.testing import Harness
 from flowkit.testing.conformance import FLOW, message
+from tests.conftest import PROOF
 from tests.services.postgresql import PostgreSQL
 from tests.services.proxy import Proxy
 from tests.shop import Base, Effect, Order, effects, new_app, once, running
@@ -102,21 +104,23 @@ def checked(url: str, flows: list[str], count: int) -> None:
     store.close()
 
 
-def publish_safely(app: App, channel: Any, order: Order, id: str) -> bool:
-    """Publish as a careful client does, again under the same id until it is accepted. Whether it was cut."""
-    cut = False
+def publish_safely(app: App, channel: Any, order: Order, id: str) -> None:
+    """Publish as a careful client does, again under the same id until it is accepted."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
             app.publish(channel, order, id=id)
-            return cut
+            return
         except (OutcomeUnknown, StoreUnavailable):
-            cut = True
             time.sleep(0.02)
     raise AssertionError("the store did not come back")
 
 
+CUTS = 200 if PROOF else 30
+
+
 @pytest.mark.postgresql
+@pytest.mark.timeout(600)
 def test_row_27_connections_cut_during_commit(postgresql: PostgreSQL, postgresql_url: str) -> None:
     name = postgresql_url.rsplit("/", 1)[1]
     prepared(postgresql_url).close()
@@ -125,16 +129,16 @@ def test_row_27_connections_cut_during_commit(postgresql: PostgreSQL, postgresql
     with Proxy("127.0.0.1", postgresql.port) as proxy:
         services = connect(Settings(database_url=postgresql.url(name, port=proxy.port), lease=2))
         with working(app, services):
-            cuts = 0
-            for number in range(40):
-                proxy.cut_when(COMMIT, forward=number % 2 == 0)
-                cuts += publish_safely(app, orders, Order(name=str(number)), f"order-{number}")
-            wait_until(lambda: proxy.cuts >= 30)
-            for number in range(40, 60):
+            sent = 0
+            while proxy.cuts < CUTS:
+                proxy.cut_when(COMMIT, forward=sent % 2 == 0)
+                publish_safely(app, orders, Order(name=str(sent)), f"order-{sent}")
+                sent += 1
+            for number in range(sent, sent + 20):
                 publish_safely(app, orders, Order(name=str(number)), f"order-{number}")
             wait_until(lambda: quiet(postgresql_url, list(app.flows)))
         services.close()
-    checked(postgresql_url, list(app.flows), 120)
+    checked(postgresql_url, list(app.flows), 2 * (sent + 20))
 
 
 def quiet(url: str, flows: list[str]) -> bool:
@@ -146,13 +150,14 @@ def quiet(url: str, flows: list[str]) -> bool:
 
 
 @pytest.mark.postgresql
+@pytest.mark.timeout(600)
 def test_row_28_restarts_of_the_database_under_load(postgresql: PostgreSQL, postgresql_url: str) -> None:
     services = prepared(postgresql_url)
     app = new_app()
     orders = chain(app)
     sent = 0
     with working(app, services) as worker:
-        for how in ("fast", "immediate", "fast"):
+        for how in ("fast", "immediate") * (10 if PROOF else 1):
             for _ in range(30):
                 publish_safely(app, orders, Order(name=str(sent)), f"order-{sent}")
                 sent += 1
@@ -229,7 +234,9 @@ def test_row_27_a_connection_that_died_unseen_costs_no_attempt(postgresql_url: s
     def with_connection(order: Order, db: Connection) -> None:
         db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": cut(order)})
 
-    handlers = {"objects": with_objects, "work": with_work, "session": with_session, "connection": with_connection}
+    handlers: dict[str, Callable[..., object]] = {
+        "objects": with_objects, "work": with_work, "session": with_session, "connection": with_connection
+    }  # fmt: skip
     app.flow(orders, retry=RetryPolicy(attempts=1), name="accept")(handlers[kind])
     with running(app, postgresql_url) as harness:
         for number in range(5):
@@ -261,10 +268,13 @@ def test_row_57_an_owner_frozen_in_its_transaction_frees_its_rows(
     services.close()
 
 
+PAIRS = 1000 if PROOF else 300
+
+
 def test_row_34_many_pairs_of_copies_at_once(database_url: str) -> None:
     services = prepared(database_url)
     store: Any = services.store
-    copies = [Delivery(message(), FLOW) for _ in range(300)]
+    copies = [Delivery(message(), FLOW) for _ in range(PAIRS)]
     barrier = threading.Barrier(4)
     won: list[int] = []
 
@@ -284,9 +294,9 @@ def test_row_34_many_pairs_of_copies_at_once(database_url: str) -> None:
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert sum(won) == 300
+    assert sum(won) == PAIRS
     with store.unit("") as unit:
-        assert unit.read("SELECT count(*) FROM effects") == [(300,)]
+        assert unit.read("SELECT count(*) FROM effects") == [(PAIRS,)]
     services.close()
 
 
@@ -315,12 +325,13 @@ def test_row_38_a_row_that_cannot_be_sent_does_not_block_the_others() -> None:
         once(harness, *(f"{kind} {number}" for kind in ("free", "blocked") for number in range(5)))
 
 
+@pytest.mark.timeout(900)
 def test_row_39_many_writers_leak_no_lock_errors(sqlite_url: str) -> None:
     services = prepared(sqlite_url)
     app = new_app()
     orders = chain(app)
     errors: list[BaseException] = []
-    end = time.monotonic() + 3
+    end = time.monotonic() + (60 if PROOF else 3)
 
     def write(writer: int) -> None:
         number = 0
@@ -338,8 +349,8 @@ def test_row_39_many_writers_leak_no_lock_errors(sqlite_url: str) -> None:
         for thread in writers:
             thread.start()
         for thread in writers:
-            thread.join(60)
-        wait_until(lambda: sum(services.store.pending(list(app.flows))) == 0)
+            thread.join(120)
+        wait_until(lambda: sum(services.store.pending(list(app.flows))) == 0, 600)
     services.close()
     assert errors == []
     checked(sqlite_url, list(app.flows), 2 * sum(sent))
@@ -436,6 +447,35 @@ def test_row_42_an_unsafe_sqlite_keeps_no_write_ahead_log(
     dialect.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_row_42_a_store_that_was_opened_before_a_fork_is_refused_after_it(database_url: str) -> None:
+    """Two processes would speak on one connection to PostgreSQL, and SQLite's locks do not survive a fork."""
+    services, app = prepared(database_url), new_app()
+    store: Any = services.store
+    orders = chain(app)
+    app.connect(services)
+    app.publish(orders, Order(name="before"))
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            app.publish(orders, Order(name="child"))
+            os.write(tell, b"it used what its parent has open")
+        except BaseException as error:
+            os.write(tell, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    said = os.read(told, 1000).decode()
+    os.waitpid(child, 0)
+    os.close(told)
+    os.close(tell)
+    app.publish(orders, Order(name="after"))
+    assert store.ledger.balances()["shop.accept"].accepted == 2
+    services.close()
+    assert said.startswith("ConfigError: "), said
+    assert "fork" in said and "spawn" in said
+
+
 def test_row_63_slow_handlers_do_not_hold_up_publishers(sqlite_url: str) -> None:
     services = prepared(sqlite_url)
     app = new_app()
@@ -466,29 +506,37 @@ def test_row_63_slow_handlers_do_not_hold_up_publishers(sqlite_url: str) -> None
 def test_row_8_a_stuck_lane_does_not_starve_the_others(database_url: str) -> None:
     services = prepared(database_url)
     app = new_app()
-    stuck_orders, orders = app.channel("stuck", Order), app.channel("orders", Order)
-    release = threading.Event()
+    orders = app.channel("orders", Order)
+    handled: queue.SimpleQueue[float] = queue.SimpleQueue()
+    stuck, release = threading.Event(), threading.Event()
 
-    @app.flow(stuck_orders)
-    def stuck(order: Order) -> None:
-        release.wait(60)
+    @app.flow(orders, concurrency=4)
+    def accept(order: Order) -> None:
+        if order.deed == "stuck":
+            stuck.set()
+            release.wait(100)
+        else:
+            handled.put(time.monotonic())
 
-    @app.flow(orders, concurrency=3)
-    def free(order: Order, db: Session) -> None:
-        db.add(Effect(name=order.name))
+    def slowest() -> float:
+        """The time from its publishing that one of a hundred messages exceeds, in seconds. They come by the dozen."""
+        waits: list[float] = []
+        for _ in range(50):
+            began = time.monotonic()
+            app.publish_many(orders, [Order(name="other")] * 12)
+            waits += [handled.get(timeout=30) - began for _ in range(12)]
+        return statistics.quantiles(waits, n=100)[98]
 
-    try:
-        with working(app, services):
-            app.publish(stuck_orders, Order(name="stuck"))
-            app.publish_many(orders, [Order(name=str(number)) for number in range(500)])
-            wait_until(lambda: sum(services.store.pending(["shop.free"])) == 0)
-            assert sum(services.store.pending(["shop.stuck"])) == 1, "the stuck one was in its handler all the time"
-            release.set()
-            wait_until(lambda: sum(services.store.pending(["shop.stuck"])) == 0)
-    finally:
-        release.set()
-    services.close()
-    checked(database_url, list(app.flows), 500)
+    with closing(services), working(app, services), ExitStack() as last:
+        slowest()  # what is slow once only
+        alone = slowest()
+        last.callback(release.set)
+        app.publish(orders, Order(name="stuck", deed="stuck"))
+        assert stuck.wait(30)
+        beside = slowest()
+        wait_until(lambda: services.store.unfinished(["shop.accept"]) == 1)  # it was in its handler all the time
+    print(f"p99 {alone * 1000:.1f} ms, beside a stuck lane {beside * 1000:.1f} ms")
+    assert beside < 3 * 2 * max(alone, 0.005), "three times the bound: machines are noisy"
 
 
 def test_a_lease_ends_by_itself(database_url: str) -> None:

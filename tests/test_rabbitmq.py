@@ -1,13 +1,18 @@
 """RabbitMQ between the flows: what a real broker, and the network to it, do to them."""
 
+import asyncio
 import json
 import logging
 import os
+import random
+import selectors
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +27,13 @@ from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.relay import record
 from flowkit.engine.worker import Worker
 from flowkit.ports import Copy, Receipt
+from flowkit.telemetry import OFF
 from flowkit.testing.conformance import message
 from flowkit.transports.rabbitmq import sender
+from flowkit.transports.rabbitmq.link import FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS, Link
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.servers import servers
+from tests.conftest import PROOF
 from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQ
 from tests.shop import Base, Effect, Order, effects, new_app
@@ -230,7 +238,11 @@ def test_row_9_a_long_handler_does_not_cost_the_connection(
     assert "no connection" not in caplog.text
 
 
-def test_row_12_lost_confirms_are_sent_again_and_applied_once(shop: Shop, proxy: Proxy) -> None:
+def test_row_12_lost_confirms_are_sent_again_and_applied_once(
+    shop: Shop, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: Counter[str] = Counter()
+    monkeypatch.setattr(OFF, "ended", lambda _, ended: outcomes.update(type(one).__name__ for one in ended))
     with shop.worker():
         shop.publish("first")
         shop.check("first")
@@ -240,6 +252,7 @@ def test_row_12_lost_confirms_are_sent_again_and_applied_once(shop: Shop, proxy:
             shop.publish(*(f"{number}-{name}" for name in NAMES[:50]))
             wait_until(lambda: proxy.cuts > cuts)  # noqa: B023
         shop.check("first", *(f"{number}-{name}" for number in range(3) for name in NAMES[:50]))
+    assert outcomes["Duplicate"] > 0, "vacuous: the broker delivered nothing twice"
 
 
 def test_row_14_and_58_a_copy_without_its_queue_is_parked_and_sent_when_it_is_back(
@@ -298,24 +311,34 @@ def test_row_15_a_queue_that_does_not_answer_stops_its_own_flow_only(
     other.close()
 
 
+ALARM_SECONDS = 30 if PROOF else 1
+
+
 def test_row_17_an_alarm_fills_the_outbox_which_drains_afterwards(shop: Shop, rabbitmq_node: RabbitMQ) -> None:
     with shop.worker() as worker:
         shop.publish("first")
         shop.check("first")
         rabbitmq_node.ctl("set_vm_memory_high_watermark", "absolute", "1")
+        later: list[str] = []
         try:
             shop.publish(*NAMES)
             wait_until(lambda: not worker.services.transport.ready)
-            assert shop.store.pending(["shop.accept", "shop.invoice"]).now > 0
+            for second in range(ALARM_SECONDS):
+                names = [f"{second}-{name}" for name in NAMES[:50]]
+                shop.publish(*names)
+                later += names
+                time.sleep(1)
+            assert shop.store.pending(["shop.accept", "shop.invoice"]).now >= len(later)
         finally:
             rabbitmq_node.ctl("set_vm_memory_high_watermark", "0.4")
-        shop.check("first", *NAMES)
+        shop.check("first", *NAMES, *later)
 
 
+@pytest.mark.timeout(1200 if PROOF else 120)
 def test_row_18_a_broker_that_restarts_under_load_loses_nothing(shop: Shop, rabbitmq_node: RabbitMQ) -> None:
     sent: list[str] = []
     with shop.worker() as worker:
-        for number in range(2):
+        for number in range(20 if PROOF else 2):
             shop.publish(*(f"{number}-{name}" for name in NAMES))
             sent += [f"{number}-{name}" for name in NAMES]
             rabbitmq_node.kill()
@@ -428,6 +451,87 @@ def test_row_25_clients_that_were_cut_off_together_do_not_come_together(
             client.close()
         shop.close()
         store.close()
+
+
+CLIENTS = 200
+WINDOW_SECONDS = 0.1
+
+
+class Skipping(selectors.DefaultSelector):
+    """Waits for nothing: the time of a wait passes at once."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        self.now += 0 if ready else timeout or 0
+        return ready
+
+
+class Moment(asyncio.SelectorEventLoop):
+    """An event loop whose time is virtual."""
+
+    def __init__(self) -> None:
+        self._skipping = Skipping()
+        super().__init__(self._skipping)
+
+    def time(self) -> float:
+        return self._skipping.now
+
+
+async def herd(monkeypatch: pytest.MonkeyPatch, away: float, jitter: Callable[[], float]) -> list[float]:
+    """When clients that are cut off together try to connect, to a broker that comes back after some time."""
+    loop = asyncio.get_running_loop()
+    arrivals: list[float] = []
+    back = 0.0
+
+    class Connection:
+        """What is made for each try."""
+
+        def __init__(self, server: object, *, custom_ioloop: object, **calls: Callable[..., None]) -> None:
+            arrivals.append(loop.time())
+            self.is_open = loop.time() >= back
+            answer = "on_open_callback" if self.is_open else "on_open_error_callback"
+            loop.call_soon(calls[answer], self, ConnectionRefusedError())
+
+        def close(self) -> None:
+            self.is_open = False
+
+        @property
+        def is_closed(self) -> bool:
+            return not self.is_open
+
+    async def opened(connection: object) -> None: ...
+
+    monkeypatch.setattr("flowkit.transports.rabbitmq.link.Connection", Connection)
+    links = [Link(servers("amqp://127.0.0.1"), jitter, opened, lambda: None) for _ in range(CLIENTS)]
+    assert all([await link.ready(1) for link in links])
+    arrivals.clear()
+    began = loop.time()
+    back = began + away
+    for link in links:
+        link.abandon(link.connection, "cut")
+    while len(arrivals) < CLIENTS or not all(link.up.is_set() for link in links):
+        await asyncio.sleep(0.01)
+    for link in links:
+        await link.close()
+    return [time - began for time in arrivals]
+
+
+def busiest(arrivals: Sequence[float]) -> int:
+    """The most that come within a window."""
+    return max(bisect(arrivals, time + WINDOW_SECONDS) - number for number, time in enumerate(arrivals))
+
+
+@pytest.mark.parametrize("away", [0, 60])
+def test_row_25_two_hundred_clients_stay_below_a_rate(monkeypatch: pytest.MonkeyPatch, away: float) -> None:
+    """Each waits for a random part of a bound, the first time and when the broker has been away for a while."""
+    with asyncio.Runner(loop_factory=Moment) as runner:
+        arrivals = runner.run(herd(monkeypatch, away, random.Random(25).random))
+    spread = MOST_WAIT_SECONDS / 2 if away else FIRST_WAIT_SECONDS * 2
+    most = busiest([time for time in arrivals if time >= away / 2])
+    print(f"{most} of {CLIENTS} clients within {WINDOW_SECONDS} s, {len(arrivals)} tries in all")
+    assert most < 2.5 * CLIENTS * WINDOW_SECONDS / spread
 
 
 def test_row_69_rows_left_on_either_side_of_a_switch_are_drained(sqlite_url: str, rabbitmq_url: str) -> None:

@@ -145,7 +145,7 @@ def tls_port(certificates: Path, rabbitmq_node: RabbitMQ) -> Iterator[int]:
     ],
     ids=["known", "unverified", "system", "other-authority", "other-name"],
 )
-def test_tls_is_verified_unless_told_otherwise(
+def test_threat_tls_is_verified_unless_told_otherwise(
     sqlite_url: str, rabbitmq_node: RabbitMQ, tls_port: int, certificates: Path, host: str, options: str, message: str
 ) -> None:
     url = rabbitmq_node.url(tls_port).replace("amqp:", "amqps:").replace("127.0.0.1", host)
@@ -630,7 +630,7 @@ def test_a_publish_that_is_not_allowed_closes_the_channel_once(
     rabbitmq_node.ctl("delete_user", "limited")
 
 
-def test_a_queue_that_may_not_be_made_is_a_wrong_setting(sqlite_url: str, rabbitmq_node: RabbitMQ) -> None:
+def test_threat_tenants_without_the_right_to_make_a_queue_are_told_so(sqlite_url: str, rabbitmq_node: RabbitMQ) -> None:
     rabbitmq_node.start()
     rabbitmq_node.ctl("add_user", "reader", "secret")
     rabbitmq_node.ctl("set_permissions", "reader", "^$", ".*", ".*")

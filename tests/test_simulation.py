@@ -14,10 +14,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.simulation.fate import Demanded
-from tests.simulation.mutants import MUTANTS
+from flowkit.message import Message
+from flowkit.ports import Copy
+from tests.simulation.fate import Demanded, Planned
+from tests.simulation.mutants import MUTANTS, tokenless
 from tests.simulation.run import KINDS, Run, quiet, scratch, shortest, simulate
 from tests.simulation.shop import DEEDS, Order
+from tests.simulation.world import Process
 
 ROOT = Path(__file__).parent.parent
 SEEDS = int(os.environ.get("SIMULATE_SEEDS", "3000"))
@@ -74,6 +77,40 @@ def test_a_failure_is_shown_with_few_of_its_faults() -> None:
     for needed in small.faults:
         others = {fault.point: fault.kind for fault in small.faults if fault is not needed}
         assert not simulate(found.seed, others, mutate).failure, needed
+
+
+@pytest.mark.parametrize("name", ["renew", "release", "park"])
+@pytest.mark.parametrize("broken", [False, True])
+def test_who_holds_a_lease_no_longer_is_seen_when_it_changes_rows(name: str, broken: bool) -> None:
+    """Few seeds come to each of these statements too late."""
+    with ExitStack() as stack:
+        stack.enter_context(quiet())
+        if broken:
+            stack.enter_context(tokenless(name))
+        database = stack.enter_context(scratch()) / "sim.db"
+        run = stack.enter_context(Run(0, Planned({}), database, True, False, False, 1))
+        process = Process(run.world, "holder")
+
+        def late() -> None:
+            store = run.machine.services(process).store
+            with store.unit("") as unit:
+                unit.stage([Copy("row", Message("id", "test", "elsewhere", b"1"), "elsewhere")])
+                unit.commit()
+            for _ in range(2):
+                assert store.lease("elsewhere", 1, "worker", 1.0)
+                run.world.sleep(2.0)
+            row = ("row", 1)
+            if name == "park":
+                store.park({row: "refused"}, 1.0)
+            elif name == "renew":
+                store.renew([row], 1.0)
+            else:
+                store.release([row])
+
+        task = process.spawn("main", late)
+        run.world.run_for(10.0)
+        assert task.done
+        assert ["stale holder" in str(error) for error in run.world.errors] == [True] * broken
 
 
 class Faults(RuleBasedStateMachine):

@@ -1,6 +1,7 @@
 """The store on a SQL database: units of work, message rows and the schema. The dialect says what differs."""
 
 import logging
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -122,12 +123,18 @@ class SqlStore:
         self._fleet = Fleet(self)
         self._cleaner = Cleaner(self)
         self._joined: WeakSet[Engine] = WeakSet()
+        self._process = os.getpid()
         watch(dialect.engine)
 
     # ------------------------------------------------------------ units
 
     @contextmanager
     def unit(self, flow: str, deadline: float = SHORT_SECONDS, lane: str = "") -> Iterator[SqlUnit]:
+        if os.getpid() != self._process:
+            raise ConfigError(
+                "this process was forked after FlowKit had opened its store, whose connections belong to the parent; "
+                "start processes by multiprocessing's spawn, or connect the app after the fork"
+            )
         try:
             connection = HandlerConnection(self.dialect.engine)
         except Exception as error:

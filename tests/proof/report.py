@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.proof.rows import ROWS, WAITS, shown
+from tests.proof.rows import ROWS, WAITS, defended, shown
 
 WRITTEN = (
     "Written by `make proof`. What each part found in full is in [proof/](proof). Parts run beside each other, so the "
@@ -16,6 +16,8 @@ NOT_PROVEN = (
     "PostgreSQL; there, chaos and the tests with real processes show what they met, not all that could be met.",
     "Everything ran on one machine: no real power cut, no disk that lies about a sync, no network but the loopback and "
     "cables between namespaces.",
+    "On RabbitMQ a lane has fetched up to two batches ahead. If its handler hangs, these wait until it ends, at the "
+    "longest for its deadline; all other messages go on (row 8 is shown where rows are the queue).",
     "With an asynchronous standby, what a failover loses is measured and not prevented.",
     "An old primary that comes back is refused by processes that have seen the new one. One that starts while both are "
     "there takes the first that its URL names: fence the old one, as PostgreSQL's documentation demands.",
@@ -49,6 +51,9 @@ def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found]) -> N
         why = f"waits for {WAITS[number]}" if number in WAITS else "**none yet**"
         cases = [f"`{test}` {ran.get(test.partition('::')[2], {}).get('passed', 'not run')}" for test in tests]
         lines.append(f"| {number} | {ROWS[number]} | {'<br>'.join(cases) or why} |")
+    lines += ["", "| threat | tests |", "|---|---|"]
+    for threat, tests in defended().items():
+        lines.append(f"| {threat} | {'<br>'.join(f'`{test}`' for test in tests) or 'waits for its feature'} |")
     path.write_text("\n".join(lines) + "\n")
 
 

@@ -85,7 +85,23 @@ WAITS = {
     60: "order by key",
 }
 """What a row waits for that is not there yet."""
+THREATS = {
+    "code in data": ("code_in_data",),
+    "secrets in logs, URLs and errors": ("secrets", "wrong_passwords"),
+    "table and queue names": ("names",),
+    "header injection": ("control_characters",),
+    "TLS that is not verified": ("tls",),
+    "guests and other tenants of a broker": ("tenants",),
+    "XML and archives": (),
+    "requests to inner addresses by an HTTP connector": (),
+    "forged and replayed webhooks": (),
+    "scripts in payloads on a dashboard": (),
+    "the admin's HTTP": (),
+    "paths that leave their folder": (),
+}
+"""Threat -> what the names of its tests begin with, after `test_threat_`."""
 TEST = re.compile(r"def (test_rows?_\d[a-z0-9_]+)")
+THREAT = re.compile(r"def test_threat_([a-z0-9_]+)")
 NUMBERED = re.compile(r"test_rows?_(\d+(?:_and_\d+)*)")
 
 
@@ -100,4 +116,14 @@ def shown() -> dict[int, list[str]]:
             assert numbered is not None, test
             for number in map(int, numbered[1].split("_and_")):
                 found[number].append(f"{name}::{test}")
+    return found
+
+
+def defended() -> dict[str, list[str]]:
+    """Threat -> its tests, as file::test."""
+    found: dict[str, list[str]] = {threat: [] for threat in THREATS}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for test in THREAT.findall(path.read_text()):
+            threat = next(threat for threat, names in THREATS.items() if test.startswith(names))
+            found[threat].append(f"{path.relative_to(ROOT)}::test_threat_{test}")
     return found

@@ -27,7 +27,10 @@ class Management:
 
     def __init__(self, url: str, vhost: str) -> None:
         """`url`: http(s)://user:password@host:port. Raises ConfigError when it cannot be one."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(f"{SETTING} is {mask(url)}; write http://user:password@host:15672, or https://…")
         login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"

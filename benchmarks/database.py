@@ -1,14 +1,16 @@
 """The databases, and the broker, that the work is measured on: fresh ones for each run."""
 
 import os
+import platform
 import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import create_engine
 
@@ -23,6 +25,7 @@ from tests.services.rabbitmq import RabbitMQ
 from tests.services.rabbitmq import find_binaries as rabbitmq_binaries
 
 NAME = "bench"
+HERE = Path(__file__).parent
 
 
 class Database(Protocol):
@@ -131,6 +134,28 @@ def databases(wanted: set[str]) -> Iterator[list[Database]]:
                 node.start()
                 found.append(Rabbit(node, postgres))
         yield found
+
+
+def circumstances() -> dict[str, Any]:
+    """When, of what and on which machine something is measured: it goes with the results."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "fdatasync_ms": sync_ms(),
+    }
+
+
+def commit() -> str:
+    """The commit that is checked out, with a + where its code was changed since. Empty where there is none."""
+
+    def git(*words: str) -> str:
+        command = ["git", "--no-optional-locks", *words]
+        return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", ":/flowkit", ":/benchmarks/*.py")
+    return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
 
 
 def sync_ms() -> float:

@@ -47,7 +47,7 @@ class Naive:
     def __init__(self, place: Place, style: Style) -> None:
         self._style = style
         self._servers = place.servers.values()
-        self._committed = 0.0
+        self.committed = 0.0
         """When the last effects were committed."""
         self._store: Any = open_store(Settings(database_url=place.database), check=False)
         engine = self._store.dialect.engine
@@ -84,7 +84,7 @@ class Naive:
         while len(found) < count:
             order = self.step()
             if order is not None:
-                found.append(self._committed - order.at)
+                found.append(self.committed - order.at)
             elif time.monotonic() < end:
                 time.sleep(POLL_SECONDS)
             else:
@@ -122,7 +122,7 @@ class Naive:
             execute(self._enqueue, ("after", *named(order)))
         execute(self._remove, (number,))
         execute("COMMIT")
-        self._committed = time.time()
+        self.committed = time.time()
         return order
 
     def _write(self, order: Order) -> None:

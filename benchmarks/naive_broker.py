@@ -74,7 +74,7 @@ class NaiveBroker(Naive):
             self._write(order)
             execute(STORE, named(order))
             execute("COMMIT")
-            self._committed = time.time()
+            self.committed = time.time()
             self._outgoing.basic_publish("", AFTER, **message(order), mandatory=True)
             execute(SENT, (id,))
         else:

@@ -2,15 +2,13 @@
 
 import json
 import os
-import platform
-import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.database import Database, sync_ms
+from benchmarks.database import Database, circumstances
 from benchmarks.latency import PERCENTILES
 from benchmarks.producer import RATE
 from benchmarks.work import Style
@@ -37,10 +35,7 @@ class Report:
 
     def __init__(self, options: dict[str, object]) -> None:
         self._results: dict[str, Any] = {
-            "date": time.strftime("%Y-%m-%d"),
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
-            "fdatasync_ms": sync_ms(),
+            **circumstances(),
             "options": options,
             "latency_rate": RATE,
             "databases": {},

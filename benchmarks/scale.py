@@ -4,101 +4,121 @@ Each part compares runs of one place, in turns: CPU for each message where it ca
 """
 
 import argparse
-import gc
 import json
 import os
 import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.contender import DEADLINE_SECONDS, Lost, Place
-from benchmarks.cpu import Meter, of_trees
-from benchmarks.database import Database, databases
+from benchmarks.contender import Lost, Place, equal
+from benchmarks.cpu import of_trees
+from benchmarks.database import Database, circumstances, databases
 from benchmarks.latency import PERCENTILES
 from benchmarks.peers.entries import Entry
-from benchmarks.peers.stage import WARM, stage
+from benchmarks.peers.stage import stage
 from benchmarks.work import Order
-from benchmarks.worker import FlowKit
+from benchmarks.worker import FlowKit, Site
 from flowkit import App
-from flowkit.config import Settings, connect, open_store
-from flowkit.engine.worker import Worker
+from flowkit.config import Settings, open_store
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
-INBOX = (10_000, 1_000_000, 10_000_000)
-OUTBOX = (0, 1_000_000)
-BACKLOG = 1_000_000
+SIZES = (10_000, 1_000_000, 10_000_000)
+SLICE = 1_000_000
+"""Rows of one statement."""
 WORKERS = (1, 2, 4)
+EACH = 6
+"""Times as many messages, that every worker has begun long before the end."""
 LOADS = (0.1, 0.5, 0.8)
 AT_ONCE = 1e6
 """Messages per second that nobody publishes: all are due from the beginning."""
 TAILS = PERCENTILES | {"p99.9": 0.999}
 BODIES = {"250 B": 90, "64 KB": 64 * 1024, "1 MB": 1024 * 1024 - 1024}
-KNOWN = {
-    "sqlite": """
-        WITH RECURSIVE given (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM given WHERE number < {count})
-        INSERT INTO flowkit_inbox (flow, source, id, state, generation, attempts, suspect, changed)
-        SELECT 'bench.work', 'bench', '0000' || lower(hex(randomblob(16))), 1, 0, 0, 0, number FROM given""",
-    "postgresql": """
-        INSERT INTO flowkit_inbox (flow, source, id, state, generation, attempts, suspect, changed)
-        SELECT 'bench.work', 'bench', '0000' || gen_random_uuid(), 1, 0, 0, 0, number
-        FROM generate_series(1, {count}) AS number""",
+VOLUME = 128 * 1024 * 1024
+"""Bytes of the bodies of a run, if so many messages are not too few, or too many."""
+GIVEN = {
+    "SQLite": """
+        WITH RECURSIVE given (number) AS
+            (SELECT {first} UNION ALL SELECT number + 1 FROM given WHERE number < {last}),
+        named AS (SELECT number, printf('%032x', number) AS hex FROM given)""",
+    "PostgreSQL": """
+        WITH named AS (SELECT number, lpad(to_hex(number), 32, '0') AS hex
+                       FROM generate_series({first}, {last}) AS number)""",
 }
-"""Messages that were applied before, whose ids lie before those of new ones, as ids of growing times do."""
-DELAYED = """
-    INSERT INTO flowkit_messages (copy, flow, source, id, channel, body, type, time, generation, attempts, deliveries,
-                                  staged, due)
-    SELECT 'later-' || number, 'bench.work', 'bench', 'later-' || number, 'orders', '{{}}', 'Order', 0, 0, 0, 0, 0,
-           9000000000000000 + number FROM generate_series(1, {count}) AS number"""
+FILLED = {"SQLite": ["PRAGMA wal_checkpoint(TRUNCATE)"], "PostgreSQL": ["VACUUM (ANALYZE)", "CHECKPOINT"]}
+"""What databases do sooner or later with what was written: before anything is measured."""
+
+
+class Rows(NamedTuple):
+    """Rows that are there before, and how many of them still are."""
+
+    fill: str
+    left: str
+
+
+KNOWN = Rows(
+    """
+        INSERT INTO flowkit_inbox (flow, source, id, state, generation, attempts, suspect, changed)
+        SELECT 'bench.work', 'bench', '0000' || hex, 1, 0, 0, 0, {now} FROM named""",
+    "SELECT count(*) FROM flowkit_inbox WHERE flow = 'bench.work' AND source = 'bench' AND id < '0001'",
+)
+"""Messages that were applied just now, whose ids lie before those of new ones, as ids of growing times do."""
+DELAYED = Rows(
+    """
+        INSERT INTO flowkit_messages (copy, flow, source, id, channel, body, type, time, generation, attempts,
+                                      deliveries, staged, due)
+        SELECT '0000' || hex, 'bench.work', 'bench', '0000' || hex, 'orders', '{{}}', 'Order', {now}, 0, 0, 0, {now},
+               9000000000000000 + number FROM named""",
+    "SELECT count(*) FROM flowkit_messages WHERE copy < '0001'",
+)
 
 
 app = App("bench")
 app.flow(app.channel("orders", int), name="work")(lambda number: None)
 
 
+class Plan(NamedTuple):
+    """How much is measured."""
+
+    messages: int
+    rounds: int
+    sizes: tuple[int, int, int]
+    """Few rows or messages, many, and very many."""
+
+
 class Runs:
     """CPU for each message, and messages per second, of runs that take turns."""
 
     def __init__(self) -> None:
-        self._found: dict[str, list[tuple[float, float]]] = {}
+        self._found: dict[str, list[tuple[int, float, float]]] = {}
 
-    def add(self, name: str, cost: float, rate: float) -> None:
+    def add(self, name: str, count: int, cost: float, rate: float) -> None:
         print(f"  {name}: {cost * 1e6:.1f} µs of CPU for each message, {rate:,.0f} messages/s", flush=True)
-        self._found.setdefault(name, []).append((cost, rate))
+        self._found.setdefault(name, []).append((count, cost, rate))
+
+    def measure(self, name: str, site: Site, count: int) -> None:
+        """Let a worker empty a queue of so many."""
+        usage = site.run(count)
+        self.add(name, count, (usage.worker + usage.servers) / count, count / usage.wall)
 
     def results(self) -> dict[str, dict[str, float]]:
         """Medians, and the ratio of the cost to that of the first."""
-        costs = {name: statistics.median(cost for cost, _ in found) for name, found in self._found.items()}
+        costs = {name: statistics.median(cost for _, cost, _ in found) for name, found in self._found.items()}
         first = next(iter(costs.values()))
         return {
             name: {
+                "messages": found[0][0],
                 "cpu_us_per_message": round(costs[name] * 1e6, 1),
-                "messages_per_second": round(statistics.median(rate for _, rate in found)),
+                "messages_per_second": round(statistics.median(rate for *_, rate in found)),
                 "cost_ratio": round(costs[name] / first, 2),
             }
             for name, found in self._found.items()
         }
-
-
-def emptied(database: Database, batches: Iterable[Sequence[Order]], beforehand: str = "") -> tuple[float, float]:
-    """A queue is filled with these batches and emptied by one worker, after a statement of SQL: CPU for each message,
-    and messages per second."""
-    contender, count = FlowKit(database.fresh(), "none"), 0
-    try:
-        if beforehand:
-            contender.write(beforehand)
-        for orders in batches:
-            contender.send(orders)
-            count += len(orders)
-        usage = contender.run(count)
-    finally:
-        contender.close()
-    return (usage.worker + usage.servers) / count, count / usage.wall
 
 
 def batches(count: int, size: int, note: str = "n" * BODIES["250 B"]) -> Iterator[list[Order]]:
@@ -107,124 +127,134 @@ def batches(count: int, size: int, note: str = "n" * BODIES["250 B"]) -> Iterato
         yield [Order(id=number, note=note) for number in range(first, min(first + size, count))]
 
 
-def filled(database: Database, count: int, rounds: int, rows: Sequence[int], fill: str) -> dict[str, Any]:
-    """With so many rows there before. `fill` makes them."""
-    runs = Runs()
-    for _ in range(rounds):
-        for there in rows:
-            beforehand = fill.format(count=there) if there else ""
-            runs.add(f"{there:,} rows", *emptied(database, batches(count, count), beforehand))
-    return runs.results()
+def emptied(runs: Runs, name: str, database: Database, count: int, batches: Iterable[Sequence[Order]]) -> None:
+    """A queue is filled with these batches, and emptied by one worker."""
+    with closing(FlowKit(database.fresh(), "none")) as contender:
+        for orders in batches:
+            contender.send(orders)
+        runs.measure(name, contender, count)
 
 
-def inbox(database: Database, count: int, rounds: int) -> dict[str, Any]:
-    """With so many messages that were applied before."""
-    return filled(database, count, rounds, INBOX, KNOWN["sqlite" if database.name == "SQLite" else "postgresql"])
-
-
-def outbox(database: Database, count: int, rounds: int) -> dict[str, Any]:
-    """With so many messages that wait for their time."""
-    return filled(database, count, rounds, OUTBOX, DELAYED)
-
-
-def backlog(database: Database, count: int, rounds: int) -> dict[str, Any]:
-    """With so many messages in the queue. Once each: the large one is long enough."""
-    runs = Runs()
-    for there in (count, BACKLOG):
-        runs.add(f"{there:,} messages", *emptied(database, batches(there, 10_000)))
-    return runs.results()
-
-
-def bodies(database: Database, count: int, rounds: int) -> dict[str, Any]:
-    """With bodies of so many bytes."""
-    runs = Runs()
-    for _ in range(rounds):
-        for name, size in BODIES.items():
-            few = max(200, min(count, count * 1000 // size))
-            runs.add(name, *emptied(database, batches(few, 100, "n" * size)))
-    return runs.results()
-
-
-def flows(database: Database, count: int, rounds: int) -> dict[str, Any]:
-    """With so many channels, each with a flow of its own or without, and messages to all of the flows."""
-    runs = Runs()
-    for _ in range(rounds):
-        for channels, served in ((1, 1), (200, 200), (1_000, 1)):
-            cost, rate = spread(database.fresh(), channels, served, count)
-            runs.add(f"{channels:,} channels, {served} flows", cost, rate)
-    return runs.results()
-
-
-def spread(place: Place, channels: int, served: int, count: int) -> tuple[float, float]:
-    """CPU for each message, and messages per second, of an app with so many channels and flows."""
-    app, done, left = App("bench"), threading.Event(), [count]
-    counting = threading.Lock()
-
-    def handle(number: int) -> None:
-        with counting:
-            left[0] -= 1
-            if not left[0]:
-                done.set()
-
-    for number in range(channels):
-        channel = app.channel(f"channel-{number}", int)
-        if number < served:
-            app.flow(channel, name=f"flow-{number}")(handle)
-    settings = Settings(database_url=place.database, broker_url=place.broker)
-    store = open_store(settings, check=False)
-    store.upgrade()
-    store.close()
-    services = connect(settings)
-    app.connect(services)
-    services.transport.declare(list(app.flows))
-    for number in range(served):
-        app.publish_many(f"channel-{number}", range(count // served))
-    worker = Worker(app, services)
-    while place.broker and worker.relay.step():
-        """They go to the broker before anything is measured."""
-    thread = threading.Thread(target=worker.run)
-    gc.collect()
-    meter = Meter(place.servers.values())
-    thread.start()
-    finished = done.wait(DEADLINE_SECONDS)
-    usage = meter.read()
-    worker.stop()
-    thread.join()
-    services.close()
-    if not finished:
-        raise Lost(f"{left[0]} of {count} were not handled in {DEADLINE_SECONDS} s")
-    return (usage.worker + usage.servers) / count, count / usage.wall
-
-
-def workers(database: Database, count: int, rounds: int) -> dict[str, Any]:
-    """With so many worker processes."""
-    runs = Runs()
-    for _ in range(rounds):
-        for many in WORKERS:
-            with stage(Entry("FlowKit", "flowkit", 2 * count, style="add"), database) as one:
-                run = one.throughput(2 * count, many)
-            runs.add(f"{many} workers", sum(run.cpu.values()) / 1e6, run.rate)
-    return runs.results()
-
-
-def latency(database: Database, count: int, rounds: int) -> dict[str, Any]:
-    """At these parts of what one publisher and one worker bear together, from when a message was due, through
-    `app.publish_many` of all that is due, to the commit of its effect."""
-    entry = Entry("FlowKit", "flowkit", count, style="add")
-    with stage(entry, database) as one:
-        most = 2 * count * (1 - WARM) / max(one.latency(2 * count, AT_ONCE))
-    found: dict[str, Any] = {"most_messages_per_second": round(most)}
-    for load in LOADS:
-        rate = most * load
-        with stage(entry, database) as one:
-            times = sorted(one.latency(int(max(1_000, 10 * rate)), rate))
-        name = f"{load:.0%}: {rate:,.0f} messages/s"
-        found[name] = {part: round(times[int(len(times) * share)] * 1e3, 2) for part, share in TAILS.items()}
-        print(f"  {name}: {found[name]} ms", flush=True)
+def filled(database: Database, plan: Plan, sizes: Sequence[int], rows: Rows) -> dict[str, Any]:
+    """Rounds with so many rows there before, and with the first number of them directly before and after: to fill a
+    database takes longer than the rounds."""
+    few, *others = sizes
+    kind = "SQLite" if database.name == "SQLite" else "PostgreSQL"
+    found = {}
+    for many in others:
+        runs = Runs()
+        for there in (few, many, few):
+            with closing(FlowKit(database.fresh(), "none")) as contender:
+                for first in range(0, there, SLICE):
+                    last = min(first + SLICE, there) - 1
+                    fill = GIVEN[kind] + rows.fill
+                    contender.execute(fill.format(first=first, last=last, now=int(time.time() * 1e6)))
+                for _ in range(plan.rounds):
+                    for statement in FILLED[kind]:
+                        contender.execute(statement)
+                    contender.send(next(batches(plan.messages, plan.messages)))
+                    runs.measure(f"{there:,} rows", contender, plan.messages)
+                equal("rows that are still there", contender.execute(rows.left), there)
+        found[f"{many:,} rows"] = runs.results()
     return found
 
 
-def idle(database: Database, count: int, rounds: int) -> dict[str, Any]:
+def inbox(database: Database, plan: Plan) -> dict[str, Any]:
+    """With so many messages that were applied before."""
+    return filled(database, plan, plan.sizes, KNOWN)
+
+
+def outbox(database: Database, plan: Plan) -> dict[str, Any]:
+    """With so many messages that wait for their time."""
+    return filled(database, plan, (0, plan.sizes[1]), DELAYED)
+
+
+def backlog(database: Database, plan: Plan) -> dict[str, Any]:
+    """With so many messages in the queue. Once each: the large one is long enough."""
+    runs = Runs()
+    for there in (plan.messages, plan.sizes[1]):
+        emptied(runs, f"{there:,} messages", database, there, batches(there, 10_000))
+    return runs.results()
+
+
+def bodies(database: Database, plan: Plan) -> dict[str, Any]:
+    """With bodies of so many bytes."""
+    runs = Runs()
+    for _ in range(plan.rounds):
+        for name, size in BODIES.items():
+            count = min(plan.messages, max(200, VOLUME // size))
+            emptied(runs, name, database, count, batches(count, 100, "n" * size))
+    return runs.results()
+
+
+def flows(database: Database, plan: Plan) -> dict[str, Any]:
+    """With so many channels, each with a flow, and so many of these in the worker, which all get messages."""
+    runs = Runs()
+    for _ in range(plan.rounds):
+        for channels, served in ((1, 1), (200, 200), (1_000, 1)):
+            spread(runs, database.fresh(), channels, served, plan.messages // served)
+    return runs.results()
+
+
+def spread(runs: Runs, place: Place, channels: int, served: int, count: int) -> None:
+    """So many messages for each of the flows that are served. The others are those of another app."""
+    app = App("bench")
+    for number in range(channels):
+        channel = app.channel(f"channel-{number}", int)
+        if number < served:
+            app.flow(channel, name=f"flow-{number}")(lambda number: None)
+    with closing(Site(place, app)) as site:
+        store = site.services.store
+        store.subscribe({f"other.flow-{number}": f"channel-{number}" for number in range(served, channels)})
+        for number in range(served):
+            app.publish_many(f"channel-{number}", range(count))
+        site.settle()
+        runs.measure(f"{channels:,} channels, {served} flows served", site, served * count)
+        applied = {flow: balance.applied for flow, balance in store.ledger.balances().items() if flow in app.flows}
+        equal("applied", applied, dict.fromkeys(app.flows, count))
+
+
+def workers(database: Database, plan: Plan) -> dict[str, Any]:
+    """With so many worker processes."""
+    runs, count = Runs(), EACH * plan.messages
+    for _ in range(plan.rounds):
+        for many in WORKERS:
+            with stage(Entry("FlowKit", "flowkit", count, style="add"), database) as one:
+                run = one.throughput(count, many)
+            runs.add(f"{many} workers", count, sum(run.cpu.values()) / 1e6, run.rate)
+    return runs.results()
+
+
+def latency(database: Database, plan: Plan) -> dict[str, Any]:
+    """At these parts of what one publisher and one worker bear together, from when a message was due, through
+    `app.publish_many` of all that is due, to the commit of its effect."""
+    entry = Entry("FlowKit", "flowkit", plan.messages, style="add")
+    most = statistics.median(bearable(entry, database, 2 * plan.messages) for _ in range(plan.rounds))
+    counts = {load: int(max(1_000, 10 * load * most)) for load in LOADS}
+    runs: dict[float, list[dict[str, float]]] = {load: [] for load in LOADS}
+    for _ in range(plan.rounds):
+        for load, found in runs.items():
+            with stage(entry, database) as one:
+                times = sorted(one.latency(counts[load], load * most))
+            found.append({part: times[int(len(times) * share)] * 1e3 for part, share in TAILS.items()})
+            print(f"  {load:.0%}: {found[-1]} ms", flush=True)
+    return {"most_messages_per_second": round(most)} | {
+        f"{load:.0%}: {load * most:,.0f} messages/s": {
+            "messages": counts[load],
+            **{part: round(statistics.median(run[part] for run in found), 2) for part in TAILS},
+        }
+        for load, found in runs.items()
+    }
+
+
+def bearable(entry: Entry, database: Database, count: int) -> float:
+    """Messages per second, where all are due from the beginning."""
+    with stage(entry, database) as one:
+        times = one.latency(count, AT_ONCE)
+    return len(times) / (max(times) - min(times))
+
+
+def idle(database: Database, plan: Plan) -> dict[str, Any]:
     """A worker that starts, and then has nothing to do: as users start it."""
     place = database.fresh()
     settings = Settings(database_url=place.database, broker_url=place.broker)
@@ -278,7 +308,7 @@ def memory(pid: int) -> float:
     return round(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
 
 
-PARTS: dict[str, Callable[[Database, int, int], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Database, Plan], dict[str, Any]]] = {
     "workers": workers,
     "inbox": inbox,
     "outbox": outbox,
@@ -289,20 +319,22 @@ PARTS: dict[str, Callable[[Database, int, int], dict[str, Any]]] = {
     "idle": idle,
 }
 DATABASES = ("sqlite", "postgresql", "rabbitmq")
-WITHOUT = {("SQLite", "outbox"), ("SQLite", "workers"), ("RabbitMQ + PostgreSQL", "outbox")}
-"""SQLite has one writer; behind a broker what waits is in PostgreSQL all the same."""
+WITHOUT = {("SQLite", "workers")}
+"""It has one writer."""
 
 
-def main() -> None:
-    """Measure, print, and write the results."""
+def main() -> int:
+    """Measure, print, and write the results of each part, with those of other parts that are there. 1 if one failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--messages", type=int, default=10_000, help="of each run")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sizes", type=int, nargs=3, default=SIZES, help="few, many and very many rows or messages")
     parser.add_argument("--databases", nargs="+", default=DATABASES, choices=DATABASES)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that every process that was started is ended
+    plan, failed = Plan(options.messages, options.rounds, tuple(options.sizes)), 0
     results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
     with databases(set(options.databases)) as found:
         for name, part in PARTS.items():
@@ -310,11 +342,17 @@ def main() -> None:
                 if name not in options.parts or (database.name, name) in WITHOUT:
                     continue
                 print(f"{name} on {database.name}")
-                measured = part(database, options.messages, options.rounds)
-                results.setdefault(name, {})[database.name] = measured
+                about = circumstances() | {"version": database.version, "rounds": plan.rounds}
+                try:
+                    about["results"] = part(database, plan)
+                except Exception as error:
+                    about["error"], failed = f"{type(error).__name__}: {error}", 1
+                    print(f"  {about['error']}", file=sys.stderr, flush=True)
+                results.setdefault(name, {})[database.name] = about
                 options.output.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,9 +9,8 @@ from typing import Any
 from benchmarks.contender import DEADLINE_SECONDS, Lost, equal
 from benchmarks.cpu import Meter
 from benchmarks.database import Database
+from benchmarks.worker import Site
 from flowkit import App
-from flowkit.config import Settings, connect, open_store
-from flowkit.engine.worker import Worker
 
 CONCURRENCY = 500
 WAIT_SECONDS = 0.1
@@ -34,22 +33,16 @@ def waiting(database: Database, count: int) -> dict[str, float]:
     """500 `async def` handlers at once, each waiting 100 ms; the broker asks for a heartbeat every 2 s."""
     place = database.fresh()
     broker = f"{place.broker}?heartbeat={HEARTBEAT_SECONDS}" if place.broker else ""
-    settings = Settings(database_url=place.database, broker_url=broker)
-    store = open_store(settings, check=False)
-    store.upgrade()
-    store.close()
-    services: Any = connect(settings)
-    store, app, losses = services.store, _app(), Losses()
-    app.connect(services)
-    services.transport.declare(list(app.flows))
+    app, losses = _app(), Losses()
+    site = Site(place._replace(broker=broker), app)
+    store = site.services.store
     app.publish_many("calls", range(count))
-    worker = Worker(app, services)
-    while place.broker and worker.relay.step():
-        """They go to the broker before anything is measured."""
+    site.settle()
     logging.getLogger("flowkit.rabbitmq").addHandler(losses)
     silence = 0.0
-    thread = threading.Thread(target=worker.run)
     meter = Meter(place.servers.values())
+    worker = site.worker(lambda items: None)
+    thread = threading.Thread(target=worker.run)
     end = time.monotonic() + DEADLINE_SECONDS
     thread.start()
     try:
@@ -64,7 +57,7 @@ def waiting(database: Database, count: int) -> dict[str, float]:
         thread.join()
         logging.getLogger("flowkit.rabbitmq").removeHandler(losses)
     balance: Any = store.ledger.balances()["bench.call"]
-    services.close()
+    site.close()
     equal("applied", balance.applied, count)
     return {
         "messages_per_second": round(count / usage.wall),

@@ -3,23 +3,22 @@
 import argparse
 import json
 import os
-import platform
 import signal
 import sys
-import time
 from collections import defaultdict
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contender import Lost
-from benchmarks.database import Database, databases, sync_ms
+from benchmarks.database import Database, circumstances, databases
 from benchmarks.peers.entries import CONTESTS, LATENCY, Contest, Entry
-from benchmarks.peers.stage import Run, stage
+from benchmarks.peers.stage import Run, Stage, stage
 
 RESULTS = Path(__file__).parent.parent / "results" / "peers.json"
 LIBRARIES = ("celery", "dramatiq", "faststream", "procrastinate", "dbos", "awa-pg", "huey", "pika", "psycopg")
@@ -27,6 +26,7 @@ RATE = 200.0
 """Messages per second, where latency is measured."""
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 NAMES = {"rabbitmq": "RabbitMQ + PostgreSQL", "postgresql": "PostgreSQL", "sqlite": "SQLite"}
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -42,10 +42,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that every process that was started is ended
     wanted = {"rabbitmq" if one == "latency" else one for one in options.contests}
     results: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "fdatasync_ms": sync_ms(),
+        **circumstances(),
         "rounds": options.rounds,
         "versions": {name: version(name) for name in LIBRARIES},
         "contests": {},
@@ -62,32 +59,40 @@ def main() -> None:
                     "version": by_name[NAMES[contest.database]].version,
                     "entries": summary(contest, runs),
                 }
+                write(options.output, results)
                 show(console, contest.name, results["contests"][contest.name]["entries"])
         if "latency" in options.contests:
             results["latency"] = latencies(by_name[NAMES["rabbitmq"]], options.rounds, options.seconds)
+            write(options.output, results)
             show_latency(console, results["latency"])
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """Write what is measured so far: who fails later does not take it along."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
 
 
 def play(database: Database, entries: list[Entry], rounds: int, share: float) -> dict[Entry, list[Run]]:
-    """So many rounds, in each of which every entry has its turn: machines drift. Who failed plays once more."""
+    """So many rounds, in each of which every entry has its turn: machines drift."""
     runs: dict[Entry, list[Run]] = defaultdict(list)
     for number in range(rounds):
         for entry in entries:
-            try:
-                run = once(entry, database, share)
-            except Lost as error:
-                print(f"{entry.title} failed, and plays again: {error}", flush=True)
-                run = once(entry, database, share)
+            run = played(entry, database, lambda one: one.throughput(int(one.entry.count * share)))
             runs[entry].append(run)
             print(f"{number + 1}/{rounds} {database.name}, {entry.title}: {run.rate:,.0f}/s", flush=True)
     return runs
 
 
-def once(entry: Entry, database: Database, share: float) -> Run:
+def played(entry: Entry, database: Database, run: Callable[[Stage], T]) -> T:
+    """What came of a run. Who failed plays once more."""
+    try:
+        with stage(entry, database) as one:
+            return run(one)
+    except Lost as error:
+        print(f"{entry.title} failed, and plays again: {error}", flush=True)
     with stage(entry, database) as one:
-        return one.throughput(int(entry.count * share))
+        return run(one)
 
 
 def summary(contest: Contest, runs: dict[Entry, list[Run]]) -> list[dict[str, Any]]:
@@ -116,8 +121,7 @@ def latencies(database: Database, rounds: int, seconds: float) -> list[dict[str,
     found: dict[str, list[dict[str, float]]] = defaultdict(list)
     for number in range(rounds):
         for entry in LATENCY:
-            with stage(entry, database) as one:
-                times = sorted(one.latency(int(seconds * RATE), RATE))
+            times = sorted(played(entry, database, lambda one: one.latency(int(seconds * RATE), RATE)))
             run = {name: times[int(len(times) * part)] * 1e3 for name, part in PERCENTILES.items()}
             found[entry.name].append(run)
             print(f"{number + 1}/{rounds} latency, {entry.name}: {run}", flush=True)

@@ -5,10 +5,11 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
-from awa import AsyncClient, Client, Job
+from awa import AsyncClient, Client, Job, bridge
 
-from benchmarks.peers.part import Brief, Handler, batches, play
+from benchmarks.peers.part import Brief, Handler, batches, checked, play
 
 BRIEF = Brief.read()
 QUEUE, AFTER = "work", "after"
@@ -32,9 +33,13 @@ def fill(bodies: Iterator[str]) -> None:
         client.enqueue_many_copy([Work(body) for body in batch], queue=QUEUE)
 
 
+def enlist(connection: Any, body: str) -> None:
+    bridge.insert_job_sync(connection, After(body), queue=AFTER)
+
+
 async def serve() -> None:
-    client, producer = AsyncClient(BRIEF.database), Client(BRIEF.database)
-    handler = Handler(BRIEF, lambda body: producer.insert(After(body), queue=AFTER))
+    client = AsyncClient(BRIEF.database)
+    handler = Handler(BRIEF, enlist=enlist)
 
     @client.task(Work, queue=QUEUE)
     async def handle(job: "Job[Work]") -> None:
@@ -55,5 +60,10 @@ def work() -> None:
     asyncio.run(serve())
 
 
+def check(count: int) -> str:
+    stats = Client(BRIEF.database).queue_stats()
+    return checked(count, lambda: sum(one.total_queued for one in stats if one.queue == AFTER))
+
+
 if __name__ == "__main__":
-    play(fill, work)
+    play(fill, work, check)

@@ -1,4 +1,8 @@
-"""DBOS: each message is a durable workflow that a queue in PostgreSQL starts."""
+"""DBOS: each message is a durable workflow that a queue in PostgreSQL starts.
+
+Its records of a workflow and of its steps are the inbox and the outbox: a workflow that runs again does not send again
+what it sent.
+"""
 
 import signal
 import threading
@@ -6,7 +10,8 @@ from collections.abc import Iterator
 
 from dbos import DBOS, DBOSClient
 
-from benchmarks.peers.part import Brief, Handler, play
+from benchmarks.peers.part import Brief, Tally, asked, play
+from benchmarks.work import Order
 
 BRIEF = Brief.read()
 QUEUE, AFTER = "work", "after"
@@ -15,11 +20,10 @@ URL = BRIEF.database.replace("postgresql:", "postgresql+psycopg:")
 
 @DBOS.workflow(name="work")
 def handle(body: str) -> None:
-    handler(body)
-
-
-def onward(body: str) -> None:
-    DBOS.enqueue_workflow(AFTER, later, body)
+    if BRIEF.work == "reliable":
+        Order.model_validate_json(body)
+        DBOS.enqueue_workflow(AFTER, later, body)
+    tally.add()
 
 
 @DBOS.workflow(name="after")
@@ -27,7 +31,7 @@ def later(body: str) -> None:
     """Its queue is served by nobody."""
 
 
-handler = Handler(BRIEF, onward)
+tally = Tally(BRIEF.tally)
 
 
 def fill(bodies: Iterator[str]) -> None:
@@ -56,5 +60,13 @@ def launch(*queues: str) -> None:
         DBOS.register_queue(queue, worker_concurrency=int(BRIEF.shape), polling_interval_sec=0.01)
 
 
+def check(count: int) -> str:
+    """Who ended, and who waits in the queue that is not served."""
+    wanted = {("work", "SUCCESS"): count} | ({("after", "ENQUEUED"): count} if BRIEF.work == "reliable" else {})
+    rows = asked(BRIEF, "SELECT name, status, count(*) FROM dbos.workflow_status GROUP BY name, status")
+    found = {(name, status): many for name, status, many in rows}
+    return "" if found == wanted else f"workflows: {found}, not {wanted}"
+
+
 if __name__ == "__main__":
-    play(fill, work)
+    play(fill, work, check)

@@ -1,5 +1,6 @@
 """FastStream on uvloop: as many handlers at once as messages are prefetched. It acknowledges when one is done."""
 
+import time
 from collections.abc import Iterator
 
 import uvloop
@@ -36,10 +37,11 @@ async def reliable(body: str) -> None:
                 await cursor.execute(INSERTED, (order.id, order.total))
             await cursor.execute(STORED, (str(order.id), body))
         await cursor.execute("COMMIT")
+        committed = time.time()
         if new:
             await broker.publish(body, ONWARD, persist=True)
             await cursor.execute(DONE, (str(order.id),))
-    tally.add(order.at)
+    tally.add(order.at, committed)
 
 
 @broker.subscriber(QUEUE, ack_policy=AckPolicy.NACK_ON_ERROR)

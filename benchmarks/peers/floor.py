@@ -2,11 +2,12 @@
 
 Bare pika and psycopg, which know nothing but this work: no retries, no dead letters, no foreign messages, no second
 queue. What was received is validated; inbox, business rows and outbox are one statement for a batch, in one
-transaction; the batch is published, and while its confirms come the next one is worked on; then its outbox rows are
-removed, and it is acknowledged at once.
+transaction; the batch is published, and while its confirms come the next one is worked on; then it is acknowledged at
+once. Its outbox rows are removed with the next batch, or when no more comes.
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,21 +21,24 @@ from benchmarks.work import Order
 BRIEF = Brief.read()
 QUEUE, BATCH = "work", 100
 QUORUM = {"x-queue-type": "quorum"}
-WORK = """
-    WITH given AS (SELECT * FROM unnest(%s::text[], %s::bigint[], %s::double precision[], %s::text[])
+IDLE_SECONDS = 0.05
+SENT = "DELETE FROM peer_outbox WHERE id = ANY(%s)"
+WORK = f"""
+    WITH sent AS ({SENT}),
+         given AS (SELECT * FROM unnest(%s::text[], %s::bigint[], %s::double precision[], %s::text[])
                    AS given (id, number, total, body)),
          new AS (INSERT INTO peer_inbox (id) SELECT id FROM given ON CONFLICT DO NOTHING RETURNING id),
          business AS (INSERT INTO bench_rows (id, total) SELECT number, total FROM given JOIN new USING (id) WHERE %s)
     INSERT INTO peer_outbox (id, body) SELECT id, body FROM given JOIN new USING (id) RETURNING id, body"""
-SENT = "DELETE FROM peer_outbox WHERE id = ANY(%s)"
 
 
 class Batch:
     """What was published together, and is not confirmed yet."""
 
-    def __init__(self, ids: list[str], orders: list[Order], tag: int, left: int) -> None:
+    def __init__(self, ids: list[str], orders: list[Order], committed: float, tag: int, left: int) -> None:
         self.ids = ids
         self.orders = orders
+        self.committed = committed
         self.tag = tag
         self.left = left
 
@@ -48,6 +52,9 @@ class Floor:
         self._found: list[tuple[int, bytes]] = []
         self._confirmed = self._published = 0
         self._open: list[Batch] = []
+        self._sent: list[str] = []
+        """Rows of the outbox that can be removed."""
+        self._seen = 0
         self._planned = False
         self.connection = SelectConnection(URLParameters(BRIEF.broker), on_open_callback=self._opened)
 
@@ -62,6 +69,7 @@ class Floor:
         self._in = channel
         channel.basic_qos(prefetch_count=4 * BATCH)
         channel.basic_consume(QUEUE, self._came)
+        self._look()
 
     def _came(self, _: Any, method: Any, properties: Any, body: bytes) -> None:
         self._found.append((method.delivery_tag, body))
@@ -81,13 +89,15 @@ class Floor:
         orders = [Order.model_validate_json(body) for _, body in found]
         ids = [str(order.id) for order in orders]
         columns = (ids, [order.id for order in orders], [order.total for order in orders])
-        self._cursor.execute(WORK, (*columns, [body.decode() for _, body in found], BRIEF.style != "none"))
+        bodies = [body.decode() for _, body in found]
+        self._cursor.execute(WORK, (self._sent, *columns, bodies, BRIEF.style != "none"))
+        committed, self._sent = time.time(), []
         onward = self._cursor.fetchall()
         for id, body in onward:
             properties = BasicProperties(message_id=id, delivery_mode=DeliveryMode.Persistent)
             self._out.basic_publish("", AFTER, body, properties, mandatory=True)
         self._published += len(onward)
-        self._open.append(Batch([id for id, _ in onward], orders, found[-1][0], self._published))
+        self._open.append(Batch([id for id, _ in onward], orders, committed, found[-1][0], self._published))
         self._finish()
 
     def _answered(self, frame: Any) -> None:
@@ -98,10 +108,18 @@ class Floor:
     def _finish(self) -> None:
         while self._open and self._open[0].left <= self._confirmed:
             batch = self._open.pop(0)
-            self._cursor.execute(SENT, (batch.ids,))
+            self._sent += batch.ids
             self._in.basic_ack(batch.tag, multiple=True)
             for order in batch.orders:
-                self._tally.add(order.at)
+                self._tally.add(order.at, batch.committed)
+
+    def _look(self) -> None:
+        """Remove what was sent, where no batch came since the last look."""
+        if self._sent and self._seen == self._published:
+            self._cursor.execute(SENT, (self._sent,))
+            self._sent = []
+        self._seen = self._published
+        self.connection.ioloop.call_later(IDLE_SECONDS, self._look)
 
 
 def fill(bodies: Iterator[str]) -> None:

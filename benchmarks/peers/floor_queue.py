@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 from psycopg import Connection
@@ -47,8 +48,9 @@ def work() -> None:
             columns = ([id for id, _ in found], [one.id for one in orders], [one.total for one in orders])
             if found:
                 connection.execute(WORK, (*columns, [body for _, body in found], BRIEF.style != "none"))
+        committed = time.time()
         for order in orders:
-            tally.add(order.at)
+            tally.add(order.at, committed)
         if not found:
             ended.wait(0.05)
 

@@ -1,6 +1,7 @@
 """FlowKit: one worker, as it comes."""
 
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -9,9 +10,9 @@ from queue import SimpleQueue
 from benchmarks.contender import Lost
 from benchmarks.peers.part import Brief, Tally, play
 from benchmarks.producer import sender
-from benchmarks.work import Order, bench_app
+from benchmarks.work import Order
 from benchmarks.worker import FlowKit, FlowKitFromBroker
-from flowkit.config import Settings, connect
+from flowkit import App
 from flowkit.engine.item import Item
 from flowkit.ports import Done
 
@@ -19,32 +20,28 @@ BRIEF = Brief.read()
 
 
 def fill(bodies: Iterator[str]) -> None:
-    orders = map(Order.model_validate_json, bodies)
+    contender = FlowKit(BRIEF.place, BRIEF.style)
+    send = sender(FlowKitFromBroker.name, BRIEF.database, BRIEF.broker) if BRIEF.shape else None
+    orders = map(Order.model_validate_json, bodies)  # from the first one that is taken on they are due
     first = next(orders)
     if not first.at:
-        contender = FlowKit(BRIEF.place, BRIEF.style)
         contender.send([first, *orders])
-        contender.close()
-        return
-    # Who publishes beside a worker has none of its own, which would take some of the messages.
-    if BRIEF.shape:
-        send = sender(FlowKitFromBroker.name, BRIEF.database, BRIEF.broker)
+    elif send:
         for order in chain([first], orders):
             send(order)
-        return
-    due: SimpleQueue[Order | None] = SimpleQueue()
-    with ThreadPoolExecutor(1) as pool:
-        publishing = pool.submit(publish, due)
-        for order in chain([first], orders):
-            due.put(order)
-        due.put(None)
-        publishing.result()
+    else:
+        due: SimpleQueue[Order | None] = SimpleQueue()
+        with ThreadPoolExecutor(1) as pool:
+            publishing = pool.submit(publish, contender.app, due)
+            for order in chain([first], orders):
+                due.put(order)
+            due.put(None)
+            publishing.result()
+    contender.close()
 
 
-def publish(due: "SimpleQueue[Order | None]") -> None:
+def publish(app: App, due: "SimpleQueue[Order | None]") -> None:
     """Publish what is due, all of it at once, until nothing more will be."""
-    app = bench_app(BRIEF.style)
-    app.connect(connect(Settings(database_url=BRIEF.database, broker_url=BRIEF.broker)))
     order = due.get()
     while order is not None:
         orders = [order]
@@ -57,15 +54,15 @@ def publish(due: "SimpleQueue[Order | None]") -> None:
 def work() -> None:
     contender, tally = FlowKit(BRIEF.place, BRIEF.style), Tally(BRIEF.tally)
 
-    def committed(items: Sequence[Item]) -> None:
+    def observe(items: Sequence[Item]) -> None:
+        committed = time.time()
         for item in items:
             if isinstance(item.outcome, Done) and isinstance(item.body, Order):
-                tally.add(item.body.at)
+                tally.add(item.body.at, committed)
 
-    for lane in contender.worker.lanes:
-        lane.pipeline.observe = committed
-    signal.signal(signal.SIGTERM, lambda *_: contender.worker.stop())
-    contender.worker.run()
+    worker = contender.worker(observe)
+    signal.signal(signal.SIGTERM, lambda *_: worker.stop())
+    worker.run()
     contender.close()
 
 

@@ -21,7 +21,7 @@ def work() -> None:
     contender, tally = NaiveBroker(BRIEF.place, BRIEF.style), Tally(BRIEF.tally)
     while True:
         if order := contender.step():
-            tally.add(order.at)
+            tally.add(order.at, contender.committed)
 
 
 if __name__ == "__main__":

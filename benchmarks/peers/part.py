@@ -61,7 +61,8 @@ class Brief(BaseModel):
 
 
 class Tally:
-    """A file that gets one record for each message that was handled: seconds since it was meant to be sent, or 0.
+    """A file that gets one record for each message whose work is done: seconds from when it was meant to be sent until
+    its effects were committed, or 0.
 
     Any thread of any process may add to it: an append of a few bytes is one system call, and is not torn.
     """
@@ -70,8 +71,8 @@ class Tally:
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def add(self, at: float = 0.0) -> None:
-        os.write(self._file, RECORD.pack(time.time() - at if at else 0.0))
+    def add(self, at: float = 0.0, committed: float = 0.0) -> None:
+        os.write(self._file, RECORD.pack(committed - at if at else 0.0))
 
     def count(self) -> int:
         return self._path.stat().st_size // RECORD.size
@@ -84,16 +85,20 @@ class Books(threading.local):
     """Inbox, business rows and outbox, by hand on one connection of each thread: straight to the driver, which prepares
     each statement once. On SQLite with a write-ahead log and synchronous=FULL, as FlowKit's store."""
 
-    def __init__(self, brief: Brief) -> None:
+    def __init__(self, brief: Brief, enlist: Callable[[Any, str], object] | None = None) -> None:
+        """`enlist` sends a body onward by the connection, in its transaction, in place of a row of the outbox."""
         self._style = brief.style
+        self._enlist = enlist
+        self._connection: Any
         self._execute: Callable[..., Any]
         if brief.database.startswith("sqlite"):
             lite = sqlite3.connect(brief.database.removeprefix("sqlite:///"), isolation_level=None, timeout=60)
             lite.execute("PRAGMA journal_mode = WAL")
             lite.execute("PRAGMA synchronous = FULL")
-            self._execute, self._begin = lite.execute, "BEGIN IMMEDIATE"
+            self._connection, self._execute, self._begin = lite, lite.execute, "BEGIN IMMEDIATE"
         else:
-            cursor = Connection.connect(brief.database, autocommit=True, prepare_threshold=0).cursor()
+            self._connection = Connection.connect(brief.database, autocommit=True, prepare_threshold=0)
+            cursor = self._connection.cursor()
             self._execute = lambda statement, values=(): cursor.execute(statement.replace("?", "%s"), values)
             self._begin = "BEGIN"
 
@@ -108,7 +113,10 @@ class Books(threading.local):
         if new:
             if self._style != "none":
                 self._execute(INSERT, (order.id, order.total))
-            self._execute(STORE, (str(order.id), body))
+            if self._enlist:
+                self._enlist(self._connection, body)
+            else:
+                self._execute(STORE, (str(order.id), body))
         self._execute("COMMIT")
         return new
 
@@ -127,21 +135,28 @@ class Books(threading.local):
 class Handler:
     """What a handler of a peer does with a body."""
 
-    def __init__(self, brief: Brief, onward: Callable[[str], object]) -> None:
-        """`onward` returns once its message is safe with the queue."""
+    def __init__(
+        self,
+        brief: Brief,
+        onward: Callable[[str], object] | None = None,
+        enlist: Callable[[Any, str], object] | None = None,
+    ) -> None:
+        """`onward` returns once its message is safe with the queue; `enlist` sends it in the books' transaction."""
         self._tally = Tally(brief.tally)
         self._onward = onward
-        self._books = Books(brief) if brief.work == "reliable" else None
+        self._books = Books(brief, enlist) if brief.work == "reliable" else None
 
     def __call__(self, body: str) -> None:
         if self._books is None:
             self._tally.add()
             return
         order = Order.model_validate_json(body)
-        if self._books.enter(order, body):
+        new = self._books.enter(order, body)
+        committed = time.time()
+        if new and self._onward:
             self._onward(body)
             self._books.sent(order)
-        self._tally.add(order.at)
+        self._tally.add(order.at, committed)
 
 
 def play(
@@ -178,8 +193,9 @@ def batches(found: Iterable[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
-def checked(count: int) -> str:
-    """What is wrong with what so many messages left in the books, and at the broker."""
+def checked(count: int, after: Callable[[], int] | None = None) -> str:
+    """What is wrong with what so many messages left in the books, and sent onward: to the broker, or to where `after`
+    counts."""
     brief = Brief.read()
     if brief.work == "no-op":
         return ""
@@ -189,9 +205,15 @@ def checked(count: int) -> str:
     if brief.broker:
         with BlockingConnection(URLParameters(brief.broker)) as connection:
             onward = connection.channel().queue_declare(AFTER, passive=True).method.message_count
-        if onward != count:
-            return f"{onward} went onward, not {count}"
-    return ""
+    else:
+        onward = after() if after else count
+    return "" if onward == count else f"{onward} went onward, not {count}"
+
+
+def asked(brief: Brief, query: str) -> list[tuple[Any, ...]]:
+    """The rows of a query of SQL to PostgreSQL."""
+    with Connection.connect(brief.database) as connection:
+        return connection.execute(query.encode()).fetchall()
 
 
 def settle(problem: Callable[[], str]) -> None:

@@ -1,20 +1,27 @@
-"""Procrastinate: a queue in PostgreSQL. Its worker runs so many coroutines at once, and threads for plain functions."""
+"""Procrastinate: a queue in PostgreSQL. Its worker runs so many coroutines at once, and threads for plain functions.
+
+It has as many threads and connections as it runs jobs at once: by default the threads are six on two cores, and the
+connections four.
+"""
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from procrastinate import App, PsycopgConnector
+from procrastinate import App, PsycopgConnector, SyncPsycopgConnector
 
-from benchmarks.peers.part import Brief, Handler, batches, play
+from benchmarks.peers.part import Brief, Handler, asked, batches, checked, play
 
 BRIEF = Brief.read()
 QUEUE, AFTER = "work", "after"
-app = App(connector=PsycopgConnector(conninfo=BRIEF.database))
-defer = App(connector=PsycopgConnector(conninfo=BRIEF.database).get_sync_connector())
+AT_ONCE = int(BRIEF.shape)
+app = App(connector=PsycopgConnector(conninfo=BRIEF.database, min_size=AT_ONCE, max_size=AT_ONCE))
+producer = App(connector=SyncPsycopgConnector(conninfo=BRIEF.database))
 
 
-def onward(body: str) -> None:
-    defer.configure_task("after", queue=AFTER, allow_unknown=True).defer(body=body)
+def enlist(connection: Any, body: str) -> None:
+    producer.configure_task("after", queue=AFTER, allow_unknown=True, connection=connection).defer(body=body)
 
 
 async def noop(body: str) -> None:
@@ -25,7 +32,7 @@ def reliable(body: str) -> None:
     handler(body)
 
 
-handler = Handler(BRIEF, onward)
+handler = Handler(BRIEF, enlist=enlist)
 handle = app.task(name="work", queue=QUEUE)(noop if BRIEF.work == "no-op" else reliable)
 
 
@@ -40,9 +47,18 @@ def fill(bodies: Iterator[str]) -> None:
 
 
 def work() -> None:
-    defer.open()
-    app.run_worker(queues=[QUEUE], concurrency=int(BRIEF.shape), install_signal_handlers=True)
+    async def serve() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(AT_ONCE))
+        async with app.open_async():
+            await app.run_worker_async(queues=[QUEUE], concurrency=AT_ONCE, install_signal_handlers=True)
+
+    asyncio.run(serve())
+
+
+def check(count: int) -> str:
+    query = "SELECT count(*) FROM procrastinate_jobs WHERE queue_name = 'after'"
+    return checked(count, lambda: asked(BRIEF, query)[0][0])
 
 
 if __name__ == "__main__":
-    play(fill, work)
+    play(fill, work, check)

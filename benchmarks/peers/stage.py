@@ -38,8 +38,9 @@ class Stage:
     """One entry on one database."""
 
     def __init__(self, entry: Entry, database: Database, folder: Path) -> None:
-        self._entry = entry
+        self.entry = entry
         self._place: Place = database.fresh()
+        self._folder = folder
         self._log = folder / "log"
         self._brief = Brief(
             database=self._place.database,
@@ -52,15 +53,16 @@ class Stage:
         )
         if entry.module not in ("flowkit", "naive"):  # they make their own
             Books(self._brief).make()
-        self._tally = Tally(self._brief.tally)
+        self._tallies: list[Tally] = []
+        """One for each worker."""
 
     def throughput(self, count: int, workers: int = 1) -> Run:
-        """The queue is full, and a worker empties it, or several."""
+        """The queue is full, and a worker empties it, or several. It is measured from when each of them has begun."""
         self._finish(self._begin("fill", "0", str(count), "0"))
         with ExitStack() as undo:
             working = [undo.enter_context(self._worker()) for _ in range(workers)]
             self._await(int(count * WARM), working)
-            done, began, used = self._tally.count(), time.perf_counter(), self._used(working)
+            done, began, used = self._done(), time.perf_counter(), self._used(working)
             self._await(count, working)
             seconds, now = time.perf_counter() - began, self._used(working)
             self._check(count)
@@ -75,13 +77,14 @@ class Stage:
             self._await(1, [worker])
             self._finish(self._begin("fill", "1", str(count), str(rate)))
             self._await(count + 1, [worker])
-        return self._tally.seconds()[int(count * WARM) :]
+        return self._tallies[0].seconds()[int(count * WARM) :]
 
-    def _begin(self, *arguments: str) -> "subprocess.Popen[bytes]":
+    def _begin(self, *arguments: str, tally: Path | None = None) -> "subprocess.Popen[bytes]":
+        brief = self._brief.model_copy(update={"tally": tally} if tally else {})
         with self._log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", f"benchmarks.peers.{self._entry.module}", *arguments],
-                env={**os.environ, VARIABLE: self._brief.model_dump_json()},
+                [sys.executable, "-m", f"benchmarks.peers.{self.entry.module}", *arguments],
+                env={**os.environ, VARIABLE: brief.model_dump_json()},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -89,11 +92,13 @@ class Stage:
 
     def _finish(self, process: "subprocess.Popen[bytes]") -> None:
         if process.wait(DEADLINE_SECONDS):
-            raise Lost(f"{self._entry.title}: {self._said()}")
+            raise Lost(f"{self.entry.title}: {self._said()}")
 
     @contextmanager
     def _worker(self) -> "Iterator[subprocess.Popen[bytes]]":
-        process = self._begin("work")
+        tally = self._folder / f"tally-{len(self._tallies)}"
+        self._tallies.append(Tally(tally))
+        process = self._begin("work", tally=tally)
         try:
             yield process
         finally:
@@ -104,17 +109,22 @@ class Stage:
                 os.killpg(process.pid, signal.SIGKILL)  # and its children
             process.wait()
 
+    def _done(self) -> int:
+        return sum(one.count() for one in self._tallies)
+
     def _await(self, count: int, working: "Sequence[subprocess.Popen[bytes]]") -> None:
+        """Wait until so many are done, some of them by each worker."""
         end = time.monotonic() + DEADLINE_SECONDS
-        while self._tally.count() < count:
+        while self._done() < count or not all(one.count() for one in self._tallies):
             if any(one.poll() is not None for one in working) or time.monotonic() > end:
-                raise Lost(f"{self._entry.title} did {self._tally.count()} of {count}: {self._said()}")
+                each = " + ".join(str(one.count()) for one in self._tallies)
+                raise Lost(f"{self.entry.title} did {each} of {count}: {self._said()}")
             time.sleep(LOOK_SECONDS)
 
     def _check(self, count: int) -> None:
         self._finish(self._begin("check", str(count)))
-        if self._tally.count() != count:
-            raise Lost(f"{self._entry.title} did {self._tally.count()}, not {count}")
+        if self._done() != count:
+            raise Lost(f"{self.entry.title} did {self._done()}, not {count}")
 
     def _used(self, working: "Sequence[subprocess.Popen[bytes]]") -> dict[str, float]:
         servers = {who: of_trees([pid]) for who, pid in self._place.servers.items()}

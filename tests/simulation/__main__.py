@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from tests.simulation.campaign import MUTANT_SEEDS, Report, merge, mutants, run_all, seldom
+from tests.simulation.campaign import ACCEPTED, MUTANT_SEEDS, Report, merge, mutants, run_all, seldom
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.run import shortest
 
@@ -33,6 +33,9 @@ def main() -> int:
     if options.json:
         write(options.json, report, options.first, options.seeds, time.monotonic() - began)
     few = seldom(report.hits(), report.places(), options.least)
+    if options.least:
+        for where, why in ACCEPTED.items():
+            console.print(f"accepted to be rare: {where}: {why}", highlight=False)
     if few:
         console.print(f"[bold red]happened less than {options.least} times[/]: {', '.join(few)}", highlight=False)
     return 1 if report.failures or few else 0
@@ -42,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first seed")
-    parser.add_argument("--least", type=int, default=0, help="how often each fault must have hit each place it met")
+    parser.add_argument("--least", type=int, default=0, help="how often each fault must have hit each place")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--mutants", action="store_true", help="break the engine on purpose, and see it caught")
     parser.add_argument("--json", type=Path, help="write the result there")
@@ -80,6 +83,7 @@ def write(path: Path, report: Report, first: int, seeds: int, took: float) -> No
                 "counts": dict(report.counts),
                 "faults": report.hits(),
                 "met": dict(report.places().most_common()),
+                "accepted": ACCEPTED,
             },
             indent=1,
         )

@@ -74,13 +74,14 @@ class Broker:
                 return
             self._random.choice(free).arrive(queue.popleft())
 
-    def delete(self) -> None:
-        """Delete a queue, one in which nothing would be lost."""
+    def delete(self) -> bool:
+        """Delete a queue, one in which nothing would be lost. Whether there is one."""
         empty = [flow for flow in sorted(self.queues) if not self.depth(flow)]
         if empty:
             flow = self._random.choice(empty)
             del self.queues[flow]
             self.deleted[flow] = self.world.time
+        return bool(empty)
 
     def depth(self, flow: str) -> int:
         unsettled = sum(len(one.unsettled) for link in self.links for one in link.sources if one.flow == flow)
@@ -98,6 +99,8 @@ class Link:
         self.world = broker.world
         self.sources: list[Source] = []
         self.up = True
+        self._cuts = 0
+        """How often it lost the connection."""
         self._back = 0.0
         self._arrived = False
         self._waiters: list[Task] = []
@@ -128,9 +131,12 @@ class Link:
         broker, world = self.broker, self.world
         fault = world.point("send", SENDS)
         if fault == "alarm":
+            world.hit()
             broker.alarmed = world.time + 3 * world.random.random()
-        if not self.ready:
+        if not self.ready or not copies:
             return [Receipt(copy, False) for copy in copies]
+        if fault in ("disconnect", "nack", "unconfirmed"):
+            world.hit()
         if fault == "disconnect":
             # Some arrived, of which some were confirmed; nobody knows what became of the others.
             arrived = world.random.randint(0, len(copies))
@@ -138,15 +144,17 @@ class Link:
             receipts = [self._publish(copy) for copy in copies[:arrived]]
             self.cut()
             return receipts[:known] + [Receipt(copy, False) for copy in copies[known:]]
-        refused = world.random.randrange(len(copies)) if fault == "nack" and copies else None
+        refused = world.random.randrange(len(copies)) if fault == "nack" else None
         receipts = [
             Receipt(copy, False, "nacked") if number == refused else self._publish(copy)
             for number, copy in enumerate(copies)
         ]
-        world.point("confirm", ("kill", "freeze"))
+        cuts = self._cuts
+        world.point("refusal" if any(one.reason for one in receipts) else "confirm", ("kill", "freeze"))
         if fault == "unconfirmed":
             world.sleep(CONFIRM_SECONDS)
-            return [Receipt(copy, False) for copy in copies]
+        if fault == "unconfirmed" or self._cuts > cuts:
+            return [one if one.reason else Receipt(one.copy, False) for one in receipts]
         return receipts
 
     def _publish(self, copy: Copy) -> Receipt:
@@ -166,10 +174,11 @@ class Link:
     def meet(self, where: str) -> None:
         """A point at which a consumer's connection may break, or a queue go away."""
         match self.world.point(where, RECEIVES):
-            case "disconnect":
+            case "disconnect" if self.up:
+                self.world.hit()
                 self.cut()
-            case "delete":
-                self.broker.delete()
+            case "delete" if self.broker.delete():
+                self.world.hit()
 
     def depths(self, flows: Collection[str]) -> dict[str, int]:
         return {flow: self.broker.depth(flow) for flow in flows}
@@ -182,6 +191,7 @@ class Link:
     def cut(self) -> None:
         """Lose the connection: what it had not acknowledged goes to others, and what it says of that is stale."""
         self.up = False
+        self._cuts += 1
         self._back = self.world.time + RECONNECT_SECONDS * self.world.random.random()
         for source in self.sources:
             source.lost()
@@ -271,7 +281,7 @@ class Source:
         self._link.broker.push(self.flow)
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
-        self._link.meet("release")
+        self._link.meet("give back")
         back = [queued for one in deliveries if (queued := self.unsettled.pop(one.tag, None)) is not None]
         if back:
             self._link.broker.give_back(self.flow, back)

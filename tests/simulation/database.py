@@ -1,5 +1,6 @@
 """The database: real SQLite files, whose every statement is a point of the world."""
 
+import json
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -23,10 +24,14 @@ BEGINS = (*FAULTS, "busy")
 READS = ("kill", "freeze", "cut")
 LOOK_SECONDS = 0.5
 """Who is locked out looks again after so long: who was told that the lock is free may have died."""
-HELD = "SELECT count(*) FROM flowkit_messages WHERE (copy, deliveries) IN"
-IDLE = {"wait", "due", "due_of_all", "others", "join", "backlog", "subscribers"}
+HELD = """
+    SELECT count(*) FROM flowkit_messages
+    WHERE (copy, deliveries) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))"""
+"""How many of these rows are leased under these tokens."""
+IDLE = {"wait", "due", "due_of_all", "join", "subscribers"}
 """What idle workers do all the time: seldom worth a fault."""
 NAMES = {text: name for name, text in vars(SqliteDialect.statements).items()}
+QUERIES = {name for text, name in NAMES.items() if text.startswith("SELECT")}
 
 
 class Lost(module.OperationalError):  # type: ignore[misc, name-defined]
@@ -39,7 +44,9 @@ def name_of(statement: str) -> str:
     if statement in NAMES:
         return NAMES[statement]
     first = statement.split(None, 1)[0].lower()
-    return first if first in ("begin", "commit", "savepoint", "release", "rollback", "pragma") else "handler"
+    if first == "release":
+        return "release savepoint"
+    return first if first in ("begin", "commit", "savepoint", "rollback", "pragma") else "handler"
 
 
 @cache
@@ -48,9 +55,18 @@ def faults_at(name: str) -> Sequence[str]:
         return COMMITS
     if name in ("begin", "lease"):
         return BEGINS
-    if name in ("pragma", "savepoint", "release", "rollback", "look", *IDLE):
+    if name in ("pragma", "savepoint", "release savepoint", "rollback", *IDLE, *QUERIES):
         return READS
     return FAULTS
+
+
+def tokens(statement: str, rows: Sequence[Any]) -> list[Any] | None:
+    """The (row, token) of each lease that a statement is about. None for one that its holder alone may not run."""
+    if statement.startswith("DELETE FROM flowkit_messages WHERE copy"):
+        return [lease for leases, *_ in rows for lease in json.loads(leases)]
+    if statement.startswith("UPDATE flowkit_messages") and "WHERE copy = ?" in statement:
+        return [row[-2:] for row in rows]
+    return None
 
 
 class Connection(module.Connection):  # type: ignore[misc, name-defined]
@@ -81,20 +97,23 @@ class Connection(module.Connection):  # type: ignore[misc, name-defined]
 
 class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
     def execute(self, statement: str, parameters: Any = ()) -> Any:
-        return self._at(statement, lambda: self._watched(statement, parameters))
+        call = super().execute
+        return self._at(statement, lambda: self._watched(statement, [parameters], lambda: call(statement, parameters)))
 
     def executemany(self, statement: str, rows: Any) -> Any:
-        return self._at(statement, lambda: super(Cursor, self).executemany(statement, rows))
+        call = super().executemany
+        return self._at(statement, lambda: self._watched(statement, rows, lambda: call(statement, rows)))
 
-    def _watched(self, statement: str, parameters: Any) -> Any:
-        """Run a statement. One that removes rows must not touch any whose token has changed."""
-        if not statement.startswith("DELETE FROM flowkit_messages"):
-            return super().execute(statement, parameters)
-        super().execute(f"{HELD} (SELECT value ->> 0, value ->> 1 FROM json_each(?))", parameters[:1])
+    def _watched(self, statement: str, rows: Sequence[Any], call: Callable[[], Any]) -> Any:
+        """Run a statement. One of a holder of leases must not touch any row whose token has changed."""
+        leases = tokens(statement, rows)
+        if leases is None:
+            return call()
+        super().execute(HELD, (json.dumps(leases),))
         (held,) = self.fetchone()
-        result = super().execute(statement, parameters)
+        result = call()
         if self.rowcount > held:
-            self.connection.news.world.errors.append(AssertionError("a stale holder removed rows of another"))
+            self.connection.news.world.blame(AssertionError(f"a stale holder changed rows of another: {statement}"))
         return result
 
     def _at(self, statement: str, call: Callable[[], Any]) -> Any:
@@ -107,6 +126,8 @@ class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
             fault = world.point(name, faults_at(name))
             if connection.lost:
                 raise Lost("the connection was lost")
+            if fault in ("busy", "full", "cut"):
+                world.hit()
             if fault == "busy":
                 raise _error(SQLITE_BUSY, "database is locked")
             if fault == "full":
@@ -125,6 +146,7 @@ class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
             if held and not connection.in_transaction:
                 news.unlock()
             if fault == "cut after":
+                world.hit()
                 connection.cut()
             if name in ("commit", "lease"):
                 world.point(f"after {name}", ("kill", "freeze"))

@@ -7,14 +7,14 @@ from typing import Protocol
 DULL = 0.8
 """How often a fault passes over a point of idle workers: they visit those all the time."""
 
-RARE = frozenset(
-    (
-        "backlog", "bury", "charge", "desist", "due", "exhume", "expire_dead", "fold", "member", "park", "release",
-        "renew", "venture", "ventured",
-    )
-)  # fmt: skip
-"""Where few runs come by: there a fault need not wait for its turn."""
-RARELY = 0.15
+RARE = {
+    "backlog": 0.5, "desist": 0.5, "give back": 0.5, "park": 0.5, "refusal": 0.5, "release": 0.5,
+    "exhume": 0.2, "member": 0.2, "purge_objects": 0.2,
+    "bury": 0.1, "charge": 0.1, "expire_dead": 0.1, "fold": 0.1, "renew": 0.1, "venture": 0.4, "ventured": 0.4,
+    "confirm": 0.05, "unpark": 0.05, "purge_inbox": 0.03, "put_object": 0.02, "rollback": 0.02,
+    "elect": 0.01, "free": 0.01, "others": 0.01, "send": 0.03, "settle": 0.01,
+}  # fmt: skip
+"""Where few runs come by, or few of their faults: how often a fault does not wait there for its turn."""
 
 
 class Fate(Protocol):
@@ -38,7 +38,7 @@ class Seeded:
         self._next = 0
 
     def choose(self, point: int, where: str, kinds: Sequence[str]) -> str | None:
-        if not self._left or (point < self._next and (where not in RARE or self._random.random() > RARELY)):
+        if not self._left or (point < self._next and (self._random.random() >= RARE.get(where, 0.0))):
             return None
         possible = [kind for kind in kinds if kind in self._kinds]
         if not possible or (where in self._dull and self._random.random() < DULL):

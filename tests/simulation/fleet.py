@@ -25,7 +25,7 @@ from flowkit.transports.sql import SqlTransport
 from tests.simulation.broker import Broker, Link
 from tests.simulation.database import Dialect, News
 from tests.simulation.shop import Deeds, Order
-from tests.simulation.threads import IDLE_COLLECTOR, Threads, clock
+from tests.simulation.threads import IDLE_COLLECTOR, Log, Threads, clock
 from tests.simulation.world import Process, World
 
 LEASE_SECONDS = 3
@@ -99,8 +99,8 @@ class Child:
         """As the command line runs a worker."""
         try:
             self._process.kill(self._work())
-        except Exception:
-            self._process.kill(1)  # a traceback, and it is started again
+        except FlowKitError:
+            self._process.kill(1)  # it cannot begin without its services, and is started again
 
     def _work(self) -> int:
         fleet = self._fleet
@@ -115,6 +115,7 @@ class Child:
         self.worker = worker = Worker(fleet.app, services, None, self.slots)
         for lane in worker.lanes:
             lane.pipeline.observe = fleet.deeds.observe
+            lane.pipeline.call = fleet.deeds.watched(lane.pipeline.call)
 
         def abandon() -> None:
             self._process.kill(REPLACE)
@@ -209,7 +210,9 @@ class Client:
         self._name = name
         self.todo = list(orders)
         self.log: dict[str, str] = {}
-        """Name -> ok, unknown or fail: the last that it was told, or could not hear."""
+        """Name -> ok, unknown or fail: what it may believe. Once unknown, no later failure makes it a fail."""
+        self.refused: dict[str, float] = {}
+        """Name -> when it was told last that nothing of it was accepted."""
         self._started = 0
         self.start()
 
@@ -235,7 +238,8 @@ class Client:
         channel = self._app.channels["orders"]
         while self.todo:
             order = self.todo[0]
-            if self.log.get(order.name) and world.random.random() < 0.3:
+            before = self.log.get(order.name)
+            if before and world.random.random() < 0.3:
                 self.todo.pop(0)  # it will never know
                 continue
             self.log[order.name] = "unknown"
@@ -244,7 +248,9 @@ class Client:
             except OutcomeUnknown:
                 continue
             except FlowKitError:
-                self.log[order.name] = "fail"
+                if before != "unknown":
+                    self.log[order.name] = "fail"
+                    self.refused[order.name] = world.time
                 world.sleep(0.1)
                 continue
             self.log[order.name] = "ok"
@@ -289,6 +295,7 @@ def simulated(world: World, fleet: Fleet) -> Iterator[None]:
         for module, name, stand_in in (
             (working, "threading", Threads(world)),
             (working, "gc", IDLE_COLLECTOR),
+            (working, "_log", Log(world)),
             (working, "WATCH_SECONDS", 0.5),
             (working, "DEADLINE_STEP_SECONDS", 0.5),
             (laning, "time", clock(world)),

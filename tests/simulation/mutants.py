@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count as counting
 from typing import Any
 from unittest.mock import patch
 
@@ -121,6 +122,19 @@ def claims_of_what_was_not_handled_stay() -> Iterator[None]:
         yield
 
 
+@mutant
+def a_mistake_is_lived_through() -> Iterator[None]:
+    calls = counting(1)
+
+    def settle(original: Any, self: Pipeline, items: Any) -> None:
+        if next(calls) % 5 == 0:
+            raise TypeError("a mistake of the engine")
+        original(self, items)
+
+    with _wrap(Pipeline, "settle", settle):
+        yield
+
+
 # ------------------------------------------------------------ effects
 
 
@@ -184,6 +198,17 @@ def the_ledger_is_written_apart() -> Iterator[None]:
         yield
 
 
+@mutant
+def what_is_sent_leaves_before_the_commit() -> Iterator[None]:
+    def stage(original: Any, self: Pipeline, unit: Any, items: Any) -> Any:
+        copies = original(self, unit, items)
+        self.transport.send([one for one in copies if not one.delay])
+        return copies
+
+    with _wrap(Pipeline, "stage", stage):
+        yield
+
+
 # ------------------------------------------------------------ retries and dead letters
 
 
@@ -218,6 +243,27 @@ def a_retry_keeps_its_generation() -> Iterator[None]:
 @mutant
 def a_retry_leaves_the_inbox_done() -> Iterator[None]:
     with patch.object(SqlUnit, "reopen", lambda self, rows: None):
+        yield
+
+
+def _hasty(hurried: Callable[[Copy], bool]) -> Any:
+    """Copies of this kind are due at once."""
+
+    def stage(original: Any, self: SqlUnit, copies: Sequence[Copy], lease: float = 0.0) -> None:
+        original(self, [one._replace(delay=0.0) if hurried(one) else one for one in copies], lease)
+
+    return _wrap(SqlUnit, "stage", stage)
+
+
+@mutant
+def a_delay_is_ignored() -> Iterator[None]:
+    with _hasty(lambda copy: copy.generation == 0):
+        yield
+
+
+@mutant
+def a_retry_does_not_wait() -> Iterator[None]:
+    with _hasty(lambda copy: copy.generation > 0):
         yield
 
 
@@ -300,8 +346,13 @@ def leases_never_end() -> Iterator[None]:
         yield
 
 
+def tokenless(name: str) -> Any:
+    """A statement of a holder of leases does not ask whether they are still its own."""
+    return _statement(name, lambda text: text.replace("deliveries = ?", "? IS NOT NULL"))
+
+
 @mutant
-def a_stale_holder_changes_rows() -> Iterator[None]:
+def a_stale_holder_removes() -> Iterator[None]:
     def blind(text: str) -> str:
         return text.replace(
             "(copy, deliveries) IN (SELECT value ->> 0, CAST(value ->> 1 AS integer)", "(copy) IN (SELECT value ->> 0"
@@ -335,6 +386,18 @@ def the_answer_comes_before_the_commit() -> Iterator[None]:
             return original(self, messages, optional)
         except (CommitUnknown, StoreUnavailable):
             return set()
+
+    with _wrap(publishing.Publisher, "_accept", accept):
+        yield
+
+
+@mutant
+def an_unknown_outcome_is_told_as_a_failure() -> Iterator[None]:
+    def accept(original: Any, self: Any, messages: Any, optional: Any) -> Any:
+        try:
+            return original(self, messages, optional)
+        except CommitUnknown as error:
+            raise StoreUnavailable(str(error)) from error
 
     with _wrap(publishing.Publisher, "_accept", accept):
         yield

@@ -61,8 +61,10 @@ def check(
         effects = Counter(
             {name: int(count) for name, count in unit.read("SELECT name, count(*) FROM effects GROUP BY name")}
         )
-        rows = unit.read("SELECT flow, source, id, state, attempts FROM flowkit_inbox")
-        inbox = {(flow, id): state for flow, _, id, state, _ in rows}
+        rows = unit.read("SELECT flow, source, id, state, attempts, changed / 1e6 FROM flowkit_inbox")
+        inbox = {(flow, id): state for flow, _, id, state, *_ in rows}
+        since = {id: changed for flow, _, id, *_, changed in rows if flow == "channel:orders"}
+        staged = {row for (row,) in unit.read("SELECT copy FROM staged")}
         (hot,) = unit.read("SELECT count FROM hot")[0]
         integrity = unit.read("PRAGMA integrity_check")
         objects = {key for (key,) in unit.read("SELECT key FROM flowkit_objects")}
@@ -75,6 +77,12 @@ def check(
         assert said is not None, f"{order.name} was never published"
         if said == "ok":
             assert order in accepted, f"{order.name} was accepted, and the store does not know it: lost"
+    early = [name for client in clients for name, told in client.refused.items() if since.get(name, told) < told]
+    assert not early, f"accepted, though the client was told that they were not: {early}"
+    if machine.broker:
+        published = set(machine.broker.published)
+        assert published <= staged, f"published, and never committed: {published - staged}"
+        assert published >= staged, f"committed, and never published: {staged - published}"
     wanted = Counter(effect for order in accepted for effect in expected(order))
     lost, twice = wanted - effects, effects - wanted
     assert not lost, f"lost: {sorted(lost)}"
@@ -94,7 +102,7 @@ def check(
                 f"inbox of {flow}, {order.name}: {inbox.get((flow, order.name))}"
             )
     named = {order.name: order for order in orders}
-    for flow, source, id, _, attempts in rows:
+    for flow, source, id, _, attempts, _ in rows:
         allowed = (fails(named[id]) if id in named else 0) + deeds.charges[flow, source, id]
         allowed += deeds.killed((flow, source, id))
         assert attempts <= allowed, f"{flow}, {id} has {attempts} attempts, and {allowed} were its own"

@@ -1,7 +1,8 @@
 """The app of the simulation: orders take effect in three flows, and do on the way what their deed says."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import text
@@ -10,13 +11,17 @@ from sqlalchemy.orm import Session
 from flowkit import App, Objects, Outbox, Reject, RetryPolicy
 from flowkit.engine.item import Item
 from flowkit.engine.supervisor import STOPPED
-from flowkit.ports import Dead, Done, Identity, Retried
+from flowkit.flow import Call, Giver
+from flowkit.ports import Dead, Delivery, Done, Identity, Retried
 from tests.shop import Base, Effect
 from tests.simulation.world import Process, World
 
 ATTEMPTS = 12
 """Enough that no run of bad luck kills an innocent suspect so often."""
 CALM = RetryPolicy(attempts=ATTEMPTS, first="100ms", factor=1.5, most="1s")
+SOONEST_SECONDS = [CALM.delay(attempts, 0.0) for attempts in range(1, ATTEMPTS)]
+"""What a retry waits for at least after so many attempts, as long as nobody breaks the policy on purpose."""
+DELAY_SECONDS = 1.5
 DEADLINE_SECONDS = 2.0
 FLAKY = 3
 IN_ORDER = (0, STOPPED)
@@ -37,6 +42,8 @@ class Deeds:
         self.mended = False
         self.ends: Counter[tuple[Identity, int]] = Counter()
         """How often each generation of a message came to an outcome that is no duplicate."""
+        self.began: dict[tuple[Identity, int], float] = {}
+        """When a handler was called first with each generation of a message."""
         self.charges: Counter[Identity] = Counter()
         """Attempts for a deadline that passed while others ran too, by message."""
         self.ventures: dict[Identity, dict[str, Process]] = {}
@@ -54,6 +61,31 @@ class Deeds:
                 here = self._world.current.process
                 ventures = self.ventures.get(identity, {}).items()
                 self.ventures[identity] = {worker: process for worker, process in ventures if process is not here}
+
+    def watched(self, call: Call) -> Call:
+        """The same call of a handler, which sees whether it comes too early."""
+
+        def called(body: Any, delivery: Delivery, outbox: Outbox, giver: Giver) -> Coroutine[Any, Any, None] | None:
+            early = self._due(body, delivery) - self._world.time
+            if early > 0:
+                name = f"{delivery.flow}, {delivery.message.id}, generation {delivery.generation}"
+                self._world.blame(AssertionError(f"{name} ran {early:.3f} s before it was due"))
+            return call(body, delivery, outbox, giver)
+
+        return called
+
+    def _due(self, order: Order, delivery: Delivery) -> float:
+        """Before that no handler may be called with it: it waits from the first run of what made it wait, or later."""
+        identity, generation = delivery.identity, delivery.generation
+        now = self._world.time
+        self.began.setdefault((identity, generation), now)
+        if delivery.attempts:
+            cause, wait = (identity, generation - 1), SOONEST_SECONDS[delivery.attempts - 1]
+        elif order.deed == "delay" and delivery.flow == "sim.invoice":
+            cause, wait = (("sim.accept", "client", order.name), 0), DELAY_SECONDS
+        else:
+            return now
+        return self.began.get(cause, now - wait) + wait
 
     def killed(self, identity: Identity) -> int:
         """How many processes died in which a message ran alone."""
@@ -101,7 +133,7 @@ def new_app(world: World) -> tuple[App, Deeds]:
             db.execute(text("UPDATE hot SET count = count + 1"))
         deeds.after("accept", order)
         if order.deed == "delay":
-            outbox.send(accepted, order, delay="1500ms")
+            outbox.send(accepted, order, delay=DELAY_SECONDS)
             return None
         return order
 

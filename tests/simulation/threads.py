@@ -1,5 +1,6 @@
-"""What stands for `threading`, `time` and `gc` in the modules of the engine while they are simulated."""
+"""What stands for `threading`, `time`, `gc` and the log in the modules of the engine while they are simulated."""
 
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace, TracebackType
 from typing import Any
@@ -90,6 +91,21 @@ class Thread:
     def join(self, seconds: float | None = None) -> None:
         if self.is_alive():
             self._world.wait(self._waiters, seconds)
+
+
+class Log:
+    """Stands for the log of a worker: an error that it did not expect, and lives through, is one of the run."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def exception(self, text: str, *values: object) -> None:
+        self._world.blame(sys.exception())
+
+    def error(self, text: str, *values: object) -> None:
+        pass
+
+    warning = info = error
 
 
 def clock(world: World) -> SimpleNamespace:

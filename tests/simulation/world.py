@@ -41,14 +41,14 @@ class Fault(NamedTuple):
 class Task:
     """A thread: a greenlet that runs until its next point."""
 
-    __slots__ = ("answer", "awake", "done", "greenlet", "name", "process", "wakes")
+    __slots__ = ("awake", "done", "fault", "greenlet", "name", "process", "wakes")
 
     def __init__(self, process: "Process", name: str, body: Callable[[], object]) -> None:
         self.process = process
         self.name = name
         self.greenlet = greenlet(lambda *_: body(), process.world.hub)
-        self.answer: str | None = None
-        """What breaks at the point where it stands, for it to raise."""
+        self.fault: Fault | None = None
+        """What is to break at the point where it stands, by its own doing."""
         self.awake = False
         """Whether it goes on soon. Who is woken by a clock may be woken by others too before that: once is enough."""
         self.wakes = 0
@@ -104,6 +104,7 @@ class World:
         self.met: Counter[tuple[str, Sequence[str]]] = Counter()
         """Points by name, and what could break there."""
         self.faults: list[Fault] = []
+        """Those that took effect."""
         self.graves: list[Task] = []
         self.processes: list[Process] = []
         self.closing = False
@@ -134,8 +135,19 @@ class World:
         task = self._mine()
         self.hub.switch((where, kinds))
         self._alive(task)
-        answer, task.answer = task.answer, None
-        return answer
+        return task.fault and task.fault.kind
+
+    def hit(self) -> None:
+        """What the last point of this task returned takes effect."""
+        task = self._mine()
+        assert task.fault is not None
+        self.faults.append(task.fault)
+
+    def blame(self, error: BaseException | None) -> None:
+        """Note an error that nobody expected. A process that is dead unwinds, and may raise anything at that."""
+        assert self._current is not None
+        if error is not None and not self.closing and self._current.process.status is None:
+            self.errors.append(error)
 
     def sleep(self, seconds: float) -> None:
         """Let time pass for this task."""
@@ -266,10 +278,13 @@ class World:
             return
         self.met[where, kinds] += 1
         kind = self.fate.choose(self.points, where, kinds) if kinds else None
+        task.fault = None
         if kind is not None:
-            self.faults.append(Fault(self.points, kind, where, task.name, self.time - START))
-            if not self.strike(task, kind):
-                task.answer = kind
+            fault = Fault(self.points, kind, where, task.name, self.time - START)
+            if self.strike(task, kind):
+                self.faults.append(fault)
+            else:
+                task.fault = fault
             if task.process.status is not None:
                 return
         self.wake(task)

@@ -9,8 +9,8 @@ DULL = 0.8
 
 RARE = {
     "backlog": 0.5, "desist": 0.5, "give back": 0.5, "park": 0.5, "refusal": 0.5, "release": 0.5,
-    "exhume": 0.2, "member": 0.2, "purge_objects": 0.2,
-    "bury": 0.1, "charge": 0.1, "expire_dead": 0.1, "fold": 0.1, "renew": 0.1, "venture": 0.4, "ventured": 0.4,
+    "alone": 0.3, "exhume": 0.2, "member": 0.2, "purge_objects": 0.2,
+    "bury": 0.1, "charge": 0.1, "expire_dead": 0.1, "fold": 0.1, "renew": 0.1, "venture": 0.1, "ventured": 0.1,
     "confirm": 0.05, "unpark": 0.05, "purge_inbox": 0.03, "put_object": 0.02, "rollback": 0.02,
     "elect": 0.01, "free": 0.01, "others": 0.01, "send": 0.03, "settle": 0.01,
 }  # fmt: skip

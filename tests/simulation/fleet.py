@@ -31,6 +31,8 @@ from tests.simulation.world import Process, World
 LEASE_SECONDS = 3
 SLOTS = 16
 GRACE_SECONDS = 10.0
+FREEZES = (0.2, 1.0, 5.0, 9.0)
+"""Seconds: the last two are longer than a lease, and leave others time to take over."""
 STEP_SECONDS = 0.1
 
 
@@ -110,6 +112,7 @@ class Child:
         def note(suspect: Delivery, worker: str) -> None:
             fleet.deeds.ventures.setdefault(suspect.identity, {})[worker] = self._process
             venture(suspect, worker)
+            fleet.machine.world.point("alone", ("freeze",))  # nothing is locked: another worker may come by
 
         services.store.venture = note  # type: ignore[method-assign]
         self.worker = worker = Worker(fleet.app, services, None, self.slots)
@@ -192,7 +195,7 @@ class Fleet:
         elif kind == "kill":
             victim.kill()
         elif kind == "freeze":
-            victim.freeze(world.random.choice((0.2, 1.0, 5.0)))
+            victim.freeze(world.random.choice(FREEZES))
         else:
             return False
         return True

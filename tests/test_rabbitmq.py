@@ -128,6 +128,7 @@ def shop(sqlite_url: str, rabbitmq_node: RabbitMQ, proxy: Proxy) -> Iterator[Sho
     made.close()
 
 
+MOST_CUTS = 20
 NAMES = [str(number) for number in range(500)]
 
 
@@ -241,17 +242,23 @@ def test_row_9_a_long_handler_does_not_cost_the_connection(
 def test_row_12_lost_confirms_are_sent_again_and_applied_once(
     shop: Shop, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What is cut may have reached the broker or not: it is cut until something did, and came twice."""
     outcomes: Counter[str] = Counter()
     monkeypatch.setattr(OFF, "ended", lambda _, ended: outcomes.update(type(one).__name__ for one in ended))
+    names = ["first"]
     with shop.worker():
         shop.publish("first")
         shop.check("first")
-        for number in range(3):
+        for number in range(MOST_CUTS):
             cuts = proxy.cuts
             proxy.cut_when(b"flowkit." + shop.store.identity().encode() + b".shop.invoice", forward=True)
-            shop.publish(*(f"{number}-{name}" for name in NAMES[:50]))
+            more = [f"{number}-{name}" for name in NAMES[:50]]
+            shop.publish(*more)
             wait_until(lambda: proxy.cuts > cuts)  # noqa: B023
-        shop.check("first", *(f"{number}-{name}" for number in range(3) for name in NAMES[:50]))
+            shop.check(*names, *more)
+            names += more
+            if number >= 2 and outcomes["Duplicate"]:
+                break
     assert outcomes["Duplicate"] > 0, "vacuous: the broker delivered nothing twice"
 
 

@@ -141,6 +141,20 @@ def test_row_27_connections_cut_during_commit(postgresql: PostgreSQL, postgresql
     checked(postgresql_url, list(app.flows), 2 * (sent + 20))
 
 
+@pytest.mark.postgresql
+@pytest.mark.parametrize("statement", [b"synchronous_commit", b"flowkit_version"])
+def test_row_28_a_connection_cut_at_the_start_is_a_store_that_is_away(
+    postgresql: PostgreSQL, postgresql_url: str, statement: bytes
+) -> None:
+    prepared(postgresql_url).close()
+    with Proxy("127.0.0.1", postgresql.port) as proxy:
+        proxy.cut_when(statement, forward=False)
+        url = postgresql.url(postgresql_url.rsplit("/", 1)[1], port=proxy.port)
+        with pytest.raises(StoreUnavailable, match="cannot be reached"):
+            open_store(Settings(database_url=url))
+        open_store(Settings(database_url=url)).close()
+
+
 def quiet(url: str, flows: list[str]) -> bool:
     store = open_store(Settings(database_url=url))
     try:

@@ -303,6 +303,16 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
         store = SqlStore(PostgresDialect(url), clock)
         with store.dialect.engine.connect() as connection:
             durable = connection.exec_driver_sql("SHOW synchronous_commit").scalar()
+        if durable in ("off", "local"):
+            store.close()
+            raise ConfigError(
+                f"FLOWKIT_DATABASE_URL is {mask(url)}, which has synchronous_commit = {durable}: acknowledged commits "
+                "can be lost; set it to on for this database or user"
+            )
+        if check:
+            store.check_schema()
+    except ConfigError:
+        raise
     except Exception as error:
         cause = _first_line(getattr(error, "orig", None) or error)
         # A worker that starts while the server is away is started again; one that is configured wrongly is not.
@@ -310,12 +320,4 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
             f"FLOWKIT_DATABASE_URL is {mask(url)}, which cannot be reached: {cause}; check host, user, password and "
             "database"
         ) from None
-    if durable in ("off", "local"):
-        store.close()
-        raise ConfigError(
-            f"FLOWKIT_DATABASE_URL is {mask(url)}, which has synchronous_commit = {durable}: acknowledged commits can "
-            "be lost; set it to on for this database or user"
-        )
-    if check:
-        store.check_schema()
     return store

@@ -155,6 +155,18 @@ def test_row_28_a_connection_cut_at_the_start_is_a_store_that_is_away(
         open_store(Settings(database_url=url)).close()
 
 
+def test_row_28_a_look_at_other_workers_is_cut_and_the_store_is_away(postgresql_url: str) -> None:
+    worker = new_id()
+    prepared(postgresql_url).close()
+    with closing(open_store(Settings(database_url=postgresql_url))) as store:
+        assert store.dialect.gone(worker)
+        with psycopg.connect(postgresql_url.replace("+psycopg", "")) as own:
+            own.execute(END_OTHERS)
+        with pytest.raises(StoreUnavailable):
+            store.dialect.gone(worker)
+        assert store.dialect.gone(worker)
+
+
 def quiet(url: str, flows: list[str]) -> bool:
     store = open_store(Settings(database_url=url))
     try:

@@ -11,7 +11,7 @@ from weakref import WeakSet
 from pydantic_core import to_json
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DisconnectionError, OperationalError
+from sqlalchemy.exc import DisconnectionError, OperationalError, SQLAlchemyError
 
 from flowkit.errors import ConfigError, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.ports import Clock
@@ -259,9 +259,12 @@ class PostgresDialect:
 
     def gone(self, worker: str) -> bool:
         """Whether the worker that held this lock is dead."""
-        with self.engine.connect() as connection:
-            row = connection.exec_driver_sql("SELECT pg_try_advisory_xact_lock(%s)", (_key(worker),)).fetchone()
-            return bool(row and row[0])
+        try:
+            with self.engine.connect() as connection:
+                row = connection.exec_driver_sql("SELECT pg_try_advisory_xact_lock(%s)", (_key(worker),)).fetchone()
+        except SQLAlchemyError as error:
+            raise self.classify(getattr(error, "orig", None) or error) from error
+        return bool(row and row[0])
 
     def forget(self, worker: str) -> None:
         with self._watching:

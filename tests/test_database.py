@@ -167,6 +167,18 @@ def test_row_28_a_look_at_other_workers_is_cut_and_the_store_is_away(postgresql_
         assert store.dialect.gone(worker)
 
 
+def test_row_28_a_unit_that_cannot_be_rolled_back_tells_what_went_wrong_before(postgresql_url: str) -> None:
+    prepared(postgresql_url).close()
+    with closing(open_store(Settings(database_url=postgresql_url))) as store:
+        with pytest.raises(RuntimeError, match="a mistake"), store.unit("shop.accept") as unit:
+            unit.give(Session).execute(text("INSERT INTO effects (name) VALUES ('a')"))
+            with psycopg.connect(postgresql_url.replace("+psycopg", "")) as own:
+                own.execute(END_OTHERS)
+            raise RuntimeError("a mistake")
+        with store.unit("") as unit:
+            assert unit.read("SELECT count(*) FROM effects") == [(0,)]
+
+
 def quiet(url: str, flows: list[str]) -> bool:
     store = open_store(Settings(database_url=url))
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 from sqlalchemy import Connection, RootTransaction
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from flowkit.errors import CommitUnknown, StoreConflict, StoreUnavailable, TransactionEnded
@@ -296,7 +297,8 @@ class SqlUnit:
                 self._store.dialect.discard(self._driver)
                 Connection.invalidate(self._connection)  # past the guard
             if isinstance(self._connection, HandlerConnection):
-                self._connection.release()
+                with suppress(SQLAlchemyError):  # the server is gone, and what was not committed with it
+                    self._connection.release()
 
     def begin(self) -> None:
         """Begin the transaction, if it has not begun."""

@@ -8,7 +8,7 @@ from typing import Any
 from tests.proof.rows import ROWS, WAITS, defended, shown
 
 WRITTEN = (
-    "Written by `make proof`. What each part found in full is in [proof/](proof). Parts run beside each other, so the "
+    "What each part found in full is in [proof/](proof). Parts run beside each other, so the "
     "times below are those of a machine that is busy with the others."
 )
 NOT_PROVEN = (
@@ -28,7 +28,7 @@ Found = Mapping[str, Any]
 
 def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found]) -> None:
     """Write what the parts found, by name. Parts that do the same are slices of one."""
-    lines = ["# Proof", "", WRITTEN, ""]
+    lines = ["# Proof", "", "Written by `make proof`.", "", *([WRITTEN, ""] if found else [])]
     for what in dict.fromkeys(parts.values()):
         names = [name for name in parts if parts[name] == what]
         done = [found[name] for name in names if name in found]

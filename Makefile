@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# They wait more than they compute. Those of a campaign share what their file has made.
+PAIRS := --numprocesses 2 --dist
 FAST := -m "not postgresql and not rabbitmq and not processes and not slow"
 
 .DEFAULT_GOAL := help
@@ -26,11 +28,11 @@ demo-rabbitmq: $(VENV)/.dev services ## the same on a private RabbitMQ and Postg
 test: services test-all test-wheel ## run every test, then the fast ones on the built wheel
 
 test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not campaign"
-	$(BIN)/python -m pytest -m campaign --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not campaign" $(PAIRS) worksteal
+	$(BIN)/python -m pytest -m campaign $(PAIRS) loadfile
 
 test-fast: $(VENV)/.dev ## run the tests that need no services
-	$(BIN)/python -m pytest $(FAST)
+	$(BIN)/python -m pytest $(FAST) $(PAIRS) worksteal
 
 test-wheel: .venv-wheel/.test ## run the fast tests on the built wheel, away from the source tree
 	@set -eu; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
@@ -39,7 +41,7 @@ test-wheel: .venv-wheel/.test ## run the fast tests on the built wheel, away fro
 	tar -c --exclude='./.*' --exclude=__pycache__ --exclude=./flowkit --exclude=./connectors . | tar -x -C "$$work"; \
 	python="$$PWD/.venv-wheel/bin/python"; cd "$$work"; \
 	"$$python" -c 'import flowkit; assert "site-packages" in flowkit.__file__, flowkit.__file__'; \
-	"$$python" -m pytest $(FAST)
+	"$$python" -m pytest $(FAST) $(PAIRS) worksteal
 
 check: $(VENV)/.dev ## lint, formatting, types, and who may import whom
 	$(BIN)/ruff check

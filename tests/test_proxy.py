@@ -4,7 +4,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -50,6 +50,13 @@ def proxy(echo: Echo) -> Iterator[Proxy]:
 
 def connect(proxy: Proxy) -> socket.socket:
     return socket.create_connection(("127.0.0.1", proxy.port), timeout=SECONDS)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def ask(client: socket.socket, data: bytes) -> bytes:
@@ -155,6 +162,19 @@ def test_cuts_instead_of_answering(proxy: Proxy, echo: Echo, forward: bool) -> N
     assert proxy.cuts == 1
 
 
+def test_cuts_when_the_server_has_answered(proxy: Proxy, echo: Echo) -> None:
+    proxy.cut_when(b"PUBLISH", forward=True, answer=b"CONFIRM")
+    with connect(proxy) as client:
+        client.sendall(b"PUBLISH ")
+        wait_until(lambda: echo.received == b"PUBLISH ")
+        assert proxy.cuts == 0
+        client.sendall(b"CON")
+        wait_until(lambda: echo.received == b"PUBLISH CON")
+        assert ask(client, b"FIRM") == b""
+    assert echo.received == b"PUBLISH CONFIRM"
+    assert proxy.cuts == 1
+
+
 def test_recognizes_a_pattern_in_pieces(proxy: Proxy, echo: Echo) -> None:
     proxy.cut_when(b"COMMIT", forward=False)
     with connect(proxy) as client:
@@ -176,7 +196,4 @@ def test_close_leaves_no_thread(echo: Echo) -> None:
     with Proxy("127.0.0.1", echo.server_address[1]) as proxy, connect(proxy) as client:
         ask(client, b"x")
         proxy.blackhole()
-    deadline = time.monotonic() + SECONDS
-    while threading.active_count() > before:  # the echo server's own thread sees the end a moment later
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: threading.active_count() <= before)  # the echo server's own thread sees the end a moment later

@@ -21,6 +21,8 @@ class _Link:
     """The last bytes of what the client sent: a pattern may come in two pieces."""
     muted: bool = False
     """What the server answers is thrown away."""
+    answer: bytes = b""
+    """The answer that is waited for before a cut."""
     dead: bool = False
     served: threading.Event = field(default_factory=threading.Event)
     """The server will say no more."""
@@ -40,7 +42,7 @@ class Proxy:
         self._links: set[_Link] = set()
         self._threads: list[threading.Thread] = []
         self._flowing = True
-        self._trigger: tuple[bytes, bool] | None = None
+        self._trigger: tuple[bytes, bool, bytes] | None = None
         self._listener: socket.socket | None = None
         self.arrivals: list[float] = []
         """When each client came, by the monotonic clock."""
@@ -78,13 +80,14 @@ class Proxy:
         for link in links:
             self._cut(link)
 
-    def cut_when(self, pattern: bytes, forward: bool) -> None:
+    def cut_when(self, pattern: bytes, forward: bool, answer: bytes = b"") -> None:
         """Once, cut the connection on which the client sends `pattern`, instead of answering.
 
-        With `forward` the server has received and done it by then; without, it never gets it.
+        With `forward` the server has received it by then, and without, it never gets it. A server may drop what it
+        has received from a client that is gone: with `answer` it has said that, and the client has not heard it.
         """
         with self._changed:
-            self._trigger = (pattern, forward)
+            self._trigger = (pattern, forward, answer)
 
     def blackhole(self) -> None:
         """Stop forwarding, both ways. Connections stay open, and new ones are accepted."""
@@ -144,9 +147,9 @@ class Proxy:
             while data := link.client.recv(CHUNK):
                 if not self._hold(link):
                     return
-                trigger = self._match(link, data)
-                if trigger is not None:
-                    if trigger:
+                forward = self._match(link, data)
+                if forward is not None and not link.answer:
+                    if forward:
                         self._deliver_last(link, data)
                     self._cut(link)
                     return
@@ -158,12 +161,17 @@ class Proxy:
             self._end(link)
 
     def _pump_answers(self, link: _Link) -> None:
+        unheard = b""
         try:
             while data := link.server.recv(CHUNK):
                 if not self._hold(link):
                     return
                 if not link.muted:
                     link.client.sendall(data)
+                    continue
+                unheard += data
+                if link.answer and link.answer in unheard:
+                    self._cut(link)
             if self._hold(link) and not link.muted:
                 link.client.shutdown(socket.SHUT_WR)
         except OSError:
@@ -184,12 +192,13 @@ class Proxy:
             if self._trigger is None:
                 link.tail = data  # no more than a chunk: enough for a pattern that is set between its pieces
                 return None
-            pattern, forward = self._trigger
+            pattern, forward, answer = self._trigger
             seen = link.tail[-(len(pattern) - 1) :] + data if len(pattern) > 1 else data
             link.tail = seen
             if pattern not in seen:
                 return None
             self._trigger = None
+            link.answer = answer
             link.muted = True
             return forward
 

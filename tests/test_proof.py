@@ -10,6 +10,7 @@ from tests.proof import __main__ as proof
 from tests.proof.__main__ import PARTS, main
 from tests.proof.report import SAID, together, write
 from tests.proof.rows import ROWS, WAITS, shown
+from tests.proof.shown import run
 
 
 def test_tests_are_named_after_rows_that_there_are() -> None:
@@ -40,6 +41,22 @@ def test_a_report_says_what_was_not_run(tmp_path: Path) -> None:
     assert "## Chaos\n\nNot run on this code: chaos-sqlite.\n" in said
     assert "| 26 | the broker and its disk are gone | waits for a journal |" in said
     assert "| 30 | a cancelled wait for the synchronous standby | `tests/test_standby.py::test_row_30_" in said
+
+
+def test_tests_of_rows_are_counted_by_what_became_of_them(tmp_path: Path) -> None:
+    (tmp_path / "test_two.py").write_text(
+        "import pytest\n"
+        "def test_row_1_stays(): pass\n"
+        "@pytest.mark.parametrize('number', [1, 2, 3])\n"
+        "def test_row_2_breaks(number): assert number < 3\n"
+        "def test_other(): assert False\n"
+    )
+    found, status = run(tmp_path)
+    assert status == 1
+    assert {name: {**one, "seconds": 0} for name, one in found.items()} == {
+        "test_row_1_stays": {"passed": 1, "seconds": 0},
+        "test_row_2_breaks": {"passed": 2, "failure": 1, "seconds": 0},
+    }
 
 
 def test_slices_are_counted_together() -> None:

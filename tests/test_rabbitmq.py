@@ -27,7 +27,7 @@ from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.relay import record
 from flowkit.engine.worker import Worker
 from flowkit.ports import Copy, Receipt
-from flowkit.telemetry import OFF
+from flowkit.telemetry import Telemetry
 from flowkit.testing.conformance import message
 from flowkit.transports.rabbitmq import sender
 from flowkit.transports.rabbitmq.link import FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS, Link
@@ -247,7 +247,7 @@ def test_row_12_lost_confirms_are_sent_again_and_applied_once(
 ) -> None:
     """The broker has confirmed a copy when the connection is cut, and the confirm was not heard."""
     outcomes: Counter[str] = Counter()
-    monkeypatch.setattr(OFF, "ended", lambda _, ended: outcomes.update(type(one).__name__ for one in ended))
+    monkeypatch.setattr(Telemetry, "ended", lambda _, flow, ended: outcomes.update(type(one).__name__ for one in ended))
     queue = Queues(shop.store.identity()).name("shop.invoice").encode()
     names = ["first"]
     with shop.worker():

@@ -100,8 +100,8 @@ THREATS = {
     "paths that leave their folder": (),
 }
 """Threat -> what the names of its tests begin with, after `test_threat_`."""
-TEST = re.compile(r"def (test_rows?_\d[a-z0-9_]+)")
-THREAT = re.compile(r"def test_threat_([a-z0-9_]+)")
+TEST = re.compile(r"^ *def (test_rows?_\d[a-z0-9_]+)", re.MULTILINE)
+THREAT = re.compile(r"^ *def test_threat_([a-z0-9_]+)", re.MULTILINE)
 NUMBERED = re.compile(r"test_rows?_(\d+(?:_and_\d+)*)")
 
 

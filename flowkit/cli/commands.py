@@ -27,8 +27,12 @@ dead_cli = typer.Typer(
     help="Dead letters: list, show, retry or discard them.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None
 )
 db_cli = typer.Typer(help="The schema of the store.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None)
+sla_cli = typer.Typer(
+    help="The service level agreement: planned.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None
+)
 cli.add_typer(dead_cli, name="dead")
 cli.add_typer(db_cli, name="db")
+cli.add_typer(sla_cli, name="sla")
 
 AppName = Annotated[str, typer.Argument(metavar="APP", help="A file such as shop.py, or module:app")]
 Json = Annotated[bool, typer.Option("--json", help="Pure JSON on standard output")]
@@ -209,6 +213,30 @@ def db_check() -> None:
     from flowkit.cli.schema import check
 
     raise typer.Exit(check())
+
+
+@sla_cli.command(name="budget")
+def sla_budget(
+    availability: Annotated[list[float], typer.Argument(metavar="PERCENT...", help="Such as 99 99.9")],
+    as_json: Json = False,
+) -> None:
+    """Show the downtime that an availability permits."""
+    from flowkit.cli.sla import budget
+
+    budget(availability, as_json)
+
+
+@sla_cli.command(name="plan")
+def sla_plan(
+    agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")], as_json: Json = False
+) -> None:
+    """Show how many nodes an agreement needs, and why.
+
+    Also how likely each level is missed with so many, and what is a single point of failure.
+    """
+    from flowkit.cli.sla import plan
+
+    plan(agreement, as_json)
 
 
 def main() -> None:

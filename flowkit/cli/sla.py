@@ -1,0 +1,98 @@
+"""`flowkit sla`: what an agreement permits, and what it needs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowkit import duration
+from flowkit.cli import show
+from flowkit.continuity import agreement, planning
+from flowkit.errors import ConfigError
+
+PRECISE_SECONDS = 60.0
+"""Below this a permitted downtime is told with a decimal."""
+
+
+def budget(availabilities: Sequence[float], json: bool) -> None:
+    """The permitted downtime of these availabilities, in percent."""
+    for one in availabilities:
+        if not 0 < one < 100:
+            raise ConfigError(f"an availability of {one:g} %: write a percentage above 0 and below 100, such as 99.9")
+    budgets = [planning.budget(one) for one in availabilities]
+    if json:
+        show.as_json([one._asdict() for one in budgets])
+        return
+    show.table(
+        "Permitted downtime",
+        ["availability", "a week", "a year"],
+        [(f"{one.availability:g} %", text(one.per_week_s), text(one.per_year_s)) for one in budgets],
+    )
+
+
+def plan(path: Path, json: bool) -> None:
+    """The instances that an agreement needs, and why."""
+    agreed = agreement.read(path)
+    found = planning.plan(agreed)
+    if json:
+        show.as_json(
+            {
+                "nodes": {
+                    "normal": found.for_normal,
+                    "minimum": found.for_minimum,
+                    "high_availability": found.high_availability,
+                    "fault_tolerance": {str(failures): nodes for failures, nodes in found.fault_tolerance.items()},
+                },
+                "choices": [one._asdict() for one in found.choices.values()],
+                "tiers": dict(found.tiers),
+                "single_points_of_failure": list(found.single_points),
+            }
+        )
+        return
+    normal, minimum, node = agreed.normal, agreed.minimum, agreed.node
+    print(f"Normal service: {normal.tps:g} TPS at {node.tps:g} TPS a node take {nodes(found.for_normal)}.")
+    print(f"Minimum service: {minimum.tps:g} TPS take {nodes(found.for_minimum)}.")
+    print(
+        f"High availability, the minimum after one failure: {nodes(found.high_availability)}: as many as the normal "
+        "service takes, and one more than the minimum."
+    )
+    for failures, many in found.fault_tolerance.items():
+        print(f"Fault tolerance, the normal service after {failures} at once: {nodes(many)}, {failures} more.")
+    print()
+    show.table(
+        f"One node is up {node.up:.4%} of the time; {agreed.availability:g} % are agreed",
+        ["nodes", "below normal", "a week", "below minimum, or a tier down", "a week", "agreement"],
+        [
+            (
+                one.nodes,
+                share(one.below_normal),
+                text(one.below_normal * agreement.WEEK_SECONDS),
+                share(one.below_minimum),
+                text(one.below_minimum * agreement.WEEK_SECONDS),
+                "kept" if one.kept else "missed",
+            )
+            for one in found.choices.values()
+        ],
+    )
+    for name, part in found.tiers.items():
+        tier = agreed.tiers[name]
+        print(f"\n{name}: {tier.needed} of {nodes(tier.nodes)} needed, up {part:.4%} of the time")
+    for name in found.single_points:
+        print(f"\n{name} is a single point of failure: when one of its nodes fails, the service ends; add a node")
+
+
+def nodes(count: int) -> str:
+    return f"{count} node{'' if count == 1 else 's'}"
+
+
+def share(part: float) -> str:
+    """A probability for people: never 0 when it is not."""
+    return f"{part:.2g}" if 0 < part < 1e-4 else f"{part:.4%}"
+
+
+def text(seconds: float) -> str:
+    """A time span in at most two units."""
+    if seconds < PRECISE_SECONDS:
+        return f"{seconds:.3g}s"
+    for unit, size in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):
+        if seconds >= size:
+            return f"{seconds / size:.2f}".rstrip("0").rstrip(".") + unit
+    return duration.text(seconds)

@@ -1,0 +1,1 @@
+"""What keeps a service going: its agreed level, planned and verified."""

@@ -1,0 +1,141 @@
+"""A service level agreement as a file, `sla.toml`: what is promised, and what the nodes are that have to keep it."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from flowkit import duration
+from flowkit.errors import ConfigError, DefinitionError
+
+WEEK_SECONDS = 7 * 86400.0
+
+
+def _seconds(value: object) -> float:
+    try:
+        return duration.seconds(value, "this duration")
+    except DefinitionError as error:
+        raise ValueError(str(error)) from None
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+"""A duration of the file, such as "250ms" or "30d", in seconds."""
+Rate = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+"""Requests or messages per second."""
+Percent = Annotated[float, Field(gt=0, lt=100, allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """A table of the file. A key that nobody knows is a mistake, never a wish that is passed over."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Normal(Part):
+    """What the service gives when nothing is broken."""
+
+    tps: Rate
+    response: Seconds
+    """The longest response time, in seconds, of this percentile of the requests."""
+    percentile: Percent = 99.0
+
+
+class Minimum(Part):
+    """What it gives at the least, whatever of the planned failures happens."""
+
+    tps: Rate
+    response: Seconds
+    at_most: Seconds
+    """How long, in seconds, it may be below normal in each period."""
+    per: Seconds = WEEK_SECONDS
+
+
+class Failures(Part):
+    """How often something is up: told as such, or by how often it fails and how soon it is repaired."""
+
+    availability: Percent | None = None
+    fails_every: Seconds | None = None
+    repaired_in: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _told_once(self) -> Self:
+        pair = (self.fails_every, self.repaired_in)
+        if (self.availability is None) == (None in pair) or (self.availability is not None and pair != (None, None)):
+            raise ValueError("write availability = 99.9, or both fails_every and repaired_in")
+        return self
+
+    @property
+    def up(self) -> float:
+        """The probability that one of these is up, in (0, 1): from MTBF and MTTR, MTBF / (MTBF + MTTR)."""
+        if self.fails_every is not None and self.repaired_in is not None:
+            return self.fails_every / (self.fails_every + self.repaired_in)
+        assert self.availability is not None
+        return self.availability / 100
+
+
+class Node(Failures):
+    """One instance of the application."""
+
+    tps: Rate
+    """What one instance bears within the response time: `flowkit sla measure` finds it."""
+
+
+class Tier(Failures):
+    """Something else that every request needs: the broker, the database, the balancer."""
+
+    nodes: Annotated[int, Field(ge=1, le=1000)] = 1
+    needed: Annotated[int, Field(ge=1)] = 1
+    """How many of its nodes have to be up: 2 of a RabbitMQ cluster of 3, 1 of a PostgreSQL pair."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.needed > self.nodes:
+            raise ValueError(f"needed = {self.needed} of nodes = {self.nodes}; it is never up")
+        return self
+
+
+class Agreement(Part):
+    """All of the file."""
+
+    availability: Percent
+    """The part of the time, in percent, in which the service gives the minimum or better."""
+    normal: Normal
+    minimum: Minimum
+    node: Node
+    tiers: dict[Annotated[str, Field(min_length=1, max_length=64)], Tier] = {}
+
+    @model_validator(mode="after")
+    def _without_contradiction(self) -> Self:
+        normal, minimum = self.normal, self.minimum
+        if minimum.tps > normal.tps:
+            raise ValueError(f"minimum.tps = {minimum.tps:g} is more than normal.tps = {normal.tps:g}")
+        if minimum.response < normal.response:
+            raise ValueError("minimum.response is shorter than normal.response")
+        if minimum.at_most > minimum.per:
+            raise ValueError("minimum.at_most is longer than the period, minimum.per")
+        return self
+
+
+def read(path: Path) -> Agreement:
+    """Read a file. Blocks. Raises ConfigError, which names the key that is wrong."""
+    try:
+        return Agreement.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML file: {error}") from None
+    except ValidationError as error:
+        wrong = "; ".join(_said(one) for one in error.errors())
+        raise ConfigError(f"{path}: {wrong}") from None
+
+
+def _said(error: Any) -> str:
+    """One mistake: where it is, and what is wrong."""
+    place = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    if error["type"] == "extra_forbidden":
+        return f"{place} is not a key of sla.toml"
+    why = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {why}" if place else why

@@ -37,6 +37,10 @@ class TooLarge(FlowKitError):
     """A message exceeds the limit of its app or transport. Raised before it is staged."""
 
 
+class Reused(FlowKitError):
+    """The id of a message was accepted before with another body. Nothing was accepted."""
+
+
 class OutcomeUnknown(FlowKitError):
     """The connection broke during COMMIT: the messages of these ids may or may not be accepted, all or none.
 

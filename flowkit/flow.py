@@ -14,6 +14,7 @@ from flowkit.errors import DefinitionError, TooLarge, Unrouted
 from flowkit.foreign import Identifier, IdFrom
 from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_name, check_sent
 from flowkit.ports import Clock, Delivery, Ids, Objects, UnitOfWork
+from flowkit.route import REPLY, REPLY_SECONDS, Arguments, Route
 from flowkit.telemetry import OFF, Telemetry
 
 Isolation = Literal["batch", "savepoint", "single"]
@@ -72,6 +73,8 @@ class Outgoing(NamedTuple):
 
     message: Message
     delay: float
+    digest: str = ""
+    """Of its body, where its id may have been used before for another one, which is refused then."""
 
 
 class Context(NamedTuple):
@@ -215,8 +218,18 @@ class Flow:
         return parameters
 
     @cached_property
+    def request(self) -> Arguments | None:
+        """What of an HTTP request becomes which argument; None for a flow that has no route."""
+        if not isinstance(self.source, Route):
+            return None
+        hints = get_type_hints(self.handler, include_extras=True) if self.hints else {}
+        return Arguments(self.name, self.source, list(inspect.signature(self.handler).parameters.values()), hints)
+
+    @cached_property
     def body(self) -> Body:
-        """How received bodies become the handler's first argument."""
+        """How received bodies become the handler's first argument, or those that a request brought."""
+        if self.request is not None:
+            return self.request.message
         first = self.parameters[0]
         if self.hints.get(first.name) is Message:
             raise self.wrong("its first parameter is the body; take the envelope as a second one, `message: Message`")
@@ -228,8 +241,16 @@ class Flow:
         return Identifier(self.name, self.id_from, self.body)
 
     def wants(self) -> dict[str, Any]:
-        """The parameters after the body: name -> type."""
+        """The parameters besides the body, or besides what a request brings: name -> type."""
+        if self.request is not None:
+            every = inspect.signature(self.handler).parameters
+            return {name: self.hints.get(name) for name in every if name not in self.request.names}
         return {parameter.name: self.hints.get(parameter.name) for parameter in self.parameters[1:]}
+
+    @property
+    def replies(self) -> bool:
+        """Whether what it returns answers the HTTP request that its message came by, and is not sent on."""
+        return isinstance(self.source, Route) and self.source.reply > 0
 
     @property
     def concurrent(self) -> bool:
@@ -277,13 +298,15 @@ class Flow:
         return next(one for one in self.parameters if one.name == name).default is inspect.Parameter.empty
 
     def _check_return(self, annotation: Any) -> None:
+        if self.replies and self.to:
+            raise self.wrong("what it returns answers its request, so it has no to=; send with an Outbox")
         for kind in _alternatives(annotation):
             if UnitOfWork in self.wants().values() and kind not in (None, type(None), Any):
                 raise self.wrong(
                     f"it returns {_named(kind)} besides its unit of work; send it inside: outbox.send(…) in the "
                     "function(session, outbox) that work.run gets"
                 )
-            if kind in (None, type(None), Any) or get_origin(kind) is Routed or kind is Routed:
+            if self.replies or kind in (None, type(None), Any) or get_origin(kind) is Routed or kind is Routed:
                 continue
             if not self.to:
                 raise self.wrong(f"it returns {_named(kind)} but has no to=; name the channel, or return None")
@@ -309,12 +332,14 @@ class Flow:
         return (self.concurrency or IN_FLIGHT) if self.concurrent else self.batch
 
     def takes(self, kinds: Iterable[type]) -> bool:
-        """Whether the handler asks for one of these types."""
-        return not set(kinds).isdisjoint(one for one in self.wants().values() if isinstance(one, type))
+        """Whether the handler asks for one of these types, or its reply is written with one."""
+        return (self.replies and Objects in kinds) or not set(kinds).isdisjoint(
+            one for one in self.wants().values() if isinstance(one, type)
+        )
 
     def caller(self, provided: Mapping[type, object], injects: Iterable[type]) -> "Call":
         """How to call the handler: one function, made once for a lane."""
-        handler, transactional = self.handler, set(injects)
+        handler, transactional = self._takes_body(), set(injects)
         getters: list[tuple[str, Getter]] = []
         for name, wanted in self.wants().items():
             if wanted is Message:
@@ -330,7 +355,7 @@ class Flow:
 
         def call(body: object, delivery: Delivery, outbox: Outbox, giver: Giver) -> None:
             arguments = {name: get(delivery, outbox, giver) for name, get in getters}
-            self._send(handler(body, **arguments), outbox)
+            self._finish(handler(body, **arguments), delivery, outbox, giver)
 
         async def attend(body: object, delivery: Delivery, outbox: Outbox, giver: Giver) -> None:
             arguments = {name: get(delivery, outbox, giver) for name, get in getters}
@@ -339,9 +364,24 @@ class Flow:
                 async for value in result:
                     self._send_one(value, outbox)
             else:
-                self._send(await result, outbox)
+                self._finish(await result, delivery, outbox, giver)
 
         return attend if self.concurrent else call
+
+    def _takes_body(self) -> Callable[..., Any]:
+        """The handler, with the body of a message as its first argument."""
+        handler, request = self.handler, self.request
+        if request is None or request.alone:
+            return handler
+        return lambda body, **injected: handler(**request.unpack(body), **injected)
+
+    def _finish(self, result: object, delivery: Delivery, outbox: Outbox, giver: Giver) -> None:
+        """What becomes of what the handler returned."""
+        if self.replies:
+            objects: Any = giver.give(Objects)
+            objects.put(REPLY + delivery.message.id, result, REPLY_SECONDS)
+        else:
+            self._send(result, outbox)
 
     def _send(self, result: object, outbox: Outbox) -> None:
         """Returning is publishing: None, a value, a routed value, or many of them by a generator or Split."""

@@ -361,6 +361,12 @@ class Store(Protocol):
     def subscriptions(self) -> Mapping[str, str]:
         """flow -> channel, of every app."""
 
+    def objects(self, space: str, keys: Collection[str]) -> Mapping[str, bytes]:
+        """What an app keeps under these keys, as JSON. What there is not has no entry."""
+
+    def states(self, identities: Collection[Identity]) -> Mapping[Identity, str]:
+        """What the inbox knows of these: accepted, applied or dead. What did not come to a flow yet has no entry."""
+
     def pending(self, flows: Collection[str]) -> "Pending":
         """How many messages of these flows are not at their end."""
 

@@ -5,11 +5,21 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 
-from flowkit.errors import CommitUnknown, FlowKitError, OutcomeUnknown, StoreConflict, StoreUnavailable, Unrouted
+from flowkit.errors import (
+    CommitUnknown,
+    FlowKitError,
+    OutcomeUnknown,
+    Reused,
+    StoreConflict,
+    StoreUnavailable,
+    Unrouted,
+)
 from flowkit.flow import Context, Outgoing, unrouted
 from flowkit.ports import Copy, Delivery, Store, Tally, Unit
 
 TRIES = 10
+Waiting = tuple[Sequence[Outgoing], "Future[None]"]
+"""Messages of one caller, and what tells it that they are committed."""
 handling: ContextVar[str | None] = ContextVar("handling", default=None)
 """The flow whose handler runs in this thread. It sends through its outbox, never through a publisher."""
 
@@ -26,7 +36,7 @@ class Publisher:
         self._lane = f"publish-{context.ids()}"
         self._gate = threading.Lock()
         self._committing = threading.Lock()
-        self._waiting: list[tuple[Sequence[Outgoing], Future[None]]] = []
+        self._waiting: list[Waiting] = []
 
     def publish(self, messages: Sequence[Outgoing], optional: frozenset[str] = frozenset()) -> None:
         """Accept these messages, once per id. `optional` names the channels that may have no subscriber.
@@ -46,11 +56,14 @@ class Publisher:
             if not mine.done():
                 with self._gate:
                     together, self._waiting = self._waiting, []
-                self._commit(together, optional)
+                self.commit(together, optional)
         mine.result()
 
-    def _commit(self, together: list[tuple[Sequence[Outgoing], "Future[None]"]], optional: frozenset[str]) -> None:
-        """One transaction for all callers; where it is refused, one for each, so that none pays for another."""
+    def commit(self, together: Sequence[Waiting], optional: frozenset[str] = frozenset()) -> None:
+        """One transaction for all callers; where it is refused, one for each, so that none pays for another.
+
+        Each learns from its future what `publish` would raise. Blocks.
+        """
         try:
             flows = self._accept([one for messages, _ in together for one in messages], optional)
         except CommitUnknown:
@@ -61,7 +74,7 @@ class Publisher:
                 together[0][1].set_exception(self._store.classify(error))
             else:
                 for one in together:
-                    self._commit([one], optional)
+                    self.commit([one], optional)
         else:
             for _, future in together:
                 future.set_result(None)
@@ -92,18 +105,28 @@ def stage(
     """Stage one copy for each subscribed flow of messages that were not accepted before. Returns those flows.
 
     An id is accepted once: it is claimed in the inbox under the channel's name, so that a resend after an unknown
-    outcome changes nothing, however late the first one commits.
+    outcome changes nothing, however late the first one commits. Where a digest of the body is given, that is claimed
+    too, together with the id: who can claim it under an id that was accepted before has another body, and is refused.
     """
     routes = unit.subscribers({one.message.channel for one in messages})
     for one in messages:
         if not routes.get(one.message.channel) and one.message.channel not in optional:
             raise Unrouted(unrouted(one.message.channel))
-    fresh = unit.claim([Delivery(one.message, f"channel:{one.message.channel}") for one in messages])
+    digests = [
+        Delivery(one.message._replace(source=one.digest), f"digest:{one.message.channel}")
+        for one in messages
+        if one.digest
+    ]
+    fresh = unit.claim([*(Delivery(one.message, f"channel:{one.message.channel}") for one in messages), *digests])
     copies: list[Copy] = []
     for one in messages:
         identity = (f"channel:{one.message.channel}", one.message.source, one.message.id)
-        if fresh.pop(identity, None) is not None:
+        new = fresh.pop(identity, None) is not None
+        if new:
             copies += address(one, routes, context)
+        known = (f"digest:{one.message.channel}", one.digest, one.message.id)
+        if fresh.pop(known, None) is not None and one.digest and not new:
+            raise Reused(f"message {one.message.id} was accepted before with another body; give this one another id")
     unit.stage(copies)
     unit.count(accepted(copies))
     return {copy.flow for copy in copies}

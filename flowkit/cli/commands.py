@@ -30,9 +30,11 @@ db_cli = typer.Typer(help="The schema of the store.", epilog=EXITS, no_args_is_h
 sla_cli = typer.Typer(
     help="The service level agreement: planned.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None
 )
+lb_cli = typer.Typer(help="Load balancers: configurations.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None)
 cli.add_typer(dead_cli, name="dead")
 cli.add_typer(db_cli, name="db")
 cli.add_typer(sla_cli, name="sla")
+cli.add_typer(lb_cli, name="lb")
 
 AppName = Annotated[str, typer.Argument(metavar="APP", help="A file such as shop.py, or module:app")]
 Json = Annotated[bool, typer.Option("--json", help="Pure JSON on standard output")]
@@ -40,6 +42,8 @@ Flow = Annotated[str | None, typer.Option(help="Only of this flow, by its full n
 Error = Annotated[str | None, typer.Option(help="Only with this text in the error")]
 Letters = Annotated[list[str] | None, typer.Argument(help="Ids of letters")]
 All = Annotated[bool, typer.Option("--all", help="All of them")]
+Instances = Annotated[list[str], typer.Argument(metavar="HOST:PORT...", help="Where instances serve HTTP")]
+Listen = Annotated[str, typer.Option(help="Where the balancer listens")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 
 
@@ -65,11 +69,15 @@ def run(
     flows: Annotated[str, typer.Option(help="Only these flows, separated by commas")] = "",
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when nothing is pending")] = False,
     grace: Annotated[str, typer.Option(help="How long workers may take to finish at the end")] = "30s",
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Serve the routes of APP there")] = "",
+    agent: Annotated[str, typer.Option(metavar="HOST:PORT", help="Answer HAProxy's agent checks there")] = "",
+    drain: Annotated[str, typer.Option(help="With --http: how long to be unready before the end")] = "2s",
 ) -> None:
     """Run the flows of APP: a supervisor and its worker processes."""
-    from flowkit.cli.run import run
+    from flowkit.cli.run import Options, run
 
-    raise typer.Exit(run(app, workers, [one.strip() for one in flows.split(",") if one.strip()], until_idle, grace))
+    chosen = [one.strip() for one in flows.split(",") if one.strip()]
+    raise typer.Exit(run(app, Options(workers, chosen, until_idle, grace, http, agent, drain)))
 
 
 @cli.command()
@@ -237,6 +245,26 @@ def sla_plan(
     from flowkit.cli.sla import plan
 
     plan(agreement, as_json)
+
+
+@lb_cli.command(name="haproxy")
+def lb_haproxy(
+    instances: Instances,
+    listen: Listen = ":8000",
+    agent_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Where instances answer checks")] = None,
+) -> None:
+    """Print a configuration of HAProxy for these instances."""
+    from flowkit.cli.balancer import haproxy
+
+    haproxy(instances, listen, agent_port)
+
+
+@lb_cli.command(name="nginx")
+def lb_nginx(instances: Instances, listen: Listen = "8000") -> None:
+    """Print a configuration of nginx for these instances."""
+    from flowkit.cli.balancer import nginx
+
+    nginx(instances, listen)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from typing import NamedTuple
 
 from flowkit import duration
 from flowkit.app import App
@@ -16,18 +17,35 @@ from flowkit.config import Services, Settings, connect
 from flowkit.engine.slots import Slots
 from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.worker import Worker
+from flowkit.errors import ConfigError
 from flowkit.telemetry import configure
 from flowkit.url import mask
+from flowkit.web.agent import Agent
+from flowkit.web.listen import listen
 
 STEP_SECONDS = 0.05
 STOPPED_SECONDS = 0.2
 INTERRUPTED = 130
+HTTP_VARIABLE = "FLOWKIT_HTTP_SOCKET"
+"""The open file of the socket that the supervisor's workers share."""
 MARGIN_SECONDS = 2.0
 """Granted to the workers beyond their grace before they are killed."""
 _log = logging.getLogger("flowkit.run")
 
 
-def run(name: str, workers: int, flows: list[str], until_idle: bool, grace: str) -> int:
+class Options(NamedTuple):
+    """How an app is run."""
+
+    workers: int
+    flows: list[str]
+    until_idle: bool
+    grace: str
+    http: str
+    agent: str
+    drain: str
+
+
+def run(name: str, options: Options) -> int:
     """Run an app: as a worker where a supervisor started this process, else as its supervisor. Returns the exit."""
     descriptor = os.environ.pop(SLOTS_VARIABLE, "")
     if descriptor:
@@ -35,27 +53,39 @@ def run(name: str, workers: int, flows: list[str], until_idle: bool, grace: str)
         die_with_parent()
     settings = Settings.read()
     log(settings)
-    seconds = duration.seconds(grace, "--grace")
+    grace = duration.seconds(options.grace, "--grace")
+    if options.http and duration.seconds(options.drain, "--drain") > grace:
+        raise ConfigError(f"--drain {options.drain} is longer than --grace {options.grace}; drain is a part of it")
     app = load(name)
     configure(app.name)
     services = connect(settings)
     if descriptor:
-        return _work(app, services, flows, until_idle, seconds, Slots(int(descriptor)), signals)
+        return _work(app, services, options, grace, Slots(int(descriptor)), signals)
     try:
-        return _supervise(app, services, workers, flows, until_idle, seconds)
+        return _supervise(app, services, options, grace)
     finally:
         services.close()
 
 
-def _work(
-    app: App, services: Services, flows: list[str], until_idle: bool, grace: float, slots: Slots, signals: Signals
-) -> int:
+def _work(app: App, services: Services, options: Options, grace: float, slots: Slots, signals: Signals) -> int:
     """The life of a worker process."""
-    worker = Worker(app, services, app.select(flows) if flows else None, slots)
-    signals.call(worker.stop)
-    if until_idle:
+    worker = Worker(app, services, app.select(options.flows) if options.flows else None, slots)
+    front = None
+    if options.http:
+        from flowkit.web.front import Front
+
+        front = Front(app, services, worker, int(os.environ.pop(HTTP_VARIABLE)))
+        drain = duration.seconds(options.drain, "--drain")
+        signals.call(lambda: front.leave(drain, grace))
+        signals.call_at_hangup(lambda: front.leave(0, grace))  # siblings take what comes
+    else:
+        signals.call(worker.stop)
+        signals.call_at_hangup(worker.stop)
+    if options.until_idle:
         threading.Thread(target=_end_when_stopped, args=(worker,), name="flowkit-stopped", daemon=True).start()
     ended = worker.run(grace, _abandon)
+    if front is not None:
+        front.close(grace)
     if worker.overdue or worker.crippled or not ended:
         _abandon()
     services.telemetry.close()
@@ -77,35 +107,60 @@ def _abandon() -> None:
     os._exit(REPLACE)
 
 
-def _supervise(app: App, services: Services, workers: int, flows: list[str], until_idle: bool, grace: float) -> int:
+def _supervise(app: App, services: Services, options: Options, grace: float) -> int:
     """The life of the supervisor. Mistakes are found here, so that they are told once."""
     store = services.store
     subscribed: dict[str, list[str]] = {}
     for flow, channel in store.subscriptions().items():
         subscribed.setdefault(channel, []).append(flow)
     app.check(store.injects, subscribed)
-    chosen = [flow.name for flow in (app.select(flows) if flows else app.flows.values())]
+    chosen = [flow.name for flow in (app.select(options.flows) if options.flows else app.flows.values())]
     app.connect(services)
     signals = Signals()
     name_parent()
+    listening = []
+    if options.http:
+        listening.append(listen(options.http, "--http"))
+        os.environ[HTTP_VARIABLE] = str(listening[0].fileno())
     supervisor = Supervisor(
-        [sys.executable, "-m", "flowkit", *sys.argv[1:]], workers, store, services.clock, services.random
+        [sys.executable, "-m", "flowkit", *sys.argv[1:]],
+        options.workers,
+        store,
+        services.clock,
+        services.random,
+        [one.fileno() for one in listening],
     )
     broker = bool(services.settings.broker_url or services.settings.drain_url)
-    idle = Idle(store, services.transport, chosen, broker) if until_idle else None
+    idle = Idle(store, services.transport, chosen, broker) if options.until_idle else None
     _log.info(
         "app %s: %d flow(s) in %d worker process(es) on %s",
-        app.name, len(chosen), workers, mask(services.settings.database_url),
+        app.name, len(chosen), options.workers, mask(services.settings.database_url),
     )  # fmt: skip
+    agent = Agent(listen(options.agent, "--agent"), lambda: _capacity(supervisor)) if options.agent else None
     try:
         while supervisor.step() and not signals.asked.wait(STEP_SECONDS):
             if idle is not None and idle.reached():
                 break
+            if signals.hangup.is_set():
+                signals.hangup.clear()
+                _log.info("the workers are replaced, one by one")
+                supervisor.roll()
+        for one in listening:
+            one.close()  # or who connects once the workers have closed theirs would wait for nobody
         return _finish(supervisor, grace, signals)
     finally:
         supervisor.kill()
         supervisor.close()
+        if agent is not None:
+            agent.close()
         signals.ignore()
+
+
+def _capacity(supervisor: Supervisor) -> str:
+    """What of this instance's share of the requests it can take: the answer to HAProxy's agent checks."""
+    if supervisor.stopping:
+        return "drain"
+    return f"up ready {supervisor.ready:.0%}" if supervisor.ready else "down"
 
 
 def _finish(supervisor: Supervisor, grace: float, signals: Signals) -> int:

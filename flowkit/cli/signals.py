@@ -15,7 +15,7 @@ LOOK_SECONDS = 1.0
 
 
 class Signals:
-    """Counts SIGTERM and SIGINT from now on.
+    """Counts SIGTERM and SIGINT from now on, and tells of SIGHUP.
 
     They are read by a thread of their own: a signal handler runs between any two steps of the main thread, and must
     not take a lock that the main thread may hold, as threading.Event.set does.
@@ -26,9 +26,13 @@ class Signals:
         """Set by the first signal: finish."""
         self.again = threading.Event()
         """Set by the second: end at once."""
+        self.hangup = threading.Event()
+        """Set by SIGHUP, unless that says that the terminal is gone, which means finish."""
         self._calls: list[Callable[[], None]] = []
+        self._at_hangup: Callable[[], None] = self.hangup.set
         self._calling = threading.Lock()
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        self._terminal = os.isatty(0)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -44,14 +48,27 @@ class Signals:
                 return
         function()
 
+    def call_at_hangup(self, function: Callable[[], None]) -> None:
+        """Call this at SIGHUP; at once, when it came already."""
+        with self._calling:
+            self._at_hangup = function
+            if not self.hangup.is_set():
+                return
+        function()
+
     def ignore(self) -> None:
         """From now on they change nothing: the interpreter, as it ends, would let them kill the process."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
 
     def _read(self, descriptor: int, numbers: bytes) -> None:
         while byte := os.read(descriptor, 1):
             if byte not in numbers:
+                continue
+            if byte == bytes((signal.SIGHUP,)) and (os.isatty(0) or not self._terminal):
+                with self._calling:
+                    hung_up = self._at_hangup
+                hung_up()
                 continue
             if self.asked.is_set():
                 self.again.set()

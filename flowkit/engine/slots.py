@@ -1,8 +1,8 @@
 """Who killed the worker? Each lane notes in shared memory which message it runs; the supervisor reads it after a death.
 
-The file is made by the supervisor and mapped by both: 64 bytes for the worker's id, then one slot per lane, then those
-of messages whose `async def` handlers are at work: a state byte, the length of the identity as two bytes, the identity
-as UTF-8 separated by NUL. Noting one costs 0.3 µs.
+The file is made by the supervisor and mapped by both: 64 bytes for the worker's id and whether it is ready, then one
+slot per lane, then those of messages whose `async def` handlers are at work: a state byte, the length of the identity
+as two bytes, the identity as UTF-8 separated by NUL. Noting one costs 0.3 µs.
 """
 
 import mmap
@@ -15,6 +15,8 @@ from typing import NamedTuple
 from flowkit.ports import Identity
 
 HEADER = 64
+READY = 63
+"""Where a worker says whether it is ready."""
 SLOT = 3200
 COUNT = 2048
 
@@ -48,11 +50,20 @@ class Slots:
 
     @property
     def worker(self) -> str:
-        return self._memory[:HEADER].rstrip(b"\0").decode()
+        return self._memory[:READY].rstrip(b"\0").decode()
 
     @worker.setter
     def worker(self, id: str) -> None:
-        self._memory[:HEADER] = id.encode().ljust(HEADER, b"\0")
+        self._memory[:READY] = id.encode().ljust(READY, b"\0")
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker has everything that it needs, and is not about to end."""
+        return bool(self._memory[READY])
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        self._memory[READY] = ready
 
     def slot(self, number: int) -> "Slot":
         """The slot of one lane."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import tempfile
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import IO
@@ -40,6 +41,12 @@ class Child:
         self.failures = 0
         self.due = 0.0
         self.finished = False
+        """It is not started again."""
+        self.replaced = False
+
+    @property
+    def ready(self) -> bool:
+        return self.process is not None and self.slots.ready
 
     def close(self) -> None:
         self.slots.close()
@@ -52,13 +59,28 @@ class Supervisor:
     One thread steps it; `stop` may be called from a signal handler.
     """
 
-    def __init__(self, command: Sequence[str], workers: int, store: Store, clock: Clock, random: Random) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        workers: int,
+        store: Store,
+        clock: Clock,
+        random: Random,
+        inherited: Sequence[int] = (),
+    ) -> None:
+        """`inherited`: open files that every worker gets."""
         self._command = list(command)
+        self._inherited = tuple(inherited)
         self._store = store
         self._clock = clock
         self._random = random
+        self._workers = workers
         self._children = [Child() for _ in range(workers)]
         self._charges: list[Callable[[], None]] = []
+        self._old: deque[Child] = deque()
+        """Workers to be replaced."""
+        self._heir: Child | None = None
+        """Who replaces the next one of them."""
         self.stopping = False
         self.status = 0
         """The highest exit status of the workers that ended by themselves."""
@@ -68,6 +90,11 @@ class Supervisor:
         """The worker processes that live."""
         return [child.process.pid for child in self._children if child.process is not None]
 
+    @property
+    def ready(self) -> float:
+        """Which part of the workers is ready, from 0 to 1."""
+        return min(1.0, sum(child.ready for child in self._children) / self._workers)
+
     def step(self) -> bool:
         """Reap the dead, charge what they were running, start who is due. Whether any worker lives or will."""
         now = self._clock.monotonic()
@@ -75,10 +102,36 @@ class Supervisor:
             if child.process is not None and child.process.poll() is not None:
                 self._bury(child, now)
         self._pay()
+        self._replace()
         for child in self._children:
             if child.process is None and not (self.stopping or child.finished) and now >= child.due:
                 self._start(child, now)
         return any(child.process is not None or not (self.stopping or child.finished) for child in self._children)
+
+    def roll(self) -> None:
+        """Replace the workers by new ones, one by one: an old one is asked to finish when its heir is ready."""
+        self._old.extend(child for child in self._children if child not in self._old and not child.finished)
+
+    def _replace(self) -> None:
+        """A step of replacing workers."""
+        for child in [one for one in self._children if one.replaced and one.process is None]:
+            self._children.remove(child)
+            child.close()
+        heir = self._heir
+        if heir is None:
+            if self._old and not self.stopping:
+                self._heir = Child()
+                self._children.append(self._heir)
+        elif heir.finished:
+            _log.error("a new worker ended at once, so no more are replaced: the old ones go on")
+            heir.replaced = True
+            self._old.clear()
+            self._heir = None
+        elif heir.ready:
+            old = self._old.popleft()
+            old.finished = old.replaced = True
+            self._ask(old, signal.SIGHUP)
+            self._heir = None
 
     def stop(self) -> None:
         """Ask every worker to finish: SIGTERM."""
@@ -95,8 +148,11 @@ class Supervisor:
 
     def _signal(self, number: signal.Signals) -> None:
         for child in self._children:
-            if child.process is not None and child.process.poll() is None:
-                child.process.send_signal(number)
+            self._ask(child, number)
+
+    def _ask(self, child: Child, number: signal.Signals) -> None:
+        if child.process is not None and child.process.poll() is None:
+            child.process.send_signal(number)
 
     def _start(self, child: Child, now: float) -> None:
         child.slots.clear()
@@ -104,7 +160,7 @@ class Supervisor:
         child.process = subprocess.Popen(  # noqa: S603 - our own command
             self._command,
             env={**os.environ, SLOTS_VARIABLE: str(child.file.fileno())},
-            pass_fds=(child.file.fileno(),),
+            pass_fds=(child.file.fileno(), *self._inherited),
             start_new_session=True,
         )
 
@@ -116,7 +172,8 @@ class Supervisor:
         worker = child.slots.worker
         if status in FINAL and not victims:
             child.finished = True
-            self.status = max(self.status, FINAL[status])
+            if child is not self._heir:
+                self.status = max(self.status, FINAL[status])
             return
         self._charges += [partial(self._charge, victim, worker) for victim in victims]
         if worker:

@@ -47,7 +47,7 @@ class Worker:
         self.app = app
         self.services = services
         self.id = services.ids()
-        self.state = "starting"
+        self._state = "starting"
         self.overdue = False
         """Whether a handler ran past its deadline: the process has to be replaced."""
         self.crippled = False
@@ -95,6 +95,16 @@ class Worker:
         self._alone = False
         self._hushed = False
         """Whether a suspect waits until nothing else runs, so that nothing is begun."""
+
+    @property
+    def state(self) -> str:
+        """starting, ready, unready or draining: told to the fleet by heartbeats, and to the supervisor at once."""
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._state = state
+        self._slots.ready = state == "ready"
 
     @cached_property
     def _loop(self) -> Loop:

@@ -32,6 +32,8 @@ class Cleaner:
             flows = to_json([[flow] for flow in policy.flows]).decode()
             removed = len(unit.read(sql.purge_inbox, (flows, int(policy.inbox * 1_000_000), BATCH)))
             removed += len(unit.read(sql.purge_inbox, (channels, int(policy.inbox * 2_000_000), BATCH)))
+            digests = to_json([[f"digest:{one}"] for one in policy.channels]).decode()
+            removed += len(unit.read(sql.purge_inbox, (digests, int(policy.inbox * 2_000_000), BATCH)))
             letters = unit.read(sql.expire_dead, (flows, int(policy.dead_letters * 1_000_000), BATCH))
             tallies = {flow: Tally() for (flow, *_) in letters}
             for flow, _, _ in letters:

@@ -255,6 +255,16 @@ class SqlStore:
         with self.unit("") as unit:
             return dict(unit.read("SELECT flow, channel FROM flowkit_subscriptions ORDER BY flow"))
 
+    def objects(self, space: str, keys: Collection[str]) -> dict[str, bytes]:
+        with self.unit("") as unit:
+            rows = unit.read(self.sql.get_objects, (space, to_json([[key] for key in keys]).decode()))
+        return {key: bytes(value) for key, value in rows}
+
+    def states(self, identities: Collection[Identity]) -> dict[Identity, str]:
+        with self.unit("") as unit:
+            rows = unit.read(self.sql.look, (to_json(sorted(identities)).decode(),))
+        return {(flow, source, id): tables.STATES[state] for flow, source, id, state, *_ in rows}
+
     def pending(self, flows: Collection[str]) -> Pending:
         mine = [one for flow, one in self.ledger.backlog().items() if flow in flows]
         return Pending(sum(one.due + one.leased for one in mine), sum(one.delayed + one.parked for one in mine))

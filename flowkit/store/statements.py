@@ -102,6 +102,9 @@ class Statements:
 
     get_object: str = """
         SELECT value FROM flowkit_objects WHERE space = ? AND key = ? AND (expires IS NULL OR expires > {now})"""
+    get_objects: str = """
+        SELECT key, kept.value FROM flowkit_objects AS kept
+        WHERE space = ? AND key IN (SELECT value ->> 0 FROM {each}) AND (expires IS NULL OR expires > {now})"""
     put_object: str = """
         INSERT INTO flowkit_objects (space, key, value, expires) VALUES (?, ?, ?, {now} + CAST(? AS bigint))
         ON CONFLICT (space, key) DO UPDATE SET value = excluded.value, expires = excluded.expires"""

@@ -7,6 +7,8 @@ VERSION = "0002"
 
 OPEN, DONE, DEAD = 0, 1, 2
 """States of an inbox row."""
+STATES = {OPEN: "accepted", DONE: "applied", DEAD: "dead"}
+"""What they are called."""
 
 metadata = MetaData()
 

@@ -1,0 +1,153 @@
+"""Routes: channels that HTTP requests come in by, and which part of a request becomes which argument of a handler."""
+
+import re
+import types
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from inspect import Parameter
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, create_model
+from pydantic_core import from_json, to_json
+
+from flowkit import duration
+from flowkit.channel import Body, Channel
+from flowkit.errors import DefinitionError, Undecodable
+
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+WITH_CONTENT = ("POST", "PUT", "PATCH")
+SCALARS = (str, int, float, bool, Decimal, date, datetime, time, timedelta, UUID, Enum)
+"""What can stand in a query."""
+NAME = re.compile(r"[a-z_][a-z0-9_]*", re.I)
+SEGMENT = re.compile(r"[^{}/?#\s]*|\{[a-z_][a-z0-9_]*\}", re.I)
+RESERVED = ("/flowkit", "/livez", "/readyz", "/metrics", "/scale")
+"""Where the ingress answers itself."""
+
+
+REPLY = "flowkit:reply:"
+"""What the key of an object begins with that is the reply to a request; the message's id follows."""
+REPLY_SECONDS = 86_400.0
+"""For so long any instance can tell it."""
+WAIT_SECONDS = 10.0
+
+
+class Route(Channel[Any]):
+    """A channel that HTTP requests come in by: `app.flow(web.post("/orders/{number}"))`.
+
+    Its name is the method and the path. Each accepted request is one message. With `reply` the answer is what the
+    flow's handler returned, if that is there within 10 seconds, or within the duration that is given; else that the
+    request is accepted. `rate` is how many requests a worker process takes in a second at the most; more are told when
+    to come again.
+    """
+
+    def __init__(
+        self, method: str, path: str, *, reply: bool | duration.Duration = False, rate: float | None = None
+    ) -> None:
+        if method not in METHODS:
+            raise DefinitionError(f"{method} {path}: a route's method is one of {', '.join(METHODS)}")
+        parts = path.split("/")
+        if not path.startswith("/") or not all(SEGMENT.fullmatch(one) for one in parts):
+            raise DefinitionError(
+                f'{method} {path}: a path begins with "/", and each of its parts is text or one parameter: '
+                '"/customers/{customer}/orders"'
+            )
+        if path.startswith(RESERVED):
+            raise DefinitionError(f"{method} {path}: {', '.join(RESERVED)} are answered by FlowKit; take another path")
+        names = [one[1:-1] for one in parts if one.startswith("{")]
+        if len(set(names)) < len(names):
+            raise DefinitionError(f"{method} {path}: a parameter is named twice")
+        if rate is not None and not rate > 0:
+            raise DefinitionError(f"{method} {path}: rate={rate:g} takes no requests; write how many a second, or None")
+        super().__init__(f"{method} {path}")
+        self.reply = WAIT_SECONDS * reply if isinstance(reply, bool) else duration.seconds(reply, f"{path}, reply")
+        """How many seconds a request waits for its reply; 0 for one that gets none."""
+        self.rate = rate
+        self.method = method
+        self.path = path
+        self.names = tuple(names)
+
+
+class Arguments:
+    """What of a request becomes which parameter of a flow's handler.
+
+    A parameter that the path names comes from there. Of a method with content the first other one is the content; what
+    else a query can say comes from the query. The rest is injected.
+    """
+
+    def __init__(self, flow: str, route: Route, parameters: Sequence[Parameter], hints: Mapping[str, Any]) -> None:
+        found = {one.name: one for one in parameters}
+        missing = [name for name in route.names if name not in found]
+        if missing:
+            raise DefinitionError(
+                f"flow {flow}: the path {route.path} has {{{missing[0]}}}, and its handler no parameter of that name"
+            )
+        rest = [one for one in parameters if one.name not in route.names]
+        first = rest[0].name if rest and route.method in WITH_CONTENT else None
+        self.path = route.names
+        self.content = first
+        self.query = tuple(one.name for one in rest if one.name != first and _scalar(hints.get(one.name)))
+        self.names = tuple(one for one in found if one in self.path or one in self.query or one == first)
+        where = f"flow {flow}"
+        annotation = hints.get(first, Any) if first else None
+        self.body = Body(annotation, f"{where}, parameter {first}") if first else None
+        """Of the content."""
+        self.alone = first is not None and len(self.names) == 1
+        """Whether there is nothing but content, which then is the message's body as it came."""
+        self.many = frozenset(name for name in self.query if _of_many(hints.get(name)))
+        """Those of the query that may come more than once."""
+        self.model: type[BaseModel] | None = None
+        """Of the body of a message, where it is more than the content: an object with a field for each argument."""
+        if not self.alone:
+            fields: dict[str, Any] = {
+                name: (hints.get(name, str), ... if found[name].default is Parameter.empty else found[name].default)
+                for name in self.names
+            }
+            self.model = create_model("Arguments", __config__=ConfigDict(extra="forbid"), **fields)
+        self.message = self.body if self.alone and self.body else Body(self.model, where)
+        """How the body of a message is made and read."""
+
+    def pack(self, path: Mapping[str, str], query: Sequence[tuple[str, str]], content: bytes) -> bytes:
+        """The body of the message of a request. Raises Undecodable, which names the field at fault."""
+        if self.body is not None and self.alone:
+            self.body.decode(content)
+            return content
+        given: dict[str, Any] = {name: path[name] for name in self.path}
+        for name, value in query:
+            if name not in self.query:
+                known = ", ".join(self.query) or "none"
+                raise Undecodable(f"{name}: there is no such query parameter; there are {known}")
+            if name in self.many:
+                given.setdefault(name, []).append(value)
+            elif given.setdefault(name, value) is not value:
+                raise Undecodable(f"{name}: it came more than once")
+        if self.content is not None and self.body is not None:
+            self.body.decode(content)
+            given[self.content] = content.decode() if self.body.raw is str else from_json(content)
+        body = to_json(given)
+        self.message.decode(body)
+        return body
+
+    def unpack(self, body: Any) -> dict[str, Any]:
+        """The arguments of the body of a message, by name."""
+        assert isinstance(body, BaseModel)
+        return {name: getattr(body, name) for name in self.names}
+
+
+def _scalar(annotation: Any) -> bool:
+    """Whether a query can say it: text, numbers, times, choices, or many of these."""
+    if get_origin(annotation) is Literal:
+        return True
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple, set, frozenset):
+        return all(one in (type(None), Ellipsis) or _scalar(one) for one in get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _scalar(get_args(annotation)[0])
+    return isinstance(annotation, type) and issubclass(annotation, SCALARS)
+
+
+def _of_many(annotation: Any) -> bool:
+    if get_origin(annotation) in (Annotated, Union, types.UnionType):
+        return any(_of_many(one) for one in get_args(annotation))
+    return get_origin(annotation) in (list, tuple, set, frozenset)

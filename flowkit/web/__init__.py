@@ -1,0 +1,13 @@
+"""Flows that HTTP requests come in by: `@app.flow(web.post("/orders"))`. `flowkit run --http` serves them."""
+
+from functools import partial
+
+from flowkit.route import Route
+
+get = partial(Route, "GET")
+post = partial(Route, "POST")
+put = partial(Route, "PUT")
+patch = partial(Route, "PATCH")
+delete = partial(Route, "DELETE")
+
+__all__ = ["delete", "get", "patch", "post", "put"]

@@ -1,0 +1,35 @@
+"""The agent: tells HAProxy's agent checks what an instance can take (HAProxy's manual, `agent-check`)."""
+
+import socket
+import threading
+from collections.abc import Callable
+
+ANSWER_SECONDS = 1.0
+
+
+class Agent:
+    """Answers whoever connects with one line, and closes. On a thread of its own."""
+
+    def __init__(self, listening: socket.socket, answer: Callable[[], str]) -> None:
+        """`answer`: `up ready 100%`, `drain` or `down`; it must not block."""
+        self._listening = listening
+        self._answer = answer
+        threading.Thread(target=self._serve, name="flowkit-agent", daemon=True).start()
+
+    def close(self) -> None:
+        """Answer no more."""
+        self._listening.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        self._listening.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                asking, _ = self._listening.accept()
+            except OSError:
+                return
+            with asking:
+                asking.settimeout(ANSWER_SECONDS)
+                try:
+                    asking.sendall(f"{self._answer()}\n".encode())
+                except OSError:
+                    continue  # it went away before its answer

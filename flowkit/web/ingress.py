@@ -1,0 +1,264 @@
+"""The ingress: one HTTP endpoint for each route of an app. A request is a message, and answered when that is stored."""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from hashlib import blake2b
+from http import HTTPStatus
+from typing import Any
+
+from pydantic_core import from_json, to_json
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route as Endpoint
+
+from flowkit.app import App
+from flowkit.config import Services
+from flowkit.errors import FlowKitError, OutcomeUnknown, Reused, StoreConflict, TooLarge, Unavailable, Undecodable
+from flowkit.flow import Flow, Outgoing, compose
+from flowkit.message import is_name
+from flowkit.publisher import Publisher
+from flowkit.route import REPLY, Arguments, Route
+from flowkit.web.bucket import Bucket
+from flowkit.web.gate import Full, Gate
+from flowkit.web.openapi import described
+from flowkit.web.problem import Problem
+from flowkit.web.replies import Replies
+
+CONTENT_SECONDS = 30.0
+"""A client that sends its content more slowly is given up."""
+RETRY_SECONDS = 1
+STATUS_PATH = "/flowkit/messages/{id}"
+DOCUMENT_PATH = "/flowkit/openapi.json"
+JSON = "application/json"
+KEY = "idempotency-key"
+"""The header by which a client may send a request again: it becomes the message's id."""
+TRY = "flowkit-request-id"
+"""The same, of a balancer that sends a request to another instance."""
+DIGEST_BYTES = 16
+
+
+class Ingress:
+    """Serves the routes of an app, on services of its own process. `app` is an ASGI application."""
+
+    def __init__(self, app: App, services: Services, ready: Callable[[], str]) -> None:
+        """`ready` says why no requests should come now; empty while they may. Raises DefinitionError."""
+        self._app = app
+        self._services = services
+        self._ready = ready
+        self._context = app.context(services)
+        self._gate = Gate(Publisher(services.store, self._context))
+        self._replies = Replies(self._kept)
+        self._optional = frozenset(name for name, channel in app.channels.items() if channel.optional)
+        routes = [one.source for one in app.flows.values() if isinstance(one.source, Route)]
+        self._replying = any(one.reply for one in routes)
+        self._described = described(app)
+        self._identities = {f"channel:{one.name}" for one in routes}
+        endpoints = {flow.source.name: self._endpoint(flow) for flow in app.flows.values() if flow.request}
+        self.asgi = Starlette(
+            routes=[
+                *endpoints.values(),
+                Endpoint(STATUS_PATH, self._status, methods=["GET"]),
+                Endpoint(DOCUMENT_PATH, self._document, methods=["GET"]),
+                Endpoint("/livez", self._live, methods=["GET"]),
+                Endpoint("/readyz", self._readiness, methods=["GET"]),
+            ],
+            exception_handlers={Problem: _tell_problem, HTTPException: _tell_http, Exception: _tell_error},
+        )
+
+    def close(self) -> None:
+        """Wait for the commits that have begun. Blocks; no request comes any more."""
+        self._gate.close()
+
+    def _endpoint(self, flow: Flow) -> Endpoint:
+        assert isinstance(flow.source, Route)
+        assert flow.request is not None
+        bucket = Bucket(flow.source.rate) if flow.source.rate else None
+        take = partial(self._take, flow.source, flow.request, bucket)
+        return Endpoint(flow.source.path, take, methods=[flow.source.method])
+
+    async def _take(self, route: Route, arguments: Arguments, bucket: Bucket | None, request: Request) -> Response:
+        """Accept a request: read, validate, commit, answer."""
+        wait = bucket.take() if bucket else 0
+        if wait:
+            raise Problem(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f"more than {route.rate:g} requests a second came to {route.name}; nothing was accepted",
+                wait,
+                unread=True,
+            )
+        outgoing = self._message(route, arguments, request, await self._content(request, arguments))
+        id = outgoing.message.id
+        try:
+            await self._gate.accept([outgoing])
+        except Full:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "too many requests wait to be stored; nothing was accepted",
+                RETRY_SECONDS,
+            ) from None
+        except OutcomeUnknown:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"the connection to the store was lost just then, so the message may be accepted or not; send the same "
+                f"request again with the header Idempotency-Key: {id}: it is accepted once",
+                RETRY_SECONDS,
+                id=id,
+            ) from None
+        except Reused as error:
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"Idempotency-Key: {error}") from None
+        except (Unavailable, StoreConflict):
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE, "the store cannot be reached; nothing was accepted", RETRY_SECONDS
+            ) from None
+        status = STATUS_PATH.format(id=id)
+        reply = await self._replies.wait(id, route.reply) if route.reply else None
+        if reply is not None:
+            return Response(reply, HTTPStatus.OK, {"content-location": status}, JSON)
+        return _json({"id": id, "status": status}, HTTPStatus.ACCEPTED, {"location": status})
+
+    def _message(self, route: Route, arguments: Arguments, request: Request, content: bytes) -> Outgoing:
+        """The message of a request."""
+        key = request.headers.get(KEY)
+        id = request.headers.get(TRY) if key is None else key
+        if id is not None and not is_name(id):
+            raise Problem(HTTPStatus.BAD_REQUEST, "Idempotency-Key: it has to be 1 to 255 characters of text")
+        try:
+            body = arguments.pack(request.path_params, request.query_params.multi_items(), content)
+            outgoing = compose(self._context, route(body), self._app.name, id)
+            return (
+                outgoing
+                if key is None
+                else outgoing._replace(digest=blake2b(body, digest_size=DIGEST_BYTES).hexdigest())
+            )
+        except TooLarge as error:
+            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
+        except Undecodable as error:
+            raise _unprocessable(arguments, content, str(error)) from None
+
+    async def _content(self, request: Request, arguments: Arguments) -> bytes:
+        """The content of a request, if it is of a type and a size that its route takes, and comes in time."""
+        media = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if arguments.body is not None and arguments.body.raw is None and media and not _is_json(media):
+            raise Problem(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the content is {media}; this route takes {JSON}", unread=True
+            )
+        parts, size, limit = [], 0, self._context.max_body
+        try:
+            async with asyncio.timeout(CONTENT_SECONDS):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise Problem(
+                            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                            f"the content has more than {limit:,} bytes",
+                            unread=True,
+                        )
+                    parts.append(part)
+        except TimeoutError:
+            raise Problem(
+                HTTPStatus.REQUEST_TIMEOUT, f"the content did not come within {CONTENT_SECONDS:g} s", unread=True
+            ) from None
+        except ClientDisconnect:
+            raise Problem(HTTPStatus.BAD_REQUEST, "the client went away before its content was here") from None
+        if arguments.body is None and size:
+            raise Problem(HTTPStatus.BAD_REQUEST, "this route takes no content")
+        return b"".join(parts)
+
+    async def _status(self, request: Request) -> Response:
+        """What became of an accepted request: any instance knows it."""
+        id, app = request.path_params["id"], self._app
+        if not is_name(id):
+            raise Problem(HTTPStatus.NOT_FOUND, "there is no such message")
+        flows = [flow.name for flow in app.flows.values() if flow.request]
+        asked = [(flow, app.name, id) for flow in (*flows, *self._identities)]
+        try:
+            found = await asyncio.to_thread(self._services.store.states, asked)
+        except (Unavailable, StoreConflict):
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the store cannot be reached", RETRY_SECONDS) from None
+        if not any(flow in self._identities for flow, _, _ in found):
+            raise Problem(HTTPStatus.NOT_FOUND, f"no message {id} was accepted here")
+        states = {flow: state for (flow, _, _), state in found.items() if flow not in self._identities}
+        told = {"id": id, "state": _summary(states.values()), "flows": states}
+        replies = await asyncio.to_thread(self._kept, [id]) if self._replying else {}
+        return _json(told if id not in replies else told | {"reply": from_json(replies[id])}, HTTPStatus.OK)
+
+    def _kept(self, ids: Collection[str]) -> dict[str, bytes]:
+        """The replies to these messages that are there. Blocks."""
+        found = self._services.store.objects(self._app.name, [REPLY + id for id in ids])
+        return {key.removeprefix(REPLY): reply for key, reply in found.items()}
+
+    async def _document(self, request: Request) -> Response:
+        """What the routes take and answer, as OpenAPI."""
+        return _json(self._described, HTTPStatus.OK)
+
+    async def _live(self, request: Request) -> Response:
+        """Whether this process runs. Asks nobody else."""
+        return Response("ok\n", media_type="text/plain")
+
+    async def _readiness(self, request: Request) -> Response:
+        """Whether requests should come here now; with `?verbose`, what that was decided by."""
+        why = self._ready()
+        if why:
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, why, **await self._checks(request))
+        if "verbose" not in request.query_params:
+            return Response("ok\n", media_type="text/plain")
+        return _json({"status": HTTPStatus.OK, **await self._checks(request)}, HTTPStatus.OK)
+
+    async def _checks(self, request: Request) -> dict[str, Any]:
+        """What can be said of the services that this instance needs, if the request asks for it."""
+        if "verbose" not in request.query_params:
+            return {}
+        began = time.monotonic()
+        try:
+            await asyncio.to_thread(self._services.store.now)
+            store = f"answered in {(time.monotonic() - began) * 1e3:.1f} ms"
+        except FlowKitError as error:
+            store = str(error)
+        ready = self._services.transport.ready
+        return {"store": store, "transport": "takes messages" if ready else "takes no messages now"}
+
+
+def _is_json(media: str) -> bool:
+    return media == JSON or (media.startswith("application/") and media.endswith("+json"))
+
+
+def _unprocessable(arguments: Arguments, content: bytes, why: str) -> Problem:
+    """What is no JSON is malformed; what is something else is not what the route takes."""
+    if arguments.body is not None and arguments.body.raw is None:
+        try:
+            from_json(content)
+        except ValueError:
+            return Problem(HTTPStatus.BAD_REQUEST, why)
+    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, why)
+
+
+def _summary(states: Collection[str]) -> str:
+    """The state of a message that several flows got: dead if one is, applied if all are."""
+    if "dead" in states:
+        return "dead"
+    return "applied" if states and all(one == "applied" for one in states) else "accepted"
+
+
+def _json(value: object, status: HTTPStatus, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(to_json(value), status, headers, JSON)
+
+
+def _tell_problem(request: Request, error: Any) -> Response:
+    problem: Response = error.response()
+    return problem
+
+
+def _tell_error(request: Request, error: Any) -> Response:
+    """What nobody foresaw. The server logs it."""
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "this request failed; the log of this instance says why").response()
+
+
+def _tell_http(request: Request, error: Any) -> Response:
+    """What Starlette found: no such path, or another method."""
+    response = Problem(HTTPStatus(error.status_code), error.detail).response()
+    response.headers.update(error.headers or {})
+    return response

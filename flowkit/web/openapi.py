@@ -1,0 +1,105 @@
+"""The OpenAPI document of an app's routes (OpenAPI 3.1)."""
+
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from flowkit.app import App
+from flowkit.flow import Flow
+from flowkit.route import Arguments, Route
+from flowkit.web.problem import MEDIA_TYPE
+
+VERSION = "3.1.0"
+JSON, BYTES, TEXT = "application/json", "application/octet-stream", "text/plain"
+MODELS = "#/components/schemas/{model}"
+PROBLEMS = {
+    HTTPStatus.BAD_REQUEST: "the request is malformed",
+    HTTPStatus.REQUEST_TIMEOUT: "the content came too slowly",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the content is too large",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "the content is of another type",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "it is not what the route takes, or its Idempotency-Key came with another one",
+    HTTPStatus.TOO_MANY_REQUESTS: "too many requests; Retry-After says when to come again",
+    HTTPStatus.SERVICE_UNAVAILABLE: "it cannot be stored now; Retry-After says when to come again",
+}
+ACCEPTED = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "status": {"type": "string", "format": "uri-reference"}},
+    "required": ["id", "status"],
+}
+PROBLEM = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+    },
+    "required": ["type", "title", "status", "detail"],
+}
+KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Sent again under the same key, the request is accepted once",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+
+
+def described(app: App) -> dict[str, Any]:
+    """The document, as JSON says it."""
+    paths: dict[str, dict[str, Any]] = {}
+    schemas: dict[str, Any] = {"Accepted": ACCEPTED, "Problem": PROBLEM}
+    for flow in app.flows.values():
+        if isinstance(flow.source, Route) and flow.request is not None:
+            operation = _operation(flow, flow.source, flow.request, schemas)
+            paths.setdefault(flow.source.path, {}).setdefault(flow.source.method.lower(), operation)
+    return {
+        "openapi": VERSION,
+        "info": {"title": app.name, "version": "1"},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    }
+
+
+def _operation(flow: Flow, route: Route, arguments: Arguments, schemas: dict[str, Any]) -> dict[str, Any]:
+    fields = arguments.model.model_fields if arguments.model else {}
+    parameters = [KEY]
+    for name in (*arguments.path, *arguments.query):
+        place = "path" if name in arguments.path else "query"
+        schema = _schema(fields[name].annotation, schemas)
+        required = place == "path" or fields[name].is_required()
+        parameters.append({"name": name, "in": place, "required": required, "schema": schema})
+    operation: dict[str, Any] = {
+        "operationId": flow.name,
+        "summary": (flow.handler.__doc__ or "").strip().partition("\n")[0],
+        "parameters": parameters,
+        "responses": _responses(flow, route, schemas),
+    }
+    if arguments.body is not None:
+        media = {bytes: BYTES, str: TEXT}.get(arguments.body.raw, JSON) if arguments.body.raw else JSON
+        operation["requestBody"] = {
+            "required": True,
+            "content": {media: {"schema": _schema(arguments.body.annotation, schemas)}},
+        }
+    return operation
+
+
+def _responses(flow: Flow, route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if route.reply:
+        answer = _schema(flow.hints.get("return", Any), schemas)
+        found["200"] = {"description": "what the flow returned", "content": {JSON: {"schema": answer}}}
+    reference = {"$ref": "#/components/schemas/Accepted"}
+    found["202"] = {"description": "stored; `status` tells what became of it", "content": {JSON: {"schema": reference}}}
+    for status, why in PROBLEMS.items():
+        problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
+        found[str(status.value)] = {"description": why, "content": {MEDIA_TYPE: problem}}
+    return found
+
+
+def _schema(annotation: Any, schemas: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a type; the models that it is made of go to `schemas`."""
+    schema = TypeAdapter(annotation).json_schema(ref_template=MODELS)
+    schemas.update(schema.pop("$defs", {}))
+    return schema

@@ -1,0 +1,35 @@
+"""The HTTP server of a worker process: uvicorn, on a thread of its own, on a socket that its siblings share."""
+
+import socket
+import threading
+from typing import Any
+
+import uvicorn
+
+KEEP_ALIVE_SECONDS = 20
+
+
+class Server:
+    """Serves an ASGI application until it is closed."""
+
+    def __init__(self, asgi: Any, listening: socket.socket) -> None:
+        config = uvicorn.Config(
+            asgi,
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            server_header=False,
+            date_header=True,
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listening]}, name="flowkit-http", daemon=True
+        )
+        self._thread.start()
+
+    def close(self, seconds: float) -> bool:
+        """Take no more connections, and answer what came, at most for so long. Whether all was. Blocks."""
+        self._server.should_exit = True
+        self._thread.join(seconds)
+        return not self._thread.is_alive()

@@ -1,0 +1,339 @@
+"""The HTTP ingress: a request is a message, and answered when that is stored."""
+
+import asyncio
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import httpx2
+import pytest
+from openapi_spec_validator import validate
+from sqlalchemy.orm import Session
+
+from flowkit import App, DefinitionError, Objects, Reject, StoreUnavailable, web
+from flowkit.config import Services, Settings, connect, open_store
+from flowkit.engine.worker import Worker
+from flowkit.message import MAX_BODY
+from flowkit.store.unit import SqlUnit
+from flowkit.web import ingress
+from flowkit.web.front import Front
+from flowkit.web.listen import listen
+from tests.shop import Base, Effect, Order, effects
+
+SECONDS = 30.0
+
+
+def shop() -> App:
+    app = App("shop", metadata=Base.metadata)
+
+    @app.flow(web.post("/orders"))
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=f"accept {order.name}"))
+
+    @app.flow(web.put("/customers/{customer}/orders/{number}"))
+    def change(
+        order: Order, customer: str, number: int, db: Session, tags: list[str] | None = None, urgent: bool = False
+    ) -> None:
+        db.add(Effect(name=f"{customer} {number} {order.name} {tags} {urgent}"))
+
+    @app.flow(web.delete("/orders/{number}"))
+    def cancel(number: int, db: Session) -> None:
+        db.add(Effect(name=f"cancel {number}"))
+
+    @app.flow(web.post("/quotes", reply=True))
+    def quote(order: Order, db: Session) -> dict[str, str]:
+        """What an order costs."""
+        db.add(Effect(name=f"quote {order.name}"))
+        if order.deed == "reject":
+            raise Reject("no")
+        return {"for": order.name}
+
+    @app.flow(web.get("/quotes/{number}", reply="20ms"))
+    async def look(number: int, objects: Objects, slow: bool = False) -> int:
+        await asyncio.sleep(0.5 if slow else 0)
+        return 2 * number
+
+    @app.flow(web.post("/few", rate=2))
+    def few(order: Order) -> None: ...
+
+    @app.flow(web.post("/notes"))
+    def note(text: str, db: Session) -> None:
+        db.add(Effect(name=f"note {text}"))
+
+    return app
+
+
+class Site:
+    """A worker with a front, in this process."""
+
+    def __init__(self, url: str, app: App) -> None:
+        settings = Settings(database_url=url)
+        store = open_store(settings, check=False)
+        store.upgrade()
+        Base.metadata.create_all(store.dialect.engine)
+        store.close()
+        self.services: Services = connect(settings)
+        self.store: Any = self.services.store
+        self.worker = Worker(app, self.services)
+        self.listening = listen("127.0.0.1:0", "--http")
+        self.front = Front(app, self.services, self.worker, os.dup(self.listening.fileno()))
+        self.thread = threading.Thread(target=self.worker.run)
+        self.thread.start()
+        host, port = self.listening.getsockname()
+        self.port: int = port
+        self.client = httpx2.Client(base_url=f"http://{host}:{port}", timeout=SECONDS)
+        until(lambda: self.worker.state == "ready")
+
+    def effects(self) -> dict[str, int]:
+        with Session(self.store.dialect.engine) as session:
+            return effects(session)
+
+    def close(self) -> None:
+        self.client.close()
+        self.front.close(SECONDS)
+        self.worker.stop()
+        self.thread.join(SECONDS)
+        self.listening.close()
+        self.services.close()
+
+
+def until(condition: Callable[[], bool], seconds: float = SECONDS) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def site(database_url: str) -> Iterator[Site]:
+    made = Site(database_url, shop())
+    yield made
+    made.close()
+
+
+def test_a_request_is_stored_before_it_is_answered_and_then_applied(site: Site) -> None:
+    answer = site.client.post("/orders", json={"name": "a"})
+    assert answer.status_code == 202
+    status = answer.json()["status"]
+    assert answer.headers["location"] == status
+    until(lambda: site.client.get(status).json()["state"] == "applied")
+    assert site.client.get(status).json()["flows"] == {"shop.accept": "applied"}
+    assert site.effects() == {"accept a": 1}
+
+
+def test_path_query_and_content_become_arguments_by_their_types(site: Site) -> None:
+    client = site.client
+    assert client.put("/customers/c%20d/orders/7?tags=x&tags=y&urgent=yes", json={"name": "n"}).status_code == 202
+    assert client.put("/customers/e/orders/8", json={"name": "n"}).status_code == 202
+    assert client.delete("/orders/9").status_code == 202
+    assert client.post("/notes", content="häh".encode(), headers={"content-type": "text/plain"}).status_code == 202
+    expected = {"c d 7 n ['x', 'y'] True": 1, "e 8 n None False": 1, "cancel 9": 1, "note häh": 1}
+    until(lambda: len(site.effects()) == len(expected))
+    assert site.effects() == expected
+
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "headers", "status", "said"),
+    [
+        ("POST", "/orders", b'{"name": 1}', JSON, 422, "name: Input should be a valid string"),
+        ("POST", "/orders", b"{}", JSON, 422, "name: Field required"),
+        ("POST", "/orders", b'{"name":', JSON, 400, "Invalid JSON"),
+        ("POST", "/orders", b"", JSON, 400, "Invalid JSON"),
+        ("POST", "/orders", b'{"name": "\xff"}', JSON, 400, "Invalid JSON"),
+        ("POST", "/orders", b"name=a", {"content-type": "application/x-www-form-urlencoded"}, 415, "takes application"),
+        ("POST", "/orders", b"[" * 100_000, JSON, 400, "Invalid JSON"),
+        ("POST", "/orders", b'{"name": "a"}', {**JSON, "idempotency-key": "k" * 256}, 400, "Idempotency-Key"),
+        ("POST", "/notes", b"\xff", {}, 422, "not UTF-8"),
+        ("PUT", "/customers/c/orders/seven", b'{"name": "n"}', JSON, 422, "number: Input should be a valid integer"),
+        ("PUT", "/customers/c/orders/7?urgent=maybe", b'{"name": "n"}', JSON, 422, "urgent: Input should be a valid"),
+        ("PUT", "/customers/c/orders/7?urgent=1&urgent=0", b'{"name": "n"}', JSON, 422, "urgent: it came more than"),
+        ("PUT", "/customers/c/orders/7?other=1", b'{"name": "n"}', JSON, 422, "other: there is no such query"),
+        ("DELETE", "/orders/7", b"x", {}, 400, "takes no content"),
+        ("GET", "/orders", b"", {}, 405, "Method Not Allowed"),
+        ("POST", "/nowhere", b"", {}, 404, "Not Found"),
+        ("GET", "/flowkit/messages/nobody", b"", {}, 404, "no message nobody"),
+        ("GET", "/flowkit/messages/%00", b"", {}, 404, "no such message"),
+    ],
+)
+def test_what_cannot_be_taken_is_told_as_a_problem_and_nothing_is_accepted(
+    site: Site, method: str, path: str, content: bytes, headers: dict[str, str], status: int, said: str
+) -> None:
+    answer = site.client.request(method, path, content=content, headers=headers)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["status"] == status
+    assert said in problem["detail"]
+    assert sum(one.accepted for one in site.store.ledger.balances().values()) == 0
+
+
+def test_the_same_idempotency_key_is_accepted_once(site: Site) -> None:
+    for _ in range(3):
+        answer = site.client.post("/orders", json={"name": "a"}, headers={"idempotency-key": "one"})
+        assert answer.status_code == 202
+        assert answer.json()["id"] == "one"
+    until(lambda: site.client.get("/flowkit/messages/one").json()["state"] == "applied")
+    assert site.effects() == {"accept a": 1}
+    assert site.store.ledger.balances()["shop.accept"].accepted == 1
+
+
+def test_the_same_idempotency_key_with_another_body_is_refused(site: Site) -> None:
+    key = {"idempotency-key": "one"}
+    assert site.client.post("/orders", json={"name": "a"}, headers=key).status_code == 202
+    answer = site.client.post("/orders", json={"name": "b"}, headers=key)
+    assert answer.status_code == 422
+    assert "accepted before with another body" in answer.json()["detail"]
+    assert site.client.post("/orders", json={"name": "a"}, headers=key).status_code == 202
+    assert site.client.post("/notes", content=b"b", headers=key).status_code == 202, "another route has other keys"
+    until(lambda: site.effects() == {"accept a": 1, "note b": 1})
+
+
+def test_a_balancers_own_id_makes_a_second_try_harmless(site: Site) -> None:
+    for body in ("a", "b"):  # a client's key that comes twice is its mistake; this one is nobody's
+        answer = site.client.post("/orders", json={"name": body}, headers={"flowkit-request-id": "one"})
+        assert (answer.status_code, answer.json()["id"]) == (202, "one")
+    until(lambda: site.effects() == {"accept a": 1})
+
+
+def test_a_flow_answers_its_request(site: Site) -> None:
+    for _ in range(2):
+        answer = site.client.post("/quotes", json={"name": "a"}, headers={"idempotency-key": "one"})
+        assert (answer.status_code, answer.json()) == (200, {"for": "a"})
+    status = site.client.get(answer.headers["content-location"]).json()
+    assert (status["state"], status["reply"]) == ("applied", {"for": "a"})
+    assert site.effects() == {"quote a": 1}
+
+
+def test_a_reply_that_comes_late_is_told_by_the_status(site: Site) -> None:
+    answer = site.client.get("/quotes/21?slow=yes")
+    assert answer.status_code == 202
+    status = answer.json()["status"]
+    until(lambda: site.client.get(status).json()["state"] == "applied")
+    assert site.client.get(status).json()["reply"] == 42
+
+
+def test_many_wait_for_their_replies_at_once(site: Site) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda one: site.client.post("/quotes", json={"name": str(one)}), range(100)))
+    assert [one.json() for one in answers] == [{"for": str(one)} for one in range(100)]
+
+
+def test_more_requests_than_a_route_takes_are_told_to_come_again(site: Site) -> None:
+    answers = [site.client.post("/few", json={"name": "a"}) for _ in range(20)]
+    assert [one.status_code for one in answers[:2]] == [202, 202]
+    refused = next(one for one in answers if one.status_code == 429)
+    assert int(refused.headers["retry-after"]) == 1
+    assert "more than 2 requests a second" in refused.json()["detail"]
+    time.sleep(1)  # the time that the answer named
+    assert site.client.post("/few", json={"name": "a"}).status_code == 202
+
+
+def test_readiness_tells_what_it_was_decided_by(site: Site) -> None:
+    assert site.client.get("/livez").status_code == site.client.get("/readyz").status_code == 200
+    told = site.client.get("/readyz?verbose").json()
+    assert told["store"].startswith("answered in ")
+    assert told["transport"] == "takes messages"
+    site.front.leave(60, 60)
+    told = site.client.get("/readyz?verbose").json()
+    assert (told["status"], told["detail"]) == (503, "this instance is about to end")
+
+
+def test_the_routes_are_described(site: Site) -> None:
+    document = site.client.get("/flowkit/openapi.json").json()
+    validate(document)
+    order = document["paths"]["/orders"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert order["properties"]["name"] == {"title": "Name", "type": "string"}
+    change = document["paths"]["/customers/{customer}/orders/{number}"]["put"]
+    places = {one["name"]: (one["in"], one["required"]) for one in change["parameters"]}
+    assert places == {
+        "Idempotency-Key": ("header", False),
+        "customer": ("path", True),
+        "number": ("path", True),
+        "tags": ("query", False),
+        "urgent": ("query", False),
+    }
+    assert document["paths"]["/quotes"]["post"]["summary"] == "What an order costs."
+
+
+def test_requests_that_come_together_share_transactions(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, commits = threading.Event(), []
+    commit = SqlUnit.commit
+
+    def counted(unit: SqlUnit) -> None:
+        if unit._lane.startswith("publish"):
+            commits.append(1)
+            began.wait(SECONDS)
+        commit(unit)
+
+    monkeypatch.setattr(SqlUnit, "commit", counted)
+    with ThreadPoolExecutor(100) as pool:
+        answers = [pool.submit(site.client.post, "/orders", json={"name": str(one)}) for one in range(100)]
+        gate = site.front._ingress._gate
+        until(lambda: len(gate._waiting) + len(commits) > 90)
+        began.set()
+        assert {one.result().status_code for one in answers} == {202}
+    assert len(commits) < 10
+    until(lambda: len(site.effects()) == 100)
+
+
+def test_while_the_store_is_away_nothing_is_accepted_and_clients_are_told_to_come_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(unit: SqlUnit) -> None:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqlUnit, "commit", away)
+        answer = site.client.post("/orders", json={"name": "a"})
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert "nothing was accepted" in answer.json()["detail"]
+    assert site.store.ledger.balances().get("shop.accept") is None or not site.effects()
+
+
+def test_a_client_that_sends_too_much_or_too_slowly_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_connection(("127.0.0.1", site.port), SECONDS) as endless:
+        endless.sendall(b"POST /orders HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        sent = 0
+        with suppress(ConnectionError):
+            while sent < 10 * MAX_BODY:
+                endless.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+                sent += 65536
+        assert MAX_BODY <= sent < 3 * MAX_BODY, "it is not read to its end"
+    assert site.client.post("/orders", content=b"x" * (MAX_BODY + 1), headers=JSON).status_code == 413
+    monkeypatch.setattr(ingress, "CONTENT_SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", site.port), SECONDS) as slow:
+        slow.sendall(b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+    with socket.create_connection(("127.0.0.1", site.port), SECONDS) as gone:
+        gone.sendall(b'POST /orders HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"name": "a"}')
+    assert site.client.post("/orders", json={"name": "b"}).status_code == 202
+    until(lambda: site.effects() == {"accept b": 1})
+
+
+@pytest.mark.parametrize(
+    ("define", "said"),
+    [
+        (lambda app: app.flow(web.post("orders"))(lambda order: None), 'a path begins with "/"'),
+        (lambda app: app.flow(web.post("/a{b}"))(lambda b: None), "text or one parameter"),
+        (lambda app: app.flow(web.get("/readyz"))(lambda: None), "answered by FlowKit"),
+        (lambda app: app.flow(web.get("/{a}/{a}"))(lambda a: None), "named twice"),
+        (lambda app: app.flow(web.get("/{a}"), name="one")(lambda b: None), "no parameter of that name"),
+        (lambda app: app.flow(web.get("/a", reply=True), to="b", name="one")(lambda: None), "it has no to="),
+        (lambda app: app.flow(web.get("/a", rate=0), name="one")(lambda: None), "takes no requests"),
+        (lambda app: app.flow(web.get("/a", reply="soon"), name="one")(lambda: None), "reply"),
+    ],
+)
+def test_a_route_that_is_wrong_is_told_when_it_is_defined(define: Callable[[App], object], said: str) -> None:
+    app = App("shop")
+    with pytest.raises(DefinitionError, match=said.replace("{", r"\{")):
+        define(app)
+        app.check()

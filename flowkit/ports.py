@@ -367,6 +367,15 @@ class Store(Protocol):
     def states(self, identities: Collection[Identity]) -> Mapping[Identity, str]:
         """What the inbox knows of these: accepted, applied or dead. What did not come to a flow yet has no entry."""
 
+    def pause(self, names: Collection[str]) -> None:
+        """Let these flows, or all of these apps, begin nothing, in the whole fleet, until they are resumed."""
+
+    def resume(self, names: Collection[str]) -> None:
+        """Let them begin again."""
+
+    def paused(self) -> set[str]:
+        """The flows and apps that are paused."""
+
     def pending(self, flows: Collection[str]) -> "Pending":
         """How many messages of these flows are not at their end."""
 

@@ -371,3 +371,29 @@ def test_row_7_what_has_begun_is_finished_at_the_end_though_the_broker_takes_not
     with Session(services.store.dialect.engine) as session:  # type: ignore[attr-defined]
         assert effects(session) == {"a": 1}
     app.close()
+
+
+@pytest.mark.parametrize("name", ["shop.accept", "shop"])
+def test_a_paused_flow_begins_nothing_until_it_is_resumed(database_url: str, name: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+
+    @app.flow(orders)
+    def other(order: Order) -> None: ...
+
+    with running(app, database_url) as harness:
+        harness.store.pause([name])
+        harness.advance(1)
+        harness.publish(orders, Order(name="a"))
+        harness.until_quiet()
+        balances = harness.balances()
+        assert (balances["shop.accept"].applied, balances["shop.accept"].pending) == (0, 1)
+        assert balances["shop.other"].applied == (name != "shop")
+        harness.store.resume([name])
+        harness.advance(1)
+        harness.until_quiet()
+        once(harness, "a")

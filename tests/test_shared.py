@@ -486,7 +486,7 @@ def test_the_schema_of_the_version_before_is_upgraded(database_url: str) -> None
         unit.write("ALTER TABLE flowkit_counters DROP COLUMN unidentified", [()])
         unit.write("INSERT INTO flowkit_counters (flow, lane, accepted) VALUES ('shop.accept', 'a', 3)", [()])
         unit.write("UPDATE flowkit_version SET version_num = '0001'", [()])
-    assert store.upgrade() == "0002"
+    assert store.upgrade() == "0003"
     balance = store.ledger.balances()["shop.accept"]
     assert (balance.accepted, balance.unidentified) == (3, 0)
     store.close()

@@ -37,7 +37,7 @@ class Instances:
 
     def __init__(self, url: str) -> None:
         self.app = "tests.web_app:app"
-        self._environment = {**os.environ, "FLOWKIT_DATABASE_URL": url, "PYTHONPATH": str(ROOT)}
+        self.environment = {**os.environ, "FLOWKIT_DATABASE_URL": url, "PYTHONPATH": str(ROOT)}
         self.store: Any = open_store(Settings(database_url=url), check=False)
         self.store.upgrade()
         Base.metadata.create_all(self.store.dialect.engine)
@@ -47,7 +47,7 @@ class Instances:
         """Start one; returns its port. It may not be ready yet."""
         port = free_port()
         command = [sys.executable, "-m", "flowkit", "run", self.app, "--http", f"127.0.0.1:{port}", *options]
-        self.running[port] = subprocess.Popen(command, env=self._environment, cwd=ROOT, start_new_session=True)
+        self.running[port] = subprocess.Popen(command, env=self.environment, cwd=ROOT, start_new_session=True)
         return port
 
     def ready(self, port: int) -> bool:
@@ -254,6 +254,28 @@ def test_the_agent_says_what_an_instance_can_take(instances: Instances) -> None:
     assert request(port, "GET", "/readyz")[0] == 503
 
 
+def test_systemd_is_told_of_a_services_life(
+    instances: Instances, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"{tmp_path}/notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(address)
+        told.settimeout(SECONDS)
+        monkeypatch.setitem(instances.environment, "NOTIFY_SOCKET", address)
+        monkeypatch.setitem(instances.environment, "WATCHDOG_USEC", "200000")
+        port = instances.start("--workers", "2", "--drain", "0s")
+        said = [told.recv(100)]
+        while b"READY=1" not in said:
+            said.append(told.recv(100))
+        assert instances.ready(port)
+        while said.count(b"WATCHDOG=1") < 3:
+            said.append(told.recv(100))
+        assert instances.end(port) == 0
+        while b"STOPPING=1" not in said:
+            said.append(told.recv(100))
+    assert said.count(b"READY=1") == 1
+
+
 def asked(agent: int) -> str:
     """What an agent answers."""
     try:
@@ -274,3 +296,14 @@ def test_any_instance_answers_for_any_message(instances: Instances) -> None:
 
 def applied(port: int, path: str) -> bool:
     return bool(request(port, "GET", path)[1]["state"] == "applied")
+
+
+def test_the_service_file_is_one(tmp_path: Path) -> None:
+    """By systemd itself, where it is installed; the program that the file names is not there."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd is not installed")
+    unit = tmp_path / "flowkit.service"
+    text = (ROOT / "examples" / "deploy" / "flowkit.service").read_text()
+    unit.write_text(text.replace("/srv/shop/.venv/bin/flowkit", "/bin/true"))
+    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if str(unit) in line]) == (0, [])

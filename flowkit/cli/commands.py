@@ -145,6 +145,25 @@ def status(as_json: Json = False) -> None:
 
 
 @cli.command()
+def pause(names: Annotated[list[str], typer.Argument(metavar="FLOW|APP...", help="By their full names")]) -> None:
+    """Let flows, or all of an app, begin nothing, in the whole fleet.
+
+    What has begun is finished, within a second. What comes is accepted, and waits.
+    """
+    from flowkit.cli.pause import pause
+
+    pause(names)
+
+
+@cli.command()
+def resume(names: Annotated[list[str], typer.Argument(metavar="FLOW|APP...", help="By their full names")]) -> None:
+    """Let paused flows, or apps, go on."""
+    from flowkit.cli.pause import resume
+
+    resume(names)
+
+
+@cli.command()
 def audit(as_json: Json = False) -> None:
     """Check that no message was lost or counted twice.
 

@@ -13,6 +13,7 @@ from flowkit.cli.idle import Idle
 from flowkit.cli.load import load
 from flowkit.cli.logs import log
 from flowkit.cli.signals import Signals, die_with_parent, name_parent
+from flowkit.cli.systemd import ServiceManager
 from flowkit.config import Services, Settings, connect
 from flowkit.engine.slots import Slots
 from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
@@ -116,7 +117,7 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
     app.check(store.injects, subscribed)
     chosen = [flow.name for flow in (app.select(options.flows) if options.flows else app.flows.values())]
     app.connect(services)
-    signals = Signals()
+    signals, manager = Signals(), ServiceManager()
     name_parent()
     listening = []
     if options.http:
@@ -139,12 +140,14 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
     agent = Agent(listen(options.agent, "--agent"), lambda: _capacity(supervisor)) if options.agent else None
     try:
         while supervisor.step() and not signals.asked.wait(STEP_SECONDS):
+            manager.step(supervisor.ready == 1)
             if idle is not None and idle.reached():
                 break
             if signals.hangup.is_set():
                 signals.hangup.clear()
                 _log.info("the workers are replaced, one by one")
                 supervisor.roll()
+        manager.stopping()
         for one in listening:
             one.close()  # or who connects once the workers have closed theirs would wait for nobody
         return _finish(supervisor, grace, signals)

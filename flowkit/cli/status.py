@@ -15,7 +15,7 @@ def status(json: bool) -> None:
     store = open_store(settings, create=False)
     try:
         workers, backlog, balances = store.ledger.workers(), store.ledger.backlog(), store.ledger.balances()
-        subscribed = store.subscriptions()
+        subscribed, paused = store.subscriptions(), store.paused()
         queued = _queued(settings, store, subscribed)
     finally:
         store.close()
@@ -26,6 +26,7 @@ def status(json: bool) -> None:
                 "flows": {
                     flow: {
                         "channel": subscribed.get(flow),
+                        "paused": flow in paused or flow.split(".", 1)[0] in paused,
                         **balance._asdict(),
                         "backlog": backlog[flow]._asdict() if flow in backlog else None,
                         "queued": queued.get(flow, 0),
@@ -65,6 +66,8 @@ def status(json: bool) -> None:
             for flow, balance in _owned(balances).items()
         ],
     )
+    for name in sorted(paused):
+        print(f"\n{plain(name)} is paused; flowkit resume {plain(name)} lets it go on")
     _tell_of_others(balances, backlog)
 
 

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
@@ -87,6 +87,8 @@ class Worker:
         for lane in self.lanes:
             self._lanes.setdefault(lane.flow.name, []).append(lane)
         self._beaten = self._renewed = self._cleaned = float("-inf")
+        self.paused: Collection[str] = ()
+        """The flows, or the apps, that begin nothing now."""
         self._failures: dict[str, int] = {}
         """What is away now -> how often it was found so."""
         self._changed = threading.Condition()
@@ -135,7 +137,7 @@ class Worker:
             lane=f"{self.id}-{number}",
             retention=self.app.retention,
             observe=lambda items: telemetry.ended(flow.name, [item.outcome for item in items]),
-            halted=lambda: self._hushed or self.stopping.is_set(),
+            halted=lambda: self._hushed or self.stopping.is_set() or self._rests(flow),
             wake=self.wake,
         )
         if isinstance(pipeline, AsyncPipeline):
@@ -158,8 +160,9 @@ class Worker:
         self.tick()
         busy = self.relay.step()
         for lane in self.lanes:
-            busy = lane.step() or busy
-            busy = lane.step_alone() or busy
+            if not self._rests(lane.flow):
+                busy = lane.step() or busy
+                busy = lane.step_alone() or busy
         return busy or any([lane.rest() for lane in self.lanes])
 
     def tick(self) -> None:
@@ -168,6 +171,9 @@ class Worker:
         store = self.services.store
         if now - self._beaten >= BEAT_SECONDS:
             store.beat(self.id, self.state)
+            before, self.paused = self.paused, store.paused()
+            if before != self.paused:
+                self._heat({lane.flow.name for lane in self.lanes})
             self._beaten = now
         if now - self._renewed >= self.services.settings.lease / 3:
             rows = [(one.row, one.deliveries) for lane in self.lanes for one in lane.in_hand if one.row is not None]
@@ -343,8 +349,9 @@ class Worker:
         """The next hot lane that nobody runs; a lane with suspects runs when nobody else does, nor any handler."""
         with self._changed:
             idle = [lane for lane in self._hot if lane not in self._running]
-            if self.stopping.is_set():
-                idle = [lane for lane in idle if lane.unfinished]
+            if self.stopping.is_set() or self.paused:
+                ending = self.stopping.is_set()
+                idle = [lane for lane in idle if lane.unfinished or not (ending or self._rests(lane.flow))]
             suspect = next((lane for lane in idle if lane.suspects), None)
             self._hushed = suspect is not None
             alone = suspect is not None and not self._running and not any(one.running for one in self.lanes)
@@ -360,6 +367,10 @@ class Worker:
             self._running.add(lane)
             self._alone = alone
             return lane
+
+    def _rests(self, flow: Flow) -> bool:
+        """Whether a flow, or the app, is paused: it begins nothing, and finishes what it has begun."""
+        return bool(self.paused) and (flow.name in self.paused or self.app.name in self.paused)
 
     def _guarded(self, step: Callable[[], Any], *needs: str) -> Any:
         """Run a step that needs these services; while one is away wait with backoff and jitter, and say so once."""

@@ -265,6 +265,18 @@ class SqlStore:
             rows = unit.read(self.sql.look, (to_json(sorted(identities)).decode(),))
         return {(flow, source, id): tables.STATES[state] for flow, source, id, state, *_ in rows}
 
+    def pause(self, names: Collection[str]) -> None:
+        with self.transaction() as unit:
+            unit.write(self.sql.pause, [(name,) for name in sorted(names)])
+
+    def resume(self, names: Collection[str]) -> None:
+        with self.transaction() as unit:
+            unit.write(self.sql.resume, [(name,) for name in sorted(names)])
+
+    def paused(self) -> set[str]:
+        with self.unit("") as unit:
+            return {name for (name,) in unit.read("SELECT name FROM flowkit_paused")}
+
     def pending(self, flows: Collection[str]) -> Pending:
         mine = [one for flow, one in self.ledger.backlog().items() if flow in flows]
         return Pending(sum(one.due + one.leased for one in mine), sum(one.delayed + one.parked for one in mine))

@@ -118,6 +118,9 @@ class Statements:
         VALUES (?, ?, ?, ?, ?, ?, {now}, {now})
         ON CONFLICT (id) DO UPDATE
         SET state = excluded.state, locked = excluded.locked, heartbeat = excluded.heartbeat"""
+    pause: str = """
+        INSERT INTO flowkit_paused (name, since) VALUES (?, {now}) ON CONFLICT (name) DO NOTHING"""
+    resume: str = "DELETE FROM flowkit_paused WHERE name = ?"
     others: str = "SELECT id, locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id <> ?"
     member: str = "SELECT locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id = ?"
     free: str = """

@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
 
-VERSION = "0002"
+VERSION = "0003"
 """The revision of the migration that makes this schema."""
 
 OPEN, DONE, DEAD = 0, 1, 2
@@ -114,6 +114,14 @@ objects = Table(
     Column("expires", BigInteger),
     Index("flowkit_objects_expires", "expires"),
 )
+
+paused = Table(
+    "flowkit_paused",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("since", BigInteger, nullable=False),
+)
+"""Flows and apps that begin nothing until they are resumed."""
 
 workers = Table(
     "flowkit_workers",

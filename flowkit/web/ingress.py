@@ -254,7 +254,9 @@ def _tell_problem(request: Request, error: Any) -> Response:
 
 def _tell_error(request: Request, error: Any) -> Response:
     """What nobody foresaw. The server logs it."""
-    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "this request failed; the log of this instance says why").response()
+    return Problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "this request failed; the log of this instance says why"
+    ).response()
 
 
 def _tell_http(request: Request, error: Any) -> Response:

@@ -1,0 +1,36 @@
+"""What the supervisor tells systemd, if that started it: sd_notify(3) and sd_watchdog_enabled(3)."""
+
+import os
+import socket
+import time
+
+
+class ServiceManager:
+    """Tells who started this process that it is ready, alive, and about to end. Without one it does nothing."""
+
+    def __init__(self) -> None:
+        address = os.environ.pop("NOTIFY_SOCKET", "")  # workers are not to speak for the service
+        microseconds = int(os.environ.pop("WATCHDOG_USEC", "0"))
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._every = microseconds / 2e6
+        """Seconds between two signs of life: half of what is granted. 0 where none is asked for."""
+        self._ready = False
+        self._told = 0.0
+
+    def step(self, ready: bool) -> None:
+        """To be called again and again: the first time that the service is ready, and as a sign of life."""
+        if ready and not self._ready:
+            self._ready = True
+            self._tell("READY=1")
+        if self._every and time.monotonic() - self._told >= self._every:
+            self._told = time.monotonic()
+            self._tell("WATCHDOG=1")
+
+    def stopping(self) -> None:
+        """The service finishes."""
+        self._tell("STOPPING=1")
+
+    def _tell(self, state: str) -> None:
+        if self._address:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as speaking:
+                speaking.sendto(state.encode(), self._address)

@@ -43,6 +43,10 @@ class Settings(BaseSettings):
     drain_url: Annotated[Url, Field(description="A broker that is left: it is emptied, and nothing is sent there")] = ""
     threads: Annotated[int, Field(ge=1, le=64, description="Threads that run handlers in one worker process")] = 4
     lease: Annotated[float, Field(ge=1, description="Seconds for which a silent worker keeps its messages")] = 30.0
+    group: Annotated[str, Field(description="Instances that are active, or spare, together")] = ""
+    group_lease: Annotated[float, Field(ge=1, description="Seconds for which a silent group stays active")] = 3.0
+    site: Annotated[str, Field(description="Where this instance is, for flowkit status")] = ""
+    version: Annotated[str, Field(description="Which version of the app this is, for flowkit status")] = ""
     log_format: Annotated[Literal["text", "json"], Field(description="Lines of text, or a JSON object each")] = "text"
     log_level: Annotated[str, Field(description="DEBUG, INFO, WARNING or ERROR")] = "INFO"
 

@@ -74,6 +74,10 @@ class CommitUnknown(StoreUnavailable):
     """The connection was lost during COMMIT. The inbox decides when the same deliveries run again."""
 
 
+class Fenced(StoreUnavailable):
+    """Another group of this app's instances is active now: nothing was committed, and they do this work."""
+
+
 class StoreConflict(FlowKitError):
     """Two transactions collided (serialization, deadlock, lock timeout, busy). Runs again; never an attempt."""
 

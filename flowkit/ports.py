@@ -164,6 +164,31 @@ class WorkerInfo(NamedTuple):
     app: str
     host: str
     pid: int
+    group: str = ""
+    """Of the instances that are active, or spare, together; empty where there are no spare ones."""
+    site: str = ""
+    version: str = ""
+
+
+class Standing(NamedTuple):
+    """Which group of an app's instances is active, for how many seconds from now, and the token of that time."""
+
+    group: str
+    token: int
+    seconds: float
+
+
+class Fence(NamedTuple):
+    """What a process commits counts only while its group is active under this token."""
+
+    app: str
+    group: str
+    token: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What it is called in the store."""
+        return f"active:{self.app}", self.group, self.token
 
 
 class Retention(NamedTuple):
@@ -375,6 +400,18 @@ class Store(Protocol):
 
     def paused(self) -> set[str]:
         """The flows and apps that are paused."""
+
+    fence: "Fence | None"
+    """What this process commits from now on counts only while this holds; else the commit raises Fenced."""
+
+    def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:
+        """Which group of the app is active; None: none ever was. If it is this one, it stays so for `seconds` more. If
+        the time of the last one is over and this one is `ready`, it is active from now on, and what members of others
+        held is free.
+        """
+
+    def standing(self, app: str) -> Standing | None:
+        """The same, by a look that changes nothing."""
 
     def pending(self, flows: Collection[str]) -> "Pending":
         """How many messages of these flows are not at their end."""

@@ -46,9 +46,13 @@ class Instances:
     def start(self, *options: str) -> int:
         """Start one; returns its port. It may not be ready yet."""
         port = free_port()
-        command = [sys.executable, "-m", "flowkit", "run", self.app, "--http", f"127.0.0.1:{port}", *options]
+        command = [*self.command, "--http", f"127.0.0.1:{port}", *options]
         self.running[port] = subprocess.Popen(command, env=self.environment, cwd=ROOT, start_new_session=True)
         return port
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "flowkit", "run", self.app]
 
     def ready(self, port: int) -> bool:
         try:

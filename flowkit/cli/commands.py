@@ -3,7 +3,7 @@
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,6 +44,7 @@ Letters = Annotated[list[str] | None, typer.Argument(help="Ids of letters")]
 All = Annotated[bool, typer.Option("--all", help="All of them")]
 Instances = Annotated[list[str], typer.Argument(metavar="HOST:PORT...", help="Where instances serve HTTP")]
 Listen = Annotated[str, typer.Option(help="Where the balancer listens")]
+Standby = Literal["none", "hot", "warm"]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 
 
@@ -72,12 +73,17 @@ def run(
     http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Serve the routes of APP there")] = "",
     agent: Annotated[str, typer.Option(metavar="HOST:PORT", help="Answer HAProxy's agent checks there")] = "",
     drain: Annotated[str, typer.Option(help="With --http: how long to be unready before the end")] = "2s",
+    standby: Annotated[Standby, typer.Option(help="Be a spare, loaded or not, that takes over")] = "none",
+    group: Annotated[str, typer.Option(help="Instances that are active, or spare, together")] = "",
+    site: Annotated[str, typer.Option(help="Where this instance is, for flowkit status")] = "",
+    app_version: Annotated[str, typer.Option("--version", help="Which version of APP this is")] = "",
 ) -> None:
     """Run the flows of APP: a supervisor and its worker processes."""
     from flowkit.cli.run import Options, run
 
     chosen = [one.strip() for one in flows.split(",") if one.strip()]
-    raise typer.Exit(run(app, Options(workers, chosen, until_idle, grace, http, agent, drain)))
+    options = Options(workers, chosen, until_idle, grace, http, agent, drain, standby, group, site, app_version)
+    raise typer.Exit(run(app, options))
 
 
 @cli.command()

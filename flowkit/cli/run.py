@@ -1,11 +1,15 @@
 """`flowkit run`: the supervisor, and the worker process that it starts."""
 
+import json
 import logging
 import os
+import socket
+import subprocess
 import sys
 import threading
 import time
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from flowkit import duration
 from flowkit.app import App
@@ -14,21 +18,27 @@ from flowkit.cli.load import load
 from flowkit.cli.logs import log
 from flowkit.cli.signals import Signals, die_with_parent, name_parent
 from flowkit.cli.systemd import ServiceManager
-from flowkit.config import Services, Settings, connect
+from flowkit.config import Services, Settings, SystemClock, connect, open_store
+from flowkit.continuity.standby import Standby
 from flowkit.engine.slots import Slots
 from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError
+from flowkit.message import new_id
+from flowkit.ports import Fence, WorkerInfo
 from flowkit.telemetry import configure
 from flowkit.url import mask
 from flowkit.web.agent import Agent
-from flowkit.web.listen import listen
+from flowkit.web.listen import BACKLOG, bind, listen
 
 STEP_SECONDS = 0.05
+WAIT_SECONDS = 0.02
 STOPPED_SECONDS = 0.2
 INTERRUPTED = 130
 HTTP_VARIABLE = "FLOWKIT_HTTP_SOCKET"
 """The open file of the socket that the supervisor's workers share."""
+SPARE = "standby"
+"""The group of instances that are meant as spare ones."""
 MARGIN_SECONDS = 2.0
 """Granted to the workers beyond their grace before they are killed."""
 _log = logging.getLogger("flowkit.run")
@@ -44,19 +54,35 @@ class Options(NamedTuple):
     http: str
     agent: str
     drain: str
+    standby: str
+    group: str
+    site: str
+    version: str
+
+    def over(self, settings: Settings) -> Settings:
+        """The settings, with what is given here."""
+        given = {name: getattr(self, name) for name in ("group", "site", "version") if getattr(self, name)}
+        if self.standby != "none" and not (self.group or settings.group):
+            given["group"] = SPARE
+        return settings.model_copy(update=given)
 
 
 def run(name: str, options: Options) -> int:
     """Run an app: as a worker where a supervisor started this process, else as its supervisor. Returns the exit."""
+    surroundings = dict(os.environ)
     descriptor = os.environ.pop(SLOTS_VARIABLE, "")
     if descriptor:
         signals = Signals()
         die_with_parent()
-    settings = Settings.read()
+    settings = options.over(Settings.read())
     log(settings)
     grace = duration.seconds(options.grace, "--grace")
     if options.http and duration.seconds(options.drain, "--drain") > grace:
         raise ConfigError(f"--drain {options.drain} is longer than --grace {options.grace}; drain is a part of it")
+    if settings.group and options.until_idle:
+        raise ConfigError("--until-idle ends what is idle, and a spare instance always is; leave out one of the two")
+    if options.standby == "warm" and not descriptor:
+        return _watch(name, settings, {**surroundings, "FLOWKIT_GROUP": settings.group})
     app = load(name)
     configure(app.name)
     services = connect(settings)
@@ -70,6 +96,9 @@ def run(name: str, options: Options) -> int:
 
 def _work(app: App, services: Services, options: Options, grace: float, slots: Slots, signals: Signals) -> int:
     """The life of a worker process."""
+    if services.settings.group and not _let_begin(app, services, slots, signals):
+        services.close()
+        return 0
     worker = Worker(app, services, app.select(options.flows) if options.flows else None, slots)
     front = None
     if options.http:
@@ -93,6 +122,46 @@ def _work(app: App, services: Services, options: Options, grace: float, slots: S
     services.close()
     signals.ignore()
     return STOPPED if any(lane.stopped for lane in worker.lanes) else 0
+
+
+def _let_begin(app: App, services: Services, slots: Slots, signals: Signals) -> bool:
+    """Wait, with everything loaded, until the group of this worker is active. False when it is asked to end instead."""
+    services.store.subscriptions()  # the connection is there
+    slots.ready = True
+    while not slots.token:
+        if signals.asked.wait(WAIT_SECONDS) or signals.hangup.is_set():
+            return False
+    slots.ready = False
+    services.store.fence = Fence(app.name, services.settings.group, slots.token)
+    return True
+
+
+def _watch(name: str, settings: Settings, surroundings: dict[str, str]) -> int:
+    """The life of a warm spare: a small process that has not loaded the app, and becomes an instance when the lease of
+    the active group is over. That it can is seen before, in a process of its own."""
+    command = [sys.executable, "-m", "flowkit"]
+    described = subprocess.run(  # noqa: S603 - our own command
+        [*command, "describe", name, "--json"], stdout=subprocess.PIPE, check=False
+    )
+    if described.returncode:
+        return described.returncode
+    app = json.loads(described.stdout)["app"]
+    signals, manager, store = Signals(), ServiceManager(), open_store(settings)
+    watch = Standby(store, SystemClock(), _info(new_id(), app, settings), settings.group_lease, spare=True, takes=False)
+    try:
+        while not watch.over:
+            if signals.asked.wait(STEP_SECONDS):
+                return 0
+            manager.step(True)
+    finally:
+        watch.close()
+        store.close()
+    _log.warning("app %s: no group is active; this instance starts", app)
+    os.execve(sys.executable, [*command, *sys.argv[1:], "--standby", "none"], surroundings)  # noqa: S606 - our own
+
+
+def _info(id: str, app: str, settings: Settings) -> WorkerInfo:
+    return WorkerInfo(id, app, socket.gethostname(), os.getpid(), settings.group, settings.site, settings.version)
 
 
 def _end_when_stopped(worker: Worker) -> None:
@@ -119,28 +188,33 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
     app.connect(services)
     signals, manager = Signals(), ServiceManager()
     name_parent()
-    listening = []
+    serving = []
     if options.http:
-        listening.append(listen(options.http, "--http"))
-        os.environ[HTTP_VARIABLE] = str(listening[0].fileno())
+        serving.append(bind(options.http, "--http"))
+        os.environ[HTTP_VARIABLE] = str(serving[0].fileno())
     supervisor = Supervisor(
         [sys.executable, "-m", "flowkit", *sys.argv[1:]],
         options.workers,
         store,
         services.clock,
         services.random,
-        [one.fileno() for one in listening],
+        [one.fileno() for one in serving],
     )
+    standby = _standby(app, services, options.standby != "none")
+    if standby is None:
+        _serve(serving)
     broker = bool(services.settings.broker_url or services.settings.drain_url)
     idle = Idle(store, services.transport, chosen, broker) if options.until_idle else None
     _log.info(
         "app %s: %d flow(s) in %d worker process(es) on %s",
         app.name, len(chosen), options.workers, mask(services.settings.database_url),
     )  # fmt: skip
-    agent = Agent(listen(options.agent, "--agent"), lambda: _capacity(supervisor)) if options.agent else None
+    agent = Agent(listen(options.agent, "--agent"), lambda: _capacity(supervisor, standby)) if options.agent else None
     try:
         while supervisor.step() and not signals.asked.wait(STEP_SECONDS):
             manager.step(supervisor.ready == 1)
+            if standby is not None and standby.token != supervisor.token:
+                _follow(standby.token, supervisor, serving)
             if idle is not None and idle.reached():
                 break
             if signals.hangup.is_set():
@@ -148,7 +222,7 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
                 _log.info("the workers are replaced, one by one")
                 supervisor.roll()
         manager.stopping()
-        for one in listening:
+        for one in serving:
             one.close()  # or who connects once the workers have closed theirs would wait for nobody
         return _finish(supervisor, grace, signals)
     finally:
@@ -156,11 +230,53 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
         supervisor.close()
         if agent is not None:
             agent.close()
+        if standby is not None:
+            standby.close()
         signals.ignore()
 
 
-def _capacity(supervisor: Supervisor) -> str:
+def _standby(app: App, services: Services, spare: bool) -> Standby | None:
+    """How an instance of a group knows whether that is active. Raises ConfigError where groups and instances without
+    one would work beside each other: these are not fenced."""
+    settings = services.settings
+    store: Any = services.store
+    standing = store.standing(app.name)
+    if not settings.group:
+        if standing is not None and standing.seconds > 0:
+            raise ConfigError(
+                f"group {standing.group} of app {app.name} is active; start this instance with --group "
+                f"{standing.group}, to work beside it, or with --standby hot, to take over from it"
+            )
+        return None
+    loose = [one for one in store.ledger.workers() if one.app == app.name and not one.group]
+    if loose and any(one.silent < settings.group_lease for one in loose):
+        raise ConfigError(
+            f"{len(loose)} worker(s) of app {app.name} run without a group, and would not be kept from writing once "
+            "another one is active; start them with --group"
+        )
+    return Standby(store, services.clock, _info(services.ids(), app.name, settings), settings.group_lease, spare)
+
+
+def _follow(token: int, supervisor: Supervisor, serving: Sequence[socket.socket]) -> None:
+    """The group of this instance is active now, or no more."""
+    if supervisor.token:
+        for one in serving:
+            one.shutdown(socket.SHUT_RDWR)  # who connects is refused, and goes to the active ones
+        supervisor.begin_anew()
+    if token:
+        supervisor.begin(token)
+        _serve(serving)
+
+
+def _serve(serving: Sequence[socket.socket]) -> None:
+    for one in serving:
+        one.listen(BACKLOG)
+
+
+def _capacity(supervisor: Supervisor, standby: Standby | None) -> str:
     """What of this instance's share of the requests it can take: the answer to HAProxy's agent checks."""
+    if standby is not None and not standby.token:
+        return "down #spare"
     if supervisor.stopping:
         return "drain"
     return f"up ready {supervisor.ready:.0%}" if supervisor.ready else "down"

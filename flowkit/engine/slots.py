@@ -1,8 +1,9 @@
 """Who killed the worker? Each lane notes in shared memory which message it runs; the supervisor reads it after a death.
 
-The file is made by the supervisor and mapped by both: 64 bytes for the worker's id and whether it is ready, then one
-slot per lane, then those of messages whose `async def` handlers are at work: a state byte, the length of the identity
-as two bytes, the identity as UTF-8 separated by NUL. Noting one costs 0.3 µs.
+The file is made by the supervisor and mapped by both: 64 bytes for the worker's id, the token under which its group
+is active, and whether it is ready; then one slot per lane, then those of messages whose `async def` handlers are at
+work: a state byte, the length of the identity as two bytes, the identity as UTF-8 separated by NUL. Noting one costs
+0.3 µs.
 """
 
 import mmap
@@ -15,6 +16,8 @@ from typing import NamedTuple
 from flowkit.ports import Identity
 
 HEADER = 64
+TOKEN = 48
+"""Where a worker of a group reads whether it may begin."""
 READY = 63
 """Where a worker says whether it is ready."""
 SLOT = 3200
@@ -50,11 +53,21 @@ class Slots:
 
     @property
     def worker(self) -> str:
-        return self._memory[:READY].rstrip(b"\0").decode()
+        return self._memory[:TOKEN].rstrip(b"\0").decode()
 
     @worker.setter
     def worker(self, id: str) -> None:
-        self._memory[:READY] = id.encode().ljust(READY, b"\0")
+        self._memory[:TOKEN] = id.encode().ljust(TOKEN, b"\0")
+
+    @property
+    def token(self) -> int:
+        """The token under which the group of this worker is active; 0: it is not."""
+        (token,) = struct.unpack_from("<q", self._memory, TOKEN)
+        return int(token)
+
+    @token.setter
+    def token(self, token: int) -> None:
+        struct.pack_into("<q", self._memory, TOKEN, token)
 
     @property
     def ready(self) -> bool:

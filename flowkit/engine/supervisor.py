@@ -81,6 +81,8 @@ class Supervisor:
         """Workers to be replaced."""
         self._heir: Child | None = None
         """Who replaces the next one of them."""
+        self.token = 0
+        """Under which the workers of a group may work; 0: they wait, or are of no group."""
         self.stopping = False
         self.status = 0
         """The highest exit status of the workers that ended by themselves."""
@@ -107,6 +109,22 @@ class Supervisor:
             if child.process is None and not (self.stopping or child.finished) and now >= child.due:
                 self._start(child, now)
         return any(child.process is not None or not (self.stopping or child.finished) for child in self._children)
+
+    def begin(self, token: int) -> None:
+        """Let the workers of a group that is active now begin: they wait for this token."""
+        self.token = token
+        for child in self._children:
+            child.slots.token = token
+
+    def begin_anew(self) -> None:
+        """End the workers at once, because another group is active. Those that follow wait. What was running is none of
+        their doing, so it is no suspect."""
+        self.token = 0
+        for child in self._children:
+            if child.process is not None:
+                child.process.kill()
+                child.process.wait()
+                child.slots.clear()
 
     def roll(self) -> None:
         """Replace the workers by new ones, one by one: an old one is asked to finish when its heir is ready."""
@@ -156,6 +174,7 @@ class Supervisor:
 
     def _start(self, child: Child, now: float) -> None:
         child.slots.clear()
+        child.slots.token = self.token
         child.started = now
         child.process = subprocess.Popen(  # noqa: S603 - our own command
             self._command,

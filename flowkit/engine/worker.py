@@ -72,7 +72,12 @@ class Worker:
                 "other programs share %s, which need a broker to meet: what is sent there waits in the database until "
                 "FLOWKIT_BROKER_URL is set", ", ".join(one.channel for one in shared)
             )  # fmt: skip
-        store.join_fleet(WorkerInfo(self.id, app.name, socket.gethostname(), os.getpid()))
+        settings = services.settings
+        store.join_fleet(
+            WorkerInfo(
+                self.id, app.name, socket.gethostname(), os.getpid(), settings.group, settings.site, settings.version
+            )
+        )
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
         self._stops: dict[str, str] = {}
         self.relay = Relay(store, transport, services.clock, self.id)

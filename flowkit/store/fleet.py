@@ -43,13 +43,13 @@ class Fleet:
 
     def _write(self, worker: WorkerInfo, state: str) -> None:
         locked = self._store.dialect.hold(worker.id)
-        with self._store.transaction() as unit:
+        with self._store.transaction(fenced=False) as unit:
             unit.write(self._store.sql.join, [(*worker, state, int(locked))])
 
     def leave(self, worker: str) -> None:
         """Free the leases of a worker, fold its counters, and forget it."""
         sql = self._store.sql
-        with self._store.transaction() as unit:
+        with self._store.transaction(fenced=False) as unit:
             unit.write(sql.free, [(worker,)])
             unit.write(sql.leave, [(worker,)])
         self._members.pop(worker, None)

@@ -51,6 +51,9 @@ class WorkerRow(NamedTuple):
     app: str
     host: str
     pid: int
+    group: str
+    site: str
+    version: str
     state: str
     started: float
     silent: float
@@ -79,6 +82,6 @@ class Ledger:
         """The workers that are in the fleet."""
         with self._store.unit("") as unit:
             return [
-                WorkerRow(id, app, host, pid, state, started / 1e6, silent / 1e6)
-                for id, app, host, pid, state, started, silent in unit.read(self._store.sql.fleet)
+                WorkerRow._make((*who, started / 1e6, silent / 1e6))
+                for *who, started, silent in unit.read(self._store.sql.fleet)
             ]

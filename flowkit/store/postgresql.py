@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DisconnectionError, OperationalError, SQLAlchemyError
 
-from flowkit.errors import ConfigError, StoreConflict, StoreUnavailable, TransactionEnded
+from flowkit.errors import ConfigError, Fenced, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.ports import Clock
 from flowkit.store.insert import plain_insert
 from flowkit.store.sql import SqlStore
@@ -39,6 +39,11 @@ _STAGE = f"""
            CAST(value ->> 12 AS integer), CAST(value ->> 13 AS integer),
            (SELECT {NOW}), (SELECT {NOW}) + CAST(value ->> 14 AS bigint), value ->> 15
     FROM ROWS FROM (jsonb_array_elements(CAST(%s AS jsonb)), unnest(CAST(%b AS bytea[]))) AS each(value, body)"""
+NOT_ACTIVE = "another group of instances is active now"
+_FENCE = f"""
+    SELECT CAST(CASE WHEN EXISTS (SELECT 1 FROM flowkit_leases WHERE name = %s AND holder = %s AND token = %s
+                                  FOR KEY SHARE) THEN '1' ELSE '{NOT_ACTIVE}' END AS integer)"""
+"""Fails unless the row is there, by a cast of what is no number: so the server does not commit what follows."""
 PARAMETERS = 10_000
 """At most so many for one statement; the protocol's limit is 65,535."""
 _CONFLICTS = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock timeout
@@ -124,6 +129,9 @@ class PostgresDialect:
         plain = [(*row[:BODY], *row[BODY + 1 :]) for row in rows]
         return [(_STAGE, [(to_json(plain).decode(), bodies)])] if rows else []
 
+    def fence(self, cursor: Any, key: tuple[str, str, int]) -> None:
+        cursor.execute(_FENCE, key)
+
     def commit(self, connection: Any, token: str | None) -> None:
         # In a pipeline the server stops at the first error: if the savepoint is gone, it does not commit.
         if token is not None:
@@ -197,6 +205,8 @@ class PostgresDialect:
     def classify(self, error: BaseException) -> BaseException:
         state = getattr(error, "sqlstate", None)
         psycopg = importlib.import_module("psycopg")
+        if state == "22P02" and NOT_ACTIVE in str(error):
+            return Fenced(NOT_ACTIVE)
         if state in _CONFLICTS:
             return StoreConflict(f"PostgreSQL ({state}): {_first_line(error)}")
         if (state or "").startswith(_UNAVAILABLE) or (

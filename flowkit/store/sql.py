@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 
 from flowkit.errors import ConfigError
 from flowkit.message import new_id
-from flowkit.ports import Clock, Delivery, Identity, Ids, Objects, Pending, Retention, WorkerInfo
+from flowkit.ports import Clock, Delivery, Fence, Identity, Ids, Objects, Pending, Retention, Standing, WorkerInfo
 from flowkit.store import tables
 from flowkit.store.dead import DeadLetters
 from flowkit.store.fleet import Fleet
+from flowkit.store.groups import Groups
 from flowkit.store.guard import HandlerConnection, watch
 from flowkit.store.ledger import Ledger
 from flowkit.store.retention import Cleaner
@@ -71,6 +72,10 @@ class Dialect(Protocol):
     def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Row]]]:
         """What writes these message rows: statements, each with its rows of parameters."""
 
+    def fence(self, cursor: Any, key: tuple[str, str, int]) -> None:
+        """See that a group is active, and stays so until this transaction's end. What fails is Fenced when classified;
+        in a pipeline it comes at its end."""
+
     def commit(self, connection: Any, token: str | None) -> None:
         """Commit, if the savepoint `token` is still there. Refuses, and does not commit, when it is gone."""
 
@@ -120,7 +125,9 @@ class SqlStore:
         self.ids = ids
         self.dead_letters = DeadLetters(self)
         self.ledger = Ledger(self)
+        self.fence: Fence | None = None
         self._fleet = Fleet(self)
+        self._groups = Groups(self)
         self._cleaner = Cleaner(self)
         self._joined: WeakSet[Engine] = WeakSet()
         self._process = os.getpid()
@@ -129,7 +136,9 @@ class SqlStore:
     # ------------------------------------------------------------ units
 
     @contextmanager
-    def unit(self, flow: str, deadline: float = SHORT_SECONDS, lane: str = "") -> Iterator[SqlUnit]:
+    def unit(
+        self, flow: str, deadline: float = SHORT_SECONDS, lane: str = "", fenced: bool = True
+    ) -> Iterator[SqlUnit]:
         if os.getpid() != self._process:
             raise ConfigError(
                 "this process was forked after FlowKit had opened its store, whose connections belong to the parent; "
@@ -139,16 +148,16 @@ class SqlStore:
             connection = HandlerConnection(self.dialect.engine)
         except Exception as error:
             raise self.classify(error) from error
-        unit = SqlUnit(self, connection, flow, deadline, lane or flow)
+        unit = SqlUnit(self, connection, flow, deadline, lane or flow, fence=self.fence if fenced else None)
         try:
             yield unit
         finally:
             unit.end()
 
     @contextmanager
-    def transaction(self) -> Iterator[SqlUnit]:
-        """A short transaction of the store's own, committed at the end."""
-        with self.unit("") as unit:
+    def transaction(self, fenced: bool = True) -> Iterator[SqlUnit]:
+        """A short transaction of the store's own, committed at the end. What is not `fenced` counts in any case."""
+        with self.unit("", fenced=fenced) as unit:
             yield unit
             unit.commit()
 
@@ -208,8 +217,10 @@ class SqlStore:
 
     def lease(self, flow: str, limit: int, worker: str, seconds: float) -> list[Delivery]:
         with self.unit(flow) as unit:
-            # One statement, and a transaction by itself.
+            if self.fence is not None:
+                unit.begin()  # else it is one statement, and a transaction by itself
             rows = unit.read(self.sql.lease, (flow, limit, int(seconds * MICROSECOND), worker))
+            unit.commit()
         # RETURNING has no order; row ids are UUIDv7, so that this one is the order of staging.
         return [_delivery(row) for row in sorted(rows, key=lambda row: str(row[0]))]
 
@@ -276,6 +287,12 @@ class SqlStore:
     def paused(self) -> set[str]:
         with self.unit("") as unit:
             return {name for (name,) in unit.read("SELECT name FROM flowkit_paused")}
+
+    def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:
+        return self._groups.stand(app, group, seconds, ready)
+
+    def standing(self, app: str) -> Standing | None:
+        return self._groups.standing(app)
 
     def pending(self, flows: Collection[str]) -> Pending:
         mine = [one for flow, one in self.ledger.backlog().items() if flow in flows]

@@ -21,7 +21,7 @@ from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from flowkit.errors import ConfigError, StoreConflict, StoreUnavailable, TransactionEnded
+from flowkit.errors import ConfigError, Fenced, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.ports import Clock
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import Statements
@@ -36,6 +36,7 @@ PATIENCE = 8
 """A pause is this part of the time without news: what comes steadily waits for a fraction of its own intervals, and the
 heartbeats of workers, which are news as well, make nobody busy."""
 WAL_BYTES = 64 * 1024 * 1024
+_FENCE = "SELECT 1 FROM flowkit_leases WHERE name = ? AND holder = ? AND token = ?"
 _TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
 """How columns are read: bytes that are no UTF-8 become what no envelope may hold."""
 _CONFLICTS = {5, 6}  # SQLITE_BUSY, SQLITE_LOCKED
@@ -119,6 +120,11 @@ class SqliteDialect:
 
     def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Row]]]:
         return [(self.statements.stage, [*rows])] if rows else []
+
+    def fence(self, cursor: Any, key: tuple[str, str, int]) -> None:
+        # One writer at a time: what is read in a writing transaction stays so until its end.
+        if not cursor.execute(_FENCE, key).fetchall():
+            raise Fenced("another group of instances is active now")
 
     def commit(self, connection: Any, token: str | None) -> None:
         if token is not None:

@@ -114,8 +114,8 @@ class Statements:
         (SELECT space, key FROM flowkit_objects WHERE space = ? AND expires <= {now} LIMIT ?) RETURNING key"""
     now: str = "SELECT {now}"
     join: str = """
-        INSERT INTO flowkit_workers (id, app, host, pid, state, locked, started, heartbeat)
-        VALUES (?, ?, ?, ?, ?, ?, {now}, {now})
+        INSERT INTO flowkit_workers (id, app, host, pid, team, site, version, state, locked, started, heartbeat)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {now}, {now})
         ON CONFLICT (id) DO UPDATE
         SET state = excluded.state, locked = excluded.locked, heartbeat = excluded.heartbeat"""
     pause: str = """
@@ -132,6 +132,20 @@ class Statements:
         VALUES (?, ?, {now} + CAST(? AS bigint))
         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
         WHERE lease.holder = excluded.holder OR lease.until < {now} RETURNING holder"""
+    # Two statements: one that may change the key would wait, and let others wait, for each commit that shares it.
+    keep_active: str = """
+        UPDATE flowkit_leases SET until = {now} + CAST(? AS bigint) WHERE name = ? AND holder = ?"""
+    make_active: str = """
+        INSERT INTO flowkit_leases AS lease (until, name, holder, token)
+        VALUES ({now} + CAST(? AS bigint), ?, ?, 1)
+        ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until, token = lease.token + 1
+        WHERE lease.until < {now} RETURNING token"""
+    active: str = "SELECT holder, token, until - {now} FROM flowkit_leases WHERE name = ?"
+    free_others: str = """
+        UPDATE flowkit_messages SET due = {now}, worker = NULL
+        WHERE worker IN (SELECT id FROM flowkit_workers WHERE app = ? AND team <> ?)
+        AND flow IN (SELECT flow FROM flowkit_subscriptions) AND due > {now}"""
+    evict: str = "DELETE FROM flowkit_workers WHERE app = ? AND team <> ?"
     purge_inbox: str = """
         DELETE FROM flowkit_inbox WHERE (flow, source, id) IN
         (SELECT box.flow, box.source, box.id FROM flowkit_inbox AS box WHERE box.state = 1
@@ -177,7 +191,8 @@ class Statements:
                sum(CASE WHEN parked IS NOT NULL THEN 1 ELSE 0 END), {now} - min(staged)
         FROM flowkit_messages GROUP BY flow ORDER BY flow"""
     fleet: str = """
-        SELECT id, app, host, pid, state, {now} - started, {now} - heartbeat FROM flowkit_workers ORDER BY id"""
+        SELECT id, app, host, pid, team, site, version, state, {now} - started, {now} - heartbeat
+        FROM flowkit_workers ORDER BY id"""
 
     @classmethod
     def render(cls, now: str, each: str, among: str, skip: str, marker: str, witness: str = "") -> "Statements":

@@ -134,12 +134,17 @@ workers = Table(
     Column("heartbeat", BigInteger, nullable=False),
     Column("state", Text, nullable=False),
     Column("locked", SmallInteger, nullable=False),
+    *(Column(name, Text, nullable=False, server_default=text("''")) for name in ("team", "site", "version")),
 )
 
+# With the index its holder and token are a key of the row. Who commits as a member of the holder shares the key until
+# then: on PostgreSQL that holds up who changes it, a takeover, and not who renews the lease.
 leases = Table(
     "flowkit_leases",
     metadata,
     Column("name", Text, primary_key=True),
     Column("holder", Text, nullable=False),
     Column("until", BigInteger, nullable=False),
+    Column("token", BigInteger, nullable=False, server_default=text("0")),
+    Index("flowkit_leases_token", "name", "holder", "token", unique=True),
 )

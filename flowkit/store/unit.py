@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from flowkit.errors import CommitUnknown, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.message import Message
-from flowkit.ports import Claim, Copy, Delivery, Identity, Letter, Objects, Reopening, Tally
+from flowkit.ports import Claim, Copy, Delivery, Fence, Identity, Letter, Objects, Reopening, Tally
 from flowkit.store.guard import HandlerConnection, HandlerSession
 from flowkit.store.objects import SqlObjects
 from flowkit.store.tables import DEAD, OPEN
@@ -42,6 +42,7 @@ class SqlUnit:
         deadline: float,
         lane: str,
         begun: bool = False,
+        fence: Fence | None = None,
     ) -> None:
         self.used = self.together = False
         self.opening: Callable[[], None] | None = None
@@ -53,6 +54,7 @@ class SqlUnit:
         self._flow = flow
         self._lane = lane
         self._deadline = deadline
+        self._fence = fence
         self._begun = begun
         self._gone = False
         self._waiting: list[tuple[str, list[Row]]] = []
@@ -270,6 +272,8 @@ class SqlUnit:
         try:
             with self._store.dialect.pipelined(self._driver):
                 self.send()
+                if self._fence is not None:
+                    self._store.dialect.fence(self._cursor, self._fence.key)
                 self._store.dialect.commit(self._driver, TOKEN if self._guarded else None)
         except Exception as error:
             met = error.__cause__ if isinstance(error, StoreUnavailable) and error.__cause__ else error

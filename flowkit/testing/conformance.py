@@ -10,15 +10,17 @@ Differences are declared in `Features`, never skipped silently.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flowkit.errors import Fenced
 from flowkit.message import MAX_NAME, Message, new_id
 from flowkit.ports import (
     Claim,
     Copy,
     Delivery,
+    Fence,
     Letter,
     Reopening,
     Retention,
@@ -331,6 +333,69 @@ class StoreConformance:
         assert self.store.ledger.balances()[FLOW].applied == 6
         with self.store.unit(FLOW) as unit:
             assert unit.read("SELECT lane, applied FROM flowkit_counters") == [("", 6)]
+
+    # ------------------------------------------------------------ groups of instances
+
+    def test_one_group_is_active_until_it_is_silent_too_long(self) -> None:
+        store = self.store
+        assert store.standing("kit") is store.stand("kit", "one", 60, ready=False) is None
+        first = store.stand("kit", "one", 60, ready=True)
+        assert first[:2] == ("one", 1)
+        assert 50 < first.seconds <= 60
+        assert store.stand("kit", "two", 60, ready=True).group == "one"
+        self.fall_silent("one")
+        assert store.stand("kit", "two", 60, ready=False)[:2] == ("one", 1)
+        assert store.stand("kit", "two", 60, ready=True)[:2] == ("two", 2)
+        assert store.stand("kit", "one", 60, ready=True)[:2] == ("two", 2)
+        assert store.stand("other", "one", 60, ready=True)[:2] == ("one", 1)
+
+    def test_a_silent_group_that_nobody_replaced_goes_on(self) -> None:
+        self.fall_silent("one")
+        assert self.store.stand("kit", "one", 60, ready=False)[:2] == ("one", 1)
+
+    def test_what_a_replaced_group_does_is_not_committed(self) -> None:
+        store, known, new = self.store, delivery(message()), delivery(message())
+        row = Copy(new_id(), message(), FLOW)
+        self.stage(row)
+        self.fall_silent("one")
+        store.fence = Fence("kit", "one", 1)
+        assert self.claim(known) == [known.message.id]
+        store.stand("kit", "two", 60, ready=True)
+        for fence in (store.fence, Fence("kit", "two", 1), Fence("kit", "one", 2), Fence("other", "two", 2)):
+            store.fence = fence
+            assert self.is_fenced(lambda: self.claim(new))
+            assert self.is_fenced(lambda: self.stage(Copy(new_id(), message(), FLOW)))
+            assert self.is_fenced(lambda: store.lease(FLOW, 10, "me", 60))
+        store.fence = Fence("kit", "two", 2)
+        assert self.claim(new) == [new.message.id]
+        assert [one.row for one in store.lease(FLOW, 10, "me", 60)] == [row.row]
+
+    def test_what_a_replaced_group_held_is_free(self) -> None:
+        store, old, new = self.store, new_id(), new_id()
+        self.stage(Copy(new_id(), message(), FLOW), Copy(new_id(), message(), FLOW))
+        self.fall_silent("one")
+        store.join_fleet(WorkerInfo(old, "kit", "here", 1, "one"))
+        store.join_fleet(WorkerInfo(new, "kit", "here", 1, "two"))
+        assert len(store.lease(FLOW, 1, old, 60)) == len(store.lease(FLOW, 1, new, 60)) == 1
+        store.stand("kit", "two", 60, ready=True)
+        assert len(store.lease(FLOW, 10, new, 60)) == 1
+        assert [one.id for one in store.ledger.workers()] == [new]
+
+    def fall_silent(self, group: str) -> None:
+        """Let this group be active, and its time be over."""
+        self.store.stand("kit", group, 0.001, ready=True)
+        end = time.monotonic() + DEADLINE_SECONDS
+        while self.store.standing("kit").seconds >= 0:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+    def is_fenced(self, work: Callable[[], object]) -> bool:
+        """Whether the store refuses this, because another group is active."""
+        try:
+            work()
+        except Fenced:
+            return True
+        return False
 
     # ------------------------------------------------------------ the fleet
 

@@ -1,23 +1,36 @@
-"""Sockets that listen."""
+"""Sockets that serve."""
 
 import socket
 
 from flowkit.errors import ConfigError
 
 BACKLOG = 2048
+"""So many connections wait to be accepted."""
 
 
-def listen(address: str, option: str) -> socket.socket:
-    """A socket that listens at HOST:PORT, the value of this option. Raises ConfigError."""
+def bind(address: str, option: str) -> socket.socket:
+    """A socket bound to HOST:PORT, the value of this option, that does not listen yet. Raises ConfigError."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
     if not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"{option} {address}: write HOST:PORT, such as 0.0.0.0:8080")
+    made = None
     try:
-        family, _, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-        made = socket.create_server(where[:2], family=family, backlog=BACKLOG)
+        family, kind, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(where)
     except OSError as error:
+        if made is not None:
+            made.close()
         raise ConfigError(
             f"{option} {address}: {error.strerror or error}; is another program listening there?"
         ) from None
+    return made
+
+
+def listen(address: str, option: str) -> socket.socket:
+    """The same, listening."""
+    made = bind(address, option)
+    made.listen(BACKLOG)
     return made

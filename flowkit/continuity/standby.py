@@ -1,0 +1,107 @@
+"""Standby: instances of an app in groups, one of which is active and has the others as spares.
+
+The active group has a lease in the store, by the database's clock, which each of its supervisors renews. When it has
+ended a spare takes it, under the next token. A process of the old one may be frozen meanwhile and wake up: it commits
+under its own token, which the store refuses then (ports.Fence).
+"""
+
+import logging
+import threading
+
+from flowkit.errors import FlowKitError
+from flowkit.ports import Clock, Standing, Store, WorkerInfo
+
+LOOK_SECONDS = 0.25
+"""How long a lease may be over before a spare knows."""
+RENEWALS = 3
+"""So many fit into a lease."""
+BEAT_SECONDS = 1.0
+_log = logging.getLogger("flowkit.standby")
+
+
+class Standby:
+    """What the group of this instance is: active, or spare. A thread of its own asks the store."""
+
+    def __init__(
+        self, store: Store, clock: Clock, info: WorkerInfo, seconds: float, spare: bool, takes: bool = True
+    ) -> None:
+        """`info`: this instance as the fleet sees it while it is spare. `seconds`: the time of the lease. One that is
+        meant as a `spare` lets others be the first; one that never `takes` the lease only sees that it is `over`."""
+        self._store = store
+        self._clock = clock
+        self._info = info
+        self._seconds = seconds
+        self._takes = takes
+        self._patient = clock.monotonic() + (seconds if spare else 0.0)
+        """Until then a lease that is over may be renewed: its holders may not have been able to."""
+        self._beaten = float("-inf")
+        self._closing = threading.Event()
+        self._away = ""
+        self.standing: Standing | None = None
+        """Which group is active, as far as is known."""
+        self.over = False
+        """Whether no group is, and there was time to renew it."""
+        self._thread = threading.Thread(target=self._watch, name="flowkit-standby", daemon=True)
+        self._thread.start()
+
+    @property
+    def token(self) -> int:
+        """The token under which this group is active; 0: it is not."""
+        standing = self.standing
+        return standing.token if standing is not None and standing.group == self._info.group else 0
+
+    def close(self) -> None:
+        """Ask no more. Blocks until the last answer is there."""
+        self._closing.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self._look()
+            except FlowKitError as error:
+                self._patient = self._clock.monotonic() + self._seconds
+                if str(error) != self._away:
+                    _log.warning("group %s: cannot see which group is active: %s", self._info.group, error)
+                self._away = str(error)
+            self._closing.wait(self._seconds / RENEWALS if self.token else min(LOOK_SECONDS, self._seconds / RENEWALS))
+        self._leave()
+
+    def _look(self) -> None:
+        info, before, now = self._info, self.standing, self._clock.monotonic()
+        ready = now >= self._patient
+        standing = self._store.stand(info.app, info.group, self._seconds, ready and self._takes)
+        was, self.standing, self._away = self.token, standing, ""
+        self.over = ready and (standing is None or standing.seconds < 0)
+        if self.token != was:
+            self._tell(before)
+        if self.token and not was:
+            self._leave()
+        elif not self.token and now - self._beaten >= BEAT_SECONDS:
+            if self._beaten == float("-inf"):
+                self._store.join_fleet(info)
+            self._store.beat(info.id, "spare")
+            self._beaten = now
+
+    def _leave(self) -> None:
+        """Its workers speak for this instance now; or nobody does any more."""
+        if self._beaten != float("-inf"):
+            self._beaten = float("-inf")
+            try:
+                self._store.leave_fleet(self._info.id)
+            except FlowKitError as error:
+                _log.warning("group %s: cannot leave the fleet: %s", self._info.group, error)
+
+    def _tell(self, before: Standing | None) -> None:
+        info = self._info
+        if not self.token:
+            other = self.standing.group if self.standing is not None else "no group"
+            _log.error(
+                "app %s: %s is active now; group %s was silent too long, and is spare", info.app, other, info.group
+            )
+        elif before is None or before.group == info.group:
+            _log.info("app %s: group %s is active", info.app, info.group)
+        else:
+            _log.warning(
+                "app %s: group %s was silent too long; group %s is active now", info.app, before.group, info.group
+            )

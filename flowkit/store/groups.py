@@ -1,0 +1,42 @@
+"""Groups of instances of an app, of which one is active: a lease by the database's clock, and a token to fence by."""
+
+from typing import TYPE_CHECKING
+
+from flowkit.ports import Standing
+from flowkit.store.unit import MICROSECOND
+
+if TYPE_CHECKING:
+    from flowkit.store.sql import SqlStore
+
+
+class Groups:
+    """Who is active, in the store. Every call blocks; any thread may call it."""
+
+    def __init__(self, store: "SqlStore") -> None:
+        self._store = store
+
+    def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:
+        """See ports.Store."""
+        sql, standing = self._store.sql, self.standing(app)
+        lease = (int(seconds * MICROSECOND), _name(app), group)
+        if standing is not None and standing.group == group:
+            with self._store.transaction(fenced=False) as unit:
+                unit.write(sql.keep_active, [lease])
+        elif ready and (standing is None or standing.seconds < 0):
+            with self._store.transaction(fenced=False) as unit:
+                if unit.read(sql.make_active, lease):
+                    unit.write(sql.free_others, [(app, group)])
+                    unit.write(sql.evict, [(app, group)])
+        else:
+            return standing
+        return self.standing(app)
+
+    def standing(self, app: str) -> Standing | None:
+        """See ports.Store."""
+        with self._store.unit("") as unit:
+            found = unit.read(self._store.sql.active, (_name(app),))
+        return next((Standing(group, token, left / MICROSECOND) for group, token, left in found), None)
+
+
+def _name(app: str) -> str:
+    return f"active:{app}"

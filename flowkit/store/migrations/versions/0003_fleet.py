@@ -1,0 +1,20 @@
+"""What the fleet is told: which flows are paused, and which group of instances is active."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    """Nothing is paused at first, and no group is known."""
+    op.create_table(
+        "flowkit_paused",
+        sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("since", sa.BigInteger, nullable=False),
+    )
+    op.add_column("flowkit_leases", sa.Column("token", sa.BigInteger, nullable=False, server_default=sa.text("0")))
+    op.create_index("flowkit_leases_token", "flowkit_leases", ["name", "holder", "token"], unique=True)
+    for name in ("team", "site", "version"):
+        op.add_column("flowkit_workers", sa.Column(name, sa.Text, nullable=False, server_default=sa.text("''")))

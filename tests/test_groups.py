@@ -1,0 +1,214 @@
+"""Groups of instances: a spare one takes over from who dies or is silent, and nothing that the old one does counts."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowkit.config import Settings, open_store
+from flowkit.errors import Fenced
+from flowkit.ports import Fence
+from flowkit.store.sql import SqlStore
+from tests.test_web_processes import SECONDS, Instances, request, until
+
+FIRST, HOT, WARM = ("--group", "first"), ("--standby", "hot"), ("--standby", "warm")
+
+
+class Groups(Instances):
+    """Instances in groups, each effect of which says which process it is of."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.app = "tests.group_app:app"
+
+    def states(self) -> dict[str, str]:
+        """state -> the group of the worker that is in it."""
+        return {one.state: one.group for one in self.store.ledger.workers()}
+
+    def by(self) -> dict[str, set[int]]:
+        """What took effect -> the processes that it is of."""
+        found: dict[str, set[int]] = {}
+        for name, count in self.applied().items():
+            order, pid = name.split()
+            assert count == 1
+            found.setdefault(order, set()).add(int(pid))
+        return found
+
+    def freeze(self, port: int) -> None:
+        for pid in self.pids(port):
+            os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self, port: int) -> None:
+        for pid in self.pids(port):
+            os.kill(pid, signal.SIGCONT)
+
+    def pids(self, port: int) -> list[int]:
+        """The supervisor and its workers."""
+        pid = self.running[port].pid
+        return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+@pytest.fixture
+def groups(database_url: str) -> Iterator[Groups]:
+    made = Groups(database_url)
+    yield made
+    made.close()
+
+
+def post(port: int, name: str) -> int:
+    return request(port, "POST", "/orders", b'{"name": "%s"}' % name.encode())[0]
+
+
+def refused(port: int) -> bool:
+    try:
+        request(port, "GET", "/livez")
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("standby", [HOT, WARM], ids=["hot", "warm"])
+def test_a_spare_takes_over_from_who_died_and_who_comes_back_is_spare(groups: Groups, standby: tuple[str, str]) -> None:
+    first = groups.start(*FIRST)
+    until(lambda: groups.ready(first))
+    spare = groups.start(*standby)
+    until(lambda: groups.states() == {"ready": "first", "spare": "standby"})
+    assert refused(spare)
+    assert post(first, "a") == 202
+    groups.kill(first)
+    until(lambda: groups.ready(spare))
+    assert post(spare, "b") == 202
+    again = groups.start(*FIRST)
+    until(lambda: groups.states() == {"ready": "standby", "spare": "first"})
+    assert refused(again)
+    until(lambda: set(groups.by()) == {"a", "b"})
+    assert groups.end(spare) == 0
+    until(lambda: groups.ready(again))
+    assert groups.end(again) == 0
+    assert groups.store.ledger.workers() == []
+
+
+@pytest.mark.processes
+def test_a_spare_that_was_never_needed_ends_in_order(groups: Groups) -> None:
+    first = groups.start(*FIRST)
+    until(lambda: groups.ready(first))
+    spares = [groups.start(*HOT), groups.start(*WARM), groups.start(*FIRST, "--standby", "hot")]
+    until(lambda: sum(one.state == "spare" for one in groups.store.ledger.workers()) == 2)
+    until(lambda: groups.ready(spares[2]))  # of the active group
+    for port in spares:
+        assert groups.end(port) == 0
+    assert [one.group for one in groups.store.ledger.workers()] == ["first"]
+
+
+@pytest.mark.processes
+def test_who_was_frozen_and_wakes_up_changes_nothing_and_is_spare(
+    postgresql_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    groups = Groups(postgresql_url)
+    try:
+        first = groups.start(*FIRST, "--workers", "2")
+        until(lambda: groups.ready(first))
+        spare = groups.start(*HOT)
+        until(lambda: groups.states() == {"ready": "first", "spare": "standby"})
+        old = groups.pids(first)
+        for number in range(50):
+            assert post(first, f"a{number}") == 202
+        groups.freeze(first)
+        until(lambda: groups.ready(spare))
+        for number in range(50):
+            assert post(spare, f"b{number}") == 202
+        until(lambda: len(groups.by()) == 100)
+        before = groups.by()
+        groups.thaw(first)
+        until(lambda: groups.states() == {"ready": "standby", "spare": "first"})
+        assert refused(first)
+        assert post(spare, "c") == 202
+        until(lambda: "c" in groups.by())
+        assert groups.by() == {**before, "c": groups.by()["c"]}
+        assert not groups.by()["c"] & set(old)
+    finally:
+        groups.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.processes
+def test_who_is_of_no_group_and_groups_are_not_let_work_beside_each_other(groups: Groups) -> None:
+    loose = groups.start()
+    until(lambda: groups.ready(loose))
+    assert "without a group" in refusal(groups, *HOT)
+    assert "without a group" in refusal(groups, *FIRST)
+    assert groups.end(loose) == 0
+    first = groups.start(*FIRST)
+    until(lambda: groups.ready(first))
+    assert "group first of app front is active" in refusal(groups)
+    assert "--until-idle" in refusal(groups, *HOT, "--until-idle")
+
+
+def refusal(groups: Groups, *options: str) -> str:
+    """What an instance says that is not let start."""
+    process = subprocess.run(
+        [*groups.command, *options],
+        env=groups.environment,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert process.returncode == 2
+    return process.stderr
+
+
+@pytest.fixture
+def store(postgresql_url: str) -> Iterator[SqlStore]:
+    made = open_store(Settings(database_url=postgresql_url), check=False)
+    made.upgrade()
+    yield made
+    made.close()
+
+
+def test_a_takeover_waits_for_a_commit_that_has_begun_and_a_renewal_does_not(store: Any) -> None:
+    fence = Fence("kit", "one", store.stand("kit", "one", 0.001, ready=True).token)
+    until(lambda: store.standing("kit").seconds < 0)
+    taking = threading.Thread(target=store.stand, args=("kit", "two", 60, True))
+    with store.unit("") as unit:
+        unit.begin()
+        store.dialect.fence(unit._cursor, fence.key)
+        assert store.stand("kit", "one", 0.001, ready=False).group == "one"
+        until(lambda: store.standing("kit").seconds < 0)
+        taking.start()
+        taking.join(0.5)
+        assert taking.is_alive()
+        assert store.standing("kit").group == "one"
+        unit.commit()
+    taking.join(SECONDS)
+    assert store.standing("kit").group == "two"
+
+
+def test_a_commit_waits_for_a_takeover_that_has_begun_and_does_not_happen(store: Any) -> None:
+    store.fence = Fence("kit", "one", store.stand("kit", "one", 0.001, ready=True).token)
+    until(lambda: store.standing("kit").seconds < 0)
+    refused = threading.Event()
+
+    def write() -> None:
+        try:
+            store.subscribe({"kit.flow": "kit.channel"})
+        except Fenced:
+            refused.set()
+
+    writing = threading.Thread(target=write)
+    with store.unit("", fenced=False) as unit:
+        unit.begin()
+        assert unit.read(store.sql.make_active, (60_000_000, "active:kit", "two")) == [(2,)]
+        writing.start()
+        writing.join(0.5)
+        assert writing.is_alive()
+        unit.commit()
+    writing.join(SECONDS)
+    assert refused.is_set()
+    assert store.subscriptions() == {}

@@ -86,14 +86,15 @@ class App:
         batch: int = 100,
         isolate: Isolation = "batch",
         id_from: IdFrom | None = None,
+        priority: int = 0,
     ) -> Callable[[F], F]:
         """Make a function the handler of a flow. The function is returned unchanged and can be called as it is.
 
         `to` names the channels it sends to; `deadline` bounds one run of the handler; `concurrency` is how many lanes
         of a worker run it, by default 2 on PostgreSQL and 1 on SQLite; `batch` is the most messages that share a
         transaction; `isolate="savepoint"` gives each message a savepoint, `"single"` a transaction of its own;
-        `id_from` finds the id of what other programs send: a field of the body, or a function of it. Raises
-        DefinitionError.
+        `id_from` finds the id of what other programs send: a field of the body, or a function of it; flows of less
+        `priority` rest first while the service is reduced. Raises DefinitionError.
         """
         channels = [to] if isinstance(to, Channel | str) else to
 
@@ -119,6 +120,7 @@ class App:
                 batch=batch,
                 isolate=isolate,
                 id_from=id_from,
+                priority=priority,
             )
             return handler
 

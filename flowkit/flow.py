@@ -191,6 +191,8 @@ class Flow:
     isolate: Isolation = "batch"
     id_from: IdFrom | None = None
     """Where the bodies of foreign messages hold their id."""
+    priority: int = 0
+    """In a reduced service those with less rest first."""
 
     def __post_init__(self) -> None:
         if (self.concurrency is not None and self.concurrency < 1) or self.batch < 1:

@@ -170,6 +170,13 @@ class WorkerInfo(NamedTuple):
     version: str = ""
 
 
+PAUSED, DRAINED, WORKERS, LANES = DIRECTIONS = ("paused", "drained", "workers", "lanes")
+"""What the fleet can be directed to: flows, or all of an app, begin nothing; they get nothing over HTTP; each instance
+of an app has so many worker processes; each worker has so many lanes of a flow."""
+NORMAL, MINIMUM = "normal", "minimum"
+"""So many workers of an app take its normal service, and its minimum service: with fewer, flows rest."""
+
+
 class Standing(NamedTuple):
     """Which group of an app's instances is active, for how many seconds from now, and the token of that time."""
 
@@ -392,14 +399,20 @@ class Store(Protocol):
     def states(self, identities: Collection[Identity]) -> Mapping[Identity, str]:
         """What the inbox knows of these: accepted, applied or dead. What did not come to a flow yet has no entry."""
 
-    def pause(self, names: Collection[str]) -> None:
-        """Let these flows, or all of these apps, begin nothing, in the whole fleet, until they are resumed."""
+    def direct(self, what: str, names: Collection[str], value: int | None) -> None:
+        """Direct the whole fleet: set something of these flows or apps, one of the DIRECTIONS; None: set it no more."""
 
-    def resume(self, names: Collection[str]) -> None:
-        """Let them begin again."""
+    def directions(self) -> "Mapping[tuple[str, str], int]":
+        """What is set: (what, name) -> value."""
 
-    def paused(self) -> set[str]:
-        """The flows and apps that are paused."""
+    def ready(self, app: str) -> int:
+        """How many workers of an app are ready, by their heartbeats."""
+
+    def note_up(self, app: str) -> None:
+        """An app gives at least its minimum service now."""
+
+    def uptime(self, app: str, seconds: float) -> Sequence[tuple[float, float]]:
+        """From and until when it did, in seconds before now, in order: as far back as this."""
 
     fence: "Fence | None"
     """What this process commits from now on counts only while this holds; else the commit raises Fenced."""

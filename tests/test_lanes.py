@@ -14,6 +14,7 @@ from flowkit import App, Channel, FlowKitError, Objects, Outbox, RetryPolicy, St
 from flowkit.config import Settings, connect
 from flowkit.engine.item import Item
 from flowkit.engine.lane import Lane
+from flowkit.engine.reduction import shed
 from flowkit.engine.worker import Worker
 from flowkit.errors import TransactionEnded
 from flowkit.store.unit import SqlUnit
@@ -386,14 +387,51 @@ def test_a_paused_flow_begins_nothing_until_it_is_resumed(database_url: str, nam
     def other(order: Order) -> None: ...
 
     with running(app, database_url) as harness:
-        harness.store.pause([name])
+        harness.store.direct("paused", [name], 1)
         harness.advance(1)
         harness.publish(orders, Order(name="a"))
         harness.until_quiet()
         balances = harness.balances()
         assert (balances["shop.accept"].applied, balances["shop.accept"].pending) == (0, 1)
         assert balances["shop.other"].applied == (name != "shop")
-        harness.store.resume([name])
+        harness.store.direct("paused", [name], None)
         harness.advance(1)
         harness.until_quiet()
         once(harness, "a")
+
+
+def test_flows_of_low_priority_rest_while_the_service_is_reduced(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+    for name, priority in (("report", 0), ("mail", 1), ("accept", 2)):
+
+        def handler(order: Order, db: Session, name: str = name) -> None:
+            db.add(Effect(name=f"{name} {order.name}"))
+
+        app.flow(orders, name=name, priority=priority)(handler)
+    with running(app, database_url) as harness:
+        monkeypatch.setattr(harness.store, "ready", lambda app: 1)
+        harness.store.direct("minimum", ["shop"], 1)
+        for number, (normal, rest) in enumerate([(1, set()), (2, {"report", "mail"}), (1, set())]):
+            harness.store.direct("normal", ["shop"], normal)
+            harness.advance(1)
+            harness.publish(orders, Order(name=str(number)))
+            harness.until_quiet()
+            with harness.session() as session:
+                done = {name.split()[0] for name in effects(session) if name.endswith(str(number))}
+            assert {"report", "mail", "accept"} - done == rest
+        with harness.session() as session:
+            assert len(effects(session)) == 9
+
+
+@pytest.mark.parametrize(("ready", "rest"), [(6, 0), (5, 0), (4, 1), (3, 2), (2, 2), (1, 2), (0, 2)], ids=str)
+def test_what_rests_is_in_proportion_to_the_workers_that_are_missing(ready: int, rest: int) -> None:
+    app = new_app()
+    for number in (3, 1, 2):
+        app.flow("orders", name=f"flow{number}", priority=number)(lambda order: None)
+    assert shed(app.flows.values(), ready, 5, 3) == {f"shop.flow{number}" for number in range(1, rest + 1)}
+    alike = new_app()
+    alike.flow("orders", name="one")(lambda order: None)
+    assert shed(alike.flows.values(), ready, 5, 3) == frozenset()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flowkit.continuity import agreement, planning
 from flowkit.continuity.agreement import Agreement
+from flowkit.continuity.record import record
 from flowkit.errors import ConfigError
 
 AGREED = """
@@ -159,3 +160,23 @@ def test_whether_an_agreement_is_kept_counts_the_tiers(tmp_path: Path) -> None:
     assert alone.choices[alone.high_availability].kept
     weak = planning.plan(read(AGREED + "[tiers.database]\navailability = 99.5\n", tmp_path))
     assert not any(one.kept for one in weak.choices.values()), "no number of instances makes up for the database"
+
+
+@pytest.mark.parametrize(
+    ("uptime", "outages", "known"),
+    [
+        ([], [], 0),
+        ([(100, 0)], [], 100),
+        ([(100, 60), (50, 0)], [(60, 50)], 100),
+        ([(100, 60), (90, 40), (38, 1)], [], 100),
+        ([(100, 60), (90, 80), (40, 20)], [(60, 40), (20, 0)], 100),
+        ([(5000, 2000), (900, 0)], [(1000, 900)], 1000),
+    ],
+)
+def test_what_lies_between_the_times_that_a_service_was_up_is_an_outage(
+    uptime: list[tuple[float, float]], outages: list[tuple[float, float]], known: float
+) -> None:
+    found = record(uptime, 1000, 99)
+    assert (found.outages, found.seconds) == (outages, known)
+    assert isclose(found.permitted, known / 100, rel_tol=1e-6, abs_tol=1e-9)
+    assert found.kept == (sum(begin - end for begin, end in outages) <= known / 100)

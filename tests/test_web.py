@@ -263,6 +263,45 @@ def test_the_routes_are_described(site: Site) -> None:
     assert document["paths"]["/quotes"]["post"]["summary"] == "What an order costs."
 
 
+def test_metrics_are_those_of_the_fleet(site: Site) -> None:
+    for name in ("a", "b"):
+        assert site.client.post("/orders", json={"name": name}).status_code == 202
+    until(lambda: len(site.effects()) == 2)
+    answer = site.client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = answer.text.splitlines()
+    assert 'flowkit_messages_total{flow="shop.accept",outcome="applied"} 2.0' in lines
+    assert 'flowkit_workers{app="shop",group="",state="ready",version=""} 1.0' in lines
+    assert "# TYPE flowkit_messages_total counter" in lines
+
+
+def test_scale_says_how_much_there_is_to_do(site: Site) -> None:
+    assert site.client.get("/scale").json() == {"pending": 0}
+    site.store.direct("paused", ["shop"], 1)
+    until(lambda: ("paused", "shop") in site.worker.directions)
+    for name in ("a", "b"):
+        site.client.post("/orders", json={"name": name})
+    assert site.client.get("/scale").json() == {"pending": 2}
+    site.store.direct("paused", ["shop"], None)
+    until(lambda: site.client.get("/scale").json() == {"pending": 0})
+
+
+@pytest.mark.parametrize("name", ["shop.accept", "shop"])
+def test_what_is_drained_takes_nothing_and_finishes_what_it_has(site: Site, name: str) -> None:
+    assert site.client.post("/orders", json={"name": "a"}).status_code == 202
+    site.store.direct("drained", [name], 1)
+    until(lambda: ("drained", name) in site.worker.directions)
+    answer = site.client.post("/orders", json={"name": "b"})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "is drained" in answer.json()["detail"]
+    assert site.client.get("/readyz").status_code == (503 if name == "shop" else 200)
+    assert site.client.post("/notes?text=c").status_code == (503 if name == "shop" else 202)
+    until(lambda: "accept a" in site.effects())
+    site.store.direct("drained", [name], None)
+    until(lambda: site.client.post("/orders", json={"name": "d"}).status_code == 202)
+    assert "accept b" not in site.effects()
+
+
 def test_requests_that_come_together_share_transactions(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     began, commits = threading.Event(), []
     commit = SqlUnit.commit

@@ -289,6 +289,23 @@ def asked(agent: int) -> str:
         return ""
 
 
+def test_a_fleet_follows_what_it_is_directed_to(instances: Instances) -> None:
+    ports = [instances.start(), instances.start("--workers", "2")]
+    until(lambda: len(instances.workers()) == 3)
+    instances.store.direct("workers", ["front"], 3)
+    until(lambda: len(instances.workers()) == 6)
+    instances.store.direct("workers", ["front"], 1)
+    until(lambda: len(instances.workers()) == 2)
+    old = instances.workers()
+    instances.store.direct("lanes", ["front.accept"], 4)
+    until(lambda: len(instances.workers()) == 2 and not instances.workers() & old)
+    instances.store.direct("lanes", ["front.accept"], None)
+    instances.store.direct("workers", ["front"], None)
+    until(lambda: len(instances.workers()) == 3 and all(map(instances.ready, ports)))
+    assert request(ports[0], "POST", "/orders", b'{"name": "a"}')[0] == 202
+    until(lambda: instances.applied() == {"a": 1})
+
+
 def test_any_instance_answers_for_any_message(instances: Instances) -> None:
     first, second = instances.start(), instances.start("--workers", "2")
     until(lambda: instances.ready(first) and instances.ready(second))

@@ -28,7 +28,10 @@ dead_cli = typer.Typer(
 )
 db_cli = typer.Typer(help="The schema of the store.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None)
 sla_cli = typer.Typer(
-    help="The service level agreement: planned.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None
+    help="The service level agreement: planned, measured and verified.",
+    epilog=EXITS,
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 lb_cli = typer.Typer(help="Load balancers: configurations.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None)
 cli.add_typer(dead_cli, name="dead")
@@ -44,7 +47,10 @@ Letters = Annotated[list[str] | None, typer.Argument(help="Ids of letters")]
 All = Annotated[bool, typer.Option("--all", help="All of them")]
 Instances = Annotated[list[str], typer.Argument(metavar="HOST:PORT...", help="Where instances serve HTTP")]
 Listen = Annotated[str, typer.Option(help="Where the balancer listens")]
+Send = Annotated[str, typer.Option(help="The request: POST /orders. {n} is its number")]
+Content = Annotated[str, typer.Option(help="Its content, as JSON. {n} is its number")]
 Standby = Literal["none", "hot", "warm"]
+Names = Annotated[list[str], typer.Argument(metavar="FLOW|APP...", help="By their full names")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 
 
@@ -151,20 +157,47 @@ def status(as_json: Json = False) -> None:
 
 
 @cli.command()
-def pause(names: Annotated[list[str], typer.Argument(metavar="FLOW|APP...", help="By their full names")]) -> None:
+def pause(names: Names) -> None:
     """Let flows, or all of an app, begin nothing, in the whole fleet.
 
     What has begun is finished, within a second. What comes is accepted, and waits.
     """
-    from flowkit.cli.pause import pause
+    from flowkit.cli.direct import pause
 
     pause(names)
 
 
 @cli.command()
-def resume(names: Annotated[list[str], typer.Argument(metavar="FLOW|APP...", help="By their full names")]) -> None:
-    """Let paused flows, or apps, go on."""
-    from flowkit.cli.pause import resume
+def drain(
+    names: Names, wait: Annotated[str, typer.Option(help="How long to wait until nothing is left")] = "10m"
+) -> None:
+    """Let apps, or flows, get nothing over HTTP, and wait until they have nothing left.
+
+    Routes answer 503, and an app that is drained is not ready. Exit code 1 when something is left in the end.
+    """
+    from flowkit.cli.direct import drain
+
+    raise typer.Exit(drain(names, wait))
+
+
+@cli.command()
+def scale(
+    name: Annotated[str, typer.Argument(metavar="FLOW|APP", help="By its full name")],
+    many: Annotated[int, typer.Argument(min=1, max=256, help="How many")],
+) -> None:
+    """Set how many worker processes each instance of an app has, or how many lanes of a flow each of them.
+
+    The fleet follows within seconds. New lanes come with new workers, which replace the old ones one by one.
+    """
+    from flowkit.cli.direct import scale
+
+    scale(name, many)
+
+
+@cli.command()
+def resume(names: Names) -> None:
+    """End what flows or apps were directed to: paused, drained, scaled."""
+    from flowkit.cli.direct import resume
 
     resume(names)
 
@@ -270,6 +303,80 @@ def sla_plan(
     from flowkit.cli.sla import plan
 
     plan(agreement, as_json)
+
+
+@sla_cli.command(name="apply")
+def sla_apply(
+    app: Annotated[str, typer.Argument(metavar="APP", help="Its name, as flowkit status shows it")],
+    agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes of a node")] = 1,
+    off: Annotated[bool, typer.Option("--off", help="Let the service never be reduced")] = False,
+) -> None:
+    """Let flows of low priority= rest while fewer workers of an app are ready than its normal service takes.
+
+    Their routes answer 503, and their backlog is kept. With no more than the minimum service takes, only those of the
+    highest priority are left.
+    """
+    from flowkit.cli.direct import reduce
+
+    reduce(app, agreement, workers, off)
+
+
+@sla_cli.command(name="report")
+def sla_report(
+    app: Annotated[str, typer.Argument(metavar="APP", help="Its name, as flowkit status shows it")],
+    agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
+    last: Annotated[str, typer.Option(help="How far back")] = "7d",
+    as_json: Json = False,
+) -> None:
+    """Show how available an app has been, and how much of the permitted downtime is left.
+
+    Deployments count like failures. Exit code 1 when more than permitted is spent.
+    """
+    from flowkit.cli.sla import report
+
+    raise typer.Exit(report(app, agreement, last, as_json))
+
+
+@sla_cli.command(name="measure")
+def sla_measure(
+    app: AppName,
+    send: Send,
+    content: Content = "",
+    response: Annotated[str, typer.Option(help="The longest response time")] = "250ms",
+    percentile: Annotated[float, typer.Option(min=1, max=100, help="Of so many percent of the requests")] = 99.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long each rate is tried")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Find how many requests a second one instance of APP bears on this machine.
+
+    They are stored in the database of FLOWKIT_DATABASE_URL, and applied: use one of its own.
+    """
+    from flowkit.cli.verify import measure
+
+    raise typer.Exit(measure(app, send, content, response, percentile, seconds, as_json))
+
+
+@sla_cli.command(name="verify")
+def sla_verify(
+    app: AppName,
+    agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
+    send: Send,
+    content: Content = "",
+    nodes: Annotated[int, typer.Option(min=2, max=100, help="Instances")] = 3,
+    kill: Annotated[int, typer.Option(min=1, help="How many of them are killed at once")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to wait before and after each event")] = 10.0,
+    chart: Annotated[Path | None, typer.Option(help="Draw what happened: an SVG or PNG file")] = None,
+    as_json: Json = False,
+) -> None:
+    """See whether APP keeps an agreement: its instances are killed, frozen and replaced under load, behind HAProxy.
+
+    What is sent is stored in the database of FLOWKIT_DATABASE_URL, and applied: use one of its own. Exit code 1 when a
+    clause is broken.
+    """
+    from flowkit.cli.verify import Plan, verify
+
+    raise typer.Exit(verify(app, agreement, Plan(send, content, nodes, kill, seconds), chart, as_json))
 
 
 @lb_cli.command(name="haproxy")

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from flowkit import duration
 from flowkit.app import App
+from flowkit.cli.directed import Directed
 from flowkit.cli.idle import Idle
 from flowkit.cli.load import load
 from flowkit.cli.logs import log
@@ -211,7 +212,9 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
     )  # fmt: skip
     agent = Agent(listen(options.agent, "--agent"), lambda: _capacity(supervisor, standby)) if options.agent else None
     try:
+        directed = Directed(services, app, chosen, options.workers, supervisor)
         while supervisor.step() and not signals.asked.wait(STEP_SECONDS):
+            directed.step()
             manager.step(supervisor.ready == 1)
             if standby is not None and standby.token != supervisor.token:
                 _follow(standby.token, supervisor, serving)

@@ -5,9 +5,13 @@ from pathlib import Path
 
 from flowkit import duration
 from flowkit.cli import show
+from flowkit.cli.plain import plain
+from flowkit.config import Settings, open_store
 from flowkit.continuity import agreement, planning
+from flowkit.continuity.record import record
 from flowkit.errors import ConfigError
 
+MOST_OUTAGES = 10
 PRECISE_SECONDS = 60.0
 """Below this a permitted downtime is told with a decimal."""
 
@@ -77,6 +81,38 @@ def plan(path: Path, json: bool) -> None:
         print(f"\n{name}: {tier.needed} of {nodes(tier.nodes)} needed, up {part:.4%} of the time")
     for name in found.single_points:
         print(f"\n{name} is a single point of failure: when one of its nodes fails, the service ends; add a node")
+
+
+def report(app: str, path: Path, last: str, json: bool) -> int:
+    """How available an app has been. Returns 1 when more than the permitted downtime is spent."""
+    agreed, seconds = agreement.read(path), duration.seconds(last, "--last")
+    store = open_store(Settings.read(), create=False)
+    try:
+        found = record(store.uptime(app, seconds), seconds, agreed.availability)
+    finally:
+        store.close()
+    if not found.seconds:
+        raise ConfigError(f"nothing is known of app {plain(app)} in the last {last}; flowkit status names the apps")
+    if json:
+        show.as_json(
+            {
+                "seconds": found.seconds,
+                "availability": found.availability,
+                "down_s": found.down,
+                "permitted_s": found.permitted,
+                "kept": found.kept,
+                "outages": [one._asdict() for one in found.outages],
+            }
+        )
+        return int(not found.kept)
+    print(
+        f"{plain(app)}, the last {text(found.seconds)}: available {found.availability:.4f} %, "
+        f"and {agreed.availability:g} % are agreed"
+    )
+    print(f"down {text(found.down)} of the {text(found.permitted)} that are permitted in this time")
+    for one in found.outages[-MOST_OUTAGES:]:
+        print(f"  {text(one.begin)} ago, for {text(one.seconds)}")
+    return int(not found.kept)
 
 
 def nodes(count: int) -> str:

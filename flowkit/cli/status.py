@@ -1,12 +1,16 @@
 """`flowkit status` and `flowkit audit`: the state of the store."""
 
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from flowkit.cli import show
 from flowkit.cli.plain import plain
 from flowkit.config import Settings, open_store, open_transport
-from flowkit.ports import EXCHANGE
+from flowkit.ports import DIRECTIONS, DRAINED, EXCHANGE, NORMAL, PAUSED
+
+FAR_SECONDS = 0.01
+"""What is further away from its store or its broker is at another site."""
 
 
 def status(json: bool) -> None:
@@ -15,18 +19,28 @@ def status(json: bool) -> None:
     store = open_store(settings, create=False)
     try:
         workers, backlog, balances = store.ledger.workers(), store.ledger.backlog(), store.ledger.balances()
-        subscribed, paused = store.subscriptions(), store.paused()
-        queued = _queued(settings, store, subscribed)
+        subscribed, directions = store.subscriptions(), store.directions()
+        standings = {app: store.standing(app) for app in sorted({one.app for one in workers})}
+        latencies = {"store": _least(store.now)}
+        transport = open_transport(settings, store)
+        try:
+            queued = transport.depths(mine := [one for one in subscribed if not one.startswith(EXCHANGE)])
+            if settings.broker_url and mine:
+                latencies["broker"] = _least(lambda: transport.depths(mine[:1]))
+        finally:
+            transport.close()
     finally:
         store.close()
     if json:
         show.as_json(
             {
                 "workers": [worker._asdict() for worker in workers],
+                "active": {app: standing._asdict() for app, standing in standings.items() if standing},
+                "latency": latencies,
                 "flows": {
                     flow: {
                         "channel": subscribed.get(flow),
-                        "paused": flow in paused or flow.split(".", 1)[0] in paused,
+                        **{what: _directed(directions, what, flow) for what in DIRECTIONS},
                         **balance._asdict(),
                         "backlog": backlog[flow]._asdict() if flow in backlog else None,
                         "queued": queued.get(flow, 0),
@@ -43,12 +57,16 @@ def status(json: bool) -> None:
         return
     show.table(
         "Workers",
-        ["id", "app", "host", "pid", "state", "up", "heartbeat"],
-        [
-            (one.id, one.app, one.host, str(one.pid), one.state, show.ago(one.started), show.ago(one.silent))
-            for one in workers
-        ],
+        ["id", "app", "version", "group", "site", "host", "pid", "state", "up", "heartbeat"],
+        [_cells(one) for one in workers],
     )
+    for app, standing in standings.items():
+        if standing is not None:
+            how = f"for {standing.seconds:.1f} s more" if standing.seconds > 0 else "but silent; a spare takes over"
+            print(f"app {plain(app)}: group {plain(standing.group)} is active {how}")
+    for name, seconds in latencies.items():
+        far = "; instances so far from it are slow, and belong to a site of their own" if seconds > FAR_SECONDS else ""
+        print(f"the {name} answers in {seconds * 1e3:.1f} ms{far}")
     print()
     show.table(
         "Flows",
@@ -66,9 +84,37 @@ def status(json: bool) -> None:
             for flow, balance in _owned(balances).items()
         ],
     )
-    for name in sorted(paused):
-        print(f"\n{plain(name)} is paused; flowkit resume {plain(name)} lets it go on")
+    for (what, name), value in sorted(directions.items()):
+        if what == NORMAL:
+            ready = sum(one.app == name and one.state == "ready" for one in workers)
+            level = "full" if ready >= value else "reduced"
+            print(f"\n{plain(name)}: {level} service, by {ready} ready workers of {value}")
+        if what not in DIRECTIONS:
+            continue
+        how = "" if what in (PAUSED, DRAINED) else f" {value}"
+        print(f"\n{plain(name)}: {what}{how}; flowkit resume {plain(name)} ends that")
     _tell_of_others(balances, backlog)
+
+
+def _directed(directions: Mapping[tuple[str, str], int], what: str, flow: str) -> int | None:
+    """What is set of a flow, or of its app."""
+    return directions.get((what, flow), directions.get((what, flow.split(".", 1)[0])))
+
+
+def _cells(one: Any) -> tuple[str, ...]:
+    """A worker, in the order of the table."""
+    who = (one.id, one.app, one.version, one.group, one.site, one.host, str(one.pid), one.state)
+    return (*who, show.ago(one.started), show.ago(one.silent))
+
+
+def _least(ask: Callable[[], object]) -> float:
+    """Seconds of the quickest of some answers."""
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        ask()
+        taken.append(time.perf_counter() - began)
+    return min(taken)
 
 
 def _tell_of_others(balances: Mapping[str, Any], backlog: Mapping[str, Any]) -> None:

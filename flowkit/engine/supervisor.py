@@ -126,6 +126,15 @@ class Supervisor:
                 child.process.wait()
                 child.slots.clear()
 
+    def resize(self, workers: int) -> None:
+        """Have so many workers: start some, or ask the last ones to finish."""
+        self._workers = workers
+        there = [child for child in self._children if not child.finished and child is not self._heir]
+        self._children += [Child() for _ in range(workers - len(there))]
+        for child in there[workers:]:
+            child.finished = child.replaced = True
+            self._ask(child, signal.SIGHUP)
+
     def roll(self) -> None:
         """Replace the workers by new ones, one by one: an old one is asked to finish when its heir is ready."""
         self._old.extend(child for child in self._children if child not in self._old and not child.finished)

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
@@ -17,12 +17,13 @@ from flowkit.engine.async_lane import AsyncLane
 from flowkit.engine.async_pipeline import AsyncPipeline
 from flowkit.engine.lane import Lane
 from flowkit.engine.pipeline import Pipeline
+from flowkit.engine.reduction import shed
 from flowkit.engine.relay import Relay
 from flowkit.engine.slots import Slot, Slots, State
 from flowkit.errors import BrokerUnavailable, StoreConflict, Unavailable
 from flowkit.flow import Flow
 from flowkit.loop import Loop
-from flowkit.ports import EXCHANGE, Retention, WorkerInfo
+from flowkit.ports import DRAINED, EXCHANGE, LANES, MINIMUM, NORMAL, PAUSED, Retention, WorkerInfo
 
 BEAT_SECONDS = 1.0
 CLEAN_SECONDS = 10.0
@@ -81,10 +82,14 @@ class Worker:
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
         self._stops: dict[str, str] = {}
         self.relay = Relay(store, transport, services.clock, self.id)
+        self.directions = store.directions()
+        """What the fleet is directed to: (what, name) -> value."""
+        self.shed: frozenset[str] = frozenset()
+        """The flows that rest, because the service is reduced."""
         self.lanes = [
             self._lane(flow, number, provided)
             for number, flow in enumerate(
-                flow for flow in (flows or app.flows.values()) for _ in range(flow.lanes(store.serial))
+                flow for flow in (flows or app.flows.values()) for _ in range(self._many(flow))
             )
         ]
         self._slots.share(len(self.lanes))
@@ -92,8 +97,6 @@ class Worker:
         for lane in self.lanes:
             self._lanes.setdefault(lane.flow.name, []).append(lane)
         self._beaten = self._renewed = self._cleaned = float("-inf")
-        self.paused: Collection[str] = ()
-        """The flows, or the apps, that begin nothing now."""
         self._failures: dict[str, int] = {}
         """What is away now -> how often it was found so."""
         self._changed = threading.Condition()
@@ -176,8 +179,12 @@ class Worker:
         store = self.services.store
         if now - self._beaten >= BEAT_SECONDS:
             store.beat(self.id, self.state)
-            before, self.paused = self.paused, store.paused()
-            if before != self.paused:
+            before = self.directions, self.shed
+            self.directions = store.directions()
+            self.shed = self._shed()
+            if self.state == "ready" and self._suffices():
+                store.note_up(self.app.name)
+            if before != (self.directions, self.shed):
                 self._heat({lane.flow.name for lane in self.lanes})
             self._beaten = now
         if now - self._renewed >= self.services.settings.lease / 3:
@@ -354,7 +361,7 @@ class Worker:
         """The next hot lane that nobody runs; a lane with suspects runs when nobody else does, nor any handler."""
         with self._changed:
             idle = [lane for lane in self._hot if lane not in self._running]
-            if self.stopping.is_set() or self.paused:
+            if self.stopping.is_set() or self.directions:
                 ending = self.stopping.is_set()
                 idle = [lane for lane in idle if lane.unfinished or not (ending or self._rests(lane.flow))]
             suspect = next((lane for lane in idle if lane.suspects), None)
@@ -375,7 +382,41 @@ class Worker:
 
     def _rests(self, flow: Flow) -> bool:
         """Whether a flow, or the app, is paused: it begins nothing, and finishes what it has begun."""
-        return bool(self.paused) and (flow.name in self.paused or self.app.name in self.paused)
+        return bool(self.directions) and (self._directed(PAUSED, flow.name) or flow.name in self.shed)
+
+    def refuses(self, flow: str = "") -> str:
+        """Why a flow, or each flow of the app, gets nothing from outside now; empty while it does."""
+        if not self.directions:
+            return ""
+        if self._directed(DRAINED, flow):
+            return "drained"
+        return "shed, for fewer workers are ready than the normal service takes" if flow in self.shed else ""
+
+    def _directed(self, what: str, flow: str) -> bool:
+        """Whether the fleet is directed to this, for a flow or for the app."""
+        return (what, flow) in self.directions or (what, self.app.name) in self.directions
+
+    def _suffices(self) -> bool:
+        """Whether enough workers are ready for the minimum service. One is, where nothing else is said."""
+        minimum = self.directions.get((MINIMUM, self.app.name), 1)
+        return minimum <= 1 or self.services.store.ready(self.app.name) >= minimum
+
+    def _shed(self) -> frozenset[str]:
+        name = self.app.name
+        normal = self.directions.get((NORMAL, name))
+        if normal is None:
+            return frozenset()
+        minimum = self.directions.get((MINIMUM, name), 1)
+        found = shed(self.app.flows.values(), self.services.store.ready(name), normal, minimum)
+        if found != self.shed:
+            _log.warning(
+                "app %s: %s", name, f"reduced service; shed: {', '.join(sorted(found))}" if found else "full service"
+            )
+        return found
+
+    def _many(self, flow: Flow) -> int:
+        """How many lanes a flow has."""
+        return self.directions.get((LANES, flow.name)) or flow.lanes(self.services.store.serial)
 
     def _guarded(self, step: Callable[[], Any], *needs: str) -> Any:
         """Run a step that needs these services; while one is away wait with backoff and jitter, and say so once."""

@@ -26,6 +26,10 @@ from flowkit.store.unit import MICROSECOND, Row, SqlUnit, read_message, seconds
 
 NOTIFIES = "flowkit.notifies"
 """Marks a session whose commit wakes the workers."""
+QUIET_MICROSECONDS = 5_000_000
+"""A worker that has not told so for longer is not taken to be ready."""
+OUTAGE_MICROSECONDS = 3_000_000
+"""No ready worker told so for longer than this: an outage."""
 SHORT_SECONDS = 30.0
 """The deadline of the store's own short transactions."""
 _log = logging.getLogger("flowkit.store")
@@ -276,17 +280,31 @@ class SqlStore:
             rows = unit.read(self.sql.look, (to_json(sorted(identities)).decode(),))
         return {(flow, source, id): tables.STATES[state] for flow, source, id, state, *_ in rows}
 
-    def pause(self, names: Collection[str]) -> None:
+    def direct(self, what: str, names: Collection[str], value: int | None) -> None:
         with self.transaction() as unit:
-            unit.write(self.sql.pause, [(name,) for name in sorted(names)])
+            if value is None:
+                unit.write(self.sql.leave_alone, [(what, name) for name in sorted(names)])
+            else:
+                unit.write(self.sql.direct, [(what, name, value) for name in sorted(names)])
 
-    def resume(self, names: Collection[str]) -> None:
-        with self.transaction() as unit:
-            unit.write(self.sql.resume, [(name,) for name in sorted(names)])
-
-    def paused(self) -> set[str]:
+    def directions(self) -> dict[tuple[str, str], int]:
         with self.unit("") as unit:
-            return {name for (name,) in unit.read("SELECT name FROM flowkit_paused")}
+            rows = unit.read("SELECT what, name, value FROM flowkit_directions")
+        return {(what, name): value for what, name, value in rows}
+
+    def ready(self, app: str) -> int:
+        with self.unit("") as unit:
+            return int(unit.read(self.sql.ready, (app, QUIET_MICROSECONDS))[0][0])
+
+    def note_up(self, app: str) -> None:
+        with self.transaction() as unit:
+            unit.write(self.sql.up_anew, [(app, app, OUTAGE_MICROSECONDS)])
+            unit.write(self.sql.up_still, [(app, OUTAGE_MICROSECONDS)])
+
+    def uptime(self, app: str, seconds: float) -> list[tuple[float, float]]:
+        with self.unit("") as unit:
+            rows = unit.read(self.sql.uptime, (app, int(seconds * MICROSECOND)))
+        return [(float(since), float(until)) for since, until in rows]
 
     def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:
         return self._groups.stand(app, group, seconds, ready)

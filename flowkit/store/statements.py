@@ -118,9 +118,20 @@ class Statements:
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {now}, {now})
         ON CONFLICT (id) DO UPDATE
         SET state = excluded.state, locked = excluded.locked, heartbeat = excluded.heartbeat"""
-    pause: str = """
-        INSERT INTO flowkit_paused (name, since) VALUES (?, {now}) ON CONFLICT (name) DO NOTHING"""
-    resume: str = "DELETE FROM flowkit_paused WHERE name = ?"
+    direct: str = """
+        INSERT INTO flowkit_directions (what, name, value, since) VALUES (?, ?, ?, {now})
+        ON CONFLICT (what, name) DO UPDATE SET value = excluded.value, since = excluded.since"""
+    leave_alone: str = "DELETE FROM flowkit_directions WHERE what = ? AND name = ?"
+    up_anew: str = """
+        INSERT INTO flowkit_uptime (app, since, until) SELECT CAST(? AS text), {now}, {now} WHERE NOT EXISTS
+        (SELECT 1 FROM flowkit_uptime WHERE app = ? AND until > {now} - CAST(? AS bigint)) ON CONFLICT DO NOTHING"""
+    up_still: str = "UPDATE flowkit_uptime SET until = {now} WHERE app = ? AND until > {now} - CAST(? AS bigint)"
+    uptime: str = """
+        SELECT ({now} - since) / 1e6, ({now} - until) / 1e6 FROM flowkit_uptime
+        WHERE app = ? AND until > {now} - CAST(? AS bigint) ORDER BY since"""
+    ready: str = """
+        SELECT count(*) FROM flowkit_workers
+        WHERE app = ? AND state = 'ready' AND heartbeat > {now} - CAST(? AS bigint)"""
     others: str = "SELECT id, locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id <> ?"
     member: str = "SELECT locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id = ?"
     free: str = """

@@ -115,13 +115,25 @@ objects = Table(
     Index("flowkit_objects_expires", "expires"),
 )
 
-paused = Table(
-    "flowkit_paused",
+directions = Table(
+    "flowkit_directions",
     metadata,
+    Column("what", Text, primary_key=True),
     Column("name", Text, primary_key=True),
+    Column("value", BigInteger, nullable=False),
     Column("since", BigInteger, nullable=False),
 )
-"""Flows and apps that begin nothing until they are resumed."""
+"""What the fleet is directed to, of flows and apps."""
+
+# Without a gap between them, one row: a gap is an outage.
+uptime = Table(
+    "flowkit_uptime",
+    metadata,
+    Column("app", Text, primary_key=True),
+    Column("since", BigInteger, primary_key=True),
+    Column("until", BigInteger, nullable=False),
+)
+"""When an app gave at least its minimum service."""
 
 workers = Table(
     "flowkit_workers",

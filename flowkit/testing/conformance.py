@@ -381,6 +381,29 @@ class StoreConformance:
         assert len(store.lease(FLOW, 10, new, 60)) == 1
         assert [one.id for one in store.ledger.workers()] == [new]
 
+    def test_the_fleet_is_directed_until_it_is_not(self) -> None:
+        self.store.direct("paused", ["kit", FLOW], 1)
+        self.store.direct("workers", ["kit"], 3)
+        self.store.direct("workers", ["kit"], 4)
+        assert self.store.directions() == {("paused", "kit"): 1, ("paused", FLOW): 1, ("workers", "kit"): 4}
+        self.store.direct("paused", ["kit"], None)
+        assert self.store.directions() == {("paused", FLOW): 1, ("workers", "kit"): 4}
+
+    def test_times_that_an_app_is_up_grow_and_do_not_multiply(self) -> None:
+        assert self.store.uptime("kit", 60) == []
+        for _ in range(3):
+            self.store.note_up("kit")
+        self.store.note_up("other")
+        ((since, until),) = self.store.uptime("kit", 60)
+        assert 0 <= until <= since < 60
+        with self.store.unit(FLOW) as unit:
+            unit.write("UPDATE flowkit_uptime SET until = until - 9000000, since = since - 9000000", [()])
+            unit.commit()
+        self.store.note_up("kit")
+        (_, (since, _)), ((_, before), _) = self.store.uptime("kit", 60), self.store.uptime("kit", 60)
+        assert before - since > 3
+        assert len(self.store.uptime("kit", 4)) == 1
+
     def fall_silent(self, group: str) -> None:
         """Let this group be active, and its time be over."""
         self.store.stand("kit", group, 0.001, ready=True)

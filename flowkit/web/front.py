@@ -20,7 +20,7 @@ class Front:
         self._worker = worker
         self._leaving = threading.Event()
         self._closing = threading.Lock()
-        self._ingress = Ingress(app, services, self._why_not)
+        self._ingress = Ingress(app, services, worker, self._why_not)
         self._server = Server(self._ingress.asgi, socket.socket(fileno=descriptor))
 
     def leave(self, drain: float, grace: float) -> None:
@@ -49,4 +49,6 @@ class Front:
             return "this instance is about to end"
         if worker.state != "ready":
             return f"this worker is {worker.state}"
+        if why := worker.refuses():
+            return f"app {worker.app.name} is {why}"
         return "messages wait for a broker that takes none" if worker.relay.clogged else ""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from hashlib import blake2b
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import from_json, to_json
 from starlette.applications import Starlette
@@ -17,6 +17,7 @@ from starlette.routing import Route as Endpoint
 
 from flowkit.app import App
 from flowkit.config import Services
+from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError, OutcomeUnknown, Reused, StoreConflict, TooLarge, Unavailable, Undecodable
 from flowkit.flow import Flow, Outgoing, compose
 from flowkit.message import is_name
@@ -24,6 +25,7 @@ from flowkit.publisher import Publisher
 from flowkit.route import REPLY, Arguments, Route
 from flowkit.web.bucket import Bucket
 from flowkit.web.gate import Full, Gate
+from flowkit.web.metrics import MEDIA, Metrics
 from flowkit.web.openapi import described
 from flowkit.web.problem import Problem
 from flowkit.web.replies import Replies
@@ -39,19 +41,23 @@ KEY = "idempotency-key"
 TRY = "flowkit-request-id"
 """The same, of a balancer that sends a request to another instance."""
 DIGEST_BYTES = 16
+T = TypeVar("T")
 
 
 class Ingress:
     """Serves the routes of an app, on services of its own process. `app` is an ASGI application."""
 
-    def __init__(self, app: App, services: Services, ready: Callable[[], str]) -> None:
-        """`ready` says why no requests should come now; empty while they may. Raises DefinitionError."""
+    def __init__(self, app: App, services: Services, worker: Worker, ready: Callable[[], str]) -> None:
+        """`worker` is that of this process. `ready` says why no requests should come now; empty while they may. Raises
+        DefinitionError."""
         self._app = app
         self._services = services
         self._ready = ready
+        self._worker = worker
         self._context = app.context(services)
         self._gate = Gate(Publisher(services.store, self._context))
         self._replies = Replies(self._kept)
+        self._metrics = Metrics(services)
         self._optional = frozenset(name for name, channel in app.channels.items() if channel.optional)
         routes = [one.source for one in app.flows.values() if isinstance(one.source, Route)]
         self._replying = any(one.reply for one in routes)
@@ -63,6 +69,8 @@ class Ingress:
                 *endpoints.values(),
                 Endpoint(STATUS_PATH, self._status, methods=["GET"]),
                 Endpoint(DOCUMENT_PATH, self._document, methods=["GET"]),
+                Endpoint("/metrics", self._measurements, methods=["GET"]),
+                Endpoint("/scale", self._scale, methods=["GET"]),
                 Endpoint("/livez", self._live, methods=["GET"]),
                 Endpoint("/readyz", self._readiness, methods=["GET"]),
             ],
@@ -77,11 +85,21 @@ class Ingress:
         assert isinstance(flow.source, Route)
         assert flow.request is not None
         bucket = Bucket(flow.source.rate) if flow.source.rate else None
-        take = partial(self._take, flow.source, flow.request, bucket)
+        take = partial(self._take, flow.source, flow.request, bucket, flow.name)
         return Endpoint(flow.source.path, take, methods=[flow.source.method])
 
-    async def _take(self, route: Route, arguments: Arguments, bucket: Bucket | None, request: Request) -> Response:
+    async def _take(
+        self, route: Route, arguments: Arguments, bucket: Bucket | None, flow: str, request: Request
+    ) -> Response:
         """Accept a request: read, validate, commit, answer."""
+        why = self._worker.refuses(flow)
+        if why:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{route.name} is {why}; nothing was accepted",
+                RETRY_SECONDS,
+                unread=True,
+            )
         wait = bucket.take() if bucket else 0
         if wait:
             raise Problem(
@@ -195,6 +213,25 @@ class Ingress:
         """What the routes take and answer, as OpenAPI."""
         return _json(self._described, HTTPStatus.OK)
 
+    async def _measurements(self, request: Request) -> Response:
+        """The metrics of the fleet."""
+        return Response(await self._asked(self._metrics.text), media_type=MEDIA)
+
+    async def _scale(self, request: Request) -> Response:
+        """How much there is to do, for who decides on the number of instances: messages that wait for nothing else."""
+        return _json({"pending": await self._asked(self._pending)}, HTTPStatus.OK)
+
+    def _pending(self) -> int:
+        flows, (store, transport) = list(self._app.flows), (self._services.store, self._services.transport)
+        return store.pending(flows).now + sum(transport.depths(flows).values())
+
+    async def _asked(self, question: Callable[[], T]) -> T:
+        """What the store and the broker answer."""
+        try:
+            return await asyncio.to_thread(question)
+        except (Unavailable, StoreConflict) as error:
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), RETRY_SECONDS) from None
+
     async def _live(self, request: Request) -> Response:
         """Whether this process runs. Asks nobody else."""
         return Response("ok\n", media_type="text/plain")
@@ -219,7 +256,12 @@ class Ingress:
         except FlowKitError as error:
             store = str(error)
         ready = self._services.transport.ready
-        return {"store": store, "transport": "takes messages" if ready else "takes no messages now"}
+        shed = ", ".join(sorted(self._worker.shed))
+        return {
+            "store": store,
+            "transport": "takes messages" if ready else "takes no messages now",
+            "service": f"reduced; shed: {shed}" if shed else "full",
+        }
 
 
 def _is_json(media: str) -> bool:

@@ -1,4 +1,4 @@
-"""What the fleet is told: which flows are paused, and which group of instances is active."""
+"""What the fleet is directed to, when it was up, and which group of instances is active."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,11 +8,19 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Nothing is paused at first, and no group is known."""
+    """Nothing is directed at first, and no group is known."""
     op.create_table(
-        "flowkit_paused",
+        "flowkit_directions",
+        sa.Column("what", sa.Text, primary_key=True),
         sa.Column("name", sa.Text, primary_key=True),
+        sa.Column("value", sa.BigInteger, nullable=False),
         sa.Column("since", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "flowkit_uptime",
+        sa.Column("app", sa.Text, primary_key=True),
+        sa.Column("since", sa.BigInteger, primary_key=True),
+        sa.Column("until", sa.BigInteger, nullable=False),
     )
     op.add_column("flowkit_leases", sa.Column("token", sa.BigInteger, nullable=False, server_default=sa.text("0")))
     op.create_index("flowkit_leases_token", "flowkit_leases", ["name", "holder", "token"], unique=True)

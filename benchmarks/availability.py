@@ -1,0 +1,221 @@
+"""What instances that die, are replaced and are taken over from cost their clients: `make availability`.
+
+Each event happens to real instances behind a real HAProxy, under a steady open-loop load. What a client sees is
+measured at the client, and what took effect, and when, in the database.
+"""
+
+import argparse
+import json
+import signal
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from benchmarks.availability_app import Applied, Base
+from benchmarks.contender import Place
+from benchmarks.database import Database, circumstances, databases
+from flowkit.config import Settings, open_store
+from flowkit.continuity.load import Answer, Load, Request, during, percentile
+from flowkit.continuity.site import HOST, Node, Site, wait_until
+
+RESULTS = Path(__file__).parent / "results" / "availability.json"
+APP = "benchmarks.availability_app:app"
+REQUEST = Request("POST", "/orders", '{"number": {n}}')
+RATE = 100.0
+"""Requests a second."""
+CALM_SECONDS = 4.0
+SLICE_SECONDS = 0.5
+NORMAL_TIMES = 3.0
+"""A response time is back to normal at so many times what it was before."""
+LEASE_SECONDS = 3.0
+
+
+class Stage:
+    """A store, its servers, and what took effect there."""
+
+    def __init__(self, place: Place) -> None:
+        self.environment = {"FLOWKIT_DATABASE_URL": place.database, "FLOWKIT_BROKER_URL": place.broker}
+        self._store: Any = open_store(Settings(database_url=place.database), check=False)
+        self._store.upgrade()
+        Base.metadata.create_all(self._store.dialect.engine)
+
+    def node(self, *options: str) -> Node:
+        return Node(APP, options, self.environment)
+
+    def applied(self) -> dict[str, list[float]]:
+        """id -> when it took effect, each time."""
+        found: dict[str, list[float]] = {}
+        with Session(self._store.dialect.engine) as session:
+            for id, at in session.execute(select(Applied.id, Applied.at)):
+                found.setdefault(id, []).append(at)
+        return found
+
+    def spares(self) -> int:
+        """How many instances wait for their turn."""
+        return sum(one.state == "spare" for one in self._store.ledger.workers())
+
+    def settle(self) -> None:
+        wait_until(lambda: self._store.unfinished(["availability.accept"]) == 0, "the flows did not come to an end")
+
+    def close(self) -> None:
+        self._store.close()
+
+
+def balance(stage: Stage, load: Load, answers: Sequence[Answer]) -> dict[str, Any]:
+    """What became of all that was sent."""
+    stage.settle()
+    applied = stage.applied()
+    good = [one for one in answers if one.good]
+    return {
+        "requests": len(answers),
+        "failed_after_a_retry": len(answers) - len(good),
+        "sent_twice": sum(one.tries > 1 for one in answers),
+        "lost": sum(one.id not in applied for one in good),
+        "twice": sum(len(times) > 1 for times in applied.values()),
+        "p99_ms": round(percentile([one.took for one in good], 99) * 1e3, 1),
+        "longest_until_applied_s": round(
+            max(applied[one.id][0] - load.epoch - one.due for one in good if one.id in applied), 2
+        ),
+    }
+
+
+def back_to_normal(answers: Sequence[Answer], event: float) -> float:
+    """Seconds from an event until the response time at 99 % is what it was before, in slices of half a second."""
+    usual = percentile([one.took for one in during(answers, 1, event)], 99)
+    slices = range(int((answers[-1].due - event) / SLICE_SECONDS))
+    slow = [
+        number
+        for number in slices
+        if percentile(
+            [one.took for one in during(answers, event + number * SLICE_SECONDS, event + (number + 1) * SLICE_SECONDS)],
+            99,
+        )
+        > NORMAL_TIMES * usual
+    ]
+    return (slow[-1] + 1) * SLICE_SECONDS if slow else 0.0
+
+
+def killed(database: Database, times: int) -> dict[str, Any]:
+    """One of three instances is killed with -9, and started again, so many times."""
+    stage = Stage(database.fresh())
+    nodes = [stage.node() for _ in range(3)]
+    with Site(nodes) as site:
+        load, events = Load(HOST, site.port, REQUEST, RATE), []
+        for number in range(times):
+            time.sleep(CALM_SECONDS)
+            events.append(load.now)
+            nodes[number % 3].kill()
+            time.sleep(CALM_SECONDS)
+            nodes[number % 3].start()
+            wait_until(lambda: all(node.ready for node in nodes), "an instance is not ready")
+        answers = load.stop()
+        found = balance(stage, load, answers)
+    stage.close()
+    return {"kills": times, "back_to_normal_s": max(back_to_normal(answers, one) for one in events), **found}
+
+
+def restarted(database: Database, times: int) -> dict[str, Any]:
+    """All of three instances are ended in order and started again, one by one, so many times."""
+    stage = Stage(database.fresh())
+    nodes = [stage.node() for _ in range(3)]
+    with Site(nodes) as site:
+        load = Load(HOST, site.port, REQUEST, RATE)
+        for _ in range(times):
+            for node in nodes:
+                node.end()
+                node.start()
+                wait_until(lambda: node.ready, "an instance is not ready")  # noqa: B023
+        found = balance(stage, load, load.stop())
+    stage.close()
+    return {"rolling_restarts": times, **found}
+
+
+def taken_over(database: Database, times: int, standby: str) -> dict[str, Any]:
+    """The active instance is killed, and another one, that is spare, takes over; so many times. For each: from the kill
+    to the first answer of the other one."""
+    stage = Stage(database.fresh())
+    nodes = [stage.node("--group", group, "--standby", standby) for group in ("one", "two")]
+    takeovers = []
+    with Site(nodes, ready=1) as site:
+        load = Load(HOST, site.port, REQUEST, RATE)
+        for _ in range(times):
+            wait_until(lambda: stage.spares() == 1, "no instance is spare")
+            active, spare = sorted(nodes, key=lambda node: not node.ready)
+            time.sleep(1)
+            began = time.monotonic()
+            active.kill()
+            wait_until(lambda: spare.ready, "nobody takes over")  # noqa: B023
+            takeovers.append(time.monotonic() - began)
+            active.start()  # and finds the other one active
+        found = balance(stage, load, load.stop())
+    stage.close()
+    return {
+        "standby": standby,
+        "lease_s": LEASE_SECONDS,
+        "takeovers": times,
+        "longest_s": round(max(takeovers), 2),
+        "median_s": round(statistics.median(takeovers), 2),
+        **found,
+    }
+
+
+def started(database: Database, times: int) -> dict[str, Any]:
+    """Cold: nothing runs, and an instance is started. From that to its first answer, so many times."""
+    stage = Stage(database.fresh())
+    seconds = []
+    for _ in range(times):
+        node = stage.node()
+        began = time.monotonic()
+        node.start()
+        wait_until(lambda: node.ready, "an instance is not ready")  # noqa: B023
+        seconds.append(time.monotonic() - began)
+        node.kill()
+    stage.close()
+    return {"starts": times, "longest_s": round(max(seconds), 2), "median_s": round(statistics.median(seconds), 2)}
+
+
+PARTS: dict[str, Callable[[Database, int], dict[str, Any]]] = {
+    "killed": killed,
+    "restarted": restarted,
+    "hot": lambda database, times: taken_over(database, times, "hot"),
+    "warm": lambda database, times: taken_over(database, times, "warm"),
+    "cold": started,
+}
+
+
+def main() -> int:
+    """Measure, print, and write what each part came to. 1 if something was lost, or took effect twice."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.availability", description=__doc__)
+    parser.add_argument("--times", type=int, default=20, help="how often each event happens")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument(
+        "--databases",
+        nargs="+",
+        default=["sqlite", "postgresql", "rabbitmq"],
+        choices=["sqlite", "postgresql", "rabbitmq"],
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that every process that was started is ended
+    results: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
+    wrong: Counter[str] = Counter()
+    with databases(set(options.databases)) as found:
+        for name in options.parts:
+            for database in found:
+                about = circumstances() | {"version": database.version} | PARTS[name](database, options.times)
+                print(f"{name} on {database.name}: {json.dumps(about)}", flush=True)
+                results.setdefault(name, {})[database.name] = about
+                wrong.update({what: about.get(what, 0) for what in ("lost", "twice")})
+                options.output.write_text(json.dumps(results, indent=2) + "\n")
+    return int(any(wrong.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

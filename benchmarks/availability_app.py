@@ -1,0 +1,34 @@
+"""The app whose availability is measured: it notes which message took effect, and when."""
+
+import time
+
+from pydantic import BaseModel
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from flowkit import App, Message, web
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Applied(Base):
+    """An effect. No unique key over the id: a second one shows."""
+
+    __tablename__ = "applied"
+
+    row: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    id: Mapped[str]
+    at: Mapped[float]
+
+
+class Order(BaseModel):
+    number: int
+
+
+app = App("availability", metadata=Base.metadata)
+
+
+@app.flow(web.post("/orders"))
+def accept(order: Order, message: Message, db: Session) -> None:
+    db.add(Applied(id=message.id, at=time.time()))

@@ -1,0 +1,49 @@
+"""How a supervisor follows what the fleet is directed to."""
+
+import logging
+from collections.abc import Collection
+
+from flowkit.app import App
+from flowkit.config import Services
+from flowkit.engine.supervisor import Supervisor
+from flowkit.errors import FlowKitError
+from flowkit.ports import LANES, WORKERS
+
+LOOK_SECONDS = 1.0
+_log = logging.getLogger("flowkit.run")
+
+
+class Directed:
+    """Lets a supervisor have as many workers, with as many lanes, as the fleet is directed to have."""
+
+    def __init__(
+        self, services: Services, app: App, flows: Collection[str], workers: int, supervisor: Supervisor
+    ) -> None:
+        """`workers`: how many there are where nothing is directed."""
+        self._services = services
+        self._app, self._flows = app.name, flows
+        self._usual = self._workers = workers
+        self._supervisor = supervisor
+        self._lanes: dict[str, int] | None = None
+        self._looked = float("-inf")
+
+    def step(self) -> None:
+        """Look, once a second, and follow. Blocks for that look."""
+        now = self._services.clock.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        try:
+            directions = self._services.store.directions()
+        except FlowKitError as error:
+            _log.debug("cannot see what the fleet is directed to: %s", error)  # the workers say that the store is away
+            return
+        workers = directions.get((WORKERS, self._app), self._usual)
+        if workers != self._workers:
+            _log.info("app %s: %d workers", self._app, workers)
+            self._supervisor.resize(workers)
+            self._workers = workers
+        before, self._lanes = self._lanes, {flow: directions.get((LANES, flow), 0) for flow in self._flows}
+        if before not in (None, self._lanes):
+            _log.info("app %s: workers with other numbers of lanes replace those that are there", self._app)
+            self._supervisor.roll()

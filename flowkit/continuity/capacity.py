@@ -1,0 +1,72 @@
+"""What one instance bears: the highest rate at which it keeps a response time, found by doubling and then by halves."""
+
+from collections.abc import Callable
+from time import sleep
+from typing import NamedTuple
+
+from flowkit.continuity.load import Load, Request, percentile
+from flowkit.continuity.site import HOST, Node, wait_until
+
+FIRST_TPS = 25.0
+MOST_TPS = 100_000.0
+PRECISE = 1.1
+"""The lowest rate that is too much is at most this many times the highest that is not."""
+SETTLING_SECONDS = 1.0
+ENOUGH = 0.98
+
+
+class Step(NamedTuple):
+    """One rate that was tried."""
+
+    tps: float
+    response: float
+    """Seconds, at the percentile."""
+    failed: int
+    behind: int
+    """Messages that were accepted and not at their end when the load ended."""
+    borne: bool
+
+
+def measure(
+    app: str, request: Request, response: float, percent: float, seconds: float, unfinished: Callable[[], int]
+) -> list[Step]:
+    """Try rates for so many seconds each. The steps, of which the fastest that was borne is the capacity. Blocks.
+
+    A rate is borne if every request was answered well, `percent` of them within `response` seconds, and the flows
+    kept up: `unfinished` is no more than what comes in a second.
+    """
+    node, steps = Node(app), list[Step]()
+    node.start()
+    try:
+        wait_until(lambda: node.ready, "the instance is not ready")
+        low, high, tps = 0.0, MOST_TPS, FIRST_TPS
+        while low * PRECISE < high and tps < MOST_TPS:
+            step = _try(node, request, tps, response, percent, seconds, unfinished)
+            steps.append(step)
+            low, high = (tps, high) if step.borne else (low, tps)
+            tps = tps * 2 if high == MOST_TPS else (low + high) / 2
+            if high <= FIRST_TPS:
+                break
+            wait_until(lambda: unfinished() == 0, "the flows did not come to an end")
+    finally:
+        node.kill()
+    return steps
+
+
+def _try(
+    node: Node,
+    request: Request,
+    tps: float,
+    response: float,
+    percent: float,
+    seconds: float,
+    unfinished: Callable[[], int],
+) -> Step:
+    load = Load(HOST, node.port, request, tps)
+    sleep(SETTLING_SECONDS + seconds)
+    behind = unfinished()
+    answers = [one for one in load.stop() if one.due >= SETTLING_SECONDS]
+    took = percentile([one.took if one.good else float("inf") for one in answers], percent)
+    failed = sum(not one.good for one in answers)
+    borne = not failed and took <= response and behind <= tps and len(answers) >= tps * seconds * ENOUGH
+    return Step(tps, took, failed, behind, borne)

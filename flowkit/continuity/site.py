@@ -1,0 +1,149 @@
+"""Instances of an app behind a real HAProxy, started here: to measure what they bear and to break them on purpose."""
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+from flowkit.errors import ConfigError, FlowKitError
+from flowkit.web import balancer
+
+START_SECONDS = 60.0
+END_SECONDS = 60.0
+LOOK_SECONDS = 0.02
+HOST = "127.0.0.1"
+
+
+class Node:
+    """One instance: a supervisor and its worker, serving HTTP on a port of its own."""
+
+    def __init__(
+        self, app: str, options: Sequence[str] = (), environment: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`options` of `flowkit run`, and an `environment` on top of this process's."""
+        self._app = app
+        self._options = tuple(options)
+        self._environment = {**os.environ, **environment}
+        self.port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; it may not be ready yet."""
+        self._process = subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-m", "flowkit", "run", self._app, "--http", f"{HOST}:{self.port}", *self._options],
+            env=self._environment, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True,
+        )  # fmt: skip
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should come to it. Raises FlowKitError when it has ended."""
+        if self._process is not None and self._process.poll() is not None:
+            raise FlowKitError(f"an instance of {self._app} ended with status {self._process.returncode}: see above")
+        return _answers(self.port, "/readyz")
+
+    def kill(self) -> None:
+        """As if its host died: all of its processes at once."""
+        self._signal(signal.SIGKILL)
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """Stop all of its processes, as a host does that swaps or moves."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        """In order: SIGTERM. Blocks. Raises FlowKitError when it does not end well."""
+        if self._process is not None:
+            self._process.terminate()
+            status = self._process.wait(END_SECONDS)
+            self._process = None
+            if status:
+                raise FlowKitError(f"an instance of {self._app} ended with status {status}: see above")
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            # Its workers are sessions of their own; all that still lives is meant.
+            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+            for pid in (self._process.pid, *map(int, children)):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+
+class Site:
+    """Nodes behind HAProxy, with the configuration that `flowkit lb haproxy` prints. A context manager."""
+
+    def __init__(self, nodes: Sequence[Node], ready: int | None = None) -> None:
+        """So many of the nodes are ready when they have started; None: all. Raises ConfigError when HAProxy is not
+        installed."""
+        program = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+        if program is None:
+            raise ConfigError("HAProxy is not installed; install it: apt-get install haproxy")
+        self._program = program
+        self.nodes = nodes
+        self._ready = len(nodes) if ready is None else ready
+        self.port = _free_port()
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            for node in self.nodes:
+                opened.callback(node.kill)
+                node.start()
+            wait_until(lambda: sum(node.ready for node in self.nodes) >= self._ready, "the instances are not ready")
+            self._balance(opened)
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._opened.close()
+
+    def _balance(self, opened: ExitStack) -> None:
+        home = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="flowkit-site-")))
+        instances = [balancer.Instance(HOST, node.port) for node in self.nodes]
+        configuration = home / "haproxy.cfg"
+        configuration.write_text(balancer.haproxy(instances, f"{HOST}:{self.port}", None))
+        process = subprocess.Popen(  # noqa: S603 - HAProxy
+            [self._program, "-db", "-q", "-f", str(configuration)], stdin=subprocess.DEVNULL, start_new_session=True
+        )
+        opened.callback(process.wait)
+        opened.callback(process.terminate)
+        wait_until(lambda: _answers(self.port, "/readyz"), "HAProxy does not answer")
+
+
+def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float = START_SECONDS) -> None:
+    """Wait for a condition. Raises FlowKitError when it does not come true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise FlowKitError(f"{otherwise} after {seconds:g} s")
+        time.sleep(LOOK_SECONDS)
+
+
+def _answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=START_SECONDS)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _free_port() -> int:
+    with socket.create_server((HOST, 0)) as one:
+        return int(one.getsockname()[1])

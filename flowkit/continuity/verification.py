@@ -1,0 +1,215 @@
+"""Whether an agreement is kept: instances under a steady load are killed, frozen and replaced; each clause is judged.
+
+The load is the normal service's. Time is cut into windows of a second. One is *below normal* if fewer requests were
+answered in it than are promised, or its response time at the promised percentile is too long; *below the minimum* by
+the same measure of that service.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from flowkit.continuity.agreement import Agreement
+from flowkit.continuity.load import Answer, Load, Request, during, percentile
+from flowkit.continuity.planning import budget
+from flowkit.continuity.site import HOST, Node, Site, wait_until
+
+WINDOW_SECONDS = 1.0
+FROZEN_SECONDS = 5.0
+SETTLED_SECONDS = 60.0
+ENOUGH = 0.98
+"""Of the requests that were due in a window: those at its edges may be answered in the next one."""
+
+
+class Event(NamedTuple):
+    """Something that was done to the instances."""
+
+    what: str
+    begin: float
+    """Seconds after the load began."""
+    end: float
+
+
+class Window(NamedTuple):
+    """What the service gave in a second."""
+
+    begin: float
+    tps: float
+    response: float
+    """Seconds, at the percentile of the agreement."""
+    failed: int
+    below_normal: bool
+    below_minimum: bool
+
+
+class Clause(NamedTuple):
+    """One promise, and what was measured."""
+
+    promise: str
+    measured: str
+    kept: bool
+
+
+class Verdict(NamedTuple):
+    """Everything that came out."""
+
+    events: Sequence[Event]
+    windows: Sequence[Window]
+    clauses: Sequence[Clause]
+
+    @property
+    def kept(self) -> bool:
+        return all(one.kept for one in self.clauses)
+
+
+class Drill:
+    """Breaks the instances of a site, one way after the other, and notes when."""
+
+    def __init__(self, site: Site, load: Load, seconds: float) -> None:
+        """`seconds`: the time before and after each event."""
+        self._nodes = site.nodes
+        self._load = load
+        self._seconds = seconds
+        self.events: list[Event] = []
+
+    def run(self, kills: int) -> None:
+        """All that is done. Blocks."""
+        self._calm()
+        with self._event(f"{kills} of {len(self._nodes)} killed"):
+            for node in self._nodes[:kills]:
+                node.kill()
+            self._calm()
+            self._bring_back(self._nodes[:kills])
+        self._calm()
+        with self._event("one frozen"):
+            self._nodes[-1].freeze()
+            time.sleep(FROZEN_SECONDS)
+            self._nodes[-1].thaw()
+        self._calm()
+        with self._event("all replaced, one by one"):
+            for node in self._nodes:
+                node.end()
+                self._bring_back([node])
+        self._calm()
+
+    def _calm(self) -> None:
+        time.sleep(self._seconds)
+
+    def _bring_back(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            node.start()
+        for node in nodes:
+            wait_until(lambda: node.ready, "an instance is not ready")  # noqa: B023
+
+    @contextmanager
+    def _event(self, what: str) -> Iterator[None]:
+        begin = self._load.now
+        yield
+        self.events.append(Event(what, begin, self._load.now))
+
+
+def verify(
+    app: str,
+    agreement: Agreement,
+    request: Request,
+    nodes: int,
+    kills: int,
+    seconds: float,
+    settled: Callable[[Sequence[str]], Mapping[str, int]],
+) -> Verdict:
+    """Run so many instances, break them, and judge. Blocks for about ten times `seconds`, and then until all that was
+    accepted is settled: `settled` waits for these ids, and counts them by what became of them.
+
+    Raises ConfigError, or FlowKitError when an instance does not start.
+    """
+    with Site([Node(app) for _ in range(nodes)]) as site:
+        load = Load(HOST, site.port, request, agreement.normal.tps)
+        try:
+            drill = Drill(site, load, seconds)
+            drill.run(kills)
+        finally:
+            answers = load.stop()
+        accepted = [one.id for one in answers if one.good]
+        states = settled(accepted)
+    seen = windows(answers, agreement)
+    return Verdict(drill.events, seen, clauses(agreement, drill.events, seen, answers, states))
+
+
+def windows(answers: Sequence[Answer], agreement: Agreement) -> list[Window]:
+    """What the service gave, second by second."""
+    normal, minimum = agreement.normal, agreement.minimum
+    last = max((one.due for one in answers), default=0.0)
+    found = []
+    for number in range(int(last / WINDOW_SECONDS)):
+        begin = number * WINDOW_SECONDS
+        here = during(answers, begin, begin + WINDOW_SECONDS)
+        good = [one for one in here if one.good]
+        tps = len(good) / WINDOW_SECONDS
+        # A request that was not answered well never came: it is slower than any.
+        took = [one.took if one.good else float("inf") for one in here]
+        response = percentile(took, normal.percentile)
+        in_time = sum(one.took <= minimum.response for one in good) / WINDOW_SECONDS
+        found.append(
+            Window(
+                begin,
+                tps,
+                response,
+                len(here) - len(good),
+                tps < normal.tps * ENOUGH or response > normal.response,
+                in_time < minimum.tps * ENOUGH,
+            )
+        )
+    return found
+
+
+def clauses(
+    agreement: Agreement,
+    events: Sequence[Event],
+    seen: Sequence[Window],
+    answers: Sequence[Answer],
+    states: Mapping[str, int],
+) -> list[Clause]:
+    """What was promised, and whether it was kept."""
+    normal, minimum = agreement.normal, agreement.minimum
+    calm = [one for one in seen if not any(event.begin - 1 < one.begin < event.end + 1 for event in events)]
+    below_normal = sum(one.below_normal for one in seen) * WINDOW_SECONDS
+    down = sum(one.below_minimum for one in seen) * WINDOW_SECONDS
+    permitted = budget(agreement.availability).per_week_s
+    failed = [one for one in answers if not one.good]
+    undisturbed = sum(one.below_normal for one in calm)
+    lost = sum(count for state, count in states.items() if state != "applied")
+    return [
+        Clause(
+            f"normal service while nothing is broken: {normal.tps:g} TPS, {normal.percentile:g} % in "
+            f"{normal.response:g} s",
+            f"{undisturbed} of {len(calm)} seconds below it",
+            bool(calm) and not undisturbed,
+        ),
+        Clause(
+            f"not more than {minimum.at_most:g} s below normal in {minimum.per:g} s",
+            f"{below_normal:g} s, of which {down:g} s below the minimum",
+            below_normal <= minimum.at_most,
+        ),
+        Clause(
+            f"available {agreement.availability:g} %: {permitted:g} s of downtime a week",
+            f"{down:g} s below the minimum of {minimum.tps:g} TPS in {minimum.response:g} s",
+            down <= permitted,
+        ),
+        Clause("no request fails, after one more try", f"{len(failed)} of {len(answers)} failed", not failed),
+        Clause(
+            "what was accepted is applied",
+            ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "nothing was accepted",
+            bool(states) and not lost,
+        ),
+    ]
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """The report."""
+    return {
+        "kept": verdict.kept,
+        "clauses": [one._asdict() for one in verdict.clauses],
+        "events": [one._asdict() for one in verdict.events],
+        "windows": [one._asdict() for one in verdict.windows],
+    }

@@ -1,0 +1,64 @@
+"""What `/metrics` says, in Prometheus' format: the state of the whole fleet, from the store.
+
+Any instance says the same, so that it does not matter which of several processes behind one socket is asked.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from flowkit.config import Services
+
+MEDIA = "text/plain; version=0.0.4; charset=utf-8"
+ENDS = ("accepted", "applied", "dead", "discarded", "expired")
+
+
+class Metrics(Collector):
+    """The ledger, the backlog and the fleet as metrics. Thread-safe."""
+
+    def __init__(self, services: Services) -> None:
+        self._store: Any = services.store
+        self._transport = services.transport
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """All of them, as they are now. Blocks. Raises StoreUnavailable, or BrokerUnavailable."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is asked before somebody wants to know."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client.registry.Collector."""
+        ledger = self._store.ledger
+        balances = {flow: one for flow, one in ledger.balances().items() if flow}
+        messages = CounterMetricFamily(
+            "flowkit_messages", "Messages of a flow, by what became of them", labels=["flow", "outcome"]
+        )
+        letters = GaugeMetricFamily("flowkit_dead_letters", "Dead letters that are there", labels=["flow"])
+        for flow, balance in balances.items():
+            for end in ENDS:
+                messages.add_metric([flow, end], getattr(balance, end))
+            letters.add_metric([flow], balance.letters)
+        backlog = GaugeMetricFamily("flowkit_backlog", "Messages that wait, or are at work", labels=["flow", "state"])
+        oldest = GaugeMetricFamily("flowkit_oldest_seconds", "The age of the oldest of them", labels=["flow"])
+        for flow, rows in ledger.backlog().items():
+            for state in ("due", "leased", "delayed", "parked"):
+                backlog.add_metric([flow, state], getattr(rows, state))
+            oldest.add_metric([flow], rows.oldest or 0.0)
+        for flow, many in self._transport.depths(list(balances)).items():
+            backlog.add_metric([flow, "queued"], many)
+        workers = GaugeMetricFamily("flowkit_workers", "Worker processes", labels=["app", "group", "version", "state"])
+        fleet = Counter((one.app, one.group, one.version, one.state) for one in ledger.workers())
+        for labels, many in sorted(fleet.items()):
+            workers.add_metric(labels, many)
+        directions = GaugeMetricFamily("flowkit_directions", "What the fleet is directed to", labels=["what", "name"])
+        for labels, value in sorted(self._store.directions().items()):
+            directions.add_metric(labels, value)
+        yield from (messages, letters, backlog, oldest, workers, directions)

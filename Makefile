@@ -11,7 +11,7 @@ FROM ?= 0
 MINUTES ?= 5
 SEED ?= 0
 INPUTS ?= 50000
-.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench bench-quick bench-scale bench-peers
+.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench bench-quick bench-scale bench-peers bench-ingress availability
 .PHONY: simulate chaos soak fuzz services proof clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
@@ -61,6 +61,12 @@ bench-scale: $(VENV)/.dev services ## measure what much of something costs
 
 bench-quick: $(VENV)/.dev services ## see whether FlowKit has become slower
 	$(BIN)/python -m benchmarks.quick
+
+bench-ingress: $(VENV)/.dev services ## measure what one instance takes by HTTP
+	$(BIN)/python -m benchmarks.ingress
+
+availability: $(VENV)/.dev services ## measure what broken, replaced and other versions of instances cost clients
+	$(BIN)/python -m benchmarks.availability
 
 bench-peers: .venv-peers/.made services ## measure beside other projects
 	.venv-peers/bin/python -m benchmarks.peers

@@ -6,12 +6,15 @@ measured at the client, and what took effect, and when, in the database.
 
 import argparse
 import json
+import os
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from benchmarks.database import Database, circumstances, databases
 from flowkit.config import Settings, open_store
 from flowkit.continuity.load import Answer, Load, Request, during, percentile
 from flowkit.continuity.site import HOST, Node, Site, wait_until
+from flowkit.engine.versions import bucket
+from flowkit.message import Message
 
 RESULTS = Path(__file__).parent / "results" / "availability.json"
 APP = "benchmarks.availability_app:app"
@@ -32,6 +37,8 @@ RATE = 100.0
 """Requests a second."""
 CALM_SECONDS = 4.0
 SLICE_SECONDS = 0.5
+STEP_SECONDS = 3.0
+"""Of a rollout, at the least."""
 NORMAL_TIMES = 3.0
 """A response time is back to normal at so many times what it was before."""
 LEASE_SECONDS = 3.0
@@ -49,13 +56,23 @@ class Stage:
     def node(self, *options: str) -> Node:
         return Node(APP, options, self.environment)
 
-    def applied(self) -> dict[str, list[float]]:
-        """id -> when it took effect, each time."""
-        found: dict[str, list[float]] = {}
+    def applied(self) -> dict[str, list[tuple[float, str]]]:
+        """id -> when, and at which version, it took effect, each time."""
+        found: dict[str, list[tuple[float, str]]] = {}
         with Session(self._store.dialect.engine) as session:
-            for id, at in session.execute(select(Applied.id, Applied.at)):
-                found.setdefault(id, []).append(at)
+            for id, at, version in session.execute(select(Applied.id, Applied.at, Applied.version)):
+                found.setdefault(id, []).append((at, version))
         return found
+
+    def rollout(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """A command of `flowkit rollout`."""
+        return subprocess.run(
+            [sys.executable, "-m", "flowkit", "rollout", *words],
+            env={**os.environ, **self.environment}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def ready(self) -> int:
+        return sum(one.state == "ready" for one in self._store.ledger.workers())
 
     def spares(self) -> int:
         """How many instances wait for their turn."""
@@ -81,15 +98,15 @@ def balance(stage: Stage, load: Load, answers: Sequence[Answer]) -> dict[str, An
         "twice": sum(len(times) > 1 for times in applied.values()),
         "p99_ms": round(percentile([one.took for one in good], 99) * 1e3, 1),
         "longest_until_applied_s": round(
-            max(applied[one.id][0] - load.epoch - one.due for one in good if one.id in applied), 2
+            max(applied[one.id][0][0] - load.epoch - one.due for one in good if one.id in applied), 2
         ),
     }
 
 
 def back_to_normal(answers: Sequence[Answer], event: float) -> float:
     """Seconds from an event until the response time at 99 % is what it was before, in slices of half a second."""
-    usual = percentile([one.took for one in during(answers, 1, event)], 99)
-    slices = range(int((answers[-1].due - event) / SLICE_SECONDS))
+    usual = percentile([one.took for one in during(answers, event - CALM_SECONDS, event)], 99)
+    slices = range(int(CALM_SECONDS / SLICE_SECONDS))  # and then it is started again
     slow = [
         number
         for number in slices
@@ -181,12 +198,71 @@ def started(database: Database, times: int) -> dict[str, Any]:
     return {"starts": times, "longest_s": round(max(seconds), 2), "median_s": round(statistics.median(seconds), 2)}
 
 
+def rolled_out(database: Database, times: int) -> dict[str, Any]:
+    """Another version gets 25 % and is rolled back; it gets 5, then 25, then 100 % of the messages and is promoted."""
+    stage = Stage(database.fresh())
+    nodes = [stage.node("--version", version) for version in ("v1", "v1", "v2")]
+    steps: list[tuple[int, float, float]] = []
+    with Site(nodes, ready=2) as site:
+        wait_until(lambda: stage.ready() == 3, "the candidate is not ready")
+        load = Load(HOST, site.port, REQUEST, RATE)
+        for words, weight in (
+            (("start", "v2", "--weight", "25"), 25),
+            (("rollback",), 0),
+            (("start", "v2", "--weight", "5"), 5),
+            (("shift", "25"), 25),
+            (("shift", "100"), 100),
+            (("promote",), 100),
+        ):
+            done = stage.rollout(*words)
+            if done.returncode:
+                raise RuntimeError(done.stderr)
+            begin = load.now
+            time.sleep(max(STEP_SECONDS, times / 2))
+            steps.append((weight, begin, load.now))
+        answers = load.stop()
+        found = balance(stage, load, answers)
+    applied = stage.applied()
+    shares, wrong = {}, 0
+    for weight, begin, end in steps:
+        # What came just before the end of a step may have been handled after it.
+        ids = [one.id for one in during(answers, begin, end - 1) if one.good]
+        new = [one for one in ids if applied[one][0][1] == "v2"]
+        shares[f"{weight} %"] = round(100 * len(new) / len(ids), 1)
+        message = partial(Message, source="", channel="", body=b"", type="", key=None, time=0.0)
+        wrong += sum((bucket(message(one)) < weight) != (applied[one][0][1] == "v2") for one in ids)
+    stage.close()
+    return {"shares_percent": shares, "at_the_wrong_version": wrong, **found}
+
+
+def gone_wrong(database: Database, times: int) -> dict[str, Any]:
+    """A candidate that fails one message of ten gets 25 % of them, and is watched."""
+    stage = Stage(database.fresh())
+    nodes = [stage.node("--version", version) for version in ("v1", "v1", "bad")]
+    seconds = []
+    with Site(nodes, ready=2) as site:
+        wait_until(lambda: stage.ready() == 3, "the candidate is not ready")
+        load = Load(HOST, site.port, REQUEST, RATE)
+        for _ in range(max(1, times // 4)):
+            began = time.monotonic()
+            done = stage.rollout("start", "bad", "--weight", "25", "--auto", "--every", "1m")
+            seconds.append(time.monotonic() - began)
+            if done.returncode != 1:
+                raise RuntimeError(done.stdout + done.stderr)
+            time.sleep(CALM_SECONDS + 2)
+        found = balance(stage, load, load.stop())
+    stage.close()
+    return {"rolled_back": len(seconds), "longest_s": round(max(seconds), 2), **found}
+
+
 PARTS: dict[str, Callable[[Database, int], dict[str, Any]]] = {
     "killed": killed,
     "restarted": restarted,
     "hot": lambda database, times: taken_over(database, times, "hot"),
     "warm": lambda database, times: taken_over(database, times, "warm"),
     "cold": started,
+    "canary": rolled_out,
+    "bad": gone_wrong,
 }
 
 

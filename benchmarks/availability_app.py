@@ -20,15 +20,21 @@ class Applied(Base):
     row: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     id: Mapped[str]
     at: Mapped[float]
+    version: Mapped[str]
 
 
 class Order(BaseModel):
     number: int
 
 
+BAD = "bad"
+"""The version that fails one message of ten."""
 app = App("availability", metadata=Base.metadata)
 
 
 @app.flow(web.post("/orders"))
 def accept(order: Order, message: Message, db: Session) -> None:
-    db.add(Applied(id=message.id, at=time.time()))
+    version = app.services().settings.version
+    if version == BAD and order.number % 10 == 7:
+        raise RuntimeError("one of ten fails")
+    db.add(Applied(id=message.id, at=time.time(), version=version))

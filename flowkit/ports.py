@@ -85,9 +85,10 @@ class Forwarded(NamedTuple):
 
 
 class Deferred(NamedTuple):
-    """It waits as a row until this version of the app, or another, can handle it."""
+    """It waits as a row until this version of the app, or another, can read it. No attempt."""
 
     after: float
+    error: BaseException
 
 
 class Expired(NamedTuple):
@@ -102,6 +103,11 @@ Outcome = Done | Duplicate | Retried | Dead | Forwarded | Deferred | Expired
 
 EXCHANGE = "exchange:"
 """What is addressed to `exchange:CHANNEL` goes to the exchange of a shared channel, for other programs."""
+
+
+CANDIDATE = "@candidate"
+"""What is addressed to `FLOW@candidate` is for the version of the app that is rolled out. It is that flow's all the
+same: its inbox, its ledger, its dead letters."""
 
 
 class Copy(NamedTuple):
@@ -175,6 +181,39 @@ PAUSED, DRAINED, WORKERS, LANES = DIRECTIONS = ("paused", "drained", "workers", 
 of an app has so many worker processes; each worker has so many lanes of a flow."""
 NORMAL, MINIMUM = "normal", "minimum"
 """So many workers of an app take its normal service, and its minimum service: with fewer, flows rest."""
+
+
+class Rollout(NamedTuple):
+    """Which versions of an app run side by side.
+
+    The candidate handles `weight` percent of the messages, by the hash of their keys, and the baseline all others.
+    While it is not `settled`, some workers still go by the weight `before`, or finish what they began by it.
+    """
+
+    baseline: str
+    candidate: str = ""
+    """The version that is rolled out, or was rolled out last; empty if none ever was."""
+    weight: int = 0
+    before: int = 0
+    epoch: int = 0
+    """Raised by each change."""
+    age: float = 0.0
+    """Seconds since the last change."""
+    settled: bool = True
+
+    @property
+    def going_on(self) -> bool:
+        return self.weight > 0
+
+
+class Figures(NamedTuple):
+    """What a worker handled in its last seconds."""
+
+    handled: int = 0
+    failed: int = 0
+    """Of these: attempts that failed."""
+    p99: float = 0.0
+    """Seconds from when a message was staged to the commit of what came of it, at 99 %."""
 
 
 class Standing(NamedTuple):
@@ -443,11 +482,28 @@ class Store(Protocol):
     def desist(self, identity: Identity, worker: str) -> None:
         """The venture of this worker is over and does not count: the message is given back."""
 
-    def join_fleet(self, worker: "WorkerInfo") -> None:
-        """Record a worker, and hold its liveness lock for as long as this process lives."""
+    version: str
+    """Which version of its app this process runs: its dead letters say so."""
 
-    def beat(self, worker: str, state: str) -> None:
-        """Say that a worker is alive, and free the leases of those that are dead."""
+    def join_fleet(self, worker: "WorkerInfo", epoch: int = 0) -> None:
+        """Record a worker, and the epoch of the rollout that it goes by. Hold its liveness lock for as long as this
+        process lives."""
+
+    def beat(self, worker: str, state: str, epoch: int = 0, figures: "Figures | None" = None) -> None:
+        """Say that a worker is alive, which epoch of its app's rollout it goes by, and what it handled lately; free the
+        leases of those that are dead."""
+
+    def rollout(self, app: str, silent: float) -> "Rollout | None":
+        """Which versions of an app run side by side; None: there never were versions. A worker that said nothing for
+        `silent` seconds is not waited for: its leases are over."""
+
+    def enter(self, app: str, version: str, silent: float) -> "Rollout | None":
+        """The same, for a worker of a version that starts. The first version of an app is its baseline, but for workers
+        without one that are there: these are."""
+
+    def change(self, app: str, flows: Collection[str], rollout: "Rollout") -> None:
+        """Change a rollout, whose epoch is that of the one that is changed. Raises ConfigError if another change came
+        first."""
 
     def leave_fleet(self, worker: str) -> None:
         """Forget a worker that ended in order."""

@@ -477,16 +477,3 @@ def test_a_channel_is_shared_or_it_is_not() -> None:
     app.channel("orders", Order, shared=True)
     with pytest.raises(DefinitionError, match="orders is declared twice"):
         app.channel("orders", Order)
-
-
-def test_the_schema_of_the_version_before_is_upgraded(database_url: str) -> None:
-    store = open_store(Settings(database_url=database_url), check=False)
-    store.upgrade()
-    with store.transaction() as unit:
-        unit.write("ALTER TABLE flowkit_counters DROP COLUMN unidentified", [()])
-        unit.write("INSERT INTO flowkit_counters (flow, lane, accepted) VALUES ('shop.accept', 'a', 3)", [()])
-        unit.write("UPDATE flowkit_version SET version_num = '0001'", [()])
-    assert store.upgrade() == "0003"
-    balance = store.ledger.balances()["shop.accept"]
-    assert (balance.accepted, balance.unidentified) == (3, 0)
-    store.close()

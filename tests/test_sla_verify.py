@@ -57,8 +57,14 @@ def flowkit(url: str, *words: str | Path) -> "subprocess.CompletedProcess[str]":
 
 @pytest.mark.processes
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("response", "kept"), [("2s", True), ("1us", False)])
-def test_each_clause_of_an_agreement_is_judged(database_url: str, tmp_path: Path, response: str, kept: bool) -> None:
+@pytest.mark.parametrize(
+    ("database", "response", "kept"),
+    [pytest.param("postgresql_url", "2s", True, marks=pytest.mark.postgresql), ("sqlite_url", "0.001ms", False)],
+)
+def test_each_clause_of_an_agreement_is_judged(
+    request: pytest.FixtureRequest, database: str, tmp_path: Path, response: str, kept: bool
+) -> None:
+    database_url = request.getfixturevalue(database)
     Instances(database_url).close()
     path, chart = written(tmp_path, response), tmp_path / "chart.svg"
     done = flowkit(database_url, "verify", "tests.web_app:app", path, *SEND, "--nodes", "3", "--seconds", "2", "--json")

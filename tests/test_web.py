@@ -376,3 +376,9 @@ def test_a_route_that_is_wrong_is_told_when_it_is_defined(define: Callable[[App]
     with pytest.raises(DefinitionError, match=said.replace("{", r"\{")):
         define(app)
         app.check()
+
+
+def test_a_status_is_found_whatever_its_key_looks_like(site: Site) -> None:
+    answer = site.client.post("/orders", json={"name": "a"}, headers={"idempotency-key": "a/b?c=%2F#d"})
+    status = answer.json()["status"]
+    until(lambda: site.client.get(status).json().get("state") == "applied")

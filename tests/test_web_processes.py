@@ -1,5 +1,6 @@
 """Instances behind a real balancer: one that ends, or dies, costs no client a request, and nothing accepted is lost."""
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -328,3 +329,43 @@ def test_the_service_file_is_one(tmp_path: Path) -> None:
     unit.write_text(text.replace("/srv/shop/.venv/bin/flowkit", "/bin/true"))
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, [line for line in done.stderr.splitlines() if str(unit) in line]) == (0, [])
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one store", "a store each"])
+def test_a_request_that_is_sent_again_to_another_cluster_counts_once_only_with_one_store(
+    sqlite_url: str, tmp_path: Path, shared: bool
+) -> None:
+    urls = [sqlite_url, sqlite_url if shared else f"sqlite:///{tmp_path}/other.db"]
+    clusters = [Instances(url) for url in urls]
+    try:
+        ports = [cluster.start() for cluster in clusters]
+        until(lambda: all(cluster.ready(port) for cluster, port in zip(clusters, ports, strict=True)))
+        for port in ports:
+            headers = {"content-type": "application/json", "idempotency-key": "order-1"}
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)) as connection:
+                connection.request("POST", "/orders", b'{"name": "a"}', headers)
+                assert connection.getresponse().status == 202
+        for cluster in clusters:
+            until(lambda: cluster.store.unfinished(["front.accept"]) == 0)  # noqa: B023
+        found = [cluster.applied() for cluster in clusters]
+    finally:
+        for cluster in clusters:
+            cluster.close()
+    assert found == [{"a": 1}, {"a": 1}], "with one store both look at the same effect, else there are two"
+    assert (urls[0] == urls[1]) is shared
+
+
+def test_clients_that_send_slowly_keep_nobody_else_waiting(instances: Instances) -> None:
+    """Slow-loris: connections with half a request each, and no more."""
+    port = instances.start()
+    until(lambda: instances.ready(port))
+    with contextlib.ExitStack() as slow:
+        for number in range(300):
+            one = slow.enter_context(socket.create_connection(("127.0.0.1", port), SECONDS))
+            head = b"POST /orders HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\n"
+            one.sendall(head if number % 2 else head + b'Content-Length: 100\r\n\r\n{"name": ')
+        clients = Clients(port, 4)
+        clients.go_on(100)
+        clients.stop()
+    assert not clients.failed
+    instances.check(clients)

@@ -33,9 +33,16 @@ sla_cli = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+rollout_cli = typer.Typer(
+    help="Versions side by side: start, shift, promote, roll back.",
+    epilog=EXITS,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 lb_cli = typer.Typer(help="Load balancers: configurations.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None)
 cli.add_typer(dead_cli, name="dead")
 cli.add_typer(db_cli, name="db")
+cli.add_typer(rollout_cli, name="rollout")
 cli.add_typer(sla_cli, name="sla")
 cli.add_typer(lb_cli, name="lb")
 
@@ -51,6 +58,8 @@ Send = Annotated[str, typer.Option(help="The request: POST /orders. {n} is its n
 Content = Annotated[str, typer.Option(help="Its content, as JSON. {n} is its number")]
 Standby = Literal["none", "hot", "warm"]
 Names = Annotated[list[str], typer.Argument(metavar="FLOW|APP...", help="By their full names")]
+OfApp = Annotated[str, typer.Option("--app", help="Which app, if several have versions")]
+Weight = Annotated[int, typer.Option(min=0, max=100, help="Percent of the messages")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 
 
@@ -171,9 +180,10 @@ def pause(names: Names) -> None:
 def drain(
     names: Names, wait: Annotated[str, typer.Option(help="How long to wait until nothing is left")] = "10m"
 ) -> None:
-    """Let apps, or flows, get nothing over HTTP, and wait until they have nothing left.
+    """Let apps or flows get nothing over HTTP, and empty them.
 
-    Routes answer 503, and an app that is drained is not ready. Exit code 1 when something is left in the end.
+    It waits until they have nothing left. Routes answer 503, and an app that is drained is not ready. Exit code 1 when
+    something is left in the end.
     """
     from flowkit.cli.direct import drain
 
@@ -185,9 +195,10 @@ def scale(
     name: Annotated[str, typer.Argument(metavar="FLOW|APP", help="By its full name")],
     many: Annotated[int, typer.Argument(min=1, max=256, help="How many")],
 ) -> None:
-    """Set how many worker processes each instance of an app has, or how many lanes of a flow each of them.
+    """Set how many workers of an app, or lanes of a flow, there are.
 
-    The fleet follows within seconds. New lanes come with new workers, which replace the old ones one by one.
+    So many worker processes in each instance of the app; so many lanes of the flow in each worker. The fleet follows
+    within seconds. New lanes come with new workers, which replace the old ones one by one.
     """
     from flowkit.cli.direct import scale
 
@@ -196,7 +207,7 @@ def scale(
 
 @cli.command()
 def resume(names: Names) -> None:
-    """End what flows or apps were directed to: paused, drained, scaled."""
+    """Let flows or apps be as defined: not paused, drained or scaled."""
     from flowkit.cli.direct import resume
 
     resume(names)
@@ -312,10 +323,10 @@ def sla_apply(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of a node")] = 1,
     off: Annotated[bool, typer.Option("--off", help="Let the service never be reduced")] = False,
 ) -> None:
-    """Let flows of low priority= rest while fewer workers of an app are ready than its normal service takes.
+    """Let flows of low priority= rest while workers are missing.
 
-    Their routes answer 503, and their backlog is kept. With no more than the minimum service takes, only those of the
-    highest priority are left.
+    That is, while fewer workers of an app are ready than its normal service takes. Their routes answer 503, and
+    their backlog is kept. With no more than the minimum service takes, only those of the highest priority are left.
     """
     from flowkit.cli.direct import reduce
 
@@ -329,9 +340,10 @@ def sla_report(
     last: Annotated[str, typer.Option(help="How far back")] = "7d",
     as_json: Json = False,
 ) -> None:
-    """Show how available an app has been, and how much of the permitted downtime is left.
+    """Show how available an app has been, against the agreement.
 
-    Deployments count like failures. Exit code 1 when more than permitted is spent.
+    Also how much of the permitted downtime is left. Deployments count like failures. Exit code 1 when more than
+    permitted is spent.
     """
     from flowkit.cli.sla import report
 
@@ -348,9 +360,9 @@ def sla_measure(
     seconds: Annotated[float, typer.Option(min=1, help="How long each rate is tried")] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Find how many requests a second one instance of APP bears on this machine.
+    """Find how many requests a second one instance of APP bears.
 
-    They are stored in the database of FLOWKIT_DATABASE_URL, and applied: use one of its own.
+    On this machine. They are stored in the database of FLOWKIT_DATABASE_URL, and applied: use one of its own.
     """
     from flowkit.cli.verify import measure
 
@@ -369,14 +381,79 @@ def sla_verify(
     chart: Annotated[Path | None, typer.Option(help="Draw what happened: an SVG or PNG file")] = None,
     as_json: Json = False,
 ) -> None:
-    """See whether APP keeps an agreement: its instances are killed, frozen and replaced under load, behind HAProxy.
+    """See whether APP keeps an agreement while instances fail.
 
-    What is sent is stored in the database of FLOWKIT_DATABASE_URL, and applied: use one of its own. Exit code 1 when a
-    clause is broken.
+    They are killed, frozen and replaced under load, behind HAProxy. What is sent is stored in the database of
+    FLOWKIT_DATABASE_URL, and applied: use one of its own. Exit code 1 when a clause is broken.
     """
     from flowkit.cli.verify import Plan, verify
 
     raise typer.Exit(verify(app, agreement, Plan(send, content, nodes, kill, seconds), chart, as_json))
+
+
+@rollout_cli.command(name="start")
+def rollout_start(
+    version: Annotated[str, typer.Argument(help="What flowkit run --version said")],
+    weight: Weight = 5,
+    app: OfApp = "",
+    auto: Annotated[bool, typer.Option("--auto", help="Stay, go on by steps, and roll back what is worse")] = False,
+    steps: Annotated[str, typer.Option(help="With --auto: the next percents")] = "25,50,100",
+    every: Annotated[str, typer.Option(help="With --auto: how long each of them is watched")] = "1m",
+    errors: Annotated[
+        float, typer.Option(min=0, max=100, help="With --auto: percent that may fail beyond the baseline's")
+    ] = 1.0,
+    p99: Annotated[str, typer.Option(help="With --auto: how long 99 % may take, if the baseline is faster")] = "1s",
+) -> None:
+    """Let a version have some of the messages.
+
+    By the hash of their keys, so that those of one key stay together. With --auto it is promoted in the end, or
+    rolled back. Exit code 1 when it was rolled back.
+    """
+    from flowkit.cli.rollout import Ramp, percents, start
+
+    raise typer.Exit(start(version, weight, app, Ramp(percents(steps), every, errors, p99) if auto else None))
+
+
+@rollout_cli.command(name="shift")
+def rollout_shift(
+    weight: Annotated[int, typer.Argument(min=0, max=100, metavar="PERCENT", help="Of the messages")], app: OfApp = ""
+) -> None:
+    """Let the candidate have another share."""
+    from flowkit.cli.rollout import shift
+
+    shift(weight, app)
+
+
+@rollout_cli.command(name="promote")
+def rollout_promote(
+    version: Annotated[str, typer.Argument(help="The candidate, if nothing else is said")] = "", app: OfApp = ""
+) -> None:
+    """Let a version have all messages.
+
+    The one before it is drained, and can be stopped.
+    """
+    from flowkit.cli.rollout import promote
+
+    promote(version, app)
+
+
+@rollout_cli.command(name="rollback")
+def rollout_rollback(app: OfApp = "") -> None:
+    """Let the baseline have all messages again.
+
+    Also those that died at the candidate.
+    """
+    from flowkit.cli.rollout import rollback
+
+    rollback(app)
+
+
+@rollout_cli.command(name="status")
+def rollout_status(app: OfApp = "", as_json: Json = False) -> None:
+    """Show the versions of an app, what each gets and how it does."""
+    from flowkit.cli.rollout import status
+
+    status(app, as_json)
 
 
 @lb_cli.command(name="haproxy")

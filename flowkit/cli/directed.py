@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Collection
+from typing import Any
 
 from flowkit.app import App
 from flowkit.config import Services
+from flowkit.continuity.comparison import versions
 from flowkit.engine.supervisor import Supervisor
 from flowkit.errors import FlowKitError
 from flowkit.ports import LANES, WORKERS
@@ -26,6 +28,8 @@ class Directed:
         self._supervisor = supervisor
         self._lanes: dict[str, int] | None = None
         self._looked = float("-inf")
+        self.share = 1.0
+        """What this instance should get of the requests, beside what an instance with the largest share gets."""
 
     def step(self) -> None:
         """Look, once a second, and follow. Blocks for that look."""
@@ -35,6 +39,7 @@ class Directed:
         self._looked = now
         try:
             directions = self._services.store.directions()
+            self.share = self._share()
         except FlowKitError as error:
             _log.debug("cannot see what the fleet is directed to: %s", error)  # the workers say that the store is away
             return
@@ -47,3 +52,14 @@ class Directed:
         if before not in (None, self._lanes):
             _log.info("app %s: workers with other numbers of lanes replace those that are there", self._app)
             self._supervisor.roll()
+
+    def _share(self) -> float:
+        """By the share of this instance's version, and the workers among which it is divided."""
+        settings, store = self._services.settings, self._services.store
+        rollout = store.rollout(self._app, settings.lease)
+        if rollout is None:
+            return 1.0
+        workers: Any = store
+        found = versions(rollout, [one for one in workers.ledger.workers() if one.app == self._app])
+        each = {one.name: one.share / one.ready for one in found if one.ready}
+        return each.get(settings.version, 0.0) / max(each.values(), default=1.0) if any(each.values()) else 1.0

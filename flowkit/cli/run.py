@@ -210,9 +210,11 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
         "app %s: %d flow(s) in %d worker process(es) on %s",
         app.name, len(chosen), options.workers, mask(services.settings.database_url),
     )  # fmt: skip
-    agent = Agent(listen(options.agent, "--agent"), lambda: _capacity(supervisor, standby)) if options.agent else None
+    directed = Directed(services, app, chosen, options.workers, supervisor)
+    agent = None
+    if options.agent:
+        agent = Agent(listen(options.agent, "--agent"), lambda: _capacity(supervisor, standby, directed.share))
     try:
-        directed = Directed(services, app, chosen, options.workers, supervisor)
         while supervisor.step() and not signals.asked.wait(STEP_SECONDS):
             directed.step()
             manager.step(supervisor.ready == 1)
@@ -276,13 +278,15 @@ def _serve(serving: Sequence[socket.socket]) -> None:
         one.listen(BACKLOG)
 
 
-def _capacity(supervisor: Supervisor, standby: Standby | None) -> str:
-    """What of this instance's share of the requests it can take: the answer to HAProxy's agent checks."""
+def _capacity(supervisor: Supervisor, standby: Standby | None, share: float) -> str:
+    """What of the requests this instance should get: the answer to HAProxy's agent checks."""
     if standby is not None and not standby.token:
         return "down #spare"
     if supervisor.stopping:
         return "drain"
-    return f"up ready {supervisor.ready:.0%}" if supervisor.ready else "down"
+    if not share:
+        return "drain #its version has no share"
+    return f"up ready {max(0.01, supervisor.ready * share):.0%}" if supervisor.ready else "down"
 
 
 def _finish(supervisor: Supervisor, grace: float, signals: Signals) -> int:

@@ -14,7 +14,7 @@ def draw(verdict: Verdict, agreement: Agreement, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("--chart needs matplotlib; pip install matplotlib") from None
+        raise ConfigError("--chart needs matplotlib; pip install 'flowkit-runtime[charts]'") from None
     figure = Figure(figsize=(10, 5), layout="constrained")
     rates, times = figure.subplots(2, sharex=True)
     begins = [one.begin for one in verdict.windows]

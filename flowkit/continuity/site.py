@@ -45,6 +45,11 @@ class Node:
         )  # fmt: skip
 
     @property
+    def pid(self) -> int:
+        """Of its supervisor; 0 while it does not run."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
     def ready(self) -> bool:
         """Whether requests should come to it. Raises FlowKitError when it has ended."""
         if self._process is not None and self._process.poll() is not None:

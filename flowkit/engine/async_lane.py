@@ -7,9 +7,9 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from functools import partial
 from typing import Any
 
-from flowkit.engine.async_pipeline import AsyncPipeline, handle_of
+from flowkit.engine.async_pipeline import AsyncPipeline
 from flowkit.engine.desk import Desk, Errand
-from flowkit.engine.item import Item, describe
+from flowkit.engine.item import Item, describe, handle_of
 from flowkit.engine.lane import Lane
 from flowkit.engine.slots import Slot, Slots, State
 from flowkit.errors import Unavailable

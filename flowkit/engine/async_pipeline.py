@@ -9,7 +9,7 @@ from typing import Any
 
 from flowkit.channel import Routed
 from flowkit.engine.desk import Desk
-from flowkit.engine.item import Exhausted, Item, Refused, Superseded, checked
+from flowkit.engine.item import Exhausted, Item, Refused, Superseded, checked, handle_of
 from flowkit.engine.pipeline import Pipeline
 from flowkit.errors import FlowKitError, StoreConflict, TransactionEnded
 from flowkit.flow import Outbox
@@ -36,11 +36,6 @@ class WorkOutbox(Outbox):
                 "inside the function"
             )
         return super().route(routed)
-
-
-def handle_of(delivery: Delivery) -> Hashable:
-    """What tells one handing out of a copy from every other."""
-    return delivery.row, delivery.deliveries, delivery.tag
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 import hashlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,8 @@ class Item:
     """What the inbox says; None for a duplicate."""
     claimed: bool = False
     handled: bool = False
+    unread: bool = False
+    """Whether its envelope is good, and its body is not what the flow takes in this version."""
     error: BaseException | None = None
     outbox: Outbox | None = None
     desk: "Desk | None" = None
@@ -59,6 +61,11 @@ class Superseded(BaseException):
 
 class Refused(Exception):
     """The database refused the transaction at its end, for something that one of its messages did."""
+
+
+def handle_of(delivery: Delivery) -> Hashable:
+    """What tells one handing out of a copy from every other."""
+    return delivery.row, delivery.deliveries, delivery.tag
 
 
 def check_envelope(delivery: Delivery) -> None:

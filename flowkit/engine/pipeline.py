@@ -35,6 +35,7 @@ from flowkit.ports import (
     Claim,
     Copy,
     Dead,
+    Deferred,
     Delivery,
     Done,
     Duplicate,
@@ -59,6 +60,8 @@ BORN = 1
 """The token of a row that is born leased to the lane that wrote it."""
 SLOW_SECONDS = 0.001
 """On a serial store a handler that takes longer than this gets a short transaction of its own."""
+DEFER_SECONDS = 5.0
+"""A message that this version cannot read is tried again so often, while another version is beside it."""
 TRUSTED_DELIVERIES = 2
 """Who was handed out so often is above suspicion: a worker ended, or a connection."""
 SUSPECT_DELIVERIES = 9
@@ -82,6 +85,8 @@ class Pipeline:
     retention: float
     halted: Callable[[], bool] = lambda: False
     """Whether the worker drains: the rest of a batch is then given back."""
+    beside: Callable[[], bool] = lambda: False
+    """Whether another version of the app is rolled out, so that it may read what this one cannot."""
     observe: Callable[[Sequence[Item]], None] = lambda items: None
     """Sees each batch after its commit."""
     wake: Callable[[set[str]], None] = lambda flows: None
@@ -160,7 +165,9 @@ class Pipeline:
                         f"it is older than App(retention={duration.text(self.retention)!r}), so the inbox may have "
                         "forgotten that it was applied; check its effect, then send it again under a new id"
                     )
+                item.unread = True
                 item.body = self.flow.body.decode(delivery.message.body)
+                item.unread = False
             except Undecodable as error:
                 item.error = error
             except Exception as error:
@@ -285,8 +292,8 @@ class Pipeline:
                     applied += 1
                     for outgoing in item.outbox.sent if item.outbox else ():
                         fresh += address(outgoing, self.routes, self.context)
-                case Retried(after=after):
-                    attempts = item.claim.attempts + 1 if item.claim else 1
+                case Retried(after=after) | Deferred(after=after):
+                    attempts = (item.claim.attempts if item.claim else 0) + isinstance(outcome, Retried)
                     reopened.append(Reopening(delivery.identity, delivery.generation + 1, attempts))
                     again.append(
                         Copy(
@@ -376,6 +383,8 @@ class Pipeline:
             return Dead("crashed", error)
         if isinstance(error, Reject | TransactionEnded):
             return Dead("rejected", error)
+        if item.unread and self.beside():
+            return Deferred(DEFER_SECONDS, error)
         if isinstance(error, Undecodable):
             return Dead("undecodable", error)
         if attempts >= self.flow.retry.attempts:
@@ -403,4 +412,4 @@ class Pipeline:
 
 def _recorded(outcome: Outcome | None) -> bool:
     """Whether this outcome is the first that the store hears of a foreign message."""
-    return isinstance(outcome, Done | Retried | Dead)
+    return isinstance(outcome, Done | Retried | Deferred | Dead)

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
@@ -15,15 +15,18 @@ from flowkit.app import App
 from flowkit.config import Services
 from flowkit.engine.async_lane import AsyncLane
 from flowkit.engine.async_pipeline import AsyncPipeline
+from flowkit.engine.item import Item
 from flowkit.engine.lane import Lane
 from flowkit.engine.pipeline import Pipeline
+from flowkit.engine.recent import Recent
 from flowkit.engine.reduction import shed
 from flowkit.engine.relay import Relay
 from flowkit.engine.slots import Slot, Slots, State
+from flowkit.engine.versions import VersionedSource, Versions
 from flowkit.errors import BrokerUnavailable, StoreConflict, Unavailable
 from flowkit.flow import Flow
 from flowkit.loop import Loop
-from flowkit.ports import DRAINED, EXCHANGE, LANES, MINIMUM, NORMAL, PAUSED, Retention, WorkerInfo
+from flowkit.ports import CANDIDATE, DRAINED, EXCHANGE, LANES, MINIMUM, NORMAL, PAUSED, Retention, WorkerInfo
 
 BEAT_SECONDS = 1.0
 CLEAN_SECONDS = 10.0
@@ -67,17 +70,21 @@ class Worker:
         shared = app.shared(store.subscriptions())
         transport.declare([flow.name for flow in flows or app.flows.values()], shared)
         if transport.lease:
-            store.unpark([*app.flows, *(EXCHANGE + one.channel for one in shared)])
+            store.unpark([*app.flows, *(f + CANDIDATE for f in app.flows), *(EXCHANGE + one.channel for one in shared)])
         elif shared:
             _log.warning(
                 "other programs share %s, which need a broker to meet: what is sent there waits in the database until "
                 "FLOWKIT_BROKER_URL is set", ", ".join(one.channel for one in shared)
             )  # fmt: skip
         settings = services.settings
+        self.versions = Versions(store, services.ids, app.name, settings.version, settings.lease)
+        self._recent = Recent(services.clock)
+        store.version = settings.version
         store.join_fleet(
             WorkerInfo(
                 self.id, app.name, socket.gethostname(), os.getpid(), settings.group, settings.site, settings.version
-            )
+            ),
+            self.versions.epoch,
         )
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
         self._stops: dict[str, str] = {}
@@ -96,7 +103,7 @@ class Worker:
         self._lanes: dict[str, list[Lane]] = {}
         for lane in self.lanes:
             self._lanes.setdefault(lane.flow.name, []).append(lane)
-        self._beaten = self._renewed = self._cleaned = float("-inf")
+        self._beaten = self._looked = self._renewed = self._cleaned = float("-inf")
         self._failures: dict[str, int] = {}
         """What is away now -> how often it was found so."""
         self._changed = threading.Condition()
@@ -132,7 +139,10 @@ class Worker:
 
     def _lane(self, flow: Flow, number: int, provided: dict[type, object]) -> Lane:
         store, transport, telemetry = self.services.store, self.services.transport, self.services.telemetry
-        source = telemetry.source(transport.source(flow.name, self.id, flow.reach), flow.name, flow.source.name)
+        received = VersionedSource(
+            self.versions, flow.name, lambda address: transport.source(address, self.id, flow.reach)
+        )
+        source = telemetry.source(received, flow.name, flow.source.name)
         pipeline = (AsyncPipeline if flow.concurrent else Pipeline)(
             flow=flow,
             store=store,
@@ -144,7 +154,8 @@ class Worker:
             slot=self._slots.slot(number),
             lane=f"{self.id}-{number}",
             retention=self.app.retention,
-            observe=lambda items: telemetry.ended(flow.name, [item.outcome for item in items]),
+            beside=lambda: self.versions.compared,
+            observe=lambda items: self._observe(flow, items),
             halted=lambda: self._hushed or self.stopping.is_set() or self._rests(flow),
             wake=self.wake,
         )
@@ -160,6 +171,11 @@ class Worker:
                 lambda: self._heat({flow.name}),
             )
         return Lane(pipeline, source, self.id, self._stops, self.relay.carried)
+
+    def _observe(self, flow: Flow, items: Sequence[Item]) -> None:
+        self.services.telemetry.ended(flow.name, [item.outcome for item in items])
+        if self.versions.compared:
+            self._recent.note(items)
 
     # ------------------------------------------------------------ steps
 
@@ -177,14 +193,20 @@ class Worker:
         """What is due of the upkeep: heartbeat, renewal of leases, retention."""
         now = self.services.clock.monotonic()
         store = self.services.store
-        if now - self._beaten >= BEAT_SECONDS:
-            store.beat(self.id, self.state)
-            before = self.directions, self.shed
+        beat = now - self._beaten >= BEAT_SECONDS
+        if beat or (self.versions.rollout is not None and now - self._looked >= WATCH_SECONDS):
+            self._looked, before = now, self.versions.state
+            beat = self.versions.look() or beat
+            if before != self.versions.state:
+                self._heat({lane.flow.name for lane in self.lanes})
+        if beat:
+            store.beat(self.id, self.state, self.versions.epoch, self._recent.figures())
+            were = self.directions, self.shed
             self.directions = store.directions()
             self.shed = self._shed()
             if self.state == "ready" and self._suffices():
                 store.note_up(self.app.name)
-            if before != (self.directions, self.shed):
+            if were != (self.directions, self.shed):
                 self._heat({lane.flow.name for lane in self.lanes})
             self._beaten = now
         if now - self._renewed >= self.services.settings.lease / 3:
@@ -307,7 +329,8 @@ class Worker:
         if not self.services.transport.lease:
             self.tick()
         flows = {lane.flow.name for lane in self.lanes if not lane.left}
-        self._heat(self.services.transport.wait(WATCH_SECONDS, flows))
+        places = {place for flow in flows for place in self.versions.places(flow)}
+        self._heat({place.removesuffix(CANDIDATE) for place in self.services.transport.wait(WATCH_SECONDS, places)})
 
     def _send_due(self) -> None:
         """The life of the thread that sends what others, or nobody, will: on a transport that is not the store. The

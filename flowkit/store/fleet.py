@@ -3,7 +3,8 @@
 import logging
 from typing import TYPE_CHECKING
 
-from flowkit.ports import WorkerInfo
+from flowkit.ports import Figures, WorkerInfo
+from flowkit.store.unit import MICROSECOND
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
@@ -21,13 +22,13 @@ class Fleet:
         self._members: dict[str, WorkerInfo] = {}
         """The workers of this process."""
 
-    def join(self, worker: WorkerInfo) -> None:
+    def join(self, worker: WorkerInfo, epoch: int) -> None:
         self._members[worker.id] = worker
-        self._write(worker, "starting")
+        self._write(worker, "starting", epoch, Figures())
 
-    def beat(self, worker: str, state: str) -> None:
+    def beat(self, worker: str, state: str, epoch: int, figures: Figures) -> None:
         # A row that others removed, because its lock was free for a moment, is there again.
-        self._write(self._members[worker], state)
+        self._write(self._members[worker], state, epoch, figures)
         with self._store.unit("") as unit:
             others = unit.read(self._store.sql.others, (SILENT_MICROSECONDS, worker))
         for other, is_locked, is_silent in others:
@@ -41,10 +42,12 @@ class Fleet:
             rows = unit.read(self._store.sql.member, (SILENT_MICROSECONDS, worker))
         return all(self._store.dialect.gone(worker) if is_locked else is_silent for is_locked, is_silent in rows)
 
-    def _write(self, worker: WorkerInfo, state: str) -> None:
+    def _write(self, worker: WorkerInfo, state: str, epoch: int, figures: Figures) -> None:
         locked = self._store.dialect.hold(worker.id)
         with self._store.transaction(fenced=False) as unit:
-            unit.write(self._store.sql.join, [(*worker, state, int(locked))])
+            handled, failed, p99 = figures
+            row = (*worker, state, epoch, handled, failed, int(p99 * MICROSECOND), int(locked))
+            unit.write(self._store.sql.join, [row])
 
     def leave(self, worker: str) -> None:
         """Free the leases of a worker, fold its counters, and forget it."""

@@ -6,6 +6,8 @@ the rows, so that the equation can fail.
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from flowkit.ports import Figures
+
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
 
@@ -55,6 +57,8 @@ class WorkerRow(NamedTuple):
     site: str
     version: str
     state: str
+    epoch: int
+    figures: Figures
     started: float
     silent: float
 
@@ -82,6 +86,6 @@ class Ledger:
         """The workers that are in the fleet."""
         with self._store.unit("") as unit:
             return [
-                WorkerRow._make((*who, started / 1e6, silent / 1e6))
-                for *who, started, silent in unit.read(self._store.sql.fleet)
+                WorkerRow._make((*who, Figures(handled, failed, p99 / 1e6), started / 1e6, silent / 1e6))
+                for *who, handled, failed, p99, started, silent in unit.read(self._store.sql.fleet)
             ]

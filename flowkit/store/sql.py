@@ -13,7 +13,20 @@ from sqlalchemy.orm import Session
 
 from flowkit.errors import ConfigError
 from flowkit.message import new_id
-from flowkit.ports import Clock, Delivery, Fence, Identity, Ids, Objects, Pending, Retention, Standing, WorkerInfo
+from flowkit.ports import (
+    Clock,
+    Delivery,
+    Fence,
+    Figures,
+    Identity,
+    Ids,
+    Objects,
+    Pending,
+    Retention,
+    Rollout,
+    Standing,
+    WorkerInfo,
+)
 from flowkit.store import tables
 from flowkit.store.dead import DeadLetters
 from flowkit.store.fleet import Fleet
@@ -21,6 +34,7 @@ from flowkit.store.groups import Groups
 from flowkit.store.guard import HandlerConnection, watch
 from flowkit.store.ledger import Ledger
 from flowkit.store.retention import Cleaner
+from flowkit.store.rollouts import Rollouts
 from flowkit.store.statements import Statements
 from flowkit.store.unit import MICROSECOND, Row, SqlUnit, read_message, seconds
 
@@ -130,8 +144,10 @@ class SqlStore:
         self.dead_letters = DeadLetters(self)
         self.ledger = Ledger(self)
         self.fence: Fence | None = None
+        self.version = ""
         self._fleet = Fleet(self)
         self._groups = Groups(self)
+        self._rollouts = Rollouts(self)
         self._cleaner = Cleaner(self)
         self._joined: WeakSet[Engine] = WeakSet()
         self._process = os.getpid()
@@ -268,7 +284,7 @@ class SqlStore:
     def subscriptions(self) -> dict[str, str]:
         """flow -> channel, of every app."""
         with self.unit("") as unit:
-            return dict(unit.read("SELECT flow, channel FROM flowkit_subscriptions ORDER BY flow"))
+            return dict(unit.read("SELECT flow, channel FROM flowkit_subscriptions WHERE channel <> '' ORDER BY flow"))
 
     def objects(self, space: str, keys: Collection[str]) -> dict[str, bytes]:
         with self.unit("") as unit:
@@ -333,11 +349,20 @@ class SqlStore:
         with self.transaction() as unit:
             unit.write(self.sql.desist, [(*identity, worker)])
 
-    def join_fleet(self, worker: WorkerInfo) -> None:
-        self._fleet.join(worker)
+    def join_fleet(self, worker: WorkerInfo, epoch: int = 0) -> None:
+        self._fleet.join(worker, epoch)
 
-    def beat(self, worker: str, state: str) -> None:
-        self._fleet.beat(worker, state)
+    def beat(self, worker: str, state: str, epoch: int = 0, figures: Figures | None = None) -> None:
+        self._fleet.beat(worker, state, epoch, figures or Figures())
+
+    def rollout(self, app: str, silent: float) -> Rollout | None:
+        return self._rollouts.read(app, silent)
+
+    def enter(self, app: str, version: str, silent: float) -> Rollout | None:
+        return self._rollouts.enter(app, version, silent)
+
+    def change(self, app: str, flows: Collection[str], rollout: Rollout) -> None:
+        self._rollouts.change(app, flows, rollout)
 
     def leave_fleet(self, worker: str) -> None:
         self._fleet.leave(worker)
@@ -359,16 +384,19 @@ class SqlStore:
                 if _version(connection) is None:
                     tables.metadata.create_all(connection)
                     connection.execute(tables.version.insert().values(version_num=tables.VERSION))
-                    connection.execute(tables.meta.insert().values(name="store", value=self.ids()))
+                    made = [{"name": "store", "value": self.ids()}, {"name": "oldest", "value": tables.OLDEST}]
+                    connection.execute(tables.meta.insert(), made)
                 connection.exec_driver_sql("COMMIT")
-        if known not in (None, tables.VERSION):
+        if known is not None and known < tables.VERSION:
             self.upgrade()
+        self.check_schema()
 
     def check_schema(self) -> None:
-        """Raise ConfigError unless the schema is of this version."""
+        """Raise ConfigError unless the schema is of this version, or a later one that this one's code can work on."""
         with self.dialect.engine.connect() as connection:
             known = _version(connection)
-        if known != tables.VERSION:
+            fits = known == tables.VERSION or (known or "") > tables.VERSION >= _oldest(connection)
+        if not fits:
             has = "has no FlowKit schema" if known is None else f"has FlowKit schema {known}"
             self.close()
             raise ConfigError(
@@ -400,6 +428,12 @@ def _version(connection: Connection) -> str | None:
         return None
     found = connection.execute(tables.version.select()).scalar()
     return None if found is None else str(found)
+
+
+def _oldest(connection: Connection) -> str:
+    """The oldest version whose code can work on this schema."""
+    found = connection.execute(select(tables.meta.c.value).where(tables.meta.c.name == "oldest")).scalar()
+    return str(found or tables.VERSION)
 
 
 def _names(names: Collection[str]) -> str:

@@ -3,10 +3,12 @@
 Lists travel as one JSON parameter, so that each statement has one text (and one prepared plan) for any batch size.
 Placeholders: `?` a parameter, `{now}` the database's clock in microseconds, `{each}` the rows of a JSON array of
 arrays as column `value`, `{among}` a test against their first elements that uses an index, `{skip}` what keeps two
-claimers from waiting for each other.
+claimers from waiting for each other, `{of}` the flow that an address is one of.
 """
 
 from dataclasses import dataclass, fields
+
+from flowkit.ports import CANDIDATE
 
 ENVELOPE = "source, id, channel, body, type, key, time, correlation, causation, headers"
 
@@ -53,8 +55,8 @@ class Statements:
     desist: str = """
         UPDATE flowkit_inbox SET venture = NULL WHERE flow = ? AND source = ? AND id = ? AND venture = ?"""
     bury: str = f"""
-        INSERT INTO flowkit_dead (letter, flow, {ENVELOPE}, generation, attempts, reason, error, stack, died)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}})"""
+        INSERT INTO flowkit_dead (letter, flow, {ENVELOPE}, generation, attempts, reason, error, stack, version, died)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}})"""
     exhume: str = f"""
         DELETE FROM flowkit_dead WHERE letter IN (SELECT value ->> 0 FROM {{each}})
         RETURNING letter, flow, {ENVELOPE}, generation, attempts"""
@@ -114,10 +116,26 @@ class Statements:
         (SELECT space, key FROM flowkit_objects WHERE space = ? AND expires <= {now} LIMIT ?) RETURNING key"""
     now: str = "SELECT {now}"
     join: str = """
-        INSERT INTO flowkit_workers (id, app, host, pid, team, site, version, state, locked, started, heartbeat)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, {now}, {now})
+        INSERT INTO flowkit_workers (id, app, host, pid, team, site, version, state, epoch, handled, failed, p99,
+                                     locked, started, heartbeat)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now}, {now})
         ON CONFLICT (id) DO UPDATE
-        SET state = excluded.state, locked = excluded.locked, heartbeat = excluded.heartbeat"""
+        SET state = excluded.state, epoch = excluded.epoch, handled = excluded.handled, failed = excluded.failed,
+            p99 = excluded.p99, locked = excluded.locked, heartbeat = excluded.heartbeat"""
+    rollout: str = """
+        SELECT baseline, candidate, weight, before, epoch, {now} - since,
+               (SELECT count(*) FROM flowkit_workers AS worker WHERE worker.app = rolled.app AND worker.state <> 'spare'
+                AND worker.epoch < rolled.epoch AND worker.heartbeat > {now} - CAST(? AS bigint))
+        FROM flowkit_rollouts AS rolled WHERE app = ?"""
+    begin_rollouts: str = """
+        INSERT INTO flowkit_rollouts (app, baseline, candidate, weight, before, epoch, since)
+        SELECT CAST(? AS text), coalesce((SELECT min(version) FROM flowkit_workers WHERE app = ? AND version <> ?
+               AND state <> 'spare' AND heartbeat > {now} - CAST(? AS bigint)), CAST(? AS text)), '', 0, 0, 1, {now}
+        WHERE true ON CONFLICT (app) DO NOTHING"""
+    change_rollout: str = """
+        UPDATE flowkit_rollouts
+        SET baseline = ?, candidate = ?, weight = ?, before = ?, epoch = epoch + 1, since = {now}
+        WHERE app = ? AND epoch = ? RETURNING epoch"""
     direct: str = """
         INSERT INTO flowkit_directions (what, name, value, since) VALUES (?, ?, ?, {now})
         ON CONFLICT (what, name) DO UPDATE SET value = excluded.value, since = excluded.since"""
@@ -182,6 +200,9 @@ class Statements:
         WHERE (asked.flow IS NULL OR dead.flow = asked.flow)
         AND (asked.error IS NULL OR replace(dead.error, asked.error, '') <> dead.error)
         ORDER BY died, letter LIMIT ?"""
+    dead_of_version: str = """
+        SELECT letter FROM flowkit_dead
+        WHERE version = ? AND substr(flow, 1, length(CAST(? AS text))) = ? ORDER BY letter"""
     read_dead: str = f"""
         SELECT letter, flow, {ENVELOPE}, generation, attempts, died, reason, error, stack FROM flowkit_dead
         WHERE letter IN (SELECT value ->> 0 FROM {{each}}) ORDER BY died, letter"""
@@ -191,18 +212,19 @@ class Statements:
                sum(unidentified)
         FROM (SELECT flow, accepted, applied, dead, discarded, expired, 0 AS pending, 0 AS letters, unidentified
               FROM flowkit_counters
-              UNION ALL SELECT flow, 0, 0, 0, 0, 0, count(*), 0, 0 FROM flowkit_messages GROUP BY flow
+              UNION ALL SELECT {of} AS flow, 0, 0, 0, 0, 0, count(*), 0, 0 FROM flowkit_messages GROUP BY {of}
               UNION ALL SELECT flow, 0, 0, 0, 0, 0, 0, count(*), 0 FROM flowkit_dead GROUP BY flow
-              UNION ALL SELECT flow, 0, 0, 0, 0, 0, 0, 0, 0 FROM flowkit_subscriptions) AS entries
+              UNION ALL SELECT {of} AS flow, 0, 0, 0, 0, 0, 0, 0, 0 FROM flowkit_subscriptions) AS entries
         WHERE substr(flow, 1, 9) <> 'exchange:' GROUP BY flow ORDER BY flow"""
     backlog: str = """
-        SELECT flow, sum(CASE WHEN due <= {now} THEN 1 ELSE 0 END),
+        SELECT {of} AS name, sum(CASE WHEN due <= {now} THEN 1 ELSE 0 END),
                sum(CASE WHEN due > {now} AND worker IS NOT NULL THEN 1 ELSE 0 END),
                sum(CASE WHEN due > {now} AND worker IS NULL AND parked IS NULL THEN 1 ELSE 0 END),
                sum(CASE WHEN parked IS NOT NULL THEN 1 ELSE 0 END), {now} - min(staged)
-        FROM flowkit_messages GROUP BY flow ORDER BY flow"""
+        FROM flowkit_messages GROUP BY {of} ORDER BY name"""
     fleet: str = """
-        SELECT id, app, host, pid, team, site, version, state, {now} - started, {now} - heartbeat
+        SELECT id, app, host, pid, team, site, version, state, epoch, handled, failed, p99, {now} - started,
+               {now} - heartbeat
         FROM flowkit_workers ORDER BY id"""
 
     @classmethod
@@ -211,8 +233,9 @@ class Statements:
 
         def one(text: str) -> str:
             filled = text.format(
-                now=f"(SELECT {now})", each=each, among=among.format(each=each), skip=skip, witness=witness
-            )
+                now=f"(SELECT {now})", each=each, among=among.format(each=each), skip=skip, witness=witness,
+                of=f"replace(flow, '{CANDIDATE}', '')",
+            )  # fmt: skip
             return " ".join(filled.split()).replace("?", marker)
 
         return cls(**{field.name: one(str(field.default)) for field in fields(cls)})

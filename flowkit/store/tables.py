@@ -4,6 +4,8 @@ from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData
 
 VERSION = "0003"
 """The revision of the migration that makes this schema."""
+OLDEST = "0001"
+"""The oldest revision whose code goes on working on this schema: migrations since only added what it need not know."""
 
 OPEN, DONE, DEAD = 0, 1, 2
 """States of an inbox row."""
@@ -80,6 +82,7 @@ dead = Table(
     Column("reason", Text, nullable=False),
     Column("error", Text, nullable=False),
     Column("stack", Text, nullable=False),
+    Column("version", Text, nullable=False, server_default=text("''")),
     Index("flowkit_dead_flow", "flow", "error"),
     Index("flowkit_dead_died", "died"),
 )
@@ -147,7 +150,24 @@ workers = Table(
     Column("state", Text, nullable=False),
     Column("locked", SmallInteger, nullable=False),
     *(Column(name, Text, nullable=False, server_default=text("''")) for name in ("team", "site", "version")),
+    Column("epoch", BigInteger, nullable=False, server_default=text("0")),
+    Column("handled", BigInteger, nullable=False, server_default=text("0")),
+    Column("failed", BigInteger, nullable=False, server_default=text("0")),
+    Column("p99", BigInteger, nullable=False, server_default=text("0")),
 )
+
+rollouts = Table(
+    "flowkit_rollouts",
+    metadata,
+    Column("app", Text, primary_key=True),
+    Column("baseline", Text, nullable=False),
+    Column("candidate", Text, nullable=False),
+    Column("weight", SmallInteger, nullable=False),
+    Column("before", SmallInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("since", BigInteger, nullable=False),
+)
+"""Which versions of an app run side by side. A worker's `epoch` is the last one that all it does conforms to."""
 
 # With the index its holder and token are a key of the row. Who commits as a member of the holder shares the key until
 # then: on PostgreSQL that holds up who changes it, a takeover, and not who renews the lease.

@@ -115,6 +115,7 @@ class SqlUnit:
                     one.reason,
                     one.error,
                     one.stack,
+                    self._store.version,
                 )
                 for one in letters
             ],

@@ -14,14 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowkit.errors import Fenced
+from flowkit.errors import ConfigError, Fenced
 from flowkit.message import MAX_NAME, Message, new_id
 from flowkit.ports import (
+    CANDIDATE,
     Claim,
     Copy,
     Delivery,
     Fence,
     Letter,
+    Pending,
     Reopening,
     Retention,
     Source,
@@ -53,6 +55,15 @@ def message(body: bytes = b"{}", **fields: Any) -> Message:
 def delivery(one: Message, flow: str = FLOW, generation: int = 0, attempts: int = 0) -> Delivery:
     """A message as a lane would hold it."""
     return Delivery(one, flow, generation, attempts)
+
+
+def raises(error: type[Exception], work: Callable[[], object]) -> bool:
+    """Whether the store refuses this, by this error."""
+    try:
+        work()
+    except error:
+        return True
+    return False
 
 
 class StoreConformance:
@@ -363,9 +374,9 @@ class StoreConformance:
         store.stand("kit", "two", 60, ready=True)
         for fence in (store.fence, Fence("kit", "two", 1), Fence("kit", "one", 2), Fence("other", "two", 2)):
             store.fence = fence
-            assert self.is_fenced(lambda: self.claim(new))
-            assert self.is_fenced(lambda: self.stage(Copy(new_id(), message(), FLOW)))
-            assert self.is_fenced(lambda: store.lease(FLOW, 10, "me", 60))
+            assert raises(Fenced, lambda: self.claim(new))
+            assert raises(Fenced, lambda: self.stage(Copy(new_id(), message(), FLOW)))
+            assert raises(Fenced, lambda: store.lease(FLOW, 10, "me", 60))
         store.fence = Fence("kit", "two", 2)
         assert self.claim(new) == [new.message.id]
         assert [one.row for one in store.lease(FLOW, 10, "me", 60)] == [row.row]
@@ -412,13 +423,45 @@ class StoreConformance:
             assert time.monotonic() < end
             time.sleep(0.001)
 
-    def is_fenced(self, work: Callable[[], object]) -> bool:
-        """Whether the store refuses this, because another group is active."""
-        try:
-            work()
-        except Fenced:
-            return True
-        return False
+    # ------------------------------------------------------------ versions
+
+    def test_an_app_without_versions_has_no_rollout(self) -> None:
+        assert self.store.enter("kit", "", 60) is self.store.rollout("kit", 60) is None
+
+    def test_the_first_version_is_the_baseline_unless_workers_without_one_are_there(self) -> None:
+        store = self.store
+        assert store.enter("kit", "one", 60).baseline == store.enter("kit", "two", 60).baseline == "one"
+        store.join_fleet(WorkerInfo(new_id(), "other", "host", 1))
+        assert store.enter("other", "one", 60).baseline == ""
+        assert store.enter("third", "one", 60).baseline == "one", "those are of another app"
+
+    def test_a_rollout_is_settled_when_all_workers_go_by_it_or_were_silent_too_long(self) -> None:
+        store, worker = self.store, new_id()
+        before = store.enter("kit", "one", 60)
+        store.join_fleet(WorkerInfo(worker, "kit", "host", 1, version="one"), before.epoch)
+        assert store.rollout("kit", 60).settled
+        store.change("kit", [FLOW], before._replace(candidate="two", weight=5))
+        now = store.rollout("kit", 60)
+        assert (now.candidate, now.weight, now.epoch, now.settled) == ("two", 5, before.epoch + 1, False)
+        assert store.rollout("kit", 0).settled, "nobody is waited for so short"
+        store.beat(worker, "ready", now.epoch)
+        assert store.rollout("kit", 60).settled
+
+    def test_of_two_changes_of_a_rollout_the_second_is_refused(self) -> None:
+        store = self.store
+        seen = store.enter("kit", "one", 60)
+        store.change("kit", [FLOW], seen._replace(candidate="two", weight=5))
+        assert raises(ConfigError, lambda: store.change("kit", [FLOW], seen._replace(candidate="three", weight=5)))
+        assert store.rollout("kit", 60).candidate == "two"
+
+    def test_what_waits_for_a_candidate_is_its_flows(self) -> None:
+        store = self.store
+        store.change("kit", [FLOW], store.enter("kit", "one", 60)._replace(candidate="two", weight=5))
+        self.stage(Copy(new_id(), message(), FLOW + CANDIDATE))
+        assert FLOW + CANDIDATE not in store.subscriptions()
+        assert store.due() == store.due([FLOW + CANDIDATE]) == {FLOW + CANDIDATE}
+        assert store.pending([FLOW]) == Pending(1, 0)
+        assert store.ledger.balances()[FLOW].pending == 1
 
     # ------------------------------------------------------------ the fleet
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 
 from flowkit.message import MAX_BODY, Message
-from flowkit.ports import Clock, Copy, Delivery, Receipt, Shared
+from flowkit.ports import CANDIDATE, Clock, Copy, Delivery, Receipt, Shared
 
 LEASE_SECONDS = 30.0
 
@@ -79,7 +79,8 @@ class MemoryTransport:
         """Messages that are queued or unacknowledged."""
         with self._changed:
             return {
-                flow: len(self._queues.get(flow, ())) + sum(one.flow == flow for one in self._unacked.values())
+                flow: sum(len(self._queues.get(address, ())) for address in (flow, flow + CANDIDATE))
+                + sum(one.flow.removesuffix(CANDIDATE) == flow for one in self._unacked.values())
                 for flow in flows
             }
 

@@ -27,7 +27,7 @@ frontend flowkit
     default_backend instances
 
 backend instances
-    balance leastconn
+    balance {balance}
     option http-buffer-request
     retries 3
     option redispatch 1
@@ -82,11 +82,13 @@ def instance(address: str) -> Instance:
 
 def haproxy(instances: Sequence[Instance], listen: str, agent_port: int | None) -> str:
     """A configuration of HAProxy. `agent_port`: where each instance answers agent checks, if it does."""
-    agent = f" agent-check agent-port {agent_port} agent-inter 500ms" if agent_port else ""
+    # What an agent answers is a part of the weight. Shares by weights are exact with roundrobin only.
+    agent = f" weight 100 agent-check agent-port {agent_port} agent-inter 500ms" if agent_port else ""
     servers = [
         f"    server instance-{number} {one.host}:{one.port}{agent}\n" for number, one in enumerate(instances, 1)
     ]
-    return HAPROXY.format(listen=listen, servers="".join(servers))
+    balance = "roundrobin" if agent_port else "leastconn"
+    return HAPROXY.format(listen=listen, balance=balance, servers="".join(servers))
 
 
 def nginx(instances: Sequence[Instance], listen: str) -> str:

@@ -51,4 +51,6 @@ class Front:
             return f"this worker is {worker.state}"
         if why := worker.refuses():
             return f"app {worker.app.name} is {why}"
+        if worker.versions.role == "none":
+            return f"version {worker.versions.version} has no share of the messages: see flowkit rollout"
         return "messages wait for a broker that takes none" if worker.relay.clogged else ""

@@ -1,12 +1,14 @@
 """The ingress: one HTTP endpoint for each route of an app. A request is a message, and answered when that is stored."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from hashlib import blake2b
 from http import HTTPStatus
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from pydantic_core import from_json, to_json
 from starlette.applications import Starlette
@@ -26,14 +28,15 @@ from flowkit.route import REPLY, Arguments, Route
 from flowkit.web.bucket import Bucket
 from flowkit.web.gate import Full, Gate
 from flowkit.web.metrics import MEDIA, Metrics
-from flowkit.web.openapi import described
+from flowkit.web.openapi import KEYS, described
 from flowkit.web.problem import Problem
 from flowkit.web.replies import Replies
 
 CONTENT_SECONDS = 30.0
 """A client that sends its content more slowly is given up."""
 RETRY_SECONDS = 1
-STATUS_PATH = "/flowkit/messages/{id}"
+MESSAGES_PATH = "/flowkit/messages/"
+"""Below it the status of each message, under its id."""
 DOCUMENT_PATH = "/flowkit/openapi.json"
 JSON = "application/json"
 KEY = "idempotency-key"
@@ -67,7 +70,7 @@ class Ingress:
         self.asgi = Starlette(
             routes=[
                 *endpoints.values(),
-                Endpoint(STATUS_PATH, self._status, methods=["GET"]),
+                Endpoint(MESSAGES_PATH + "{id:path}", self._status, methods=["GET"]),
                 Endpoint(DOCUMENT_PATH, self._document, methods=["GET"]),
                 Endpoint("/metrics", self._measurements, methods=["GET"]),
                 Endpoint("/scale", self._scale, methods=["GET"]),
@@ -132,7 +135,7 @@ class Ingress:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE, "the store cannot be reached; nothing was accepted", RETRY_SECONDS
             ) from None
-        status = STATUS_PATH.format(id=id)
+        status = MESSAGES_PATH + quote(id, safe="")
         reply = await self._replies.wait(id, route.reply) if route.reply else None
         if reply is not None:
             return Response(reply, HTTPStatus.OK, {"content-location": status}, JSON)
@@ -142,8 +145,8 @@ class Ingress:
         """The message of a request."""
         key = request.headers.get(KEY)
         id = request.headers.get(TRY) if key is None else key
-        if id is not None and not is_name(id):
-            raise Problem(HTTPStatus.BAD_REQUEST, "Idempotency-Key: it has to be 1 to 255 characters of text")
+        if id is not None and not re.fullmatch(KEYS, id):
+            raise Problem(HTTPStatus.BAD_REQUEST, "Idempotency-Key: it has to be 1 to 255 characters of visible ASCII")
         try:
             body = arguments.pack(request.path_params, request.query_params.multi_items(), content)
             outgoing = compose(self._context, route(body), self._app.name, id)

@@ -37,12 +37,14 @@ PROBLEM = {
     },
     "required": ["type", "title", "status", "detail"],
 }
+KEYS = "[!-~]{1,255}"
+"""What an Idempotency-Key has to be: visible ASCII, which every proxy passes on as it is."""
 KEY = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
     "description": "Sent again under the same key, the request is accepted once",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "schema": {"type": "string", "pattern": f"^{KEYS}$"},
 }
 
 

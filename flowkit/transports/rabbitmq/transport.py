@@ -13,7 +13,7 @@ from pika.exceptions import AMQPError
 from flowkit.errors import BrokerUnavailable, ConfigError
 from flowkit.loop import Loop
 from flowkit.message import MAX_BODY
-from flowkit.ports import Clock, Copy, Random, Receipt, Shared
+from flowkit.ports import CANDIDATE, Clock, Copy, Random, Receipt, Shared
 from flowkit.transports.rabbitmq.link import Link, open_channel, refused, said
 from flowkit.transports.rabbitmq.management import Management
 from flowkit.transports.rabbitmq.queues import Queues
@@ -166,11 +166,12 @@ class Connections:
         return found
 
     async def depths(self, flows: Sequence[str]) -> dict[str, int]:
-        """Messages in the queues of these flows. Raises as `declare` does."""
-        found = {}
+        """Messages in the queues of these flows, and of the candidate. Raises as `declare` does."""
+        found = dict.fromkeys(flows, 0)
         for flow in flows:
-            async with self._ask() as channel:
-                found[flow] = await self._queues.depth(channel, flow) or 0
+            for address in (flow, flow + CANDIDATE):
+                async with self._ask() as channel:
+                    found[flow] += await self._queues.depth(channel, address) or 0
         return found
 
     async def attach(self, source: RabbitSource) -> None:

@@ -1,4 +1,4 @@
-"""What the fleet is directed to, when it was up, and which group of instances is active."""
+"""What the fleet is directed to, when it was up, which group of instances is active, and which versions there are."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Nothing is directed at first, and no group is known."""
+    """Nothing is directed at first, and no group or version is known."""
     op.create_table(
         "flowkit_directions",
         sa.Column("what", sa.Text, primary_key=True),
@@ -26,3 +26,16 @@ def upgrade() -> None:
     op.create_index("flowkit_leases_token", "flowkit_leases", ["name", "holder", "token"], unique=True)
     for name in ("team", "site", "version"):
         op.add_column("flowkit_workers", sa.Column(name, sa.Text, nullable=False, server_default=sa.text("''")))
+    for name in ("epoch", "handled", "failed", "p99"):
+        op.add_column("flowkit_workers", sa.Column(name, sa.BigInteger, nullable=False, server_default=sa.text("0")))
+    op.add_column("flowkit_dead", sa.Column("version", sa.Text, nullable=False, server_default=sa.text("''")))
+    op.create_table(
+        "flowkit_rollouts",
+        sa.Column("app", sa.Text, primary_key=True),
+        sa.Column("baseline", sa.Text, nullable=False),
+        sa.Column("candidate", sa.Text, nullable=False),
+        sa.Column("weight", sa.SmallInteger, nullable=False),
+        sa.Column("before", sa.SmallInteger, nullable=False),
+        sa.Column("epoch", sa.BigInteger, nullable=False),
+        sa.Column("since", sa.BigInteger, nullable=False),
+    )

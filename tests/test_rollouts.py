@@ -1,0 +1,443 @@
+"""Versions side by side: a share of the keys each, none of them at both, and nothing lost when a version goes."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from flowkit import Channel, Message, Reject
+from flowkit.config import Settings, connect, open_store
+from flowkit.engine.versions import bucket
+from flowkit.engine.worker import Worker
+from flowkit.errors import ConfigError
+from flowkit.ports import Rollout
+from tests.services.balancer import Balancer
+from tests.shop import FAST, Base, Effect, Order, effects, new_app
+from tests.test_web_processes import ROOT, SECONDS, Clients, Instances, before, until
+
+ROUNDS = 2_000
+"""More than any test needs."""
+
+
+class Version:
+    """A version of the app with a worker, stepped by hand. Its effects say which version they are of."""
+
+    def __init__(self, settings: Settings, name: str, handle: Callable[[Order, Message], None]) -> None:
+        self.app, self.name = new_app(), name
+        self.orders = self.app.channel("orders", Order)
+
+        @self.app.flow(self.orders, name="take", retry=FAST)
+        def take(order: Order, message: Message, db: Session) -> None:
+            handle(order, message)
+            db.add(Effect(name=f"{order.name} {name}"))
+
+        self.services = connect(settings.model_copy(update={"version": name}))
+        self.worker = Worker(self.app, self.services)
+        self.worker.state = "ready"
+
+    def step(self) -> bool:
+        self.worker._beaten = self.worker._looked = float("-inf")
+        return self.worker.step()
+
+    def close(self) -> None:
+        self.worker.close()
+        self.services.close()
+
+
+class Versions:
+    """Versions on one store."""
+
+    def __init__(self, database_url: str, broker_url: str) -> None:
+        self.settings = Settings(database_url=database_url, broker_url=broker_url)
+        self.store: Any = open_store(self.settings, check=False)
+        self.store.upgrade()
+        Base.metadata.create_all(self.store.dialect.engine)
+        self.running: list[Version] = []
+
+    def start(self, name: str, handle: Callable[[Order, Message], None] = lambda order, message: None) -> Version:
+        self.running.append(made := Version(self.settings, name, handle))
+        return made
+
+    @property
+    def rollout(self) -> Rollout:
+        return Rollout._make(self.store.rollout("shop", 30))
+
+    def change(self, **what: Any) -> None:
+        before = self.rollout
+        self.store.change("shop", ["shop.take"], before._replace(before=before.weight)._replace(**what))
+
+    def settle(self) -> None:
+        """Step all versions until they conform."""
+        for _ in range(ROUNDS):
+            if self.rollout.settled:
+                break
+            self.step()
+        assert self.rollout.settled
+        self.step()
+
+    def step(self) -> bool:
+        return any([one.step() for one in self.running])
+
+    def quiet(self, among: Sequence[Version] = ()) -> None:
+        """Step until everything is at its end."""
+
+        def ended() -> bool:
+            for one in among or self.running:
+                one.step()
+            return bool(self.store.unfinished(["shop.take"]) == 0)
+
+        until(ended)
+
+    def applied(self) -> dict[str, list[str]]:
+        """Name -> the versions that it is of."""
+        with Session(self.store.dialect.engine) as session:
+            found = effects(session)
+        by: dict[str, list[str]] = defaultdict(list)
+        for effect, count in found.items():
+            name, _, version = effect.rpartition(" ")
+            by[name] += [version] * count
+        return by
+
+    def execute(self, statement: str, *values: object) -> None:
+        with self.store.transaction() as unit:
+            unit.write(statement, [values])
+
+    def check(self) -> None:
+        assert not {name: found for name, found in self.applied().items() if len(found) > 1}, "something applied twice"
+
+        def balanced() -> bool:
+            self.step()  # rows that the broker took are removed a while later
+            return bool(self.store.ledger.balances()["shop.take"].balanced)
+
+        until(balanced)
+
+    def close(self) -> None:
+        for one in self.running:
+            one.close()
+        self.store.close()
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgresql", marks=pytest.mark.postgresql),
+        pytest.param("rabbitmq", marks=[pytest.mark.postgresql, pytest.mark.rabbitmq]),
+    ]
+)
+def versions(request: pytest.FixtureRequest) -> Iterator[Versions]:
+    kind = request.param
+    database = request.getfixturevalue("sqlite_url" if kind == "sqlite" else "postgresql_url")
+    broker = request.getfixturevalue("rabbitmq_url") if kind == "rabbitmq" else ""
+    with contextlib.closing(Versions(database, broker)) as made:
+        yield made
+
+
+def publish(version: Version, names: Sequence[str], key: Callable[[str], str | None] = lambda name: name) -> None:
+    with Session(version.services.store.dialect.engine) as session:  # type: ignore[attr-defined]
+        outbox = version.app.outbox(session)
+        for name in names:
+            outbox.send(version.orders, Order(name=name), key=key(name))
+        session.commit()
+
+
+def numbers(count: int, first: int = 0) -> list[str]:
+    return [str(number) for number in range(first, first + count)]
+
+
+def in_share(key: str, weight: int) -> bool:
+    """Whether a key is the candidate's."""
+    return bucket(Message("id", "test", "orders", b"", "", key, 0.0)) < weight
+
+
+# ---------------------------------------------------------------- shares
+
+
+@pytest.mark.slow
+def test_the_candidate_gets_its_share_of_the_keys_and_each_key_stays_with_its_version(versions: Versions) -> None:
+    old = versions.start("v1")
+    versions.start("v2")
+    assert versions.rollout.baseline == "v1"
+    publish(old, numbers(100, 1_000_000))
+    versions.quiet()
+    assert {name for found in versions.applied().values() for name in found} == {"v1"}, "v2 waits for its rollout"
+    for weight, count in ((5, 1_000), (25, 10_000), (100, 1_000), (5, 1_000)):
+        versions.change(candidate="v2", weight=weight)
+        versions.settle()
+        names = [f"{number} in epoch {versions.rollout.epoch}" for number in numbers(count)]
+        publish(old, names, key=lambda name: name.split()[0])
+        versions.quiet()
+        applied = versions.applied()
+        by = [applied[name] for name in names]
+        if count == 10_000:
+            assert abs(by.count(["v2"]) - count * weight / 100) <= count / 100, "the share is kept within a percent"
+        for name, found in zip(names, by, strict=True):
+            assert found == ["v2" if in_share(name.split()[0], weight) else "v1"]
+    versions.check()
+
+
+def test_messages_without_a_key_are_shared_too_and_late_ones_go_by_the_share_of_then(versions: Versions) -> None:
+    old = versions.start("v1")
+    versions.start("v2")
+    versions.change(candidate="v2", weight=50)
+    versions.settle()
+    ids = [old.app.publish(old.orders, Order(name=name), delay="1h") for name in numbers(200)]
+    versions.change(weight=10)
+    versions.settle()
+    versions.execute("UPDATE flowkit_messages SET due = 0")
+    versions.quiet()
+    applied = versions.applied()
+    for name, id in zip(numbers(200), ids, strict=True):
+        assert applied[name] == ["v2" if in_share(id, 10) else "v1"]
+    versions.check()
+
+
+# ---------------------------------------------------------------- moving
+
+
+def test_a_bucket_moves_when_who_had_it_has_finished(versions: Versions) -> None:
+    """v1 has a message in hand of a key that v2 is to get: v2 gets the next one when that is done."""
+    key = next(name for name in numbers(1_000) if in_share(name, 25))
+    old, new = versions.start("v1"), versions.start("v2")
+
+    def received() -> bool:
+        old.worker.relay.step()
+        for lane in old.worker.lanes:
+            lane.held += lane.source.receive(10)
+        return any(lane.held for lane in old.worker.lanes)
+
+    publish(old, ["first"], key=lambda _: key)
+    until(received)
+    versions.change(candidate="v2", weight=25)
+    publish(new, ["second"], key=lambda _: key)
+    for _ in range(20):
+        for one in versions.running:
+            one.worker._beaten = float("-inf")
+            one.worker.tick()
+        new.step()
+    assert not versions.rollout.settled, "v1 has something of it in hand"
+    assert "second" not in versions.applied()
+    versions.settle()
+    versions.quiet()
+    assert versions.applied() == {"first": ["v1"], "second": ["v2"]}
+    versions.check()
+
+
+def test_what_a_dead_candidate_left_is_the_baselines_after_a_rollback(versions: Versions) -> None:
+    old = versions.start("v1")
+    new = versions.start("v2")
+    versions.change(candidate="v2", weight=100)
+    versions.settle()
+    publish(old, numbers(50))
+    for _ in range(5):
+        old.step()  # hands them on
+    versions.running.remove(new)
+    new.close()
+    versions.change(weight=0)
+    versions.settle()
+    versions.quiet()
+    assert set(versions.applied()) == set(numbers(50))
+    assert {one for found in versions.applied().values() for one in found} == {"v1"}
+    versions.check()
+
+
+def test_after_a_promotion_the_old_version_gets_nothing_and_leaves_nothing_behind(versions: Versions) -> None:
+    old = versions.start("v1")
+    new = versions.start("v2")
+    versions.change(candidate="v2", weight=50)
+    versions.settle()
+    publish(old, numbers(50))
+    old.app.publish(old.orders, Order(name="late"), delay="1s")
+    versions.change(baseline="v2", candidate="v2", weight=0)
+    versions.settle()
+    [gone] = [one for one in versions.store.ledger.workers() if one.version == "v1"]
+    assert gone.epoch == versions.rollout.epoch, "it is drained"
+    before = versions.applied()
+    versions.running.remove(old)
+    old.close()
+    publish(new, numbers(50, 50))
+    versions.quiet()
+    applied = versions.applied()
+    assert set(applied) == {*numbers(100), "late"}
+    assert all(found == ["v2"] for name, found in applied.items() if name not in before)
+    versions.check()
+
+
+def test_versions_that_come_later_wait(versions: Versions) -> None:
+    versions.start("v1")
+    versions.start("v2")
+    versions.start("v3")
+    roles = {one.name: one.worker.versions.role for one in versions.running}
+    assert roles == {"v1": "baseline", "v2": "none", "v3": "none"}
+
+
+def test_workers_without_a_version_are_the_baseline_of_the_first_one(versions: Versions) -> None:
+    nameless = versions.start("")
+    publish(nameless, numbers(10))
+    versions.start("v2")
+    versions.quiet()
+    assert versions.rollout.baseline == ""
+    assert {one for found in versions.applied().values() for one in found} == {""}
+
+
+# ---------------------------------------------------------------- a bad candidate
+
+
+def test_what_died_at_a_candidate_is_known_and_can_be_sent_again(versions: Versions) -> None:
+    def refuse(order: Order, message: Message) -> None:
+        raise Reject("v2 is bad")
+
+    old = versions.start("v1")
+    versions.start("v2", refuse)
+    versions.change(candidate="v2", weight=50)
+    versions.settle()
+    publish(old, numbers(40))
+    versions.quiet()
+    letters = versions.store.dead_letters.of_version("shop", "v2")
+    assert len(letters) == sum(in_share(name, 50) for name in numbers(40)) > 0
+    versions.change(weight=0)
+    versions.settle()
+    assert versions.store.dead_letters.retry(letters) == len(letters)
+    versions.quiet()
+    assert versions.applied() == {name: ["v1"] for name in numbers(40)}
+    versions.check()
+
+
+def test_what_a_version_cannot_read_waits_while_another_one_is_beside_it(versions: Versions) -> None:
+    versions.start("v1")
+    new = versions.start("v2")
+    versions.change(candidate="v2", weight=50)
+    versions.settle()
+    [key] = [name for name in numbers(100) if not in_share(name, 50)][:1]
+    new.app.publish(Channel("orders", dict), {"surname": "x"}, key=key)
+    for _ in range(10):
+        versions.step()
+    assert versions.store.dead_letters.select() == [], "v2 may be able to read it"
+    assert versions.store.unfinished(["shop.take"]) == 1
+    versions.change(weight=0)
+    versions.settle()
+    versions.execute("UPDATE flowkit_messages SET due = 0")
+    versions.quiet()
+    assert len(versions.store.dead_letters.select()) == 1, "nobody can"
+    versions.check()
+
+
+# ---------------------------------------------------------------- processes, and what is asked wrongly
+
+
+class Deployed(Instances):
+    """Instances of versions, whose effects say which version they are of. Version `bad` fails every tenth order."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.app = "tests.version_app:app"
+
+    def flowkit(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "flowkit", "rollout", *words],
+            env=self.environment, cwd=ROOT, capture_output=True, text=True, check=False, timeout=SECONDS,
+        )  # fmt: skip
+
+    def by(self) -> dict[str, list[str]]:
+        """Order -> the versions that it took effect at."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for effect, count in self.applied().items():
+            order, version = effect.split()
+            found[order] += [version] * count
+        return found
+
+    def check_versions(self, clients: Clients) -> None:
+        """Nothing failed, nothing is lost, nothing took effect twice."""
+        clients.stop()
+        assert not clients.failed
+        until(lambda: self.store.unfinished(["front.accept"]) == 0)
+        assert {order: len(found) for order, found in self.by().items()} == dict.fromkeys(clients.accepted, 1)
+        assert self.store.ledger.balances()["front.accept"].balanced
+
+
+@pytest.fixture
+def deployed(database_url: str) -> Iterator[Deployed]:
+    with contextlib.closing(Deployed(database_url)) as made:
+        yield made
+
+
+@pytest.fixture
+def haproxy() -> Iterator[tuple[str, Balancer]]:
+    with contextlib.closing(Balancer("haproxy")) as made:
+        yield "haproxy", made
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(300)
+def test_a_candidate_is_promoted_under_load(deployed: Deployed, haproxy: tuple[str, Balancer]) -> None:
+    old = [deployed.start("--version", "v1") for _ in range(2)]
+    until(lambda: all(map(deployed.ready, old)))
+    new = deployed.start("--version", "v2")
+    clients = Clients(before(haproxy, [*old, new]).port)
+    until(lambda: len(deployed.workers()) == 3)
+    assert not deployed.ready(new), "it has no share"
+    for words in (("start", "v2", "--weight", "5"), ("shift", "25"), ("promote",)):
+        clients.go_on()
+        done = deployed.flowkit(*words)
+        assert done.returncode == 0, done.stderr
+    told = json.loads(deployed.flowkit("status", "--json").stdout)
+    assert {one["name"]: one["role"] for one in told["versions"]} == {"v2": "baseline", "v1": "drained"}
+    until(lambda: deployed.ready(new))
+    assert [deployed.end(port) for port in old] == [0, 0]
+    clients.go_on()
+    deployed.check_versions(clients)
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(300)
+def test_a_bad_candidate_is_rolled_back_by_itself(deployed: Deployed, haproxy: tuple[str, Balancer]) -> None:
+    ports = []
+    for version in ("v1", "bad"):
+        ports.append(deployed.start("--version", version))
+        until(lambda: len(deployed.workers()) == len(ports))
+    clients = Clients(before(haproxy, ports).port)
+    clients.go_on()
+    done = deployed.flowkit("start", "bad", "--weight", "25", "--auto", "--steps", "50", "--every", "50s")
+    assert done.returncode == 1, done.stderr
+    assert "of its messages fail" in done.stdout
+    clients.go_on()
+    deployed.check_versions(clients)
+    assert {version for found in deployed.by().values() for version in found} == {"v1", "bad"}
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("start", "v2", "--weight", "101"), "Invalid value"),
+        (("shift", "-1"), "No such option"),
+        (("start", "v9"), "no worker of version v9"),
+        (("start", "v1"), "version v1 is the baseline"),
+        (("promote", "v9"), "no worker of version v9"),
+        (("promote",), "no version of app front is rolled out"),
+        (("rollback",), "no version of app front is rolled out"),
+        (("shift", "25", "--app", "back"), "no app back has versions"),
+        (("start", "v1", "--auto", "--steps", "50,25"), "rising percents"),
+    ],
+)
+def test_what_is_asked_wrongly_is_told(sqlite_url: str, words: tuple[str, ...], said: str) -> None:
+    with contextlib.closing(Deployed(sqlite_url)) as deployed:
+        deployed.store.subscribe({"front.accept": "x"})
+        deployed.store.enter("front", "v1", 30)
+        done = deployed.flowkit(*words)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_of_two_changes_at_once_one_is_refused(versions: Versions) -> None:
+    versions.start("v1")
+    seen = versions.rollout
+    versions.change(candidate="v2", weight=5)
+    with pytest.raises(ConfigError, match="changed by somebody else"):
+        versions.store.change("shop", ["shop.take"], seen._replace(candidate="v3", weight=5))
+    assert versions.rollout.candidate == "v2"

@@ -1,0 +1,73 @@
+"""The schema over versions: a migration only adds, so that workers of the version before go on beside it."""
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.config import Config
+
+import flowkit.store.migrations
+from flowkit.config import Settings, open_store
+from flowkit.errors import ConfigError
+from flowkit.store import tables
+
+MIGRATIONS = sorted((Path(flowkit.store.migrations.__file__).parent / "versions").glob("0*.py"))
+ADDS = {"create_table", "create_index", "add_column"}
+
+
+@pytest.mark.parametrize("path", MIGRATIONS[1:], ids=lambda path: path.stem)
+def test_a_migration_only_adds_what_older_code_need_not_know(path: Path) -> None:
+    """A new column has a default, or may be empty: older code inserts rows without it."""
+    calls = [one for one in ast.walk(ast.parse(path.read_text())) if isinstance(one, ast.Call)]
+    operations = [one for one in calls if ast.unparse(one.func).startswith("op.")]
+    assert {ast.unparse(one.func).removeprefix("op.") for one in operations} <= ADDS
+    for one in operations:
+        if ast.unparse(one.func) == "op.add_column":
+            column = one.args[1]
+            assert isinstance(column, ast.Call)
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in column.keywords}
+            assert options.get("nullable") != "False" or "server_default" in options
+        if ast.unparse(one.func) == "op.create_index" and "unique" in ast.unparse(one):
+            assert "'name'" in ast.unparse(one), "rows of older code have to go on fitting: it holds their primary key"
+
+
+@pytest.mark.parametrize("path", MIGRATIONS[:-1], ids=lambda path: path.stem)
+def test_the_schema_of_a_version_before_is_upgraded_and_keeps_what_is_in_it(database_url: str, path: Path) -> None:
+    store: Any = open_store(Settings(database_url=database_url), check=False)
+    if database_url.startswith("sqlite"):
+        tables.metadata.drop_all(store.dialect.engine)  # which opening it had made
+    config = Config()
+    config.set_main_option("script_location", str(path.parent.parent))
+    with store.dialect.engine.connect().execution_options(isolation_level="SERIALIZABLE") as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, path.stem.partition("_")[0])
+        connection.exec_driver_sql(
+            "INSERT INTO flowkit_counters (flow, lane, accepted, applied) VALUES ('shop.accept', 'a', 3, 3)"
+        )
+        connection.commit()
+    assert store.upgrade() == tables.VERSION
+    balance = store.ledger.balances()["shop.accept"]
+    assert (balance.accepted, balance.applied, balance.unidentified) == (3, 3, 0)
+    assert store.identity(), "it has an id"
+    store.close()
+
+
+def test_older_code_goes_on_on_a_newer_schema(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(Settings(database_url=database_url), check=False)
+    store.upgrade()
+    store.close()
+    monkeypatch.setattr(tables, "VERSION", tables.OLDEST)
+    store = open_store(Settings(database_url=database_url))
+    assert store.subscriptions() == {}
+    store.close()
+
+
+def test_code_that_is_too_old_for_a_schema_is_refused(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(Settings(database_url=database_url), check=False)
+    store.upgrade()
+    store.close()
+    monkeypatch.setattr(tables, "VERSION", "0000")
+    with pytest.raises(ConfigError, match=r"has FlowKit schema .* this version needs 0000"):
+        open_store(Settings(database_url=database_url))

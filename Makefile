@@ -67,6 +67,7 @@ bench-ingress: $(VENV)/.dev services ## measure what one instance takes by HTTP
 
 availability: $(VENV)/.dev services ## measure what broken, replaced and other versions of instances cost clients
 	$(BIN)/python -m benchmarks.availability
+	$(BIN)/python -m benchmarks.availability_chart
 
 bench-peers: .venv-peers/.made services ## measure beside other projects
 	.venv-peers/bin/python -m benchmarks.peers

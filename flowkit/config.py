@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     group: Annotated[str, Field(description="Instances that are active, or spare, together")] = ""
     group_lease: Annotated[float, Field(ge=1, description="Seconds for which a silent group stays active")] = 3.0
     site: Annotated[str, Field(description="Where this instance is, for flowkit status")] = ""
-    version: Annotated[str, Field(description="Which version of the app this is, for flowkit status")] = ""
+    version: Annotated[str, Field(description="Which version of the app this is: see flowkit rollout")] = ""
     log_format: Annotated[Literal["text", "json"], Field(description="Lines of text, or a JSON object each")] = "text"
     log_level: Annotated[str, Field(description="DEBUG, INFO, WARNING or ERROR")] = "INFO"
 

@@ -381,7 +381,7 @@ class Flow:
         """What becomes of what the handler returned."""
         if self.replies:
             objects: Any = giver.give(Objects)
-            objects.put(REPLY + delivery.message.id, result, REPLY_SECONDS)
+            objects.put(REPLY + self.source.name + delivery.message.id, result, REPLY_SECONDS)
         else:
             self._send(result, outbox)
 

@@ -207,13 +207,13 @@ class Rollout(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What a worker handled in its last seconds."""
+    """What a worker handled since the last change of its app's rollout, at most in the last minute."""
 
     handled: int = 0
     failed: int = 0
-    """Of these: attempts that failed."""
+    """Of these: attempts that failed, and what this version could not read."""
     p99: float = 0.0
-    """Seconds from when a message was staged to the commit of what came of it, at 99 %."""
+    """Seconds from when a worker received a message to the commit of what came of it, at 99 %."""
 
 
 class Standing(NamedTuple):

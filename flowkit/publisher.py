@@ -70,11 +70,16 @@ class Publisher:
             for messages, future in together:
                 future.set_exception(OutcomeUnknown(*(one.message.id for one in messages)))
         except BaseException as error:
+            cause = self._store.classify(error)
             if len(together) == 1:
-                together[0][1].set_exception(self._store.classify(error))
-            else:
-                for one in together:
-                    self.commit([one], optional)
+                together[0][1].set_exception(cause)
+            for number, one in enumerate(together if len(together) > 1 else ()):
+                self.commit([one], optional)
+                if isinstance(one[1].exception(), StoreUnavailable):
+                    # Not the fault of one of them, or the next would not wait for the same.
+                    for _, future in together[number + 1 :]:
+                        future.set_exception(cause)
+                    break
         else:
             for _, future in together:
                 future.set_result(None)

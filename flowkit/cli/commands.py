@@ -59,7 +59,7 @@ Content = Annotated[str, typer.Option(help="Its content, as JSON. {n} is its num
 Standby = Literal["none", "hot", "warm"]
 Names = Annotated[list[str], typer.Argument(metavar="FLOW|APP...", help="By their full names")]
 OfApp = Annotated[str, typer.Option("--app", help="Which app, if several have versions")]
-Weight = Annotated[int, typer.Option(min=0, max=100, help="Percent of the messages")]
+Weight = Annotated[int, typer.Option(min=1, max=100, help="Percent of the messages")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
 
 
@@ -91,7 +91,7 @@ def run(
     standby: Annotated[Standby, typer.Option(help="Be a spare, loaded or not, that takes over")] = "none",
     group: Annotated[str, typer.Option(help="Instances that are active, or spare, together")] = "",
     site: Annotated[str, typer.Option(help="Where this instance is, for flowkit status")] = "",
-    app_version: Annotated[str, typer.Option("--version", help="Which version of APP this is")] = "",
+    app_version: Annotated[str, typer.Option("--version", help="Of APP; it waits for its rollout")] = "",
 ) -> None:
     """Run the flows of APP: a supervisor and its worker processes."""
     from flowkit.cli.run import Options, run
@@ -402,7 +402,7 @@ def rollout_start(
     errors: Annotated[
         float, typer.Option(min=0, max=100, help="With --auto: percent that may fail beyond the baseline's")
     ] = 1.0,
-    p99: Annotated[str, typer.Option(help="With --auto: how long 99 % may take, if the baseline is faster")] = "1s",
+    p99: Annotated[str, typer.Option(help="With --auto: how long 99 % may be in hand, if not at the baseline")] = "1s",
 ) -> None:
     """Let a version have some of the messages.
 
@@ -416,7 +416,7 @@ def rollout_start(
 
 @rollout_cli.command(name="shift")
 def rollout_shift(
-    weight: Annotated[int, typer.Argument(min=0, max=100, metavar="PERCENT", help="Of the messages")], app: OfApp = ""
+    weight: Annotated[int, typer.Argument(min=1, max=100, metavar="PERCENT", help="Of the messages")], app: OfApp = ""
 ) -> None:
     """Let the candidate have another share."""
     from flowkit.cli.rollout import shift

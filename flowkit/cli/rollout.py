@@ -9,12 +9,14 @@ from flowkit import duration
 from flowkit.cli import show
 from flowkit.cli.plain import plain
 from flowkit.config import Settings, open_store, open_transport
-from flowkit.continuity.comparison import Plan, Version, fault, versions
-from flowkit.errors import ConfigError, FlowKitError
+from flowkit.continuity.comparison import ENOUGH, Plan, Version, fault, versions
+from flowkit.errors import ConfigError, FlowKitError, Unavailable
 from flowkit.ports import CANDIDATE, Rollout
 
 LOOK_SECONDS = 0.2
 SETTLE_SECONDS = 60.0
+STUCK_SECONDS = 30.0
+"""A candidate whose share does not come into force for so long is rolled back."""
 
 
 class Ramp(NamedTuple):
@@ -77,15 +79,16 @@ class Fleet:
         return [one for one in self.store.subscriptions() if one.startswith(f"{self.app}.")]
 
     def change(self, change: Callable[[Rollout], Rollout]) -> None:
-        """Change the rollout, and wait until all workers conform to it. Raises FlowKitError when they do not."""
+        """Change the rollout. Raises ConfigError if somebody else did so just now."""
         self.store.change(self.app, self.flows, change(self.rollout))
-        self.settle()
 
     def settle(self) -> None:
+        """Wait until all workers conform to the last change. Raises FlowKitError when they do not."""
         end = time.monotonic() + SETTLE_SECONDS
         while not self.rollout.settled:
             if time.monotonic() > end:
-                behind = [one for one in self.store.ledger.workers() if one.epoch < self.rollout.epoch]
+                mine = [one for one in self.store.ledger.workers() if one.app == self.app and one.state != "spare"]
+                behind = [one for one in mine if one.epoch < self.rollout.epoch]
                 raise FlowKitError(
                     f"after {SETTLE_SECONDS:g} s these workers still have messages in hand that are others' by now, or "
                     f"are frozen: {', '.join(f'{one.id} ({plain(one.version)})' for one in behind)}; the rollout goes "
@@ -120,14 +123,19 @@ def start(version: str, weight: int, app: str, ramp: Ramp | None) -> int:
             raise ConfigError(
                 f"version {plain(rollout.candidate)} has {rollout.weight} % already; shift, promote or roll back first"
             )
+        if not version:
+            raise ConfigError("a candidate needs a name: start its instances with --version")
         if version == rollout.baseline:
             raise ConfigError(f"version {plain(version)} is the baseline of app {here.app}: it has all messages")
         here.version(version)
         here.settle()
         here.declare()
         here.change(lambda one: one._replace(candidate=version, weight=weight, before=0))
+        if ramp is not None:
+            return _climb(here, ramp, weight)
+        here.settle()
         print(f"version {plain(version)} has {weight} % of the messages of app {here.app}")
-        return _climb(here, ramp) if ramp is not None else 0
+        return 0
 
 
 def shift(weight: int, app: str) -> None:
@@ -136,6 +144,7 @@ def shift(weight: int, app: str) -> None:
         _candidate(here)
         here.settle()
         here.change(lambda one: one._replace(weight=weight, before=one.weight))
+        here.settle()
         print(f"version {plain(here.rollout.candidate)} has {weight} % of the messages of app {here.app}")
 
 
@@ -165,7 +174,7 @@ def status(app: str, json: bool) -> None:
         return
     show.table(
         f"App {here.app}",
-        ["version", "", "share", "workers", "messages in 5 s", "failed", "99 % in"],
+        ["version", "", "share", "workers", "messages lately", "failed", "99 % in"],
         [
             (
                 one.name or "(none)",
@@ -186,28 +195,50 @@ def status(app: str, json: bool) -> None:
         print("some workers still finish what they had begun before the last change")
 
 
-def _climb(here: Fleet, ramp: Ramp) -> int:
-    """Give the candidate more, step by step; promote it in the end, or roll it back as soon as it is worse."""
+def _climb(here: Fleet, ramp: Ramp, weight: int) -> int:
+    """Give the candidate more, step by step, each when the last one went well for long enough, and enough messages came
+    to tell; promote it in the end, or roll it back as soon as it is worse."""
     plan = Plan(ramp.errors, duration.seconds(ramp.p99, "--p99"))
     every = duration.seconds(ramp.every, "--every")
-    for weight in [*ramp.steps, None]:
-        end = time.monotonic() + every
-        while time.monotonic() < end:
-            found = {one.role: one for one in here.versions}
-            if why := fault(plan, found["baseline"], found["candidate"]):
-                print(f"version {plain(found['candidate'].name)}: {why}")
-                _roll_back(here)
-                return 1
-            time.sleep(LOOK_SECONDS)
-        if weight is not None:
-            here.change(lambda one: one._replace(weight=weight, before=one.weight))  # noqa: B023
-            print(f"version {plain(here.rollout.candidate)} has {weight} %")
-    _promote(here, here.rollout.candidate)
+    name = here.rollout.candidate
+    for step in [weight, *(one for one in ramp.steps if one > weight)]:
+        if step != weight:
+            here.change(lambda one: one._replace(weight=step, before=one.weight))  # noqa: B023
+        print(f"version {plain(name)} has {step} % of the messages of app {here.app}", flush=True)
+        if why := _watch(here, plan, every):
+            print(f"version {plain(name)}: {why}", flush=True)
+            _roll_back(here)
+            return 1
+    _promote(here, name)
     return 0
+
+
+def _watch(here: Fleet, plan: Plan, seconds: float) -> str:
+    """Watch the candidate for so long, and until it handled enough to tell. Why it has to go back; empty if it may
+    stay. Raises ConfigError when somebody else ended the rollout."""
+    began, name = time.monotonic(), here.rollout.candidate
+    while True:
+        try:
+            rollout, found = here.rollout, {one.role: one for one in here.versions}
+        except Unavailable:
+            time.sleep(LOOK_SECONDS)  # the store is away for everybody
+            continue
+        if not rollout.going_on or rollout.candidate != name:
+            raise ConfigError(f"the rollout of {plain(name)} was ended by somebody else")
+        watched = time.monotonic() - began
+        if not rollout.settled:
+            if watched > STUCK_SECONDS:
+                return f"after {STUCK_SECONDS:g} s some workers have not come to its share: their handlers hang"
+        elif why := fault(plan, found["baseline"], found["candidate"]):
+            return why
+        elif watched >= seconds and found["candidate"].figures.handled >= ENOUGH:
+            return ""
+        time.sleep(LOOK_SECONDS)
 
 
 def _promote(here: Fleet, name: str) -> None:
     here.change(lambda one: Rollout(name, name, 0, one.weight, one.epoch))
+    here.settle()
     print(f"version {plain(name)} is the baseline of app {here.app}; the other one is drained, and safe to stop")
 
 
@@ -215,12 +246,15 @@ def _roll_back(here: Fleet) -> None:
     rollout = here.rollout
     before = max(rollout.weight, rollout.before)
     here.change(lambda one: one._replace(weight=0, before=before))
-    letters = here.store.dead_letters.of_version(here.app, rollout.candidate)
-    sent = here.store.dead_letters.retry(letters) if letters else 0
-    print(
-        f"version {plain(rollout.baseline)} has all messages of app {here.app} again"
-        f"{f', and {sent} that had died at {plain(rollout.candidate)}' if sent else ''}"
-    )
+    try:
+        here.settle()
+    finally:
+        letters = here.store.dead_letters.of_version(here.app, rollout.candidate)
+        sent = here.store.dead_letters.retry(letters) if letters else 0
+        print(
+            f"version {plain(rollout.baseline)} has all messages of app {here.app} again"
+            f"{f', and {sent} that had died at {plain(rollout.candidate)}' if sent else ''}"
+        )
 
 
 def _candidate(here: Fleet) -> str:

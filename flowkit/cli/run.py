@@ -185,6 +185,7 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
     for flow, channel in store.subscriptions().items():
         subscribed.setdefault(channel, []).append(flow)
     app.check(store.injects, subscribed)
+    _check_channels(app, services)
     chosen = [flow.name for flow in (app.select(options.flows) if options.flows else app.flows.values())]
     app.connect(services)
     signals, manager = Signals(), ServiceManager()
@@ -260,6 +261,23 @@ def _standby(app: App, services: Services, spare: bool) -> Standby | None:
             "another one is active; start them with --group"
         )
     return Standby(store, services.clock, _info(services.ids(), app.name, settings), settings.group_lease, spare)
+
+
+def _check_channels(app: App, services: Services) -> None:
+    """Raise ConfigError where another version of the app would lose what comes to one of its flows: a flow has one
+    channel, and that would be this version's from now on."""
+    settings, store = services.settings, services.store
+    rollout = store.enter(app.name, settings.version, settings.lease)
+    if rollout is None or rollout.baseline == settings.version:
+        return
+    known = store.subscriptions()
+    for flow in app.flows.values():
+        before = known.get(flow.name, flow.source.name)
+        if before != flow.source.name:
+            raise ConfigError(
+                f"flow {flow.name} receives from {before} in version {rollout.baseline or '(none)'}, which is beside "
+                f"this one, and from {flow.source.name} in version {settings.version or '(none)'}; give it another name"
+            )
 
 
 def _follow(token: int, supervisor: Supervisor, serving: Sequence[socket.socket]) -> None:

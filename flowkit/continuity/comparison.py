@@ -8,7 +8,9 @@ from flowkit.ports import Figures, Rollout
 FRESH_SECONDS = 5.0
 """A worker that said nothing for longer is not counted."""
 ENOUGH = 20
-"""Fewer messages than this say nothing of a version."""
+"""Fewer messages than this say nothing of a version's failures."""
+MANY = 100
+"""Fewer say nothing of the slowest hundredth."""
 
 
 class Reported(Protocol):
@@ -37,7 +39,7 @@ class Version(NamedTuple):
     share: int
     """Percent of the messages."""
     ready: int
-    """Workers."""
+    """Workers that are, or wait for their share."""
     figures: Figures
     """Of all of its workers. p99 is that of the slowest."""
 
@@ -68,7 +70,7 @@ def versions(rollout: Rollout, workers: Iterable[Reported]) -> list[Version]:
             sum(one.figures.failed for one in mine),
             max((one.figures.p99 for one in mine), default=0.0),
         )
-        ready = sum(one.state == "ready" for one in mine)
+        ready = sum(one.state in ("ready", "waiting") for one in mine)
         found.append(Version(name, _role(name, rollout, mine), _share(name, rollout), ready, figures))
     return found
 
@@ -86,7 +88,8 @@ def _role(name: str, rollout: Rollout, workers: Sequence[Reported]) -> str:
         return "candidate"
     if any(one.epoch < rollout.epoch for one in workers):
         return "draining"
-    return "waiting" if all(one.started < rollout.age for one in workers) else "drained"
+    was_there = rollout.candidate in (name, rollout.baseline) and any(one.started >= rollout.age for one in workers)
+    return "drained" if was_there else "waiting"
 
 
 def fault(plan: Plan, baseline: Version, candidate: Version) -> str:
@@ -97,7 +100,7 @@ def fault(plan: Plan, baseline: Version, candidate: Version) -> str:
         return ""
     if candidate.figures.failed > 1 and candidate.failing > baseline.failing + plan.errors:
         return f"{candidate.failing:.1f} % of its messages fail, and {baseline.failing:.1f} % of the baseline's"
-    if candidate.figures.p99 > max(plan.p99, baseline.figures.p99):
+    if candidate.figures.handled >= MANY and candidate.figures.p99 > max(plan.p99, baseline.figures.p99):
         return (
             f"99 % of its messages take up to {candidate.figures.p99 * 1e3:.0f} ms, and {plan.p99 * 1e3:.0f} ms are "
             f"permitted; the baseline takes {baseline.figures.p99 * 1e3:.0f} ms"

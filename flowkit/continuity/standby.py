@@ -59,7 +59,8 @@ class Standby:
         while not self._closing.is_set():
             try:
                 self._look()
-            except FlowKitError as error:
+            except Exception as error:
+                # Whatever it was: without this thread the instance would never take over.
                 self._patient = self._clock.monotonic() + self._seconds
                 if str(error) != self._away:
                     _log.warning("group %s: cannot see which group is active: %s", self._info.group, error)

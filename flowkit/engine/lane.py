@@ -240,14 +240,20 @@ class Lane:
         self._log.error("%s", self.stopped)
         self._leave()
 
-    def _leave(self) -> None:
-        """Give back everything that is held, and what the source has fetched ahead."""
+    def give_back(self) -> bool:
+        """Give back everything that is held: who rests may do so for long. False when that was nothing."""
         for identity in list(self._ventured):  # before others get them
             self.pipeline.store.desist(identity, self._worker)
             self._ventured.discard(identity)
-        if self.held or self.suspects:
-            self.source.release([*self.held, *self.suspects])
+        held = [*self.held, *self.suspects]
+        if held:
+            self.source.release(held)
             self.held, self.suspects = [], []
+        return bool(held)
+
+    def _leave(self) -> None:
+        """Give back everything that is held, and what the source has fetched ahead."""
+        self.give_back()
         if not self.left:
             self.source.close()
             self.left = True

@@ -7,18 +7,25 @@ The rules (see docs/decisions/0014-rollouts.md):
   back what is no more its own.
 - A version that is neither receives nothing, and ends what it has in hand.
 - A worker conforms when it has nothing in hand that is another one's by now.
+- When the rollout is over, what the candidate had is received by the baseline.
 """
 
 import threading
 from binascii import crc32
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from typing import NamedTuple
 
 from flowkit.engine.item import check_envelope, handle_of
 from flowkit.errors import Undecodable
+from flowkit.flow import Context
 from flowkit.message import Message
-from flowkit.ports import CANDIDATE, Copy, Delivery, Ids, Source, Store
+from flowkit.ports import CANDIDATE, Copy, Delivery, Source, Store
 
 SHARES = 100
+HANDED_ON = 10
+"""So many batches may be handed on before a lane turns to something else."""
+FOLLOW_SECONDS = 0.1
+"""So long the upkeep waits for a source that is at work: the next look asks again."""
 
 
 def bucket(message: Message) -> int:
@@ -29,16 +36,19 @@ def bucket(message: Message) -> int:
 class Versions:
     """What a worker of one version does in a rollout. `look` is called by the worker's upkeep; any thread may read."""
 
-    def __init__(self, store: Store, ids: Ids, app: str, version: str, silent: float) -> None:
-        """`silent`: seconds after which a silent worker is not waited for."""
+    def __init__(self, store: Store, context: Context, app: str, version: str, silent: float, retention: float) -> None:
+        """`silent`: seconds after which a silent worker is not waited for. `retention`: for how many the inbox
+        remembers."""
         self.store = store
-        self.ids = ids
+        self.context = context
+        self._retention = retention
         self.version = version
         self.epoch = 0
         """All that this worker has in hand conforms to this epoch."""
         self._app = app
         self._silent = silent
         self.sources: list[VersionedSource] = []
+        self._due: set[str] = set()
         self.rollout = store.enter(app, version, silent)
         if self.rollout is not None:
             self.epoch = self.rollout.epoch
@@ -47,9 +57,20 @@ class Versions:
         """See what the rollout is now, and follow. Blocks. Whether the worker has come to another epoch."""
         self.rollout = found = self.store.rollout(self._app, self._silent)
         before = self.epoch
-        if found is not None and all([one.follow() for one in self.sources]):
+        beside = {address for one in self.sources for address in self.places(one.flow)[1:]}
+        self._due = self.store.due(beside) if beside else set()
+        if found is not None and all([one.conforms() for one in self.sources]):
             self.epoch = found.epoch
         return self.epoch != before
+
+    @property
+    def shared(self) -> bool:
+        """Whether there ever was a candidate, so that messages may be for another version."""
+        return self.rollout is not None and bool(self.rollout.candidate)
+
+    def is_due(self, address: str) -> bool:
+        """Whether the store had due rows there, at the last look."""
+        return address in self._due
 
     @property
     def state(self) -> tuple[int, bool]:
@@ -57,9 +78,9 @@ class Versions:
         return (self.rollout.epoch, self.rollout.settled) if self.rollout is not None else (0, True)
 
     @property
-    def compared(self) -> bool:
-        """Whether somebody wants to know how this version does."""
-        return self.rollout is not None and self.rollout.going_on
+    def beside(self) -> bool:
+        """Whether another version of the app handles messages too."""
+        return self.rollout is not None and (self.rollout.going_on or not self.rollout.settled)
 
     @property
     def role(self) -> str:
@@ -71,26 +92,25 @@ class Versions:
 
     def places(self, flow: str) -> tuple[str, ...]:
         """The addresses that this version receives from now."""
-        rollout = self.rollout
-        if rollout is None or not rollout.candidate:
-            return (flow,) if self.role == "baseline" else ()
-        if self.role == "candidate":
+        rollout, role = self.rollout, self.role
+        if role == "candidate":
             return (flow + CANDIDATE,)
-        if self.role == "none":
+        if role == "none":
             return ()
         # What the candidate had is the baseline's when the rollout is over.
-        return (flow, flow + CANDIDATE) if rollout.settled and not rollout.going_on else (flow,)
+        over = rollout is not None and self.shared and rollout.settled and not rollout.going_on
+        return (flow, flow + CANDIDATE) if over else (flow,)
 
     @property
     def rests(self) -> bool:
         """Whether this version begins nothing, until all workers conform: it is to get what others may have in hand."""
         rollout = self.rollout
-        return rollout is not None and not rollout.settled and rollout.candidate == self.version
+        return rollout is not None and self.shared and not rollout.settled and rollout.candidate == self.version
 
     def theirs(self, delivery: Delivery) -> bool:
         """Whether a message is for the other version."""
         rollout = self.rollout
-        if rollout is None or not rollout.candidate:
+        if rollout is None or not self.shared:
             return False
         if rollout.candidate == self.version:
             return rollout.going_on and bucket(delivery.message) >= rollout.weight
@@ -98,22 +118,31 @@ class Versions:
         # What other programs sent has no id yet by which it would be told from what was handed on before.
         return bool(weight) and not delivery.foreign and bucket(delivery.message) < weight
 
+    def can_go(self, delivery: Delivery) -> bool:
+        """Whether a message can be handed on: what cannot be written as it is, or is older than the inbox remembers, is
+        dead where it was found."""
+        try:
+            check_envelope(delivery)
+        except Undecodable:
+            return False
+        return self.context.clock.now() - delivery.staged <= self._retention
+
 
 class VersionedSource:
     """Implements ports.Source: what is for this version, from where it is. The rest is handed on."""
 
     def __init__(self, versions: Versions, flow: str, open: Callable[[str], Source]) -> None:
         """`open` makes the source of an address. Blocks, and raises, as that does."""
+        self.flow = flow
         self._versions = versions
-        self._flow = flow
         self._open = open
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._closed = False
         self._places: dict[str, Source] = {}
-        self._in_hand: dict[Hashable, tuple[str, Delivery]] = {}
-        """What was received and is not settled or released: where from, and as it came."""
+        self._in_hand: dict[Hashable, Held] = {}
+        """What was received and is not settled or released."""
         versions.sources.append(self)
-        self.follow()
+        self._go()
 
     @property
     def stocked(self) -> bool:
@@ -121,79 +150,101 @@ class VersionedSource:
 
     def receive(self, limit: int) -> list[Delivery]:
         with self._lock:
-            wanted = self._follow()
             mine: list[Delivery] = []
             try:
-                for address in wanted if not self._versions.rests else ():
-                    place = self._places[address]
-                    while len(mine) < limit and (arrived := place.receive(limit - len(mine))):
-                        mine += self._kept(address, place, arrived)
+                for address in reversed(self._go()):
+                    if not self._versions.rests and self._is_worth_it(address):
+                        self._take(address, limit, mine)
             except BaseException:
                 self.release(mine)
                 raise
             return mine
 
     def settle(self, deliveries: Sequence[Delivery]) -> None:
-        for place, some in self._by_place(deliveries):
-            place.settle(some)
+        with self._lock:
+            for place, some in self._by_place(deliveries):
+                place.settle(some)
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
-        for place, some in self._by_place(deliveries):
-            place.release(some)
+        with self._lock:
+            for place, some in self._by_place(deliveries):
+                place.release(some)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             for place in self._places.values():
                 place.close()
-            self._places.clear()
 
-    def follow(self) -> bool:
-        """Receive from where this version has to, from now on. Whether all that is in hand conforms to the rollout."""
-        with self._lock:
-            wanted = self._follow()
+    def seconds(self, delivery: Delivery) -> float:
+        """For how long something has been in hand."""
+        held = self._in_hand.get(handle_of(delivery))
+        return self._versions.context.clock.monotonic() - held.since if held is not None else 0.0
+
+    def conforms(self) -> bool:
+        """Whether nothing is in hand that is another version's by now. Any thread may ask; False while it is busy."""
+        if not self._lock.acquire(timeout=FOLLOW_SECONDS):
+            return False
+        try:
+            wanted = () if self._closed else self._versions.places(self.flow)
+            self._leave(wanted)
             if self._versions.rests or not wanted:
                 return not self._in_hand
-            theirs = self._versions.theirs
-            return not any(theirs(one) for _, one in list(self._in_hand.values()))
+            return not any(self._versions.theirs(one.came) for one in self._in_hand.values())
+        finally:
+            self._lock.release()
 
-    def _follow(self) -> tuple[str, ...]:
-        """Open the places that are wanted, and close others as soon as nothing is in hand of them."""
-        wanted = () if self._closed else self._versions.places(self._flow)
+    def _go(self) -> tuple[str, ...]:
+        """Be where this version receives from now."""
+        wanted = () if self._closed else self._versions.places(self.flow)
         if wanted != tuple(self._places):
             for address in wanted:
                 if address not in self._places:
                     self._places[address] = self._open(address)
-            left = {address for address, _ in list(self._in_hand.values())}
-            for address in set(self._places) - set(wanted) - left:
-                self._places.pop(address).close()
+            self._leave(wanted)
         return wanted
 
-    def _kept(self, address: str, place: Source, arrived: Sequence[Delivery]) -> list[Delivery]:
-        """What of this is for this version, as deliveries of the flow. The rest is handed on."""
-        theirs = [one for one in arrived if self._versions.theirs(one) and _sound(one)]
-        if theirs:
-            try:
-                self._hand_on(place, theirs)
-            except BaseException:
-                place.release(arrived)
-                raise
-        gone, mine = {handle_of(one) for one in theirs}, []
-        for one in arrived:
-            if handle_of(one) not in gone:
-                # The tags of two places may be the same.
-                kept = one if address == self._flow else one._replace(flow=self._flow, tag=(address, one.tag))
-                self._in_hand[handle_of(kept)] = address, one
-                mine.append(kept)
-        return mine
+    def _leave(self, wanted: Collection[str]) -> None:
+        """Close the other places, each as soon as nothing is in hand of it."""
+        for address in set(self._places) - set(wanted) - {one.address for one in self._in_hand.values()}:
+            self._places.pop(address).close()
+
+    def _is_worth_it(self, address: str) -> bool:
+        """Whether something may be there. What the candidate had is looked for seldom, not with each batch."""
+        beside = address != self.flow and self._versions.role == "baseline"
+        return not beside or self._places[address].stocked or self._versions.is_due(address)
+
+    def _take(self, address: str, limit: int, mine: list[Delivery]) -> None:
+        """Receive from one place, up to the limit. What is another version's is handed on, and makes room."""
+        place = self._places[address]
+        for _ in range(HANDED_ON):
+            arrived = place.receive(limit - len(mine)) if len(mine) < limit else []
+            theirs = []
+            if self._versions.shared:
+                theirs = [one for one in arrived if self._versions.theirs(one) and self._versions.can_go(one)]
+            if theirs:
+                try:
+                    self._hand_on(place, theirs)
+                except BaseException:
+                    place.release(arrived)
+                    raise
+            gone, since = {handle_of(one) for one in theirs}, self._versions.context.clock.monotonic()
+            for one in arrived:
+                if handle_of(one) not in gone:
+                    # The tags of two places may be the same.
+                    kept = one if address == self.flow else one._replace(flow=self.flow, tag=(address, one.tag))
+                    self._in_hand[handle_of(kept)] = Held(address, one, since)
+                    mine.append(kept)
+            if not theirs:
+                return
 
     def _hand_on(self, place: Source, theirs: Sequence[Delivery]) -> None:
         """Address these to the other version, in a transaction with their removal here. What took effect meanwhile is
         only removed: its copy would live longer than the inbox has to remember."""
-        store, ids = self._versions.store, self._versions.ids
-        theirs = [one._replace(flow=self._flow) for one in theirs]
-        to = self._flow if self._versions.role == "candidate" else self._flow + CANDIDATE
-        with store.unit(self._flow) as unit:
+        store, ids = self._versions.store, self._versions.context.ids
+        theirs = [one._replace(flow=self.flow) for one in theirs]
+        to = self.flow if self._versions.role == "candidate" else self.flow + CANDIDATE
+        with store.unit(self.flow) as unit:
             left = unit.look(theirs)
             unit.stage(
                 [Copy(ids(), one.message, to, one.generation, one.attempts) for one in theirs if one.identity in left]
@@ -201,21 +252,23 @@ class VersionedSource:
             unit.remove([(one.row, one.deliveries) for one in theirs if one.row is not None])
             unit.commit()
         place.settle(theirs)
-        store.notify({self._flow})
+        store.notify({self.flow})
 
     def _by_place(self, deliveries: Sequence[Delivery]) -> Iterable[tuple[Source, list[Delivery]]]:
         """These as they came, by where they came from. They are in hand no more."""
         found: dict[str, list[Delivery]] = {}
         for one in deliveries:
-            address, came = self._in_hand.pop(handle_of(one), (self._flow, one))
+            held = self._in_hand.pop(handle_of(one), None)
+            address, came = (held.address, held.came) if held is not None else (self.flow, one)
             found.setdefault(address, []).append(came)
         return [(self._places[address], some) for address, some in found.items() if address in self._places]
 
 
-def _sound(delivery: Delivery) -> bool:
-    """Whether a message can be written as it is. What cannot is dead where it was found."""
-    try:
-        check_envelope(delivery)
-    except Undecodable:
-        return False
-    return True
+class Held(NamedTuple):
+    """What is in hand."""
+
+    address: str
+    came: Delivery
+    """As it came from there."""
+    since: float
+    """When, by the monotonic clock."""

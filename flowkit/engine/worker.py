@@ -77,7 +77,9 @@ class Worker:
                 "FLOWKIT_BROKER_URL is set", ", ".join(one.channel for one in shared)
             )  # fmt: skip
         settings = services.settings
-        self.versions = Versions(store, services.ids, app.name, settings.version, settings.lease)
+        self.versions = Versions(
+            store, app.context(services), app.name, settings.version, settings.lease, app.retention
+        )
         self._recent = Recent(services.clock)
         store.version = settings.version
         store.join_fleet(
@@ -86,6 +88,7 @@ class Worker:
             ),
             self.versions.epoch,
         )
+        self.versions.look()  # whatever changes from now on waits for this worker
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
         self._stops: dict[str, str] = {}
         self.relay = Relay(store, transport, services.clock, self.id)
@@ -154,8 +157,8 @@ class Worker:
             slot=self._slots.slot(number),
             lane=f"{self.id}-{number}",
             retention=self.app.retention,
-            beside=lambda: self.versions.compared,
-            observe=lambda items: self._observe(flow, items),
+            beside=lambda: self.versions.beside,
+            observe=lambda items: self._observe(flow, received, items),
             halted=lambda: self._hushed or self.stopping.is_set() or self._rests(flow),
             wake=self.wake,
         )
@@ -172,10 +175,10 @@ class Worker:
             )
         return Lane(pipeline, source, self.id, self._stops, self.relay.carried)
 
-    def _observe(self, flow: Flow, items: Sequence[Item]) -> None:
+    def _observe(self, flow: Flow, source: VersionedSource, items: Sequence[Item]) -> None:
         self.services.telemetry.ended(flow.name, [item.outcome for item in items])
-        if self.versions.compared:
-            self._recent.note(items)
+        if self.versions.beside:
+            self._recent.note(items, [source.seconds(item.delivery) for item in items])
 
     # ------------------------------------------------------------ steps
 
@@ -184,7 +187,9 @@ class Worker:
         self.tick()
         busy = self.relay.step()
         for lane in self.lanes:
-            if not self._rests(lane.flow):
+            if self._rests(lane.flow):
+                lane.give_back()
+            else:
                 busy = lane.step() or busy
                 busy = lane.step_alone() or busy
         return busy or any([lane.rest() for lane in self.lanes])
@@ -198,13 +203,15 @@ class Worker:
             self._looked, before = now, self.versions.state
             beat = self.versions.look() or beat
             if before != self.versions.state:
+                self._recent.begin()
                 self._heat({lane.flow.name for lane in self.lanes})
         if beat:
-            store.beat(self.id, self.state, self.versions.epoch, self._recent.figures())
+            waits = self.state == "ready" and self.versions.role == "none"
+            store.beat(self.id, "waiting" if waits else self.state, self.versions.epoch, self._recent.figures())
             were = self.directions, self.shed
             self.directions = store.directions()
             self.shed = self._shed()
-            if self.state == "ready" and self._suffices():
+            if self.state == "ready" and not waits and self._suffices():
                 store.note_up(self.app.name)
             if were != (self.directions, self.shed):
                 self._heat({lane.flow.name for lane in self.lanes})
@@ -362,7 +369,10 @@ class Worker:
             if lane is None:
                 continue
             try:
-                self._guarded(lane.step_alone if self._alone else lane.step, "store")
+                if self._rests(lane.flow) and not lane.unfinished:
+                    self._guarded(lane.give_back, "store")
+                else:
+                    self._guarded(lane.step_alone if self._alone else lane.step, "store")
             except BaseException:
                 # Not an Exception: what ran last is suspected of it, as of any death of its process.
                 lane.pipeline.slot.mark(State.ALONE if self._alone else State.RUNNING)
@@ -386,7 +396,7 @@ class Worker:
             idle = [lane for lane in self._hot if lane not in self._running]
             if self.stopping.is_set() or self.directions:
                 ending = self.stopping.is_set()
-                idle = [lane for lane in idle if lane.unfinished or not (ending or self._rests(lane.flow))]
+                idle = [lane for lane in idle if lane.unfinished or not (ending or self._is_idle(lane))]
             suspect = next((lane for lane in idle if lane.suspects), None)
             self._hushed = suspect is not None
             alone = suspect is not None and not self._running and not any(one.running for one in self.lanes)
@@ -402,6 +412,10 @@ class Worker:
             self._running.add(lane)
             self._alone = alone
             return lane
+
+    def _is_idle(self, lane: Lane) -> bool:
+        """Whether a lane rests, and has nothing to give back."""
+        return self._rests(lane.flow) and not (lane.held or lane.suspects)
 
     def _rests(self, flow: Flow) -> bool:
         """Whether a flow, or the app, is paused: it begins nothing, and finishes what it has begun."""

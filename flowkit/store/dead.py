@@ -40,10 +40,10 @@ class DeadLetters:
             return [letter for (letter,) in unit.read(self._store.sql.select_dead, (flow, error, limit))]
 
     def of_version(self, app: str, version: str) -> list[str]:
-        """The ids of the letters that a version of an app made."""
+        """The ids of the letters that a version of an app made since its rollout began."""
         flows = f"{app}."
         with self._store.unit("") as unit:
-            return [letter for (letter,) in unit.read(self._store.sql.dead_of_version, (version, flows, flows))]
+            return [letter for (letter,) in unit.read(self._store.sql.dead_of_version, (version, flows, flows, app))]
 
     def read(self, letters: Sequence[str]) -> list[DeadLetter]:
         """These letters, with everything that is known of them."""

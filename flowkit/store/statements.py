@@ -128,13 +128,15 @@ class Statements:
                 AND worker.epoch < rolled.epoch AND worker.heartbeat > {now} - CAST(? AS bigint))
         FROM flowkit_rollouts AS rolled WHERE app = ?"""
     begin_rollouts: str = """
-        INSERT INTO flowkit_rollouts (app, baseline, candidate, weight, before, epoch, since)
+        INSERT INTO flowkit_rollouts (app, baseline, candidate, weight, before, epoch, since, began)
         SELECT CAST(? AS text), coalesce((SELECT min(version) FROM flowkit_workers WHERE app = ? AND version <> ?
-               AND state <> 'spare' AND heartbeat > {now} - CAST(? AS bigint)), CAST(? AS text)), '', 0, 0, 1, {now}
+               AND state <> 'spare' AND heartbeat > {now} - CAST(? AS bigint)), CAST(? AS text)), '', 0, 0, 1,
+               {now}, {now}
         WHERE true ON CONFLICT (app) DO NOTHING"""
     change_rollout: str = """
         UPDATE flowkit_rollouts
-        SET baseline = ?, candidate = ?, weight = ?, before = ?, epoch = epoch + 1, since = {now}
+        SET baseline = ?, candidate = ?, weight = ?, before = ?, epoch = epoch + 1, since = {now},
+            began = CASE WHEN weight = 0 THEN {now} ELSE began END
         WHERE app = ? AND epoch = ? RETURNING epoch"""
     direct: str = """
         INSERT INTO flowkit_directions (what, name, value, since) VALUES (?, ?, ?, {now})
@@ -201,8 +203,8 @@ class Statements:
         AND (asked.error IS NULL OR replace(dead.error, asked.error, '') <> dead.error)
         ORDER BY died, letter LIMIT ?"""
     dead_of_version: str = """
-        SELECT letter FROM flowkit_dead
-        WHERE version = ? AND substr(flow, 1, length(CAST(? AS text))) = ? ORDER BY letter"""
+        SELECT letter FROM flowkit_dead WHERE version = ? AND substr(flow, 1, length(CAST(? AS text))) = ?
+        AND died >= (SELECT began FROM flowkit_rollouts WHERE app = ?) ORDER BY letter"""
     read_dead: str = f"""
         SELECT letter, flow, {ENVELOPE}, generation, attempts, died, reason, error, stack FROM flowkit_dead
         WHERE letter IN (SELECT value ->> 0 FROM {{each}}) ORDER BY died, letter"""

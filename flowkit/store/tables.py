@@ -166,6 +166,7 @@ rollouts = Table(
     Column("before", SmallInteger, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("since", BigInteger, nullable=False),
+    Column("began", BigInteger, nullable=False),
 )
 """Which versions of an app run side by side. A worker's `epoch` is the last one that all it does conforms to."""
 

@@ -63,7 +63,7 @@ class Ingress:
         self._metrics = Metrics(services)
         self._optional = frozenset(name for name, channel in app.channels.items() if channel.optional)
         routes = [one.source for one in app.flows.values() if isinstance(one.source, Route)]
-        self._replying = any(one.reply for one in routes)
+        self._replying = [one.name for one in routes if one.reply]
         self._described = described(app)
         self._identities = {f"channel:{one.name}" for one in routes}
         endpoints = {flow.source.name: self._endpoint(flow) for flow in app.flows.values() if flow.request}
@@ -136,7 +136,7 @@ class Ingress:
                 HTTPStatus.SERVICE_UNAVAILABLE, "the store cannot be reached; nothing was accepted", RETRY_SECONDS
             ) from None
         status = MESSAGES_PATH + quote(id, safe="")
-        reply = await self._replies.wait(id, route.reply) if route.reply else None
+        reply = await self._replies.wait(route.name + id, route.reply) if route.reply else None
         if reply is not None:
             return Response(reply, HTTPStatus.OK, {"content-location": status}, JSON)
         return _json({"id": id, "status": status}, HTTPStatus.ACCEPTED, {"location": status})
@@ -204,12 +204,14 @@ class Ingress:
             raise Problem(HTTPStatus.NOT_FOUND, f"no message {id} was accepted here")
         states = {flow: state for (flow, _, _), state in found.items() if flow not in self._identities}
         told = {"id": id, "state": _summary(states.values()), "flows": states}
-        replies = await asyncio.to_thread(self._kept, [id]) if self._replying else {}
-        return _json(told if id not in replies else told | {"reply": from_json(replies[id])}, HTTPStatus.OK)
+        replies = await asyncio.to_thread(self._kept, [route + id for route in self._replying])
+        for reply in replies.values():
+            told["reply"] = from_json(reply)
+        return _json(told, HTTPStatus.OK)
 
-    def _kept(self, ids: Collection[str]) -> dict[str, bytes]:
-        """The replies to these messages that are there. Blocks."""
-        found = self._services.store.objects(self._app.name, [REPLY + id for id in ids])
+    def _kept(self, names: Collection[str]) -> dict[str, bytes]:
+        """The replies that are there, of those that are named by route and id. Blocks."""
+        found = self._services.store.objects(self._app.name, [REPLY + name for name in names]) if names else {}
         return {key.removeprefix(REPLY): reply for key, reply in found.items()}
 
     async def _document(self, request: Request) -> Response:

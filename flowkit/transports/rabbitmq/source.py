@@ -58,7 +58,8 @@ class RabbitSource:
         self._unsettled: dict[int, None] = {}
         """Tags that the broker waits for, in their order."""
         self._last = 0
-        self._closed = False
+        self.closed = False
+        """Whether it receives no more."""
         self._task: asyncio.Task[None] | None = None
         """Consumes on the connection that is there."""
 
@@ -84,7 +85,7 @@ class RabbitSource:
             self._loop.call(self._requeue, [one.tag for one in deliveries])
 
     def close(self) -> None:
-        self._closed = True
+        self.closed = True
         self._loop.call(self.lost)
 
     # ------------------------------------------------------------ on the I/O thread
@@ -108,7 +109,7 @@ class RabbitSource:
     async def _keep(self, connection: AsyncioConnection, tried: asyncio.Event) -> None:
         """Have one channel that consumes, and another one when it ends."""
         wait, told = AGAIN_SECONDS, ""
-        while connection.is_open and not self._closed:
+        while connection.is_open and not self.closed:
             try:
                 ended = await self._open(connection)
                 tried.set()

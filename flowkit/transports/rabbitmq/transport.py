@@ -176,7 +176,7 @@ class Connections:
 
     async def attach(self, source: RabbitSource) -> None:
         """Consume for a lane, now and after every reconnect."""
-        self.sources.append(source)
+        self.sources = [*(one for one in self.sources if not one.closed), source]
         if self.consuming.connection is not None and self.consuming.up.is_set():
             await source.consume(self.consuming.connection).wait()
         else:

@@ -38,4 +38,5 @@ def upgrade() -> None:
         sa.Column("before", sa.SmallInteger, nullable=False),
         sa.Column("epoch", sa.BigInteger, nullable=False),
         sa.Column("since", sa.BigInteger, nullable=False),
+        sa.Column("began", sa.BigInteger, nullable=False),
     )

@@ -443,8 +443,8 @@ class Deployed(Instances):
 
 
 @pytest.fixture
-def deployed(database_url: str) -> Iterator[Deployed]:
-    with contextlib.closing(Deployed(database_url)) as made:
+def deployed(postgresql_url: str) -> Iterator[Deployed]:
+    with contextlib.closing(Deployed(postgresql_url)) as made:
         yield made
 
 
@@ -455,6 +455,7 @@ def haproxy() -> Iterator[tuple[str, Balancer]]:
 
 
 @pytest.mark.processes
+@pytest.mark.postgresql
 @pytest.mark.timeout(300)
 def test_a_candidate_is_promoted_under_load(deployed: Deployed, haproxy: tuple[str, Balancer]) -> None:
     old = [deployed.start("--version", "v1") for _ in range(2)]
@@ -476,6 +477,7 @@ def test_a_candidate_is_promoted_under_load(deployed: Deployed, haproxy: tuple[s
 
 
 @pytest.mark.processes
+@pytest.mark.postgresql
 @pytest.mark.timeout(300)
 def test_a_bad_candidate_is_rolled_back_by_itself(deployed: Deployed, haproxy: tuple[str, Balancer]) -> None:
     ports = deployed.both("bad")

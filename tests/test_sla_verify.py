@@ -67,7 +67,7 @@ def test_each_clause_of_an_agreement_is_judged(
     database_url = request.getfixturevalue(database)
     Instances(database_url).close()
     path, chart = written(tmp_path, response), tmp_path / "chart.svg"
-    done = flowkit(database_url, "verify", "tests.web_app:app", path, *SEND, "--nodes", "3", "--seconds", "2", "--json")
+    done = flowkit(database_url, "verify", "tests.web_app:app", path, *SEND, "--nodes", "3", "--seconds", "1", "--json")
     assert done.returncode == (0 if kept else 1), done.stderr
     report = json.loads(done.stdout)
     assert report["kept"] is kept

@@ -172,11 +172,15 @@ class Statements:
         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until, token = lease.token + 1
         WHERE lease.until < {now} RETURNING token"""
     active: str = "SELECT holder, token, until - {now} FROM flowkit_leases WHERE name = ?"
+    # What a transaction of the others still holds, a frozen one perhaps, is passed over: no takeover waits for it.
     free_others: str = """
-        UPDATE flowkit_messages SET due = {now}, worker = NULL
-        WHERE worker IN (SELECT id FROM flowkit_workers WHERE app = ? AND team <> ?)
-        AND flow IN (SELECT flow FROM flowkit_subscriptions) AND due > {now}"""
-    evict: str = "DELETE FROM flowkit_workers WHERE app = ? AND team <> ?"
+        UPDATE flowkit_messages SET due = {now}, worker = NULL WHERE copy IN
+        (SELECT copy FROM flowkit_messages
+         WHERE worker IN (SELECT id FROM flowkit_workers WHERE app = ? AND team <> ?)
+         AND flow IN (SELECT flow FROM flowkit_subscriptions) AND due > {now} {skip})"""
+    evict: str = """
+        DELETE FROM flowkit_workers WHERE id IN
+        (SELECT id FROM flowkit_workers WHERE app = ? AND team <> ? {skip})"""
     purge_inbox: str = """
         DELETE FROM flowkit_inbox WHERE (flow, source, id) IN
         (SELECT box.flow, box.source, box.id FROM flowkit_inbox AS box WHERE box.state = 1

@@ -25,7 +25,7 @@ demo: $(VENV)/.runtime ## see flows survive what breaks others, on SQLite
 demo-rabbitmq: $(VENV)/.dev services ## the same on a private RabbitMQ and PostgreSQL
 	$(BIN)/python -m tests.services $(BIN)/python -m examples.flights
 
-test: services test-all test-wheel bench-quick ## run every test, the fast ones on the built wheel, and see the cost
+test: services test-all test-wheel ## run every test, then the fast ones on the built wheel
 
 test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not campaign" $(PAIRS) worksteal

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +19,7 @@ from flowkit import App, DefinitionError, Objects, Reject, StoreUnavailable, web
 from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.message import MAX_BODY
+from flowkit.publisher import Publisher, Waiting
 from flowkit.store.unit import SqlUnit
 from flowkit.web import ingress
 from flowkit.web.front import Front
@@ -382,3 +383,24 @@ def test_a_status_is_found_whatever_its_key_looks_like(site: Site) -> None:
     answer = site.client.post("/orders", json={"name": "a"}, headers={"idempotency-key": "a/b?c=%2F#d"})
     status = answer.json()["status"]
     until(lambda: site.client.get(status).json().get("state") == "applied")
+
+
+def test_one_key_at_two_routes_gets_the_reply_of_each(site: Site) -> None:
+    key = {"idempotency-key": "one"}
+    assert site.client.post("/quotes", json={"name": "a"}, headers=key).json() == {"for": "a"}
+    status = site.client.get("/quotes/3?slow=true", headers=key)
+    assert status.status_code == 202, "the other route's reply is none of its own"
+
+
+def test_a_store_that_is_away_is_not_asked_once_for_each_request(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def away(self: Publisher, messages: object, optional: object) -> set[str]:
+        asked.append(messages)
+        raise StoreUnavailable("it is away")
+
+    monkeypatch.setattr(Publisher, "_accept", away)
+    waiting: list[Waiting] = [([], Future()) for _ in range(100)]
+    Publisher(site.services.store, site.worker.app.context(site.services)).commit(waiting)
+    assert all(isinstance(future.exception(), StoreUnavailable) for _, future in waiting)
+    assert len(asked) == 2, "together, and one to see whose fault it is"

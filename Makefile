@@ -11,7 +11,7 @@ FROM ?= 0
 MINUTES ?= 5
 SEED ?= 0
 INPUTS ?= 50000
-.PHONY: help demo demo-rabbitmq test test-all test-fast test-wheel check format bench bench-quick bench-scale bench-peers bench-ingress availability
+.PHONY: help demo demo-rabbitmq test test-slow test-fast test-wheel check format bench bench-quick bench-scale bench-peers bench-ingress availability
 .PHONY: simulate chaos soak fuzz services proof clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
@@ -25,10 +25,10 @@ demo: $(VENV)/.runtime ## see flows survive what breaks others, on SQLite
 demo-rabbitmq: $(VENV)/.dev services ## the same on a private RabbitMQ and PostgreSQL
 	$(BIN)/python -m tests.services $(BIN)/python -m examples.flights
 
-test: services test-all test-wheel ## run every test, then the fast ones on the built wheel
+test: services test-wheel test-slow bench-quick ## run every test, and see whether FlowKit has become slower
 
-test-all: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not campaign" $(PAIRS) worksteal
+test-slow: $(VENV)/.dev ## run the tests that need services, processes or time
+	$(BIN)/python -m pytest -m "not campaign and (postgresql or rabbitmq or processes or slow)" $(PAIRS) worksteal
 	$(BIN)/python -m pytest -m campaign $(PAIRS) loadfile
 
 test-fast: $(VENV)/.dev ## run the tests that need no services

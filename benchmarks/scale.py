@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.contender import Lost, Place, equal
-from benchmarks.cpu import of_trees
+from benchmarks.cpu import Meter, of_trees
 from benchmarks.database import Database, circumstances, databases
 from benchmarks.latency import PERCENTILES
 from benchmarks.peers.entries import Entry
@@ -26,6 +26,7 @@ from benchmarks.work import Order
 from benchmarks.worker import FlowKit, Site
 from flowkit import App
 from flowkit.config import Settings, open_store
+from flowkit.ports import Retention
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 SIZES = (10_000, 1_000_000, 10_000_000)
@@ -76,6 +77,10 @@ DELAYED = Rows(
                9000000000000000 + number FROM named""",
     "SELECT count(*) FROM flowkit_messages WHERE copy < '0001'",
 )
+
+
+EXPIRED = KNOWN._replace(fill=KNOWN.fill.replace("{now}", "number"))
+"""Messages that were applied longer ago than the inbox remembers."""
 
 
 app = App("bench")
@@ -139,24 +144,57 @@ def filled(database: Database, plan: Plan, sizes: Sequence[int], rows: Rows) -> 
     """Rounds with so many rows there before, and with the first number of them directly before and after: to fill a
     database takes longer than the rounds."""
     few, *others = sizes
-    kind = "SQLite" if database.name == "SQLite" else "PostgreSQL"
     found = {}
     for many in others:
         runs = Runs()
         for there in (few, many, few):
             with closing(FlowKit(database.fresh(), "none")) as contender:
-                for first in range(0, there, SLICE):
-                    last = min(first + SLICE, there) - 1
-                    fill = GIVEN[kind] + rows.fill
-                    contender.execute(fill.format(first=first, last=last, now=int(time.time() * 1e6)))
+                fill(contender, database, rows, there)
                 for _ in range(plan.rounds):
-                    for statement in FILLED[kind]:
-                        contender.execute(statement)
+                    tidy(contender, database)
                     contender.send(next(batches(plan.messages, plan.messages)))
                     runs.measure(f"{there:,} rows", contender, plan.messages)
                 equal("rows that are still there", contender.execute(rows.left), there)
         found[f"{many:,} rows"] = runs.results()
     return found
+
+
+def fill(site: Site, database: Database, rows: Rows, many: int) -> None:
+    """Let so many rows be there."""
+    statement = GIVEN[kind(database)] + rows.fill
+    for first in range(0, many, SLICE):
+        site.execute(statement.format(first=first, last=min(first + SLICE, many) - 1, now=int(time.time() * 1e6)))
+
+
+def tidy(site: Site, database: Database) -> None:
+    """Let the database do what it would do later."""
+    for statement in FILLED[kind(database)]:
+        site.execute(statement)
+
+
+def kind(database: Database) -> str:
+    """Which database there is, with or without a broker."""
+    return "SQLite" if database.name == "SQLite" else "PostgreSQL"
+
+
+def retention(database: Database, plan: Plan) -> dict[str, Any]:
+    """With so many rows that the inbox has to forget. What the database does after that counts too."""
+    runs, many = Runs(), plan.sizes[1]
+    for _ in range(plan.rounds):
+        place = database.fresh()
+        with closing(FlowKit(place, "none")) as contender:
+            fill(contender, database, EXPIRED, many)
+            tidy(contender, database)
+            app = contender.app
+            policy = Retention(app.name, list(app.flows), list(app.channels), app.retention, app.dead_letter_hold)
+            meter, forgotten = Meter(place.servers.values()), 0
+            while removed := contender.services.store.clean(policy, "bench"):
+                forgotten += removed
+            tidy(contender, database)
+            usage = meter.read()
+            equal("rows that were forgotten", forgotten, many)
+            runs.add("rows forgotten", many, (usage.worker + usage.servers) / many, many / usage.wall)
+    return runs.results()
 
 
 def inbox(database: Database, plan: Plan) -> dict[str, Any]:
@@ -311,6 +349,7 @@ def memory(pid: int) -> float:
 PARTS: dict[str, Callable[[Database, Plan], dict[str, Any]]] = {
     "workers": workers,
     "inbox": inbox,
+    "retention": retention,
     "outbox": outbox,
     "backlog": backlog,
     "bodies": bodies,
@@ -319,8 +358,8 @@ PARTS: dict[str, Callable[[Database, Plan], dict[str, Any]]] = {
     "idle": idle,
 }
 DATABASES = ("sqlite", "postgresql", "rabbitmq")
-WITHOUT = {("SQLite", "workers")}
-"""It has one writer."""
+WITHOUT = {("SQLite", "workers"), ("RabbitMQ + PostgreSQL", "retention")}
+"""It has one writer; the broker has no part in it."""
 
 
 def main() -> int:

@@ -205,6 +205,22 @@ class Rollout(NamedTuple):
     def going_on(self) -> bool:
         return self.weight > 0
 
+    def start(self, version: str, weight: int) -> "Rollout":
+        """A version gets so many percent."""
+        return self._replace(candidate=version, weight=weight, before=0)
+
+    def shift(self, weight: int) -> "Rollout":
+        """The candidate gets so many percent."""
+        return self._replace(weight=weight, before=self.weight)
+
+    def promote(self, version: str) -> "Rollout":
+        """A version is the baseline, and has all messages."""
+        return self._replace(baseline=version, candidate=version, weight=0, before=self.weight)
+
+    def roll_back(self) -> "Rollout":
+        """The baseline has all messages again."""
+        return self._replace(weight=0, before=max(self.weight, self.before))
+
 
 class Figures(NamedTuple):
     """What a worker handled since the last change of its app's rollout, at most in the last minute."""

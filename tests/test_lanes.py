@@ -29,6 +29,46 @@ def app() -> App:
     return new_app()
 
 
+@pytest.mark.parametrize("concurrent", [False, True], ids=["plain", "async"])
+def test_a_duplicate_is_acknowledged_when_its_message_is_at_an_end_and_not_before(
+    app: App, sqlite_url: str, concurrent: bool
+) -> None:
+    """After a reconnect the broker may know the second delivery only; the first one is in this process alone."""
+    orders = app.channel("orders", Order)
+    go = asyncio.Event()
+
+    async def wait(order: Order, db: UnitOfWork) -> None:
+        await go.wait()
+
+    def store(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+
+    app.flow(orders, name="store")(wait if concurrent else store)
+    with Harness(app, sqlite_url, broker=True) as harness:
+        worker, transport = harness.worker, harness.broker
+        for name in ("first", "second"):
+            app.publish(orders, Order(name=name))
+        while worker.relay.step():
+            """They go to the broker."""
+        transport.duplicate("shop.store")
+        [lane] = worker.lanes
+        lane.pipeline.halted = lambda: not concurrent  # one message, and the rest of the batch stays in the lane
+        for _ in range(2 if concurrent else 1):
+            lane.step()
+        left = 4 if concurrent else 2
+        assert transport.depths(["shop.store"]) == {"shop.store": left}
+        if concurrent:
+            worker._loop.run(_set(go))
+        lane.pipeline.halted = lambda: False
+        harness.until_quiet()
+        assert transport.depths(["shop.store"]) == {"shop.store": 0}
+        assert harness.balances()["shop.store"].applied == 2
+
+
+async def _set(event: asyncio.Event) -> None:
+    event.set()
+
+
 # ---------------------------------------------------------------- a flow that stops
 
 

@@ -7,9 +7,10 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from flowkit import Channel, Message, Reject, UnitOfWork
@@ -31,14 +32,21 @@ class Version:
     """A version of the app with a worker, stepped by hand. Its effects say which version they are of."""
 
     def __init__(
-        self, settings: Settings, name: str, handle: Callable[[Order, Message], None], concurrent: bool = False
+        self,
+        settings: Settings,
+        name: str,
+        handle: Callable[[Order, Message], None],
+        concurrent: bool = False,
+        kind: Any = Order,
     ) -> None:
         self.app, self.name = new_app(), name
-        self.orders = self.app.channel("orders", Order)
+        self.orders = self.app.channel("orders", kind)
 
         def take(order: Order, message: Message, db: Session) -> None:
             handle(order, message)
             db.add(Effect(name=f"{order.name} {name}"))
+
+        take.__annotations__["order"] = kind
 
         async def take_at_once(order: Order, message: Message, work: UnitOfWork) -> None:
             await work.run(lambda db, outbox: take(order, message, db))
@@ -72,8 +80,9 @@ class Versions:
         name: str,
         handle: Callable[[Order, Message], None] = lambda order, message: None,
         concurrent: bool = False,
+        kind: Any = Order,
     ) -> Version:
-        self.running.append(made := Version(self.settings, name, handle, concurrent))
+        self.running.append(made := Version(self.settings, name, handle, concurrent, kind))
         return made
 
     @property
@@ -395,6 +404,49 @@ def test_what_a_version_cannot_read_waits_while_another_one_is_beside_it(version
     versions.execute("UPDATE flowkit_messages SET due = 0")
     versions.quiet()
     assert len(versions.store.dead_letters.select()) == 1, "nobody can"
+    versions.check()
+
+
+class OrderV1(BaseModel):
+    version: Literal[1] = 1
+    name: str
+
+
+class OrderV2(BaseModel):
+    version: Literal[2] = 2
+    name: str
+    kind: str
+
+
+def test_messages_of_a_later_type_wait_for_the_version_that_reads_them(versions: Versions) -> None:
+    """And those of the earlier type, delayed ones too, are read by both."""
+    old, new = versions.start("v1", kind=OrderV1), versions.start("v2", kind=OrderV1 | OrderV2)
+    versions.change(candidate="v2", weight=50)
+    versions.settle()
+    mine = next(name for name in numbers(100) if in_share(name, 50))
+    theirs = next(name for name in numbers(100) if not in_share(name, 50))
+    with Session(versions.store.dialect.engine) as session:
+        outbox = new.app.outbox(session)
+        for key in (mine, theirs):
+            outbox.send(new.orders, OrderV2(name=f"later {key}", kind="tea"), key=key)
+            outbox.send(old.orders, OrderV1(name=f"earlier {key}"), key=key)
+            outbox.send(old.orders, OrderV1(name=f"delayed {key}"), key=key, delay="1h")
+        session.commit()
+
+    def handled() -> bool:
+        versions.step()
+        return len(versions.applied()) == 3
+
+    until(handled)
+    earlier = {f"earlier {mine}": ["v2"], f"earlier {theirs}": ["v1"]}
+    assert versions.applied() == {**earlier, f"later {mine}": ["v2"]}
+    assert versions.store.dead_letters.select() == []
+    versions.change(baseline="v2", weight=0)
+    versions.settle()
+    versions.execute("UPDATE flowkit_messages SET due = 0")
+    versions.quiet()
+    last = {f"later {theirs}": ["v2"], f"delayed {mine}": ["v2"], f"delayed {theirs}": ["v2"]}
+    assert versions.applied() == {**earlier, f"later {mine}": ["v2"], **last}
     versions.check()
 
 

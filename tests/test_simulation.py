@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from flowkit.message import Message
-from flowkit.ports import Copy
+from flowkit.ports import Copy, Rollout
 from tests.simulation.fate import Demanded, Planned
+from tests.simulation.fleet import Role
 from tests.simulation.mutants import MUTANTS, tokenless
+from tests.simulation.outside import NEW, Change
 from tests.simulation.run import KINDS, Run, quiet, scratch, shortest, simulate
 from tests.simulation.shop import DEEDS, Order
 from tests.simulation.world import Process
@@ -48,7 +50,15 @@ def test_nothing_is_lost_and_nothing_applied_twice_whatever_breaks(tmp_path: Pat
     for step in ("begin", "claim", "handler", "stage", "remove", "count", "commit", "after commit", "lease", "send"):
         assert found["faults"][step]["kill"], f"no process was killed at {step}"
     counts = found["counts"]
-    for what in ("deaths of all", "redelivered", "returned", "published twice"):
+    for what in (
+        "runs with a rollout",
+        "runs with groups",
+        "takeovers",
+        "deaths of all",
+        "redelivered",
+        "returned",
+        "published twice",
+    ):
         assert counts[what], f"vacuous: nothing was {what}"
     assert counts["handler calls"] > counts["messages"]
 
@@ -88,7 +98,7 @@ def test_who_holds_a_lease_no_longer_is_seen_when_it_changes_rows(name: str, bro
         if broken:
             stack.enter_context(tokenless(name))
         database = stack.enter_context(scratch()) / "sim.db"
-        run = stack.enter_context(Run(0, Planned({}), database, True, False, False, 1))
+        run = stack.enter_context(Run(0, Planned({}), database, True, False, False, {Role(): 1}))
         process = Process(run.world, "holder")
 
         def late() -> None:
@@ -116,13 +126,21 @@ def test_who_holds_a_lease_no_longer_is_seen_when_it_changes_rows(name: str, bro
 class Faults(RuleBasedStateMachine):
     """Hypothesis decides what is published, what breaks and when; a failure shrinks to the least that is needed."""
 
-    @initialize(seed=st.integers(0, 1 << 32), serial=st.booleans(), broker=st.booleans(), workers=st.integers(1, 3))
-    def start(self, seed: int, serial: bool, broker: bool, workers: int) -> None:
+    @initialize(
+        seed=st.integers(0, 1 << 32),
+        serial=st.booleans(),
+        broker=st.booleans(),
+        role=st.sampled_from((Role(), Role(version="v1"), Role(group="a"))),
+        workers=st.integers(1, 3),
+    )
+    def start(self, seed: int, serial: bool, broker: bool, role: Role, workers: int) -> None:
         self.stack = ExitStack()
         self.stack.enter_context(quiet())
         self.fate = Demanded()
         database = self.stack.enter_context(scratch()) / "sim.db"
-        self.run = self.stack.enter_context(Run(seed, self.fate, database, serial, broker, False, workers))
+        roles = {role: workers, **({role._replace(group="b"): 1} if role.group else {})}
+        self.run = self.stack.enter_context(Run(seed, self.fate, database, serial, broker, False, roles))
+        self.role = role
         self.published = 0
 
     @rule(
@@ -143,6 +161,12 @@ class Faults(RuleBasedStateMachine):
     @rule(seconds=st.floats(0.001, 3.0))
     def let_pass(self, seconds: float) -> None:
         self.run.world.run_for(seconds)
+
+    @rule(weight=st.integers(1, 99), promoted=st.booleans())
+    @precondition(lambda self: self.role.version and self.run.deployer is None)
+    def roll_out(self, weight: int, promoted: bool) -> None:
+        last: Change = (lambda one: one.promote(NEW)) if promoted else Rollout.roll_back
+        self.run.deploy(1, [lambda one: one.start(NEW, weight), last])
 
     @rule()
     def switch_off(self) -> None:

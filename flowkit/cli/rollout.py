@@ -130,7 +130,7 @@ def start(version: str, weight: int, app: str, ramp: Ramp | None) -> int:
         here.version(version)
         here.settle()
         here.declare()
-        here.change(lambda one: one._replace(candidate=version, weight=weight, before=0))
+        here.change(lambda one: one.start(version, weight))
         if ramp is not None:
             return _climb(here, ramp, weight)
         here.settle()
@@ -143,7 +143,7 @@ def shift(weight: int, app: str) -> None:
     with fleet(app) as here:
         _candidate(here)
         here.settle()
-        here.change(lambda one: one._replace(weight=weight, before=one.weight))
+        here.change(lambda one: one.shift(weight))
         here.settle()
         print(f"version {plain(here.rollout.candidate)} has {weight} % of the messages of app {here.app}")
 
@@ -203,7 +203,7 @@ def _climb(here: Fleet, ramp: Ramp, weight: int) -> int:
     name = here.rollout.candidate
     for step in [weight, *(one for one in ramp.steps if one > weight)]:
         if step != weight:
-            here.change(lambda one: one._replace(weight=step, before=one.weight))  # noqa: B023
+            here.change(lambda one: one.shift(step))  # noqa: B023
         print(f"version {plain(name)} has {step} % of the messages of app {here.app}", flush=True)
         if why := _watch(here, plan, every):
             print(f"version {plain(name)}: {why}", flush=True)
@@ -237,15 +237,14 @@ def _watch(here: Fleet, plan: Plan, seconds: float) -> str:
 
 
 def _promote(here: Fleet, name: str) -> None:
-    here.change(lambda one: Rollout(name, name, 0, one.weight, one.epoch))
+    here.change(lambda one: one.promote(name))
     here.settle()
     print(f"version {plain(name)} is the baseline of app {here.app}; the other one is drained, and safe to stop")
 
 
 def _roll_back(here: Fleet) -> None:
     rollout = here.rollout
-    before = max(rollout.weight, rollout.before)
-    here.change(lambda one: one._replace(weight=0, before=before))
+    here.change(Rollout.roll_back)
     try:
         here.settle()
     finally:

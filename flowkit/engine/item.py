@@ -29,6 +29,8 @@ class Item:
     body: object = None
     claim: Claim | None = None
     """What the inbox says; None for a duplicate."""
+    twin: "Item | None" = None
+    """Who has the claim of the same message, which came twice at once."""
     claimed: bool = False
     handled: bool = False
     unread: bool = False

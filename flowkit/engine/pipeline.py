@@ -372,7 +372,7 @@ class Pipeline:
     def decide(self, item: Item) -> Outcome | None:
         """What came of a message."""
         if item.claim is None:
-            return Duplicate()
+            return Duplicate() if item.twin is None or self._ends(item.twin) else None
         if not item.handled:
             return None
         error = item.error
@@ -393,11 +393,20 @@ class Pipeline:
             return Retried(duration.seconds(error.delay, "RetryAfter"), error)
         return Retried(self.flow.retry.delay(attempts, self.random()), error)
 
+    def _ends(self, twin: Item) -> bool:
+        """Whether a message is at an end, or with this commit. Else its duplicate stays as well: it may be the only one
+        that the broker still knows."""
+        return twin.outcome is not None or (twin.handled and twin in self.items)
+
     def _known(self, claims: Mapping[Identity, Claim], items: Sequence[Item]) -> None:
         """Give each identity's claim to one item; the same id twice in a batch is a duplicate."""
-        left = dict(claims)
+        left, owners = dict(claims), dict[Identity, Item]()
         for item in sorted(items, key=lambda item: -item.delivery.generation):
-            item.claim = claim = left.pop(item.delivery.identity, None)
+            identity = item.delivery.identity
+            item.claim = claim = left.pop(identity, None)
+            item.twin = owners.get(identity) if claim is None else None
+            if claim is not None:
+                owners[identity] = item
             if claim and item.delivery.deliveries >= SUSPECT_DELIVERIES and self.together([item.delivery]) == 1:
                 item.claim = claim._replace(suspect=True)
 

@@ -35,6 +35,8 @@ MUCH = 1000
 WATCH_SECONDS = 0.25
 """How late a delayed message may be noticed, where nothing else wakes the worker."""
 DEADLINE_STEP_SECONDS = 0.05
+DEADLINE_STEPS = 100
+"""So many looks in the time of the shortest deadline are enough."""
 BACKOFF_SECONDS = (0.1, 5.0)
 _log = logging.getLogger("flowkit.worker")
 
@@ -288,9 +290,11 @@ class Worker:
                 last.callback(lane.drain)
 
     def _guard_deadlines(self, abandon: Callable[[], None]) -> None:
+        shortest = min((lane.flow.deadline for lane in self.lanes), default=BEAT_SECONDS)
+        step = min(BEAT_SECONDS, max(DEADLINE_STEP_SECONDS, shortest / DEADLINE_STEPS))
         while not self.overdue:
             self.watch_deadlines()
-            self._ended.wait(DEADLINE_STEP_SECONDS)
+            self._ended.wait(step)
             if self._ended.is_set():
                 return
         if self.services.store.serial:
@@ -406,7 +410,7 @@ class Worker:
                 lane = suspect if alone else next((one for one in idle if one.running), None)
             held_back = self.relay.clogged and not self.stopping.is_set()  # what has begun is finished all the same
             if lane is None or self._alone or held_back:
-                self._changed.wait(WATCH_SECONDS)
+                self._changed.wait(WATCH_SECONDS if held_back else BEAT_SECONDS)
                 return None
             self._hot.remove(lane)
             self._running.add(lane)

@@ -69,6 +69,7 @@ class PostgresDialect:
             skip="FOR UPDATE SKIP LOCKED",
             marker="%s",
             witness="SELECT pg_logical_emit_message(true, 'flowkit', '')",
+            row="ctid",  # by the key it would read all of the inbox for each thousand that are forgotten
         )
         self.engine = create_engine(
             self._url,

@@ -1,10 +1,13 @@
 """Retention: what the inbox, the dead letters and the ledger forget, and when."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
 
 from flowkit.ports import Retention, Tally
+from flowkit.store.unit import MICROSECOND
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
@@ -19,6 +22,9 @@ class Cleaner:
 
     def __init__(self, store: "SqlStore") -> None:
         self._store = store
+        self._gone: dict[str, int] = defaultdict(int)
+        """Up to when nothing is left of some names, as far as this process knows: what was removed is in the way of who
+        looks through it again, until the database has tidied up."""
 
     def clean(self, policy: Retention, holder: str) -> int:
         """One batch of each kind, if `holder` is elected for its term. Returns the rows removed."""
@@ -27,14 +33,23 @@ class Cleaner:
             unit.begin()
             if not unit.read(sql.elect, (f"cleaner:{policy.app}", holder, TERM_MICROSECONDS)):
                 return 0
+            flows = _names(policy.flows)
+            now = int(unit.read(sql.now)[0][0])
+            retention = int(policy.inbox * MICROSECOND)
             # An accepted id is remembered longer than what the flows did with it: sent again, it is still known.
-            channels = to_json([[f"channel:{one}"] for one in policy.channels]).decode()
-            flows = to_json([[flow] for flow in policy.flows]).decode()
-            removed = len(unit.read(sql.purge_inbox, (flows, int(policy.inbox * 1_000_000), BATCH)))
-            removed += len(unit.read(sql.purge_inbox, (channels, int(policy.inbox * 2_000_000), BATCH)))
-            digests = to_json([[f"digest:{one}"] for one in policy.channels]).decode()
-            removed += len(unit.read(sql.purge_inbox, (digests, int(policy.inbox * 2_000_000), BATCH)))
-            letters = unit.read(sql.expire_dead, (flows, int(policy.dead_letters * 1_000_000), BATCH))
+            ends = {
+                flows: now - retention,
+                _names(f"channel:{one}" for one in policy.channels): now - 2 * retention,
+                _names(f"digest:{one}" for one in policy.channels): now - 2 * retention,
+            }
+            purged = {
+                names: sorted(
+                    changed for (changed,) in unit.read(sql.purge_inbox, (names, self._gone[names], end, BATCH))
+                )
+                for names, end in ends.items()
+            }
+            removed = sum(len(times) for times in purged.values())
+            letters = unit.read(sql.expire_dead, (flows, int(policy.dead_letters * MICROSECOND), BATCH))
             tallies = {flow: Tally() for (flow, *_) in letters}
             for flow, _, _ in letters:
                 tallies[flow] = tallies[flow]._replace(dead=tallies[flow].dead - 1, expired=tallies[flow].expired + 1)
@@ -42,6 +57,7 @@ class Cleaner:
             unit.count(tallies)
             removed += len(unit.read(sql.purge_objects, (policy.app, BATCH)))
             self._fold(unit)
+        self._gone.update({names: times[-1] if len(times) == BATCH else ends[names] for names, times in purged.items()})
         self._store.dialect.tidy()
         return removed + len(letters)
 
@@ -52,3 +68,7 @@ class Cleaner:
         for flow, *counts in gone:
             totals[flow] = Tally(*(a + b for a, b in zip(totals.get(flow, Tally()), counts, strict=True)))
         unit.write(self._store.sql.count, [(flow, "", *totals[flow]) for flow in sorted(totals)])
+
+
+def _names(names: Iterable[str]) -> str:
+    return to_json([[name] for name in names]).decode()

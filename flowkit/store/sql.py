@@ -237,7 +237,7 @@ class SqlStore:
 
     def lease(self, flow: str, limit: int, worker: str, seconds: float) -> list[Delivery]:
         with self.unit(flow) as unit:
-            if self.fence is not None:
+            if self.fence is not None or self.serial:
                 unit.begin()  # else it is one statement, and a transaction by itself
             rows = unit.read(self.sql.lease, (flow, limit, int(seconds * MICROSECOND), worker))
             unit.commit()

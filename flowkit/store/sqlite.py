@@ -30,11 +30,12 @@ from flowkit.store.unit import Row
 _log = logging.getLogger("flowkit.store")
 
 BUSY_SECONDS = 30
+LOCK_POLL_SECONDS = 0.0003
 POLL_SECONDS = 0.0005
 IDLE_POLL_SECONDS = 0.05
 PATIENCE = 8
-"""A pause is this part of the time without news: what comes steadily waits for a fraction of its own intervals, and the
-heartbeats of workers, which are news as well, make nobody busy."""
+"""A pause is this part of the time that was waited: what comes steadily waits for a fraction of its own intervals, and
+the heartbeats of workers, which are news as well, make nobody busy."""
 WAL_BYTES = 64 * 1024 * 1024
 _FENCE = "SELECT 1 FROM flowkit_leases WHERE name = ? AND holder = ? AND token = ?"
 _TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
@@ -138,8 +139,26 @@ class SqliteDialect:
         return "no such savepoint" in str(error)
 
     def begin(self, connection: Any, deadline: float) -> None:
-        # IMMEDIATE: a read transaction that turns into a writing one fails at once when another wrote meanwhile.
-        connection.execute("BEGIN IMMEDIATE")
+        """Wait for the lock as those do who may get it. SQLite looks ever more seldom, up to ten times a second: who
+        comes back at once, as a busy worker does, would have it again and again before one that waits."""
+        since = time.monotonic()
+        connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            while not self._begun(connection, since):
+                time.sleep(max(LOCK_POLL_SECONDS, min((time.monotonic() - since) / PATIENCE, IDLE_POLL_SECONDS)))
+        finally:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+
+    def _begun(self, connection: Any, since: float) -> bool:
+        """Whether it got the lock. Raises what SQLite says when it has waited for too long."""
+        try:
+            # IMMEDIATE: a read transaction that turns into a writing one fails at once when another wrote meanwhile.
+            connection.execute("BEGIN IMMEDIATE")
+        except self.module.OperationalError as error:
+            if not isinstance(self.classify(error), StoreConflict) or time.monotonic() - since > BUSY_SECONDS:
+                raise
+            return False
+        return True
 
     def broken(self, connection: Any) -> BaseException | None:
         """Why the transaction is no longer open: SQLite has no failed transactions, only ended ones."""

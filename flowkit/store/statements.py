@@ -3,7 +3,8 @@
 Lists travel as one JSON parameter, so that each statement has one text (and one prepared plan) for any batch size.
 Placeholders: `?` a parameter, `{now}` the database's clock in microseconds, `{each}` the rows of a JSON array of
 arrays as column `value`, `{among}` a test against their first elements that uses an index, `{skip}` what keeps two
-claimers from waiting for each other, `{of}` the flow that an address is one of.
+claimers from waiting for each other, `{of}` the flow that an address is one of; `{entry}`, `{letter}` and `{object}`
+what a row of the inbox, a dead letter and an object are found by.
 """
 
 from dataclasses import dataclass, fields
@@ -88,12 +89,13 @@ class Statements:
     remove: str = """
         DELETE FROM flowkit_messages WHERE copy {among} AND (copy, deliveries) IN
         (SELECT value ->> 0, CAST(value ->> 1 AS integer) FROM {each})"""
+    # The first one by the index: PostgreSQL would look for any through all that are not due.
     due: str = """
-        SELECT value ->> 0 FROM {each} WHERE EXISTS
-        (SELECT 1 FROM flowkit_messages WHERE flow = value ->> 0 AND due <= {now})"""
+        SELECT value ->> 0 FROM {each}
+        WHERE (SELECT min(due) FROM flowkit_messages WHERE flow = value ->> 0) <= {now}"""
     due_of_all: str = """
-        SELECT flow FROM flowkit_subscriptions AS one WHERE EXISTS
-        (SELECT 1 FROM flowkit_messages AS row WHERE row.flow = one.flow AND row.due <= {now})"""
+        SELECT flow FROM flowkit_subscriptions AS one
+        WHERE (SELECT min(due) FROM flowkit_messages AS row WHERE row.flow = one.flow) <= {now}"""
     count: str = """
         INSERT INTO flowkit_counters AS total (flow, lane, accepted, applied, dead, discarded, expired, unidentified)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)
@@ -112,8 +114,8 @@ class Statements:
         ON CONFLICT (space, key) DO UPDATE SET value = excluded.value, expires = excluded.expires"""
     delete_object: str = "DELETE FROM flowkit_objects WHERE space = ? AND key = ?"
     purge_objects: str = """
-        DELETE FROM flowkit_objects WHERE (space, key) IN
-        (SELECT space, key FROM flowkit_objects WHERE space = ? AND expires <= {now} LIMIT ?) RETURNING key"""
+        DELETE FROM flowkit_objects WHERE ({object}) IN
+        (SELECT {object} FROM flowkit_objects WHERE space = ? AND expires <= {now} LIMIT ?) RETURNING key"""
     now: str = "SELECT {now}"
     join: str = """
         INSERT INTO flowkit_workers (id, app, host, pid, team, site, version, state, epoch, handled, failed, p99,
@@ -181,14 +183,15 @@ class Statements:
     evict: str = """
         DELETE FROM flowkit_workers WHERE id IN
         (SELECT id FROM flowkit_workers WHERE app = ? AND team <> ? {skip})"""
+    # `|| ''`: rows are found by their age, and not by their flow, of which most rows are.
     purge_inbox: str = """
-        DELETE FROM flowkit_inbox WHERE (flow, source, id) IN
-        (SELECT box.flow, box.source, box.id FROM flowkit_inbox AS box WHERE box.state = 1
-         AND box.flow IN (SELECT value ->> 0 FROM {each}) AND box.changed < {now} - CAST(? AS bigint) LIMIT ?)
-        RETURNING id"""
+        DELETE FROM flowkit_inbox WHERE ({entry}) IN
+        (SELECT {entry} FROM flowkit_inbox WHERE state = 1 AND flow || '' {among}
+         AND changed >= ? AND changed < CAST(? AS bigint) ORDER BY changed LIMIT ?)
+        RETURNING changed"""
     expire_dead: str = """
-        DELETE FROM flowkit_dead WHERE letter IN
-        (SELECT letter FROM flowkit_dead WHERE flow IN (SELECT value ->> 0 FROM {each})
+        DELETE FROM flowkit_dead WHERE ({letter}) IN
+        (SELECT {letter} FROM flowkit_dead WHERE flow IN (SELECT value ->> 0 FROM {each})
          AND died < {now} - CAST(? AS bigint) ORDER BY died LIMIT ?)
         RETURNING flow, source, id"""
     conclude: str = "UPDATE flowkit_inbox SET state = 1, changed = {now} WHERE flow = ? AND source = ? AND id = ?"
@@ -234,13 +237,17 @@ class Statements:
         FROM flowkit_workers ORDER BY id"""
 
     @classmethod
-    def render(cls, now: str, each: str, among: str, skip: str, marker: str, witness: str = "") -> "Statements":
-        """The statements for one database, from its words for the placeholders."""
+    def render(
+        cls, now: str, each: str, among: str, skip: str, marker: str, witness: str = "", row: str = ""
+    ) -> "Statements":
+        """The statements for one database, from its words for the placeholders. `row`: by what it finds a row that it
+        has just read, where that is not its key."""
 
         def one(text: str) -> str:
             filled = text.format(
                 now=f"(SELECT {now})", each=each, among=among.format(each=each), skip=skip, witness=witness,
-                of=f"replace(flow, '{CANDIDATE}', '')",
+                of=f"replace(flow, '{CANDIDATE}', '')", entry=row or "flow, source, id", letter=row or "letter",
+                object=row or "space, key",
             )  # fmt: skip
             return " ".join(filled.split()).replace("?", marker)
 

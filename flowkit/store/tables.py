@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
 
-VERSION = "0003"
+VERSION = "0004"
 """The revision of the migration that makes this schema."""
 OLDEST = "0001"
 """The oldest revision whose code goes on working on this schema: migrations since only added what it need not know."""
@@ -66,7 +66,7 @@ inbox = Table(
     Column("suspect", SmallInteger, nullable=False),
     Column("venture", Text),
     Column("changed", BigInteger, nullable=False),
-    Index("flowkit_inbox_changed", "changed", postgresql_using="brin"),
+    Index("flowkit_inbox_changed", "changed"),
     sqlite_with_rowid=False,
 )
 

@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
-from flowkit.errors import ConfigError, Fenced
+from flowkit.errors import ConfigError, Fenced, StoreConflict
 from flowkit.message import MAX_NAME, Message, new_id
 from flowkit.ports import (
     CANDIDATE,
@@ -482,6 +483,13 @@ class StoreConformance:
         assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 60, 3600), "me") == 1
         assert self.claim(delivery(one, f"channel:{CHANNEL}")) == []
         assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 30, 3600), "me") == 1
+
+    def test_what_a_purge_could_not_commit_is_purged_by_the_next_one(self) -> None:
+        self.claim(delivery(message()), delivery(message()))
+        policy = Retention("kit", [FLOW], [CHANNEL], 0, 3600)
+        with patch.object(type(self.store.dialect), "commit", side_effect=StoreConflict("busy")):
+            assert raises(StoreConflict, lambda: self.store.clean(policy, "me"))
+        assert self.store.clean(policy, "me") == 2
 
     def test_open_and_dead_inbox_rows_are_never_purged(self) -> None:
         self.bury()

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import event
 
 from flowkit.errors import StoreUnavailable
-from flowkit.store.sqlite import BUSY_SECONDS, SqliteDialect, driver
+from flowkit.store.sqlite import _FENCE, BUSY_SECONDS, SqliteDialect, driver
 from tests.simulation.world import Process, Task, World
 
 module = driver()
@@ -28,9 +28,11 @@ HELD = """
     SELECT count(*) FROM flowkit_messages
     WHERE (copy, deliveries) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))"""
 """How many of these rows are leased under these tokens."""
-IDLE = {"wait", "due", "due_of_all", "join", "subscribers"}
+IDLE = {"wait", "due", "due_of_all", "join", "subscribers", "rollout", "active", "keep_active"}
 """What idle workers do all the time: seldom worth a fault."""
-NAMES = {text: name for name, text in vars(SqliteDialect.statements).items()}
+FENCED = {"claim", "lease", "remove"}
+"""What only the active group may commit."""
+NAMES = {text: name for name, text in vars(SqliteDialect.statements).items()} | {_FENCE: "fence"}
 QUERIES = {name for text, name in NAMES.items() if text.startswith("SELECT")}
 
 
@@ -76,6 +78,8 @@ class Connection(module.Connection):  # type: ignore[misc, name-defined]
     armed = False
     """Not while it is being opened: SQLAlchemy holds a lock then that others would wait for."""
     lost = False
+    effective = False
+    """Whether the transaction did what only the active group may."""
 
     def cut(self) -> None:
         """It is gone, and the server rolls back what is open."""
@@ -116,6 +120,14 @@ class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
             self.connection.news.world.blame(AssertionError(f"a stale holder changed rows of another: {statement}"))
         return result
 
+    def _judge(self) -> None:
+        """A commit of a group counts only while that is active."""
+        world = self.connection.news.world
+        assert world.current is not None
+        fence = world.current.process.fence
+        if fence and not super().execute(_FENCE, fence).fetchall():
+            world.blame(AssertionError(f"a commit of {fence} counts, and another group is active"))
+
     def _at(self, statement: str, call: Callable[[], Any]) -> Any:
         connection = self.connection
         if not connection.armed:
@@ -135,6 +147,9 @@ class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
             if fault == "cut":
                 connection.cut()
             held = connection.in_transaction
+            if name == "commit" and connection.effective:
+                self._judge()
+            connection.effective = name != "begin" and (connection.effective or name in FENCED)
             try:
                 result = call()
             except module.OperationalError as error:
@@ -195,6 +210,9 @@ class Dialect(SqliteDialect):
 
     def classify(self, error: BaseException) -> BaseException:
         return StoreUnavailable(str(error)) if isinstance(error, Lost) else super().classify(error)
+
+    def begin(self, connection: Any, deadline: float) -> None:
+        connection.execute("BEGIN IMMEDIATE")  # which waits in the world's time
 
     def commit(self, connection: Any, token: str | None) -> None:
         super().commit(connection, token)

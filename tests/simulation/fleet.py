@@ -1,38 +1,44 @@
-"""The processes of a run: supervised workers, and clients that publish."""
+"""The processes of a run: instances of the app, each a supervisor with its workers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 from flowkit import App
+from flowkit.cli import run as running
 from flowkit.config import Services, Settings
+from flowkit.continuity import standby as standing
+from flowkit.continuity.standby import Standby
 from flowkit.engine import lane as laning
 from flowkit.engine import slots as slotting
 from flowkit.engine import supervisor as supervising
+from flowkit.engine import versions as versioning
 from flowkit.engine import worker as working
 from flowkit.engine.slots import InFlight, Slots, State
 from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.worker import Worker
-from flowkit.errors import FlowKitError, OutcomeUnknown
-from flowkit.flow import compose
-from flowkit.ports import Delivery
-from flowkit.publisher import Publisher
+from flowkit.errors import FlowKitError
+from flowkit.ports import Delivery, Fence
 from flowkit.store.sql import SqlStore
 from flowkit.transports.sql import SqlTransport
 from tests.simulation.broker import Broker, Link
 from tests.simulation.database import Dialect, News
-from tests.simulation.shop import Deeds, Order
-from tests.simulation.threads import IDLE_COLLECTOR, Log, Threads, clock
+from tests.simulation.sharing import Sharing
+from tests.simulation.shop import APP, Deeds
+from tests.simulation.threads import IDLE_COLLECTOR, Event, Log, Threads, clock
 from tests.simulation.world import Process, World
 
 LEASE_SECONDS = 3
+GROUP_SECONDS = 3.0
 SLOTS = 16
 GRACE_SECONDS = 10.0
 FREEZES = (0.2, 1.0, 5.0, 9.0)
 """Seconds: the last two are longer than a lease, and leave others time to take over."""
+AWAY = (0.0, 0.0, 1.0, 5.0)
+"""Seconds until what died with its supervisor is started again."""
 STEP_SECONDS = 0.1
 
 
@@ -42,6 +48,13 @@ class SkewedClock:
     def __init__(self, world: World, skew: float) -> None:
         self.now = lambda: world.time + skew
         self.monotonic = world.monotonic
+
+
+class Role(NamedTuple):
+    """As what a supervisor and its workers run."""
+
+    version: str = ""
+    group: str = ""
 
 
 class Machine:
@@ -62,10 +75,13 @@ class Machine:
         time = f"{int(self.world.time * 1000):012x}"
         return f"{time[:8]}-{time[8:]}-7000-8000-{self._ids:012x}"
 
-    def services(self, process: Process) -> Services:
+    def services(self, process: Process, role: Role | None = None) -> Services:
         """What a process works with."""
-        world = self.world
-        settings = Settings.model_construct(database_url=f"sqlite:///{self.path}", lease=LEASE_SECONDS, threads=2)
+        world, role = self.world, role or Role()
+        settings = Settings.model_construct(
+            database_url=f"sqlite:///{self.path}", lease=LEASE_SECONDS, threads=2,
+            version=role.version, group=role.group, group_lease=GROUP_SECONDS,
+        )  # fmt: skip
         store = SqlStore(Dialect(world, process, str(self.path), self.serial, self.news), world, self.id)
         transport = Link(self.broker, process) if self.broker else SqlTransport(store, LEASE_SECONDS)
         skew = world.random.uniform(-3600, 3600) if self.skewed else 0.0
@@ -75,12 +91,13 @@ class Machine:
 class Child:
     """Stands for `subprocess.Popen` in the supervisor: a worker process of the world."""
 
-    def __init__(self, fleet: "Fleet", slots: Slots) -> None:
-        self.pid = fleet.machine.world.points
+    def __init__(self, instance: "Instance", slots: Slots) -> None:
+        self.pid = instance.fleet.machine.world.points
         self.slots = slots
         self.worker: Worker | None = None
-        self._fleet = fleet
-        self._process = fleet.process(f"worker{fleet.started}")
+        self._fleet = instance.fleet
+        self._role = instance.role
+        self._process = instance.process()
         self._process.spawn("main", self._main)
 
     @property
@@ -93,9 +110,15 @@ class Child:
 
     def send_signal(self, number: int) -> None:
         if number == 9:
-            self._process.kill()
+            self.kill()
         elif self.worker is not None:
             self.worker.stop()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self) -> None:
+        """It is dead at once."""
 
     def _main(self) -> None:
         """As the command line runs a worker."""
@@ -105,24 +128,30 @@ class Child:
             self._process.kill(1)  # it cannot begin without its services, and is started again
 
     def _work(self) -> int:
-        fleet = self._fleet
-        services = fleet.machine.services(self._process)
+        fleet, world = self._fleet, self._fleet.machine.world
+        services = fleet.machine.services(self._process, self._role)
+        if self._role.group:
+            never = SimpleNamespace(asked=Event(world), hangup=Event(world))
+            running._let_begin(fleet.app, services, self.slots, cast(Any, never))
+            self._process.fence = Fence(APP, self._role.group, self.slots.token).key
         venture = services.store.venture
 
         def note(suspect: Delivery, worker: str) -> None:
             fleet.deeds.ventures.setdefault(suspect.identity, {})[worker] = self._process
             venture(suspect, worker)
-            fleet.machine.world.point("alone", ("freeze",))  # nothing is locked: another worker may come by
+            world.point("alone", ("freeze",))  # nothing is locked: another worker may come by
 
         services.store.venture = note  # type: ignore[method-assign]
+        since = world.time
         self.worker = worker = Worker(fleet.app, services, None, self.slots)
+        fleet.sharing.join(self._process, worker, since)
         for lane in worker.lanes:
             lane.pipeline.observe = fleet.deeds.observe
-            lane.pipeline.call = fleet.deeds.watched(lane.pipeline.call)
+            lane.pipeline.call = fleet.deeds.watched(fleet.sharing.watched(lane.pipeline.call))
 
         def abandon() -> None:
             self._process.kill(REPLACE)
-            fleet.machine.world.leave()
+            world.leave()
 
         ended = worker.run(GRACE_SECONDS, abandon)
         if worker.overdue or worker.crippled or not ended:
@@ -131,67 +160,116 @@ class Child:
         return STOPPED if any(lane.stopped for lane in worker.lanes) else 0
 
 
-class Fleet:
-    """A supervisor and its workers."""
+class Instance:
+    """A supervisor and its workers. They die together, and the machine starts them again."""
 
-    def __init__(self, machine: Machine, app: App, deeds: Deeds, workers: int) -> None:
-        self.machine = machine
-        self.app = app
-        self.deeds = deeds
+    def __init__(self, fleet: "Fleet", role: Role, workers: int) -> None:
+        self.fleet = fleet
+        self.role = role
         self.workers = workers
-        self.started = 0
         self.processes: list[Process] = []
         self.supervisor: Process | None = None
-        self._init = Process(machine.world, "init")
-        self.unsupervised = 0
-        """How often the supervisor died with its workers."""
-        self._resources = ExitStack()
-        deeds.explode = self.kill_all
+        self._init = Process(fleet.machine.world, "init")
 
-    def process(self, name: str) -> Process:
-        self.started += 1
-        process = Process(self.machine.world, name)
+    def process(self) -> Process:
+        """A process for a worker."""
+        self.fleet.started += 1
+        process = Process(self.fleet.machine.world, f"worker{self.fleet.started}{self.role.version}{self.role.group}")
         self.processes = [one for one in self.processes if one.status is None] + [process]
         return process
 
     def start(self) -> None:
         """Start the supervisor."""
-        self.supervisor = Process(self.machine.world, "supervisor")
+        self.supervisor = Process(self.fleet.machine.world, f"supervisor{self.role.version}{self.role.group}")
         self.supervisor.spawn("main", self._supervise)
 
+    def stop(self) -> None:
+        """End all of it at once."""
+        for process in [self._init, self.supervisor, *self.processes]:
+            if process is not None:
+                process.kill()
+
+    def restart(self, seconds: float) -> None:
+        """End all of it at once, and start it again after so long."""
+        self.stop()
+        world = self.fleet.machine.world
+        # Ended again before it was up, it comes up once.
+        self._init = Process(world, "init")
+
+        def start() -> None:
+            world.sleep(seconds)
+            self.start()
+
+        self._init.spawn("main", start)
+
     def _supervise(self) -> None:
-        world = self.machine.world
+        fleet, world = self.fleet, self.fleet.machine.world
         assert self.supervisor is not None
-        services = self.machine.services(self.supervisor)
-        supervisor = Supervisor(["worker"], self.workers, services.store, world, world.random.random)
-        self._resources.callback(supervisor.close)
+        services = fleet.machine.services(self.supervisor, self.role)
+        supervisor = Supervisor(self.role, self.workers, services.store, world, world.random.random)
+        fleet.resources.callback(supervisor.close)
         charge = supervisor._charge
 
         def note(victim: InFlight, worker: str) -> None:
-            together = worker not in self.deeds.ventures.get(victim.identity, {})
-            self.deeds.charges[victim.identity] += victim.state is State.OVERDUE and together
+            together = worker not in fleet.deeds.ventures.get(victim.identity, {})
+            fleet.deeds.charges[victim.identity] += victim.state is State.OVERDUE and together
             charge(victim, worker)
 
         supervisor._charge = note  # type: ignore[method-assign]
+        standby = self._standby(services) if self.role.group else None
         while supervisor.step():
+            if standby is not None and standby.token != supervisor.token:
+                running._follow(standby.token, supervisor, ())
             world.sleep(STEP_SECONDS)
         raise AssertionError(f"the supervisor ended with status {supervisor.status}")
+
+    def _standby(self, services: Services) -> Standby:
+        info = running._info(services.ids(), APP, services.settings)
+        return Standby(services.store, services.clock, info, GROUP_SECONDS, spare=False)
+
+
+class Fleet:
+    """The instances of an app."""
+
+    def __init__(self, machine: Machine, app: App, deeds: Deeds, sharing: Sharing) -> None:
+        self.machine = machine
+        self.app = app
+        self.deeds = deeds
+        self.sharing = sharing
+        self.instances: list[Instance] = []
+        self.started = 0
+        self.unsupervised = 0
+        """How often a supervisor died with its workers."""
+        self.resources = ExitStack()
+        deeds.explode = self.kill_all
+
+    def add(self, role: Role, workers: int) -> None:
+        """Start an instance."""
+        self.instances.append(Instance(self, role, workers))
+        self.instances[-1].start()
+
+    def remove(self, version: str) -> None:
+        """End the instances of a version, for good."""
+        for one in self.instances:
+            if one.role.version == version:
+                one.stop()
+        self.instances = [one for one in self.instances if one.role.version != version]
 
     def kill_all(self) -> None:
         """The machine is switched off, and on again."""
         self.unsupervised += 1
-        assert self.supervisor is not None
-        for process in [self._init, self.supervisor, *self.processes]:
-            process.kill()
-        # Switched off again before it was up, it comes up once.
-        self._init = Process(self.machine.world, "init")
-        self._init.spawn("main", self.start)
+        for one in self.instances:
+            one.restart(0.0)
 
     def strike(self, victim: Process, kind: str) -> bool:
         """A fault of a whole process."""
         world = self.machine.world
-        if kind == "kill" and (victim is self.supervisor or (victim in self.processes and world.random.random() < 0.1)):
-            self.kill_all()  # workers die with their supervisor
+        supervised = next((one for one in self.instances if one.supervisor is victim), None)
+        if kind == "kill" and supervised is not None:
+            self.unsupervised += 1
+            supervised.restart(world.random.choice(AWAY))  # workers die with their supervisor
+        elif kind == "kill" and self._works(victim) and world.random.random() < 0.1:
+            self.kill_all()
         elif kind == "kill":
             victim.kill()
         elif kind == "freeze":
@@ -200,89 +278,11 @@ class Fleet:
             return False
         return True
 
+    def _works(self, process: Process) -> bool:
+        return any(process in one.processes for one in self.instances)
+
     def close(self) -> None:
-        self._resources.close()
-
-
-class Client:
-    """Publishes orders from a process of its own, which may die at it, and logs what it was told."""
-
-    def __init__(self, machine: Machine, app: App, name: str, orders: Sequence[Order]) -> None:
-        self._machine = machine
-        self._app = app
-        self._name = name
-        self.todo = list(orders)
-        self.log: dict[str, str] = {}
-        """Name -> ok, unknown or fail: what it may believe. Once unknown, no later failure makes it a fail."""
-        self.refused: dict[str, float] = {}
-        """Name -> when it was told last that nothing of it was accepted."""
-        self._started = 0
-        self.start()
-
-    @property
-    def finished(self) -> bool:
-        return not self.todo
-
-    def start(self) -> None:
-        self._started += 1
-        self._process = Process(self._machine.world, f"{self._name}.{self._started}")
-        self._process.onto_death.append(self._again)
-        self._process.spawn("main", self._publish)
-
-    def _again(self) -> None:
-        if self.todo and not self._machine.world.closing:
-            self.start()
-
-    def _publish(self) -> None:
-        world = self._machine.world
-        services = self._machine.services(self._process)
-        context = self._app.context(services)
-        publisher = Publisher(services.store, context)
-        channel = self._app.channels["orders"]
-        while self.todo:
-            order = self.todo[0]
-            before = self.log.get(order.name)
-            if before and world.random.random() < 0.3:
-                self.todo.pop(0)  # it will never know
-                continue
-            self.log[order.name] = "unknown"
-            try:
-                publisher.publish([compose(context, channel(order), "client", id=order.name)])
-            except OutcomeUnknown:
-                continue
-            except FlowKitError:
-                if before != "unknown":
-                    self.log[order.name] = "fail"
-                    self.refused[order.name] = world.time
-                world.sleep(0.1)
-                continue
-            self.log[order.name] = "ok"
-            self.todo.pop(0)
-            world.sleep(0.05 * world.random.random())
-
-
-class Operator:
-    """Sends dead letters again, in a process that may die at it."""
-
-    def __init__(self, machine: Machine, letters: Sequence[str]) -> None:
-        self._machine = machine
-        self._letters = letters
-        self.finished = False
-        self.start()
-
-    def start(self) -> None:
-        process = Process(self._machine.world, "operator")
-        process.onto_death.append(lambda: None if self.finished or self._machine.world.closing else self.start())
-        process.spawn("main", lambda: self._retry(process))
-
-    def _retry(self, process: Process) -> None:
-        store: Any = self._machine.services(process).store
-        while not self.finished:
-            try:
-                store.dead_letters.retry(self._letters)
-                self.finished = True
-            except FlowKitError:
-                self._machine.world.sleep(0.1)
+        self.resources.close()
 
 
 @contextmanager
@@ -291,8 +291,9 @@ def simulated(world: World, fleet: Fleet) -> Iterator[None]:
 
     def spawn(command: Any, env: dict[str, str], **options: Any) -> Child:
         slots = Slots(int(env[SLOTS_VARIABLE]))
-        fleet._resources.callback(slots.close)
-        return Child(fleet, slots)
+        fleet.resources.callback(slots.close)
+        instance = next(one for one in fleet.instances if one.role == tuple(command))
+        return Child(instance, slots)
 
     with ExitStack() as patches:
         for module, name, stand_in in (
@@ -301,6 +302,8 @@ def simulated(world: World, fleet: Fleet) -> Iterator[None]:
             (working, "_log", Log(world)),
             (working, "WATCH_SECONDS", 0.5),
             (working, "DEADLINE_STEP_SECONDS", 0.5),
+            (standing, "threading", Threads(world)),
+            (versioning, "threading", Threads(world)),
             (laning, "time", clock(world)),
             (slotting, "COUNT", SLOTS),
             (supervising, "COUNT", SLOTS),

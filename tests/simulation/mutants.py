@@ -13,10 +13,12 @@ from flowkit.engine import relay as relaying
 from flowkit.engine.item import Spoiled
 from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.supervisor import Supervisor
+from flowkit.engine.versions import VersionedSource, Versions
 from flowkit.errors import CommitUnknown, StoreUnavailable
 from flowkit.ports import Claim, Copy, Delivery, Receipt, Tally
 from flowkit.store.fleet import Fleet
 from flowkit.store.sql import SqlStore
+from flowkit.store.sqlite import SqliteDialect
 from flowkit.store.unit import SqlUnit
 from tests.simulation.broker import Link
 from tests.simulation.database import Dialect
@@ -105,9 +107,7 @@ def the_inbox_is_not_asked() -> Iterator[None]:
 @mutant
 def the_inbox_forgets_at_once() -> Iterator[None]:
     def forget(text: str) -> str:
-        return text.replace(
-            "< (SELECT flowkit_now()) - CAST(? AS bigint)", "< (SELECT flowkit_now()) + CAST(? AS bigint)"
-        )
+        return text.replace("changed < CAST(? AS bigint)", "CAST(? AS bigint) IS NOT NULL")
 
     with _statement("purge_inbox", forget):
         yield
@@ -359,6 +359,67 @@ def a_stale_holder_removes() -> Iterator[None]:
         )
 
     with _statement("remove", blind):
+        yield
+
+
+# ------------------------------------------------------------ versions and groups
+
+
+@mutant
+def a_candidate_does_not_rest_until_the_others_conform() -> Iterator[None]:
+    with patch.object(Versions, "rests", property(lambda self: False)):
+        yield
+
+
+@mutant
+def a_worker_says_that_it_conforms_when_it_does_not() -> Iterator[None]:
+    def conforms(original: Any, self: VersionedSource) -> bool:
+        original(self)
+        return True
+
+    with _wrap(VersionedSource, "conforms", conforms):
+        yield
+
+
+@mutant
+def a_worker_that_does_not_conform_is_not_waited_for() -> Iterator[None]:
+    with _statement("rollout", lambda text: text.replace("worker.epoch < rolled.epoch", "worker.epoch < 0")):
+        yield
+
+
+@mutant
+def the_share_before_a_change_is_forgotten() -> Iterator[None]:
+    def theirs(original: Any, self: Versions, delivery: Delivery) -> Any:
+        before = self.rollout
+        self.rollout = before._replace(before=0) if before is not None else None
+        try:
+            return original(self, delivery)
+        finally:
+            self.rollout = before
+
+    with _wrap(Versions, "theirs", theirs):
+        yield
+
+
+@mutant
+def what_is_handed_on_is_acknowledged_first() -> Iterator[None]:
+    def hand_on(original: Any, self: VersionedSource, place: Any, theirs: Any) -> None:
+        place.settle(theirs)
+        original(self, place, theirs)
+
+    with _wrap(VersionedSource, "_hand_on", hand_on):
+        yield
+
+
+@mutant
+def what_the_candidate_had_is_left_there() -> Iterator[None]:
+    with _wrap(Versions, "places", lambda original, self, flow: original(self, flow)[:1]):
+        yield
+
+
+@mutant
+def commits_of_a_group_are_not_fenced() -> Iterator[None]:
+    with patch.object(SqliteDialect, "fence", lambda self, cursor, key: None):
         yield
 
 

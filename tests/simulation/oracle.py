@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowkit import App
+from flowkit.ports import CANDIDATE
 from flowkit.store.sql import SqlStore
 from flowkit.store.sqlite import SqliteDialect
 from tests.simulation.shop import Deeds, Order, dies, expected, fails
 from tests.simulation.world import World
 
 if TYPE_CHECKING:
-    from tests.simulation.fleet import Client, Machine
+    from tests.simulation.fleet import Machine
+    from tests.simulation.outside import Client
 
 DONE, DEAD = 1, 2
 
@@ -24,7 +26,7 @@ def open_store(world: World, path: Path) -> SqlStore:
 
 def at_rest(machine: "Machine", store: SqlStore, app: App) -> bool:
     """Whether nothing is left to be done: no rows, nothing at the broker, nothing unacknowledged."""
-    if machine.broker and any(machine.broker.depth(flow) for flow in app.flows):
+    if machine.broker and any(machine.broker.depth(flow) for flow in _addresses(app)):
         return False
     with store.unit("") as unit:
         return not unit.read("SELECT 1 FROM flowkit_messages LIMIT 1")
@@ -35,10 +37,15 @@ def left(machine: "Machine", store: SqlStore, app: App) -> str:
     with store.unit("") as unit:
         rows = unit.read("SELECT flow, id, generation, deliveries, due / 1e6, worker, parked FROM flowkit_messages")
         inbox = unit.read("SELECT flow, id, generation, attempts, suspect FROM flowkit_inbox WHERE state = 0")
-    depths = {flow: machine.broker.depth(flow) for flow in app.flows} if machine.broker else {}
+    depths = {flow: machine.broker.depth(flow) for flow in _addresses(app)} if machine.broker else {}
     now = store.now()
     waiting = [(*row[:4], round(row[4] - now, 1), *row[5:]) for row in rows]
     return f"rows: {waiting}; open: {inbox}; broker: {depths}"
+
+
+def _addresses(app: App) -> list[str]:
+    """Where messages of the app may be."""
+    return [*app.flows, *(flow + CANDIDATE for flow in app.flows)]
 
 
 def letters_to_mend(store: SqlStore) -> list[str]:

@@ -16,13 +16,16 @@ from unittest.mock import patch
 
 from flowkit.config import SystemClock
 from flowkit.engine import relay
+from flowkit.ports import Rollout
 from flowkit.store.sqlite import driver, open_store
 from tests.shop import Base
 from tests.simulation import oracle
 from tests.simulation.database import IDLE
 from tests.simulation.fate import Fate, Planned, Seeded
-from tests.simulation.fleet import Client, Fleet, Machine, Operator, simulated
-from tests.simulation.shop import DEEDS, Order, new_app
+from tests.simulation.fleet import LEASE_SECONDS, Fleet, Machine, Role, simulated
+from tests.simulation.outside import NEW, Change, Client, Deployer, Operator
+from tests.simulation.sharing import Sharing
+from tests.simulation.shop import APP, DEEDS, Order, new_app
 from tests.simulation.world import START, Fault, Stuck, World
 
 KINDS = (
@@ -30,6 +33,11 @@ KINDS = (
     "disconnect", "nack", "unconfirmed", "alarm", "delete",
 )  # fmt: skip
 """What can break."""
+VERSIONS, GROUPS = 0.25, 0.15
+"""In how many runs a version is rolled out, and in how many there are two groups."""
+PAUSE_SECONDS, LONG_PAUSE_SECONDS = 0.05, 0.6
+LINGERING = 10
+"""So many orders more, which are in hand for long, are there while a version is rolled out."""
 REST_SECONDS = 600.0
 """How long, in virtual time, a run may take, and then again to come to rest when nothing breaks any more."""
 
@@ -53,23 +61,27 @@ class Run:
     """A world with its machine, fleet and clients, up to the oracle's judgement. A context manager."""
 
     def __init__(
-        self, seed: int, fate: Fate, database: Path, serial: bool, broker: bool, skewed: bool, workers: int
+        self, seed: int, fate: Fate, database: Path, serial: bool, broker: bool, skewed: bool, roles: Mapping[Role, int]
     ) -> None:
+        """`roles`: what instances there are, and how many workers each has."""
         self.world = World(seed, fate)
         database.write_bytes(_template())
         self.machine = Machine(self.world, database, serial, broker, skewed)
         self.app, self.deeds = new_app(self.world)
-        self.fleet = Fleet(self.machine, self.app, self.deeds, workers)
         self.world.strike = lambda task, kind: self.fleet.strike(task.process, kind)
         self.clients: list[Client] = []
+        self.deployer: Deployer | None = None
         self.orders: list[Order] = []
         self._store = oracle.open_store(self.world, database)
         self._store.subscribe({flow.name: flow.source.name for flow in self.app.flows.values()})
+        self.fleet = Fleet(self.machine, self.app, self.deeds, Sharing(self.world, self._store, LEASE_SECONDS))
+        self._roles = roles
 
     def __enter__(self) -> "Run":
         self._patches = simulated(self.world, self.fleet)
         self._patches.__enter__()
-        self.fleet.start()
+        for role, workers in self._roles.items():
+            self.fleet.add(role, workers)
         return self
 
     def __exit__(
@@ -80,10 +92,14 @@ class Run:
         self.fleet.close()
         self._patches.__exit__(None, None, None)
 
-    def publish(self, orders: Sequence[Order]) -> None:
-        """Let a client publish these."""
+    def publish(self, orders: Sequence[Order], pause: float = PAUSE_SECONDS) -> None:
+        """Let a client publish these, with pauses of up to so many seconds."""
         self.orders += orders
-        self.clients.append(Client(self.machine, self.app, f"client{len(self.clients)}", orders))
+        self.clients.append(Client(self.machine, self.app, f"client{len(self.clients)}", orders, pause))
+
+    def deploy(self, workers: int, steps: Sequence[Change]) -> None:
+        """Let another version be rolled out, with so many workers."""
+        self.deployer = Deployer(self.fleet, workers, steps)
 
     def finish(self) -> str:
         """Let everything come to its end. Returns what is wrong then; empty if nothing is."""
@@ -110,9 +126,15 @@ class Run:
             return str(error)
         return ""
 
+    def takeovers(self) -> int | None:
+        """How often a group took over from another; None where there are none."""
+        standing = self._store.standing(APP)
+        return standing.token - 1 if standing is not None else None
+
     def at_rest(self) -> bool:
         """Whether everything is published and at its end."""
-        return all(client.finished for client in self.clients) and oracle.at_rest(self.machine, self._store, self.app)
+        finished = all(one.finished for one in self.clients) and (self.deployer is None or self.deployer.finished)
+        return finished and oracle.at_rest(self.machine, self._store, self.app)
 
 
 def simulate(
@@ -123,12 +145,20 @@ def simulate(
     fate = Seeded(seed, KINDS, IDLE) if plan is None else Planned(plan)
     serial, broker, skewed = drawn.random() < 0.5, drawn.random() < 0.5, drawn.random() < 0.3
     orders = [Order(name=f"o{number}", deed=_deed(drawn, serial)) for number in range(drawn.randint(3, 16))]
-    half, workers = len(orders) // 2, drawn.randint(1, 3)
+    half, workers, shape = len(orders) // 2, drawn.randint(1, 3), drawn.random()
+    roles = {Role(): workers}
+    if shape < VERSIONS:
+        roles = {Role(version="v1"): workers}
+        orders += [Order(name=f"o{number}", deed="slow") for number in range(len(orders), len(orders) + LINGERING)]
+    elif shape > 1 - GROUPS:
+        roles = {Role(group="a"): workers, Role(group="b"): drawn.randint(1, 2)}
     with scratch() as folder, quiet(), mutate(), Run(
-        seed, fate, folder / "sim.db", serial, broker, skewed, workers
+        seed, fate, folder / "sim.db", serial, broker, skewed, roles
     ) as run:  # fmt: skip
-        run.publish(orders[:half])
-        run.publish(orders[half:])
+        if shape < VERSIONS:
+            run.deploy(drawn.randint(1, 2), _steps(drawn))
+        for some in (orders[:half], orders[half:]):  # while a version is rolled out more come
+            run.publish(some, LONG_PAUSE_SECONDS if run.deployer else PAUSE_SECONDS)
         failure = run.finish()
         world = run.world
         return Result(seed, failure, world.faults, world.points, world.time - START, _counts(run), world.met)
@@ -146,6 +176,12 @@ def _counts(run: Run) -> Counter[str]:
             "deaths of all": run.fleet.unsupervised,
         }
     )
+    if run.deployer is not None:
+        counts["runs with a rollout"] = 1
+    takeovers = run.takeovers()
+    if takeovers is not None:
+        counts["runs with groups"] = 1
+        counts["takeovers"] = takeovers
     broker = run.machine.broker
     if broker:
         counts["runs with a broker"] = 1
@@ -175,6 +211,16 @@ def shortest(
         else:
             size //= 2
     return best
+
+
+def _steps(drawn: random.Random) -> list[Change]:
+    """A rollout: the version gets some, perhaps more or less, and then all or nothing."""
+    first, second = drawn.randint(1, 99), drawn.randint(1, 99)
+    steps: list[Change] = [lambda one: one.start(NEW, first)]
+    if drawn.random() < 0.5:
+        steps.append(lambda one: one.shift(second))
+    last: Change = Rollout.roll_back if drawn.random() < 0.5 else lambda one: one.promote(NEW)
+    return [*steps, last]
 
 
 def _deed(drawn: random.Random, serial: bool) -> str:

@@ -16,6 +16,7 @@ from flowkit.ports import Dead, Delivery, Done, Identity, Retried
 from tests.shop import Base, Effect
 from tests.simulation.world import Process, World
 
+APP = "sim"
 ATTEMPTS = 12
 """Enough that no run of bad luck kills an innocent suspect so often."""
 CALM = RetryPolicy(attempts=ATTEMPTS, first="100ms", factor=1.5, most="1s")
@@ -120,7 +121,7 @@ class Deeds:
 
 def new_app(world: World) -> tuple[App, Deeds]:
     """The app, with handlers for one world."""
-    app, deeds = App("sim", metadata=Base.metadata), Deeds(world)
+    app, deeds = App(APP, metadata=Base.metadata), Deeds(world)
     orders = app.channel("orders", Order)
     accepted = app.channel("accepted", Order)
     audited = app.channel("audited", Order)

@@ -20,6 +20,9 @@ class Threads:
     def Condition(self) -> "Condition":
         return Condition(self._world)
 
+    def RLock(self) -> "RLock":
+        return RLock(self._world)
+
     def Thread(self, target: Callable[..., Any], name: str, args: Any = (), daemon: bool = True) -> "Thread":
         return Thread(self._world, target, name, args)
 
@@ -66,6 +69,41 @@ class Condition:
 
     def notify_all(self) -> None:
         self._world.wake_some(self._waiters)
+
+
+class RLock:
+    """Its owner may have a point inside, so that others find it taken."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._owner: Task | None = None
+        self._depth = 0
+        self._waiters: list[Task] = []
+
+    def acquire(self, timeout: float = -1) -> bool:
+        world, me = self._world, self._world.current
+        end = world.time + timeout
+        while self._owner not in (None, me):
+            left = end - world.time if timeout >= 0 else None
+            if left is not None and left <= 0:
+                return False
+            world.wait(self._waiters, left)
+        self._owner, self._depth = me, self._depth + 1
+        return True
+
+    def release(self) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
+            self._world.wake_some(self._waiters, 1)
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
 
 
 class Thread:

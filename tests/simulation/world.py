@@ -66,6 +66,8 @@ class Process:
         self.status: int | None = None
         self.until = 0.0
         """It is frozen until then."""
+        self.fence: tuple[str, str, int] | None = None
+        """The lease (name, holder, token) without which nothing that it commits may count; None: it has none."""
         self.onto_death: list[Callable[[], None]] = []
         self.onto_freeze: list[Callable[[float], None]] = []
         world.processes.append(self)

@@ -623,7 +623,7 @@ def test_dead_letters_that_are_not_there(flowkit: Terminal, arguments: list[str]
 
 
 def test_db(flowkit: Terminal) -> None:
-    assert flowkit("db", "upgrade") == (0, "schema 0003\n", "")
+    assert flowkit("db", "upgrade") == (0, "schema 0004\n", "")
     assert flowkit("db", "check") == (0, "the schema is of this version\n", "")
 
 

@@ -458,7 +458,7 @@ def test_a_wrong_password_database_or_schema_is_named(postgresql: PostgreSQL, po
         unit.write("UPDATE flowkit_version SET version_num = '0000'", [()])
     store.close()
     with pytest.raises(
-        ConfigError, match="has FlowKit schema 0000, and this version needs 0003; run: flowkit db upgrade"
+        ConfigError, match="has FlowKit schema 0000, and this version needs 0004; run: flowkit db upgrade"
     ):
         connect(Settings(database_url=postgresql_url))
 

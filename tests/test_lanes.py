@@ -37,10 +37,14 @@ def test_a_duplicate_is_acknowledged_when_its_message_is_at_an_end_and_not_befor
     orders = app.channel("orders", Order)
     go = asyncio.Event()
 
+    ran: list[str] = []
+
     async def wait(order: Order, db: UnitOfWork) -> None:
+        ran.append(order.name)
         await go.wait()
 
     def store(order: Order, db: Session) -> None:
+        ran.append(order.name)
         db.add(Effect(name=order.name))
 
     app.flow(orders, name="store")(wait if concurrent else store)
@@ -63,6 +67,7 @@ def test_a_duplicate_is_acknowledged_when_its_message_is_at_an_end_and_not_befor
         harness.until_quiet()
         assert transport.depths(["shop.store"]) == {"shop.store": 0}
         assert harness.balances()["shop.store"].applied == 2
+        assert sorted(ran) == ["first", "second"]
 
 
 async def _set(event: asyncio.Event) -> None:

@@ -110,7 +110,7 @@ class AsyncLane(Lane):
     @property
     def expectant(self) -> bool:
         room = self._room > 0 and not self.pipeline.halted()
-        return bool(self._news.is_set() or self.pipeline.ended or (self.held and room)) or (
+        return bool(self._news.is_set() or self._ready or (self.held and room)) or (
             bool((self.suspects and not self.running) or self.pipeline.confirmed)
             or (self._ended is not None and not self.stopped)
         )
@@ -196,13 +196,23 @@ class AsyncLane(Lane):
 
     def _commit(self) -> bool:
         """Commit a batch of what came of handlers. False when there is nothing."""
-        ready = [item.delivery for item in self.pipeline.ended.values()][: self._limit]
+        ready = self._ready[: self._limit]
         try:
             if ready:
                 self._process(ready)
         finally:  # what could not be committed waits among the ended; only what is held runs again
             self.held = [one for one in self.held if handle_of(one) not in self.pipeline.ended]
         return bool(ready)
+
+    @property
+    def _ready(self) -> list[Delivery]:
+        """What can be committed: all that ended, but for duplicates of what is at work here."""
+        ended, begun = self.pipeline.ended, self._begun
+
+        def waits(twin: Item) -> bool:
+            return twin.outcome is None and (twin in begun or handle_of(twin.delivery) in ended)
+
+        return [item.delivery for item in ended.values() if item.twin is None or not waits(item.twin)]
 
     def _tell_of_failure(self, item: Item) -> None:
         if isinstance(item.outcome, Done) and item.error is not None:

@@ -5,18 +5,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy.orm import Session
 
 from flowkit import App, Channel, FlowKitError, Objects, Outbox, RetryPolicy, StoreUnavailable, UnitOfWork
 from flowkit.config import Settings, connect
+from flowkit.engine.async_lane import AsyncLane
 from flowkit.engine.item import Item
 from flowkit.engine.lane import Lane
 from flowkit.engine.reduction import shed
 from flowkit.engine.worker import Worker
 from flowkit.errors import TransactionEnded
+from flowkit.ports import LANES
 from flowkit.store.unit import SqlUnit
 from flowkit.testing import Harness
 from tests.shop import Effect, Order, effects, new_app, once, running
@@ -68,6 +72,45 @@ def test_a_duplicate_is_acknowledged_when_its_message_is_at_an_end_and_not_befor
         assert transport.depths(["shop.store"]) == {"shop.store": 0}
         assert harness.balances()["shop.store"].applied == 2
         assert sorted(ran) == ["first", "second"]
+
+
+def test_a_commit_that_failed_is_no_end_for_a_duplicate_either(app: App, sqlite_url: str) -> None:
+    @app.flow(orders := app.channel("orders", Order))
+    async def store(order: Order) -> None:
+        """Nothing is to be done."""
+
+    with Harness(app, sqlite_url, broker=True) as harness:
+        app.publish(orders, Order(name="one"))
+        while harness.worker.relay.step():
+            """It goes to the broker."""
+        harness.broker.duplicate("shop.store")
+        [lane] = harness.worker.lanes
+        assert isinstance(lane, AsyncLane)
+        lane.step()
+        wait_until(lambda: bool(lane._ends))
+        with patch.object(SqlUnit, "commit", side_effect=StoreUnavailable("away")), suppress(StoreUnavailable):
+            lane.step()
+        assert len(lane._ready) == 1
+        assert harness.broker.depths(["shop.store"]) == {"shop.store": 2}
+        harness.until_quiet()
+        assert harness.balances()["shop.store"].applied == 1
+
+
+def test_news_of_a_lane_wakes_that_lane_and_no_other(app: App, sqlite_url: str) -> None:
+    @app.flow(app.channel("orders", Order))
+    async def store(order: Order) -> None:
+        """Nothing is to be done."""
+
+    services = connect(Settings(database_url=sqlite_url))
+    services.store.direct(LANES, ["shop.store"], 2)
+    worker = Worker(app, services)
+    for lane in reversed(worker.lanes):
+        assert isinstance(lane, AsyncLane)
+        worker._hot.clear()
+        lane._tell()
+        assert list(worker._hot) == [lane]
+    worker.close()
+    services.close()
 
 
 async def _set(event: asyncio.Event) -> None:

@@ -38,9 +38,9 @@ class AsyncLane(Lane):
         carried: deque[tuple[str, int]],
         loop: Loop,
         slots: Slots,
-        heat: Callable[[], None],
+        heat: Callable[[Lane], None],
     ) -> None:
-        """`heat` is called, by any thread, when a step would find something."""
+        """`heat` is called with this lane, by any thread, when a step would find something."""
         super().__init__(pipeline, source, worker, stops, carried)
         self._loop = loop
         self._slots = slots
@@ -286,7 +286,7 @@ class AsyncLane(Lane):
         """A step would find something."""
         if not self._news.is_set():
             self._news.set()
-            self._heat()
+            self._heat(self)
 
 
 class Watched(Coroutine[Any, Any, None]):

@@ -101,9 +101,14 @@ class AsyncPipeline(Pipeline):
         self.early = False
         for item in items:
             item.claimed, item.outcome, item.error = False, None, verdict or item.error
-        with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
-            self.claim(unit, items)
-            copies = self.commit(unit, items)
+        try:
+            with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
+                self.claim(unit, items)
+                copies = self.commit(unit, items)
+        except BaseException:
+            for item in items:  # it is no end, for their duplicates neither
+                item.outcome = None
+            raise
         for delivery in deliveries:
             del self.ended[handle_of(delivery)]
         self.observe(items)

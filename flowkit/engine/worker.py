@@ -173,7 +173,7 @@ class Worker:
                 self.relay.carried,
                 self._loop,
                 self._slots,
-                lambda: self._heat({flow.name}),
+                self._heat_lane,
             )
         return Lane(pipeline, source, self.id, self._stops, self.relay.carried)
 
@@ -217,6 +217,8 @@ class Worker:
                 store.note_up(self.app.name)
             if were != (self.directions, self.shed):
                 self._heat({lane.flow.name for lane in self.lanes})
+                with self._changed:  # some of them may be hot, and go on now
+                    self._changed.notify_all()
             self._beaten = now
         if now - self._renewed >= self.services.settings.lease / 3:
             rows = [(one.row, one.deliveries) for lane in self.lanes for one in lane.in_hand if one.row is not None]
@@ -294,8 +296,7 @@ class Worker:
         step = min(BEAT_SECONDS, max(DEADLINE_STEP_SECONDS, shortest / DEADLINE_STEPS))
         while not self.overdue:
             self.watch_deadlines()
-            self._ended.wait(step)
-            if self._ended.is_set():
+            if not self.overdue and self._ended.wait(step):
                 return
         if self.services.store.serial:
             abandon()
@@ -313,6 +314,8 @@ class Worker:
             for thread in threads:
                 thread.join(0.05)
         self._ended.set()
+        with self._changed:
+            self._changed.notify_all()
         for thread in threads:
             if self._unfinished:  # handlers are at work, but not this thread
                 thread.join(WATCH_SECONDS * 2)
@@ -366,6 +369,13 @@ class Worker:
                 self._hot += woken
                 self._changed.notify(len(woken))
 
+    def _heat_lane(self, lane: Lane) -> None:
+        """Wake this very lane: what it would find is its own."""
+        with self._changed:
+            if lane not in self._hot:
+                self._hot.append(lane)
+                self._changed.notify()
+
     def _work(self) -> None:
         """A thread's life: take the next lane that may have work, step it, and keep it hot while it expects more."""
         while not self.stopping.is_set() or (self._unfinished and not self._ended.is_set()):
@@ -410,7 +420,8 @@ class Worker:
                 lane = suspect if alone else next((one for one in idle if one.running), None)
             held_back = self.relay.clogged and not self.stopping.is_set()  # what has begun is finished all the same
             if lane is None or self._alone or held_back:
-                self._changed.wait(WATCH_SECONDS if held_back else BEAT_SECONDS)
+                soon = held_back or self.stopping.is_set()
+                self._changed.wait(WATCH_SECONDS if soon else BEAT_SECONDS)
                 return None
             self._hot.remove(lane)
             self._running.add(lane)

@@ -26,6 +26,10 @@ class Cleaner:
         """Up to when nothing is left of some names, as far as this process knows: what was removed is in the way of who
         looks through it again, until the database has tidied up."""
 
+    def look_again(self) -> None:
+        """Look through everything with the next cleaning."""
+        self._gone.clear()
+
     def clean(self, policy: Retention, holder: str) -> int:
         """One batch of each kind, if `holder` is elected for its term. Returns the rows removed."""
         sql = self._store.sql
@@ -57,7 +61,7 @@ class Cleaner:
             unit.count(tallies)
             removed += len(unit.read(sql.purge_objects, (policy.app, BATCH)))
             self._fold(unit)
-        self._gone.update({names: times[-1] if len(times) == BATCH else ends[names] for names, times in purged.items()})
+        self._gone.update({names: times[-1] if times else ends[names] for names, times in purged.items()})
         self._store.dialect.tidy()
         return removed + len(letters)
 

@@ -115,7 +115,7 @@ class Statements:
     delete_object: str = "DELETE FROM flowkit_objects WHERE space = ? AND key = ?"
     purge_objects: str = """
         DELETE FROM flowkit_objects WHERE ({object}) IN
-        (SELECT {object} FROM flowkit_objects WHERE space = ? AND expires <= {now} LIMIT ?) RETURNING key"""
+        (SELECT {object} FROM flowkit_objects WHERE space = ? AND expires <= {now} LIMIT ? {skip}) RETURNING key"""
     now: str = "SELECT {now}"
     join: str = """
         INSERT INTO flowkit_workers (id, app, host, pid, team, site, version, state, epoch, handled, failed, p99,
@@ -187,7 +187,7 @@ class Statements:
     purge_inbox: str = """
         DELETE FROM flowkit_inbox WHERE ({entry}) IN
         (SELECT {entry} FROM flowkit_inbox WHERE state = 1 AND flow || '' {among}
-         AND changed >= ? AND changed < CAST(? AS bigint) ORDER BY changed LIMIT ?)
+         AND changed >= ? AND changed < CAST(? AS bigint) ORDER BY changed LIMIT ? {skip})
         RETURNING changed"""
     expire_dead: str = """
         DELETE FROM flowkit_dead WHERE ({letter}) IN

@@ -1,6 +1,6 @@
 """An index of the inbox by age that stays quick as rows are forgotten, and others take their place.
 
-Writers wait while PostgreSQL builds it: seconds for each ten million rows.
+All who use the inbox wait while PostgreSQL builds it: seconds for each ten million rows.
 """
 
 from alembic import op

@@ -18,12 +18,13 @@ from flowkit.config import Settings, connect, open_store
 from flowkit.engine.versions import bucket
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError
-from flowkit.ports import Rollout, WorkerInfo
+from flowkit.ports import CANDIDATE, Delivery, Rollout, WorkerInfo
 from flowkit.store.sql import SqlStore
 from tests.services.balancer import Balancer
 from tests.shop import FAST, Base, Effect, Order, effects, new_app
 from tests.test_web_processes import ROOT, SECONDS, Clients, Instances, before, until
 
+FLOW = "shop.take"
 ROUNDS = 2_000
 """More than any test needs."""
 
@@ -248,6 +249,50 @@ def test_a_bucket_moves_when_who_had_it_has_finished(versions: Versions) -> None
     versions.quiet()
     assert versions.applied() == {"first": ["v1"], "second": ["v2"]}
     versions.check()
+
+
+@pytest.mark.parametrize(
+    "versions", ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)], indirect=True
+)
+def test_a_change_while_a_version_receives_is_not_overlooked(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The candidate has been left something of a share that is no more its own, and hands it back."""
+    old, new, place = versions.start("v1"), versions.start("v2"), FLOW + CANDIDATE
+    versions.change(candidate="v2", weight=50)
+    versions.settle()
+    key = next(name for name in numbers(100) if in_share(name, 50) and not in_share(name, 5))
+    publish(new, [key])
+
+    def handed_on() -> bool:
+        old.step()
+        return bool(versions.store.due([place]) == {place})
+
+    def conforming() -> bool:
+        new.worker._beaten = float("-inf")
+        new.worker.tick()  # it has not received anything
+        old.step()
+        return versions.rollout.settled and new.worker.versions.state[1]
+
+    until(handed_on)
+    versions.change(weight=5)
+    until(conforming)
+    source, *_ = new.worker.versions.sources
+    rows = source._places[place]
+    receive = rows.receive
+
+    def late(limit: int) -> list[Delivery]:
+        found = receive(limit)
+        versions.change(weight=0)
+        new.worker.versions.look()
+        return found
+
+    monkeypatch.setattr(rows, "receive", late)
+    assert source.receive(10) == []
+    monkeypatch.undo()
+    versions.settle()
+    versions.quiet()
+    assert versions.applied() == {key: ["v1"]}
 
 
 def test_what_async_handlers_have_in_hand_moves_when_it_is_done(versions: Versions) -> None:

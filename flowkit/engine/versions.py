@@ -113,7 +113,7 @@ class Versions:
         if rollout is None or not self.shared:
             return False
         if rollout.candidate == self.version:
-            return rollout.going_on and bucket(delivery.message) >= rollout.weight
+            return rollout.baseline != self.version and bucket(delivery.message) >= rollout.weight
         weight = rollout.weight if rollout.settled else max(rollout.weight, rollout.before)
         # What other programs sent has no id yet by which it would be told from what was handed on before.
         return bool(weight) and not delivery.foreign and bucket(delivery.message) < weight
@@ -151,10 +151,11 @@ class VersionedSource:
     def receive(self, limit: int) -> list[Delivery]:
         with self._lock:
             mine: list[Delivery] = []
+            state = self._versions.state
             try:
                 for address in reversed(self._go()):
                     if not self._versions.rests and self._is_worth_it(address):
-                        self._take(address, limit, mine)
+                        self._take(address, limit, mine, state)
             except BaseException:
                 self.release(mine)
                 raise
@@ -214,14 +215,18 @@ class VersionedSource:
         beside = address != self.flow and self._versions.role == "baseline"
         return not beside or self._places[address].stocked or self._versions.is_due(address)
 
-    def _take(self, address: str, limit: int, mine: list[Delivery]) -> None:
-        """Receive from one place, up to the limit. What is another version's is handed on, and makes room."""
+    def _take(self, address: str, limit: int, mine: list[Delivery], state: tuple[int, bool]) -> None:
+        """Receive from one place, up to the limit. What is another version's is handed on, and makes room. Once the
+        rollout is in another state than this, whose they are is to be seen anew."""
         place = self._places[address]
         for _ in range(HANDED_ON):
             arrived = place.receive(limit - len(mine)) if len(mine) < limit else []
             theirs = []
             if self._versions.shared:
                 theirs = [one for one in arrived if self._versions.theirs(one) and self._versions.can_go(one)]
+            if self._versions.state != state:
+                place.release(arrived)
+                return
             if theirs:
                 try:
                     self._hand_on(place, theirs)
@@ -243,7 +248,7 @@ class VersionedSource:
         only removed: its copy would live longer than the inbox has to remember."""
         store, ids = self._versions.store, self._versions.context.ids
         theirs = [one._replace(flow=self.flow) for one in theirs]
-        to = self.flow if self._versions.role == "candidate" else self.flow + CANDIDATE
+        to = self.flow + CANDIDATE if self._versions.role == "baseline" else self.flow
         with store.unit(self.flow) as unit:
             left = unit.look(theirs)
             unit.stage(

@@ -1,4 +1,4 @@
-"""The schema over versions: a migration only adds, so that workers of the version before go on beside it."""
+"""The schema over versions: a migration only adds, or exchanges an index, so that workers of the version before go on beside it."""
 
 import ast
 from pathlib import Path

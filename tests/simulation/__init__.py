@@ -2,6 +2,6 @@
 
 Every thread of every process is a greenlet. It gives up control before each call that leaves the engine (a statement,
 a publish, an acknowledgement, a wait), and there the scheduler decides who goes on, and what breaks. Nothing in
-`flowkit/` knows of it. What is not simulated: real threads, the event loop and its handlers, the pika adapter, and
-PostgreSQL; real processes cover those (`tests/chaos`).
+`flowkit/` knows of it. What is not simulated: real threads, the event loop and its handlers, the pika adapter, how
+SQLite's writers wait for each other, and PostgreSQL; real processes cover those (`tests/chaos`).
 """

@@ -1,4 +1,4 @@
-"""The schema over versions: a migration only adds, or exchanges an index, so that workers of the version before go on beside it."""
+"""The schema over versions: a migration only adds, or exchanges an index, and workers of the version before go on."""
 
 import ast
 from pathlib import Path

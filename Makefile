@@ -1,9 +1,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# They wait more than they compute. Those of a campaign share what their file has made.
-PAIRS := --numprocesses 2 --dist
-FAST := -m "not postgresql and not rabbitmq and not processes and not slow"
+FAST := -m "not postgresql and not rabbitmq and not processes and not slow" --numprocesses 2 --dist worksteal
+# They wait as well as compute: three at a time keep two cores busy. Who dies is not run again and again.
+SLOW := -m "postgresql or rabbitmq or processes or slow" --numprocesses 3 --dist loadgroup --max-worker-restart 0
+# Every process that a test starts would compile FlowKit anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 SEEDS ?= 3000
@@ -28,11 +30,10 @@ demo-rabbitmq: $(VENV)/.dev services ## the same on a private RabbitMQ and Postg
 test: services test-wheel test-slow bench-quick ## run every test, and see whether FlowKit has become slower
 
 test-slow: $(VENV)/.dev ## run the tests that need services, processes or time
-	$(BIN)/python -m pytest -m "not campaign and (postgresql or rabbitmq or processes or slow)" $(PAIRS) worksteal
-	$(BIN)/python -m pytest -m campaign $(PAIRS) loadfile
+	$(BIN)/python -m pytest $(SLOW)
 
 test-fast: $(VENV)/.dev ## run the tests that need no services
-	$(BIN)/python -m pytest $(FAST) $(PAIRS) worksteal
+	$(BIN)/python -m pytest $(FAST)
 
 test-wheel: .venv-wheel/.test ## run the fast tests on the built wheel, away from the source tree
 	@set -eu; work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
@@ -41,7 +42,7 @@ test-wheel: .venv-wheel/.test ## run the fast tests on the built wheel, away fro
 	tar -c --exclude='./.*' --exclude=__pycache__ --exclude=./flowkit --exclude=./connectors . | tar -x -C "$$work"; \
 	python="$$PWD/.venv-wheel/bin/python"; cd "$$work"; \
 	"$$python" -c 'import flowkit; assert "site-packages" in flowkit.__file__, flowkit.__file__'; \
-	"$$python" -m pytest $(FAST) $(PAIRS) worksteal
+	"$$python" -m pytest $(FAST)
 
 check: $(VENV)/.dev ## lint, formatting, types, and who may import whom
 	$(BIN)/ruff check

@@ -98,7 +98,7 @@ def simulation(found: Found) -> list[str]:
 def mutants(found: Found) -> list[str]:
     seen = found["seen_in_run"]
     return [
-        f"{len(seen)} of {found['mutants']} seen, each within {found['seeds']} runs; the last in run "
+        f"{len(seen)} of {found['mutants']} seen, each within {found['runs']} runs of its shape; the last in run "
         f"{max(seen.values())}"
     ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from tests.simulation.campaign import ACCEPTED, MUTANT_SEEDS, Report, merge, mutants, run_all, seldom
+from tests.simulation.campaign import ACCEPTED, MUTANT_RUNS, Report, merge, mutants, run_all, seldom
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.run import shortest
 
@@ -94,15 +94,15 @@ def write(path: Path, report: Report, first: int, seeds: int, took: float) -> No
 def show_mutants(console: Console, jobs: int, path: Path | None) -> int:
     """Break the engine in each known way, and run seeds until the oracle sees it."""
     caught: dict[str, int] = {}
-    for name, result in track(mutants(jobs), "mutants", len(MUTANTS), console=console):
+    for name, seen in track(mutants(jobs), "mutants", len(MUTANTS), console=console):
         said = name.replace("_", " ")
-        if result is None:
-            console.print(f"[bold red]{said}: not seen in {MUTANT_SEEDS} seeds[/]")
+        if seen is None:
+            console.print(f"[bold red]{said}: not seen in {MUTANT_RUNS} runs[/]")
         else:
-            caught[name] = result.seed + 1
+            caught[name], result = seen
             console.print(f"{said}: seen in run {caught[name]}: {result.failure[:100]}", highlight=False)
     if path:
-        found = {"seeds": MUTANT_SEEDS, "seen_in_run": caught, "mutants": len(MUTANTS)}
+        found = {"runs": MUTANT_RUNS, "seen_in_run": caught, "mutants": len(MUTANTS)}
         path.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if len(caught) == len(MUTANTS) else 1
 

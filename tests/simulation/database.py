@@ -21,6 +21,8 @@ FAULTS = ("kill", "freeze", "cut", "full")
 COMMITS = (*FAULTS, "cut after")
 """At a COMMIT a connection can also be lost when it was done: its outcome is unknown."""
 BEGINS = (*FAULTS, "busy")
+LOCKING = {"begin", "lease"}
+"""What needs the write lock: BEGIN IMMEDIATE, and a statement that is a transaction of its own."""
 READS = ("kill", "freeze", "cut")
 LOOK_SECONDS = 0.5
 """Who is locked out looks again after so long: who was told that the lock is free may have died."""
@@ -90,7 +92,7 @@ class Connection(module.Connection):  # type: ignore[misc, name-defined]
     def rollback(self) -> None:
         super().rollback()
         if self.armed:
-            self.news.unlock()
+            self.news.unlock(self)
 
     def cursor(self, factory: Any = None) -> Any:
         return super().cursor(Cursor)
@@ -134,38 +136,33 @@ class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
             return call()
         news, name = connection.news, name_of(statement)
         world, since = news.world, news.world.time
-        while True:
-            fault = world.point(name, faults_at(name))
-            if connection.lost:
-                raise Lost("the connection was lost")
-            if fault in ("busy", "full", "cut"):
-                world.hit()
-            if fault == "busy":
-                raise _error(SQLITE_BUSY, "database is locked")
-            if fault == "full":
-                raise _error(SQLITE_FULL, "database or disk is full")
-            if fault == "cut":
-                connection.cut()
-            held = connection.in_transaction
-            if name == "commit" and connection.effective:
-                self._judge()
-            connection.effective = name != "begin" and (connection.effective or name in FENCED)
-            try:
-                result = call()
-            except module.OperationalError as error:
-                left = since + BUSY_SECONDS - world.time
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF != SQLITE_BUSY or left <= 0:
-                    raise
-                world.wait(news.locked_out, min(left, LOOK_SECONDS))
-                continue
-            if held and not connection.in_transaction:
-                news.unlock()
-            if fault == "cut after":
-                world.hit()
-                connection.cut()
-            if name in ("commit", "lease"):
-                world.point(f"after {name}", ("kill", "freeze"))
-            return result
+        fault = world.point(name, faults_at(name))
+        if connection.lost:
+            raise Lost("the connection was lost")
+        if fault in ("busy", "full", "cut"):
+            world.hit()
+        if fault == "busy":
+            raise _error(SQLITE_BUSY, "database is locked")
+        if fault == "full":
+            raise _error(SQLITE_FULL, "database or disk is full")
+        if fault == "cut":
+            connection.cut()
+        if name in LOCKING:
+            news.await_lock(connection, since + BUSY_SECONDS)
+        if name == "commit" and connection.effective:
+            self._judge()
+        connection.effective = name != "begin" and (connection.effective or name in FENCED)
+        result = call()
+        if name == "begin":
+            news.writer = connection
+        elif not connection.in_transaction:
+            news.unlock(connection)
+        if fault == "cut after":
+            world.hit()
+            connection.cut()
+        if name in ("commit", "lease"):
+            world.point(f"after {name}", ("kill", "freeze"))
+        return result
 
 
 def _error(code: int, text: str) -> Exception:
@@ -233,9 +230,9 @@ class Dialect(SqliteDialect):
             connection.armed = False
             with suppress(module.ProgrammingError):  # the pool has closed it
                 connection.rollback()  # closed amid a statement it would live on, and with it its lock
+            self._news.unlock(connection)
             connection.close()
             del connection.news  # no collection sees that cursors hold their connection: all would stay for good
-        self._news.unlock()
         for descriptor in self._locks.values():
             os.close(descriptor)
 
@@ -246,14 +243,25 @@ class News:
     def __init__(self, world: World) -> None:
         self.world = world
         self.dialects: list[Dialect] = []
+        self.writer: Connection | None = None
+        """Who has the write lock."""
         self.locked_out: list[Task] = []
-        """Who found the database locked."""
+        """Who waits for it."""
 
     def tell(self) -> None:
         for dialect in self.dialects:
             self.world.wake_some(dialect._waiters)
 
-    def unlock(self) -> None:
-        """Any of those who wait for it tries again."""
-        if self.locked_out:
-            self.world.wake(self.locked_out.pop(int(self.world.order.random() * len(self.locked_out))))
+    def await_lock(self, connection: Connection, until: float) -> None:
+        """Wait until nobody else has the write lock. Raises what SQLite says of one that does not come."""
+        while self.writer not in (None, connection):
+            if self.world.time >= until:
+                raise _error(SQLITE_BUSY, "database is locked")
+            self.world.wait(self.locked_out, min(until - self.world.time, LOOK_SECONDS))
+
+    def unlock(self, connection: Connection) -> None:
+        """If this one had the lock, any of those who wait for it tries to get it."""
+        if self.writer is connection:
+            self.writer = None
+            if self.locked_out:
+                self.world.wake(self.locked_out.pop(int(self.world.order.random() * len(self.locked_out))))

@@ -22,15 +22,24 @@ from flowkit.store.sqlite import SqliteDialect
 from flowkit.store.unit import SqlUnit
 from tests.simulation.broker import Link
 from tests.simulation.database import Dialect
+from tests.simulation.run import Shape
 
 Mutant = Callable[[], Any]
 MUTANTS: dict[str, Mutant] = {}
 """What is wrong -> opens a context in which it is."""
+SHAPES: dict[str, Shape] = {}
+"""What is wrong -> what the runs are about that show it."""
 
 
-def mutant(make: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
-    MUTANTS[make.__name__] = contextmanager(make)
-    return make
+def mutant_of(shape: Shape) -> Callable[[Callable[[], Iterator[None]]], None]:
+    def keep(make: Callable[[], Iterator[None]]) -> None:
+        MUTANTS[make.__name__] = contextmanager(make)
+        SHAPES[make.__name__] = shape
+
+    return keep
+
+
+mutant = mutant_of(Shape.PLAIN)
 
 
 def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> Any:
@@ -365,13 +374,13 @@ def a_stale_holder_removes() -> Iterator[None]:
 # ------------------------------------------------------------ versions and groups
 
 
-@mutant
+@mutant_of(Shape.VERSIONS)
 def a_candidate_does_not_rest_until_the_others_conform() -> Iterator[None]:
     with patch.object(Versions, "rests", property(lambda self: False)):
         yield
 
 
-@mutant
+@mutant_of(Shape.VERSIONS)
 def a_worker_says_that_it_conforms_when_it_does_not() -> Iterator[None]:
     def conforms(original: Any, self: VersionedSource) -> bool:
         original(self)
@@ -381,13 +390,13 @@ def a_worker_says_that_it_conforms_when_it_does_not() -> Iterator[None]:
         yield
 
 
-@mutant
+@mutant_of(Shape.VERSIONS)
 def a_worker_that_does_not_conform_is_not_waited_for() -> Iterator[None]:
     with _statement("rollout", lambda text: text.replace("worker.epoch < rolled.epoch", "worker.epoch < 0")):
         yield
 
 
-@mutant
+@mutant_of(Shape.VERSIONS)
 def the_share_before_a_change_is_forgotten() -> Iterator[None]:
     def theirs(original: Any, self: Versions, delivery: Delivery) -> Any:
         before = self.rollout
@@ -401,7 +410,7 @@ def the_share_before_a_change_is_forgotten() -> Iterator[None]:
         yield
 
 
-@mutant
+@mutant_of(Shape.VERSIONS)
 def what_is_handed_on_is_acknowledged_first() -> Iterator[None]:
     def hand_on(original: Any, self: VersionedSource, place: Any, theirs: Any) -> None:
         place.settle(theirs)
@@ -411,13 +420,13 @@ def what_is_handed_on_is_acknowledged_first() -> Iterator[None]:
         yield
 
 
-@mutant
+@mutant_of(Shape.VERSIONS)
 def what_the_candidate_had_is_left_there() -> Iterator[None]:
     with _wrap(Versions, "places", lambda original, self, flow: original(self, flow)[:1]):
         yield
 
 
-@mutant
+@mutant_of(Shape.GROUPS)
 def commits_of_a_group_are_not_fenced() -> Iterator[None]:
     with patch.object(SqliteDialect, "fence", lambda self, cursor, key: None):
         yield

@@ -8,6 +8,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -33,13 +34,21 @@ KINDS = (
     "disconnect", "nack", "unconfirmed", "alarm", "delete",
 )  # fmt: skip
 """What can break."""
-VERSIONS, GROUPS = 0.25, 0.15
+VERSIONS, GROUPS = 0.15, 0.15
 """In how many runs a version is rolled out, and in how many there are two groups."""
 PAUSE_SECONDS, LONG_PAUSE_SECONDS = 0.05, 0.6
 LINGERING = 10
 """So many orders more, which are in hand for long, are there while a version is rolled out."""
 REST_SECONDS = 600.0
 """How long, in virtual time, a run may take, and then again to come to rest when nothing breaks any more."""
+
+
+class Shape(Enum):
+    """What a run is about."""
+
+    PLAIN = "one group of one version"
+    VERSIONS = "another version is rolled out"
+    GROUPS = "two groups, one of them active"
 
 
 class Result(NamedTuple):
@@ -137,6 +146,12 @@ class Run:
         return finished and oracle.at_rest(self.machine, self._store, self.app)
 
 
+def shape(seed: int) -> Shape:
+    """What the run of a seed is about."""
+    drawn = random.Random(f"shape {seed}").random()
+    return Shape.VERSIONS if drawn < VERSIONS else Shape.GROUPS if drawn < VERSIONS + GROUPS else Shape.PLAIN
+
+
 def simulate(
     seed: int, plan: Mapping[int, str] | None = None, mutate: Callable[[], AbstractContextManager[None]] = nullcontext
 ) -> Result:
@@ -145,17 +160,17 @@ def simulate(
     fate = Seeded(seed, KINDS, IDLE) if plan is None else Planned(plan)
     serial, broker, skewed = drawn.random() < 0.5, drawn.random() < 0.5, drawn.random() < 0.3
     orders = [Order(name=f"o{number}", deed=_deed(drawn, serial)) for number in range(drawn.randint(3, 16))]
-    half, workers, shape = len(orders) // 2, drawn.randint(1, 3), drawn.random()
+    half, workers, about = len(orders) // 2, drawn.randint(1, 3), shape(seed)
     roles = {Role(): workers}
-    if shape < VERSIONS:
+    if about is Shape.VERSIONS:
         roles = {Role(version="v1"): workers}
         orders += [Order(name=f"o{number}", deed="slow") for number in range(len(orders), len(orders) + LINGERING)]
-    elif shape > 1 - GROUPS:
+    elif about is Shape.GROUPS:
         roles = {Role(group="a"): workers, Role(group="b"): drawn.randint(1, 2)}
     with scratch() as folder, quiet(), mutate(), Run(
         seed, fate, folder / "sim.db", serial, broker, skewed, roles
     ) as run:  # fmt: skip
-        if shape < VERSIONS:
+        if about is Shape.VERSIONS:
             run.deploy(drawn.randint(1, 2), _steps(drawn))
         for some in (orders[:half], orders[half:]):  # while a version is rolled out more come
             run.publish(some, LONG_PAUSE_SECONDS if run.deployer else PAUSE_SECONDS)
@@ -235,14 +250,17 @@ def _deed(drawn: random.Random, serial: bool) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No logging; no collection in the middle of a run, whose finalizers would run where they like; short parking."""
-    logging.disable(logging.CRITICAL)
+    before = logging.root.manager.disable
+    if before < logging.CRITICAL:  # all loggers forget what they know by this: a process of many runs does it once
+        logging.disable(logging.CRITICAL)
     gc.disable()
     try:
         with patch.object(relay, "PARK_SECONDS", 3.0):
             yield
     finally:
         gc.enable()
-        logging.disable(logging.NOTSET)
+        if before < logging.CRITICAL:
+            logging.disable(before)
 
 
 @contextmanager

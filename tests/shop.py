@@ -2,14 +2,16 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from sqlalchemy import String, Text, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from flowkit import App, RetryPolicy
-from flowkit.testing import Harness
+
+if TYPE_CHECKING:
+    from flowkit.testing import Harness
 
 
 class Base(DeclarativeBase):
@@ -53,15 +55,17 @@ def effects(session: Session) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def running(app: App, url: str, **options: Any) -> Iterator[Harness]:
+def running(app: App, url: str, **options: Any) -> "Iterator[Harness]":
     """A harness whose ledger must balance at its end."""
+    from flowkit.testing import Harness  # workers import this module too, and start without it
+
     with Harness(app, url, **options) as harness:
         yield harness
         for flow, balance in harness.balances().items():
             assert balance.balanced, f"{flow}: {balance}"
 
 
-def once(harness: Harness, *names: str) -> None:
+def once(harness: "Harness", *names: str) -> None:
     """Each of these names, and nothing else, took effect once."""
     with harness.session() as session:
         assert effects(session) == dict.fromkeys(names, 1)

@@ -294,13 +294,13 @@ def what_runs_alone_is_not_noted() -> Iterator[None]:
         yield
 
 
-@mutant
+@mutant_of(Shape.SUSPECTS)
 def who_runs_alone_is_taken_for_dead() -> Iterator[None]:
     with patch.object(Fleet, "is_gone", lambda self, worker: True):
         yield
 
 
-@mutant
+@mutant_of(Shape.SUSPECTS)
 def a_worker_forgets_that_it_ventured() -> Iterator[None]:
     def venture(original: Any, self: SqlStore, suspect: Any, worker: str) -> None:
         original(self, suspect, f"{worker}, no, {self.ids()}")
@@ -309,7 +309,7 @@ def a_worker_forgets_that_it_ventured() -> Iterator[None]:
         yield
 
 
-@mutant
+@mutant_of(Shape.SUSPECTS)
 def every_death_is_an_attempt_of_all() -> Iterator[None]:
     def charge(original: Any, self: Supervisor, victim: Any, worker: str) -> None:
         for _ in range(12):

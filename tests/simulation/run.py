@@ -34,8 +34,8 @@ KINDS = (
     "disconnect", "nack", "unconfirmed", "alarm", "delete",
 )  # fmt: skip
 """What can break."""
-VERSIONS, GROUPS = 0.15, 0.15
-"""In how many runs a version is rolled out, and in how many there are two groups."""
+VERSIONS, GROUPS, SUSPECTS = 0.15, 0.15, 0.05
+"""In how many runs a version is rolled out, there are two groups, or many orders kill their workers."""
 PAUSE_SECONDS, LONG_PAUSE_SECONDS = 0.05, 0.6
 LINGERING = 10
 """So many orders more, which are in hand for long, are there while a version is rolled out."""
@@ -49,6 +49,7 @@ class Shape(Enum):
     PLAIN = "one group of one version"
     VERSIONS = "another version is rolled out"
     GROUPS = "two groups, one of them active"
+    SUSPECTS = "many orders kill their workers"
 
 
 class Result(NamedTuple):
@@ -148,8 +149,9 @@ class Run:
 
 def shape(seed: int) -> Shape:
     """What the run of a seed is about."""
-    drawn = random.Random(f"shape {seed}").random()
-    return Shape.VERSIONS if drawn < VERSIONS else Shape.GROUPS if drawn < VERSIONS + GROUPS else Shape.PLAIN
+    special = {Shape.VERSIONS: VERSIONS, Shape.GROUPS: GROUPS, Shape.SUSPECTS: SUSPECTS}
+    weights = [*special.values(), 1 - sum(special.values())]
+    return random.Random(f"shape {seed}").choices([*special, Shape.PLAIN], weights)[0]
 
 
 def simulate(
@@ -159,8 +161,10 @@ def simulate(
     drawn = random.Random(seed)
     fate = Seeded(seed, KINDS, IDLE) if plan is None else Planned(plan)
     serial, broker, skewed = drawn.random() < 0.5, drawn.random() < 0.5, drawn.random() < 0.3
-    orders = [Order(name=f"o{number}", deed=_deed(drawn, serial)) for number in range(drawn.randint(3, 16))]
-    half, workers, about = len(orders) // 2, drawn.randint(1, 3), shape(seed)
+    about = shape(seed)
+    deeds = [_deed(drawn, serial, about is Shape.SUSPECTS) for _ in range(drawn.randint(2, 14))]
+    orders = [Order(name=f"o{number}", deed=deed) for number, deed in enumerate(deeds)]
+    half, workers = len(orders) // 2, drawn.randint(1, 3)
     roles = {Role(): workers}
     if about is Shape.VERSIONS:
         roles = {Role(version="v1"): workers}
@@ -238,13 +242,13 @@ def _steps(drawn: random.Random) -> list[Change]:
     return [*steps, last]
 
 
-def _deed(drawn: random.Random, serial: bool) -> str:
-    """Poison and hangs cost many processes, so they are rare. Where several may write, SQLite cannot stand for the
-    server that would end the transaction of one that hangs."""
+def _deed(drawn: random.Random, serial: bool, deadly: bool) -> str:
+    """Poison and hangs cost many processes, so they are rare in most runs. Where several may write, SQLite cannot stand
+    for the server that would end the transaction of one that hangs."""
     deed = drawn.choice(DEEDS)
     if deed == "hang" and not serial:
         return ""
-    return deed if deed not in ("poison", "bomb", "hang") or drawn.random() < 0.1 else ""
+    return deed if deed not in ("poison", "bomb", "hang") or deadly or drawn.random() < 0.1 else ""
 
 
 @contextmanager

@@ -107,17 +107,19 @@ def balance(stage: Stage, load: Load, answers: Sequence[Answer]) -> dict[str, An
     }
 
 
-def back_to_normal(answers: Sequence[Answer], event: float) -> float:
+def back_to_normal(answers: Sequence[Answer], events: Sequence[float]) -> float:
     """Seconds from an event until the response time at 99 %, in slices of half a second, is no more than NORMAL_TIMES
-    the longest of such slices before."""
+    what it was before. The requests of a slice are those of all events: the few of one would have no 99 %."""
 
-    def slices(begin: float) -> list[float]:
-        starts = [begin + number * SLICE_SECONDS for number in range(int(CALM_SECONDS / SLICE_SECONDS))]
-        return [percentile([one.took for one in during(answers, at, at + SLICE_SECONDS)], 99) for at in starts]
+    def at_99(begin: float, seconds: float) -> float:
+        return percentile(
+            [one.took for event in events for one in during(answers, event + begin, event + begin + seconds)], 99
+        )
 
-    usual = max(slices(event - CALM_SECONDS))
-    slow = [number for number, took in enumerate(slices(event)) if took > NORMAL_TIMES * usual]
-    return (slow[-1] + 1) * SLICE_SECONDS if slow else 0.0
+    usual = at_99(-CALM_SECONDS, CALM_SECONDS)
+    starts = [number * SLICE_SECONDS for number in range(int(CALM_SECONDS / SLICE_SECONDS))]
+    slow = [start for start in starts if at_99(start, SLICE_SECONDS) > NORMAL_TIMES * usual]
+    return slow[-1] + SLICE_SECONDS if slow else 0.0
 
 
 def killed(database: Database, times: int) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def killed(database: Database, times: int) -> dict[str, Any]:
         answers = load.stop()
         found = balance(stage, load, answers)
     stage.close()
-    return {"kills": times, "back_to_normal_s": max(back_to_normal(answers, one) for one in events), **found}
+    return {"kills": times, "back_to_normal_s": back_to_normal(answers, events), **found}
 
 
 def restarted(database: Database, times: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from benchmarks.availability_app import Applied, Base
 from benchmarks.contender import Place
 from benchmarks.database import Database, circumstances, databases
+from benchmarks.disk import Disk
 from flowkit.config import Settings, open_store
 from flowkit.continuity.load import Answer, Load, Request, during, percentile
 from flowkit.continuity.site import HOST, Node, Site, wait_until
@@ -126,7 +127,7 @@ def killed(database: Database, times: int) -> dict[str, Any]:
     """One of three instances is killed with -9, and started again, so many times."""
     stage = Stage(database.fresh())
     nodes = [stage.node() for _ in range(3)]
-    with Site(nodes) as site:
+    with Site(nodes) as site, Disk() as disk:
         load, events = Load(HOST, site.port, REQUEST, RATE), []
         for number in range(times):
             time.sleep(CALM_SECONDS)
@@ -138,7 +139,16 @@ def killed(database: Database, times: int) -> dict[str, Any]:
         answers = load.stop()
         found = balance(stage, load, answers)
     stage.close()
-    return {"kills": times, "back_to_normal_s": back_to_normal(answers, events), **found}
+    free = [one for one in answers if not disk.stalled(load.began + one.due, load.began + one.due + one.took)]
+    return {
+        "kills": times,
+        "back_to_normal_s": back_to_normal(answers, events),
+        "back_to_normal_without_stalls_of_the_disk_s": back_to_normal(free, events),
+        "requests_in_stalls_of_the_disk": len(answers) - len(free),
+        "stalls_of_the_disk": len(disk.stalls),
+        "longest_stall_of_the_disk_ms": round(max((end - begin for begin, end in disk.stalls), default=0.0) * 1e3),
+        **found,
+    }
 
 
 def restarted(database: Database, times: int) -> dict[str, Any]:

@@ -75,10 +75,11 @@ class Publisher:
                 together[0][1].set_exception(cause)
             for number, one in enumerate(together if len(together) > 1 else ()):
                 self.commit([one], optional)
-                if isinstance(one[1].exception(), StoreUnavailable):
+                away = one[1].exception()
+                if isinstance(away, StoreUnavailable):
                     # Not the fault of one of them, or the next would not wait for the same.
                     for _, future in together[number + 1 :]:
-                        future.set_exception(cause)
+                        future.set_exception(away)
                     break
         else:
             for _, future in together:

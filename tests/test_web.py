@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -18,8 +18,11 @@ from sqlalchemy.orm import Session
 from flowkit import App, DefinitionError, Objects, Reject, StoreUnavailable, web
 from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.worker import Worker
+from flowkit.errors import CommitUnknown, Reused
+from flowkit.flow import Outgoing, compose
 from flowkit.message import MAX_BODY
 from flowkit.publisher import Publisher, Waiting
+from flowkit.route import Route
 from flowkit.store.unit import SqlUnit
 from flowkit.web import ingress
 from flowkit.web.front import Front
@@ -198,8 +201,8 @@ def test_the_same_idempotency_key_with_another_body_is_refused(site: Site) -> No
 
 
 def test_a_balancers_own_id_makes_a_second_try_harmless(site: Site) -> None:
-    for body in ("a", "b"):  # a client's key that comes twice is its mistake; this one is nobody's
-        answer = site.client.post("/orders", json={"name": body}, headers={"flowkit-request-id": "one"})
+    for name in ("flowkit-request-id", "flowkit-request-id", "idempotency-key"):
+        answer = site.client.post("/orders", json={"name": "a"}, headers={name: "one"})
         assert (answer.status_code, answer.json()["id"]) == (202, "one")
     until(lambda: site.effects() == {"accept a": 1})
 
@@ -339,6 +342,27 @@ def test_while_the_store_is_away_nothing_is_accepted_and_clients_are_told_to_com
     assert site.store.ledger.balances().get("shop.accept") is None or not site.effects()
 
 
+def test_what_may_have_been_stored_is_stored_once_when_it_is_sent_again_as_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = SqlUnit.commit
+
+    def unknown(unit: SqlUnit) -> None:
+        commit(unit)
+        raise CommitUnknown("the connection was lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SqlUnit, "commit", unknown)
+        answer = site.client.post("/orders", json={"name": "a"})
+    assert answer.status_code == 503
+    key = {"idempotency-key": answer.json()["id"]}
+    assert "Idempotency-Key: " + answer.json()["id"] in answer.json()["detail"]
+    assert site.client.post("/orders", json={"name": "b"}, headers=key).status_code == 422
+    assert site.client.post("/orders", json={"name": "a"}, headers=key).status_code == 202
+    until(lambda: site.store.unfinished(["shop.accept"]) == 0)
+    assert site.effects() == {"accept a": 1}
+
+
 def test_a_client_that_sends_too_much_or_too_slowly_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_connection(("127.0.0.1", site.port), SECONDS) as endless:
         endless.sendall(b"POST /orders HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -404,3 +428,15 @@ def test_a_store_that_is_away_is_not_asked_once_for_each_request(site: Site, mon
     Publisher(site.services.store, site.worker.app.context(site.services)).commit(waiting)
     assert all(isinstance(future.exception(), StoreUnavailable) for _, future in waiting)
     assert len(asked) == 2, "together, and one to see whose fault it is"
+
+
+def test_nobody_is_refused_for_a_key_that_somebody_else_sent(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(self: Publisher, messages: Sequence[Outgoing], optional: object) -> set[str]:
+        raise Reused("a key") if len(messages) > 1 else StoreUnavailable("it is away")
+
+    monkeypatch.setattr(Publisher, "_accept", answer)
+    context, route = site.worker.app.context(site.services), site.worker.app.flows["shop.note"].source
+    assert isinstance(route, Route)
+    waiting: list[Waiting] = [([compose(context, route(b"{}"), "shop")], Future()) for _ in range(3)]
+    Publisher(site.services.store, context).commit(waiting)
+    assert all(isinstance(future.exception(), StoreUnavailable) for _, future in waiting)

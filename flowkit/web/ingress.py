@@ -150,11 +150,8 @@ class Ingress:
         try:
             body = arguments.pack(request.path_params, request.query_params.multi_items(), content)
             outgoing = compose(self._context, route(body), self._app.name, id)
-            return (
-                outgoing
-                if key is None
-                else outgoing._replace(digest=blake2b(body, digest_size=DIGEST_BYTES).hexdigest())
-            )
+            # Whoever chose the id: it may be told to the client, who then sends it as its key.
+            return outgoing._replace(digest=blake2b(body, digest_size=DIGEST_BYTES).hexdigest())
         except TooLarge as error:
             raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
         except Undecodable as error:

@@ -205,21 +205,26 @@ class Rollout(NamedTuple):
     def going_on(self) -> bool:
         return self.weight > 0
 
+    @property
+    def reach(self) -> int:
+        """Of so many percent the candidate may have messages in hand."""
+        return self.weight if self.settled else max(self.weight, self.before)
+
     def start(self, version: str, weight: int) -> "Rollout":
         """A version gets so many percent."""
-        return self._replace(candidate=version, weight=weight, before=0)
+        return self._replace(candidate=version, weight=weight, before=self.reach)
 
     def shift(self, weight: int) -> "Rollout":
         """The candidate gets so many percent."""
-        return self._replace(weight=weight, before=self.weight)
+        return self._replace(weight=weight, before=self.reach)
 
     def promote(self, version: str) -> "Rollout":
         """A version is the baseline, and has all messages."""
-        return self._replace(baseline=version, candidate=version, weight=0, before=self.weight)
+        return self._replace(baseline=version, candidate=version, weight=0, before=self.reach)
 
     def roll_back(self) -> "Rollout":
         """The baseline has all messages again."""
-        return self._replace(weight=0, before=max(self.weight, self.before))
+        return self._replace(weight=0, before=self.reach)
 
 
 class Figures(NamedTuple):
@@ -518,8 +523,8 @@ class Store(Protocol):
         without one that are there: these are."""
 
     def change(self, app: str, flows: Collection[str], rollout: "Rollout") -> None:
-        """Change a rollout, whose epoch is that of the one that is changed. Raises ConfigError if another change came
-        first."""
+        """Change a rollout, whose epoch is that of the one that is changed. Raises StoreConflict if another change
+        came first."""
 
     def leave_fleet(self, worker: str) -> None:
         """Forget a worker that ended in order."""

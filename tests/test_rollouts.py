@@ -4,9 +4,11 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -14,10 +16,11 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from flowkit import Channel, Message, Reject, UnitOfWork
+from flowkit.cli import rollout
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.versions import bucket
 from flowkit.engine.worker import Worker
-from flowkit.errors import ConfigError
+from flowkit.errors import CommitUnknown, StoreConflict, StoreUnavailable
 from flowkit.ports import CANDIDATE, Delivery, Rollout, WorkerInfo
 from flowkit.store.sql import SqlStore
 from tests.services.balancer import Balancer
@@ -641,10 +644,113 @@ def test_what_is_asked_wrongly_is_told(sqlite_url: str, words: tuple[str, ...], 
     assert said in done.stderr
 
 
+def command(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands of `flowkit rollout` run in this process; while they wait the versions work."""
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", versions.settings.database_url)
+    monkeypatch.setenv("FLOWKIT_BROKER_URL", versions.settings.broker_url)
+    monkeypatch.setattr(rollout, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: versions.step()))
+    versions.step()
+
+
+def test_a_version_is_not_started_over_another_one_that_somebody_started_meanwhile(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("v1", "v2", "v3"):
+        versions.start(name)
+    command(versions, monkeypatch)
+    monkeypatch.setattr(rollout.Fleet, "declare", lambda fleet: versions.change(candidate="v2", weight=50))
+    with pytest.raises(StoreConflict, match="changed by somebody else"):
+        rollout.start("v3", 5, "", None)
+    assert (versions.rollout.candidate, versions.rollout.weight) == ("v2", 50)
+
+
+def test_a_share_is_not_changed_by_somebody_else_before_it_is_in_force(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("v1", "v2"):
+        versions.start(name)
+    versions.change(candidate="v2", weight=75)
+    versions.settle()
+    command(versions, monkeypatch)
+    settle = rollout.Fleet.settle
+
+    def meanwhile(fleet: rollout.Fleet) -> Rollout:
+        found = settle(fleet)
+        versions.change(weight=10)
+        return found
+
+    monkeypatch.setattr(rollout.Fleet, "settle", meanwhile)
+    with pytest.raises(StoreConflict, match="changed by somebody else"):
+        rollout.shift(25, "")
+    found = versions.rollout
+    assert (found.weight, found.reach) == (10, 75)
+    assert found.roll_back().before == found.shift(50).before == found.promote("v2").before == 75
+
+
+def test_a_bad_candidate_goes_back_though_the_store_is_away_just_then(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(order: Order, message: Message) -> None:
+        raise Reject("this version is bad")
+
+    first = versions.start("v1")
+    versions.start("v2", refuse)
+    versions.change(candidate="v2", weight=50)
+    versions.settle()
+    for one in versions.running:
+        one.worker._recent._since = 0.0  # what comes in the first seconds of a share says nothing otherwise
+    publish(first, numbers(100))
+    versions.quiet()
+    command(versions, monkeypatch)
+    trouble = [StoreUnavailable("away"), StoreConflict("somebody was quicker"), CommitUnknown("lost just then")]
+    with rollout.fleet("") as here:
+        change, retry = here.store.change, here.store.dead_letters.retry
+
+        def troubled(*arguments: Any) -> None:
+            if len(trouble) == 1:
+                change(*arguments)
+            if trouble:
+                raise trouble.pop(0)
+
+        def away_once(letters: Sequence[str]) -> int:
+            monkeypatch.setattr(here.store.dead_letters, "retry", retry)
+            raise StoreUnavailable("away")
+
+        monkeypatch.setattr(here.store, "change", troubled)
+        monkeypatch.setattr(here.store.dead_letters, "retry", away_once)
+        climb = rollout.Climb(here, rollout.Ramp([100], "1m", 1.0, "30s"), "v2")
+        assert rollout._climb(climb) == 1
+    assert not trouble
+    versions.quiet()
+    assert versions.applied() == {name: ["v1"] for name in numbers(100)}
+    versions.check()
+
+
+def test_a_rollback_that_was_broken_off_is_finished_by_the_next_one(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(order: Order, message: Message) -> None:
+        raise Reject("this version is bad")
+
+    first = versions.start("v1")
+    versions.start("v2", refuse)
+    versions.change(candidate="v2", weight=50)
+    versions.settle()
+    publish(first, numbers(20))
+    versions.quiet()
+    versions.change(weight=0)
+    command(versions, monkeypatch)
+    for _ in range(2):
+        rollout.rollback("")
+        versions.quiet()
+        assert versions.applied() == {name: ["v1"] for name in numbers(20)}
+    versions.check()
+
+
 def test_of_two_changes_at_once_one_is_refused(versions: Versions) -> None:
     versions.start("v1")
     seen = versions.rollout
     versions.change(candidate="v2", weight=5)
-    with pytest.raises(ConfigError, match="changed by somebody else"):
+    with pytest.raises(StoreConflict, match="changed by somebody else"):
         versions.store.change("shop", ["shop.take"], seen._replace(candidate="v3", weight=5))
     assert versions.rollout.candidate == "v2"

@@ -1,22 +1,23 @@
 """`flowkit rollout`: versions side by side, and how the messages move from one to the other."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from flowkit import duration
 from flowkit.cli import show
 from flowkit.cli.plain import plain
 from flowkit.config import Settings, open_store, open_transport
 from flowkit.continuity.comparison import ENOUGH, Plan, Version, fault, versions
-from flowkit.errors import ConfigError, FlowKitError, Unavailable
+from flowkit.errors import ConfigError, FlowKitError, StoreConflict, Unavailable
 from flowkit.ports import CANDIDATE, Rollout
 
 LOOK_SECONDS = 0.2
 SETTLE_SECONDS = 60.0
 STUCK_SECONDS = 30.0
 """A candidate whose share does not come into force for so long is rolled back."""
+T = TypeVar("T")
 
 
 class Ramp(NamedTuple):
@@ -63,13 +64,13 @@ class Fleet:
         assert found is not None  # it was there, and nothing removes it
         return Rollout._make(found)
 
-    @property
-    def versions(self) -> list[Version]:
-        return versions(self.rollout, [one for one in self.store.ledger.workers() if one.app == self.app])
+    def versions(self, rollout: Rollout) -> list[Version]:
+        """What each version is in this state of the rollout, and how it does."""
+        return versions(rollout, [one for one in self.store.ledger.workers() if one.app == self.app])
 
     def version(self, name: str) -> Version:
         """Raises ConfigError for one that nobody runs."""
-        for one in self.versions:
+        for one in self.versions(self.rollout):
             if one.name == name and one.ready:
                 return one
         raise ConfigError(f"no worker of version {plain(name)} of app {self.app} is ready; flowkit status shows them")
@@ -78,23 +79,25 @@ class Fleet:
     def flows(self) -> list[str]:
         return [one for one in self.store.subscriptions() if one.startswith(f"{self.app}.")]
 
-    def change(self, change: Callable[[Rollout], Rollout]) -> None:
-        """Change the rollout. Raises ConfigError if somebody else did so just now."""
-        self.store.change(self.app, self.flows, change(self.rollout))
+    def change(self, rollout: Rollout) -> None:
+        """Change the rollout that this one was made of. Raises StoreConflict if somebody else did so meanwhile."""
+        self.store.change(self.app, self.flows, rollout)
 
-    def settle(self) -> None:
-        """Wait until all workers conform to the last change. Raises FlowKitError when they do not."""
+    def settle(self) -> Rollout:
+        """Wait until all workers conform to the last change, and return what it came to. Raises FlowKitError when they
+        do not."""
         end = time.monotonic() + SETTLE_SECONDS
-        while not self.rollout.settled:
+        while not (rollout := self.rollout).settled:
             if time.monotonic() > end:
                 mine = [one for one in self.store.ledger.workers() if one.app == self.app and one.state != "spare"]
-                behind = [one for one in mine if one.epoch < self.rollout.epoch]
+                behind = [one for one in mine if one.epoch < rollout.epoch]
                 raise FlowKitError(
                     f"after {SETTLE_SECONDS:g} s these workers still have messages in hand that are others' by now, or "
                     f"are frozen: {', '.join(f'{one.id} ({plain(one.version)})' for one in behind)}; the rollout goes "
                     "on as soon as they are done"
                 )
             time.sleep(LOOK_SECONDS)
+        return rollout
 
     def declare(self) -> None:
         """Make the places of the candidate at the broker, if there is one."""
@@ -118,21 +121,15 @@ def start(version: str, weight: int, app: str, ramp: Ramp | None) -> int:
     """Let a version have so many percent of the messages. With a ramp stay, and give it more; returns 1 if it had to go
     back."""
     with fleet(app) as here:
-        rollout = here.rollout
-        if rollout.going_on:
-            raise ConfigError(
-                f"version {plain(rollout.candidate)} has {rollout.weight} % already; shift, promote or roll back first"
-            )
-        if not version:
-            raise ConfigError("a candidate needs a name: start its instances with --version")
-        if version == rollout.baseline:
-            raise ConfigError(f"version {plain(version)} is the baseline of app {here.app}: it has all messages")
+        _may_start(here, here.rollout, version)
         here.version(version)
-        here.settle()
+        rollout = here.settle()
+        _may_start(here, rollout, version)
+        climb = Climb(here, ramp, version) if ramp is not None else None
         here.declare()
-        here.change(lambda one: one.start(version, weight))
-        if ramp is not None:
-            return _climb(here, ramp, weight)
+        here.change(rollout.start(version, weight))
+        if climb is not None:
+            return _climb(climb)
         here.settle()
         print(f"version {plain(version)} has {weight} % of the messages of app {here.app}")
         return 0
@@ -141,33 +138,40 @@ def start(version: str, weight: int, app: str, ramp: Ramp | None) -> int:
 def shift(weight: int, app: str) -> None:
     """Let the candidate have so many percent."""
     with fleet(app) as here:
-        _candidate(here)
+        _candidate(here, here.rollout)
+        rollout = here.settle()
+        name = _candidate(here, rollout)
+        here.change(rollout.shift(weight))
         here.settle()
-        here.change(lambda one: one.shift(weight))
-        here.settle()
-        print(f"version {plain(here.rollout.candidate)} has {weight} % of the messages of app {here.app}")
+        print(f"version {plain(name)} has {weight} % of the messages of app {here.app}")
 
 
 def promote(version: str, app: str) -> None:
     """Let a version be the baseline: the candidate, or one that waits."""
     with fleet(app) as here:
-        name = version or _candidate(here)
+        name = version or _candidate(here, here.rollout)
         here.version(name)
-        here.settle()
-        _promote(here, name)
+        rollout = here.settle()
+        here.change(rollout.promote(version or _candidate(here, rollout)))
+        _tell_promoted(here)
 
 
 def rollback(app: str) -> None:
-    """Let the baseline have all messages again, also those that died at the candidate."""
+    """Let the baseline have all messages again, also those that died at the candidate. What an earlier rollback could
+    not finish is finished."""
     with fleet(app) as here:
-        _candidate(here)
-        _roll_back(here)
+        rollout = here.rollout
+        if rollout.going_on or rollout.candidate in ("", rollout.baseline):
+            _candidate(here, rollout)
+            here.change(rollout.roll_back())
+        _finish_rollback(here)
 
 
 def status(app: str, json: bool) -> None:
     """The versions, and how they do."""
     with fleet(app) as here:
-        rollout, found = here.rollout, here.versions
+        rollout = here.rollout
+        found = here.versions(rollout)
     if json:
         told = [{**one._asdict(), "figures": one.figures._asdict()} for one in found]
         show.as_json({"app": here.app, "settled": rollout.settled, "versions": told})
@@ -195,56 +199,85 @@ def status(app: str, json: bool) -> None:
         print("some workers still finish what they had begun before the last change")
 
 
-def _climb(here: Fleet, ramp: Ramp, weight: int) -> int:
-    """Give the candidate more, step by step, each when the last one went well for long enough, and enough messages came
-    to tell; promote it in the end, or roll it back as soon as it is worse."""
-    plan = Plan(ramp.errors, duration.seconds(ramp.p99, "--p99"))
-    every = duration.seconds(ramp.every, "--every")
-    name = here.rollout.candidate
-    for step in [weight, *(one for one in ramp.steps if one > weight)]:
-        if step != weight:
-            here.change(lambda one: one.shift(step))  # noqa: B023
-        print(f"version {plain(name)} has {step} % of the messages of app {here.app}", flush=True)
-        if why := _watch(here, plan, every):
-            print(f"version {plain(name)}: {why}", flush=True)
-            _roll_back(here)
-            return 1
-    _promote(here, name)
-    return 0
+class Climb:
+    """A candidate that gets more by itself, step by step, each when the last one went well for long enough, and enough
+    messages came to tell; it is promoted in the end, or rolled back as soon as it is worse. How far it is, is in the
+    store: what was done with an unknown outcome is seen at the next look."""
+
+    def __init__(self, here: Fleet, ramp: Ramp, name: str) -> None:
+        """`name`: the candidate, which has its first share."""
+        self._here = here
+        self._name = name
+        self._steps = ramp.steps
+        self._plan = Plan(ramp.errors, duration.seconds(ramp.p99, "--p99"))
+        self._every = duration.seconds(ramp.every, "--every")
+        self._told = 0
+        self._fault = ""
+        """Why it has to go back."""
+
+    def look(self) -> bool:
+        """Do what is next. Whether the rollout goes on."""
+        here, rollout, name = self._here, self._here.rollout, self._name
+        if not rollout.going_on or rollout.candidate != name:
+            return False
+        if rollout.weight != self._told:
+            self._told = rollout.weight
+            print(f"version {plain(name)} has {rollout.weight} % of the messages of app {here.app}", flush=True)
+        found = {one.role: one for one in here.versions(rollout)}
+        if not self._fault:
+            self._fault = self._see(rollout, found)
+            if self._fault:
+                print(f"version {plain(name)}: {self._fault}", flush=True)
+        if self._fault:
+            here.change(rollout.roll_back())
+        elif rollout.settled and rollout.age >= self._every and found["candidate"].figures.handled >= ENOUGH:
+            step = next((one for one in self._steps if one > rollout.weight), None)
+            here.change(rollout.promote(name) if step is None else rollout.shift(step))
+        return True
+
+    def end(self) -> int:
+        """Finish what the last look saw, and return the exit code. Raises ConfigError when somebody else ended it."""
+        if self._here.rollout.baseline == self._name:
+            _tell_promoted(self._here)
+            return 0
+        if not self._fault:
+            raise ConfigError(f"the rollout of {plain(self._name)} was ended by somebody else")
+        _finish_rollback(self._here)
+        return 1
+
+    def _see(self, rollout: Rollout, found: Mapping[str, Version]) -> str:
+        """Why the candidate has to go back; empty if it may stay."""
+        if rollout.settled:
+            return fault(self._plan, found["baseline"], found["candidate"])
+        if rollout.age > STUCK_SECONDS:
+            return f"after {STUCK_SECONDS:g} s some workers have not come to its share: their handlers hang"
+        return ""
 
 
-def _watch(here: Fleet, plan: Plan, seconds: float) -> str:
-    """Watch the candidate for so long, and until it handled enough to tell. Why it has to go back; empty if it may
-    stay. Raises ConfigError when somebody else ended the rollout."""
-    began, name = time.monotonic(), here.rollout.candidate
+def _climb(climb: Climb) -> int:
+    """Look until the rollout is over. Returns the exit code."""
+    while _patiently(climb.look):
+        time.sleep(LOOK_SECONDS)
+    return _patiently(climb.end)
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """What it returns. It is asked again while the store is away, for everybody, and if somebody else was quicker."""
     while True:
         try:
-            rollout, found = here.rollout, {one.role: one for one in here.versions}
-        except Unavailable:
-            time.sleep(LOOK_SECONDS)  # the store is away for everybody
-            continue
-        if not rollout.going_on or rollout.candidate != name:
-            raise ConfigError(f"the rollout of {plain(name)} was ended by somebody else")
-        watched = time.monotonic() - began
-        if not rollout.settled:
-            if watched > STUCK_SECONDS:
-                return f"after {STUCK_SECONDS:g} s some workers have not come to its share: their handlers hang"
-        elif why := fault(plan, found["baseline"], found["candidate"]):
-            return why
-        elif watched >= seconds and found["candidate"].figures.handled >= ENOUGH:
-            return ""
-        time.sleep(LOOK_SECONDS)
+            return ask()
+        except (Unavailable, StoreConflict):
+            time.sleep(LOOK_SECONDS)
 
 
-def _promote(here: Fleet, name: str) -> None:
-    here.change(lambda one: one.promote(name))
-    here.settle()
+def _tell_promoted(here: Fleet) -> None:
+    name = here.settle().baseline
     print(f"version {plain(name)} is the baseline of app {here.app}; the other one is drained, and safe to stop")
 
 
-def _roll_back(here: Fleet) -> None:
+def _finish_rollback(here: Fleet) -> None:
+    """Wait until the baseline has all messages, and let it have those too that died at the candidate."""
     rollout = here.rollout
-    here.change(Rollout.roll_back)
     try:
         here.settle()
     finally:
@@ -256,11 +289,23 @@ def _roll_back(here: Fleet) -> None:
         )
 
 
-def _candidate(here: Fleet) -> str:
-    """The version that is rolled out now. Raises ConfigError if none is."""
-    if not here.rollout.going_on:
+def _may_start(here: Fleet, rollout: Rollout, version: str) -> None:
+    """Raise ConfigError where a version cannot be the candidate."""
+    if rollout.going_on:
+        raise ConfigError(
+            f"version {plain(rollout.candidate)} has {rollout.weight} % already; shift, promote or roll back first"
+        )
+    if not version:
+        raise ConfigError("a candidate needs a name: start its instances with --version")
+    if version == rollout.baseline:
+        raise ConfigError(f"version {plain(version)} is the baseline of app {here.app}: it has all messages")
+
+
+def _candidate(here: Fleet, rollout: Rollout) -> str:
+    """The version that is rolled out. Raises ConfigError if none is."""
+    if not rollout.going_on:
         raise ConfigError(f"no version of app {here.app} is rolled out now; flowkit rollout start VERSION --weight 5")
-    return here.rollout.candidate
+    return rollout.candidate
 
 
 def _apps(store: Any) -> list[str]:

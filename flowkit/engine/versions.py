@@ -114,9 +114,8 @@ class Versions:
             return False
         if rollout.candidate == self.version:
             return rollout.baseline != self.version and bucket(delivery.message) >= rollout.weight
-        weight = rollout.weight if rollout.settled else max(rollout.weight, rollout.before)
         # What other programs sent has no id yet by which it would be told from what was handed on before.
-        return bool(weight) and not delivery.foreign and bucket(delivery.message) < weight
+        return bool(rollout.reach) and not delivery.foreign and bucket(delivery.message) < rollout.reach
 
     def can_go(self, delivery: Delivery) -> bool:
         """Whether a message can be handed on: what cannot be written as it is, or is older than the inbox remembers, is

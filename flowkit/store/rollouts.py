@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from flowkit.errors import ConfigError
+from flowkit.errors import StoreConflict
 from flowkit.ports import CANDIDATE, Rollout
 from flowkit.store.unit import MICROSECOND
 
@@ -45,5 +45,5 @@ class Rollouts:
             unit.write(self._store.sql.subscribe, [(flow + CANDIDATE, "") for flow in sorted(flows)])
             state = (rollout.baseline, rollout.candidate, rollout.weight, rollout.before)
             if not unit.read(self._store.sql.change_rollout, (*state, app, rollout.epoch)):
-                raise ConfigError(f"the rollout of app {app} was changed by somebody else just now; look at it again")
+                raise StoreConflict(f"the rollout of app {app} was changed by somebody else just now; look at it again")
         self._store.notify(flows)

@@ -472,7 +472,8 @@ class Store(Protocol):
         """An app gives at least its minimum service now."""
 
     def uptime(self, app: str, seconds: float) -> Sequence[tuple[float, float]]:
-        """From and until when it did, in seconds before now, in order: as far back as this."""
+        """From and until when it did, in seconds before now, in order: as far back as this, and the last one that began
+        before."""
 
     fence: "Fence | None"
     """What this process commits from now on counts only while this holds; else the commit raises Fenced."""

@@ -171,6 +171,8 @@ def test_whether_an_agreement_is_kept_counts_the_tiers(tmp_path: Path) -> None:
         ([(100, 60), (90, 40), (38, 1)], [], 100),
         ([(100, 60), (90, 80), (40, 20)], [(60, 40), (20, 0)], 100),
         ([(5000, 2000), (900, 0)], [(1000, 900)], 1000),
+        ([(5000, 2000), (1500, 0)], [], 1000),
+        ([(5000, 2000)], [(1000, 0)], 1000),
     ],
 )
 def test_what_lies_between_the_times_that_a_service_was_up_is_an_outage(

@@ -91,6 +91,16 @@ def test_the_capacity_of_an_instance_is_found(sqlite_url: str) -> None:
     assert found["tps"] == max(borne) < min(broken) <= 1.1 * max(borne)
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize(("path", "content", "status"), [("/ordres", SEND[-1], 404), ("/orders", "{}", 422)])
+def test_what_is_refused_is_no_capacity(sqlite_url: str, path: str, content: str, status: int) -> None:
+    Instances(sqlite_url).close()
+    wrong = ("--send", f"POST {path}", "--content", content, "--seconds", "1")
+    done = flowkit(sqlite_url, "measure", "tests.web_app:app", *wrong)
+    assert done.returncode == 2
+    assert f"POST {path} is answered with {status}: see --send and --content" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -191,5 +201,6 @@ def test_windows_and_clauses_by_hand(agreement: Path) -> None:
 
 def test_percentiles() -> None:
     assert percentile([3, 1, 2], 50) == 2
-    assert percentile(range(100), 99) == 99
+    assert percentile(range(100), 99) == 98, "99 % of them do not exceed it"
+    assert percentile(range(200), 99.9) == 199
     assert percentile([1], 100) == 1

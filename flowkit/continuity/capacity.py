@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from flowkit.continuity.load import Load, Request, percentile
 from flowkit.continuity.site import HOST, Node, wait_until
+from flowkit.errors import ConfigError
 
 FIRST_TPS = 25.0
 MOST_TPS = 100_000.0
@@ -33,7 +34,7 @@ def measure(
     """Try rates for so many seconds each. The steps, of which the fastest that was borne is the capacity. Blocks.
 
     A rate is borne if every request was answered well, `percent` of them within `response` seconds, and the flows
-    kept up: `unfinished` is no more than what comes in a second.
+    kept up: `unfinished` is no more than what comes in a second. Raises ConfigError when a request is refused as wrong.
     """
     node, steps = Node(app), list[Step]()
     node.start()
@@ -68,5 +69,10 @@ def _try(
     answers = [one for one in load.stop() if one.due >= SETTLING_SECONDS]
     took = percentile([one.took if one.good else float("inf") for one in answers], percent)
     failed = sum(not one.good for one in answers)
+    for one in answers:
+        if one.refused:
+            raise ConfigError(
+                f"{request.method} {request.path} is answered with {one.status}: see --send and --content"
+            )
     borne = not failed and took <= response and behind <= tps and len(answers) >= tps * seconds * ENOUGH
     return Step(tps, took, failed, behind, borne)

@@ -9,6 +9,7 @@ import itertools
 import threading
 import time
 from collections.abc import Sequence
+from math import ceil
 from typing import NamedTuple
 
 from flowkit.message import new_id
@@ -44,7 +45,14 @@ class Answer(NamedTuple):
 
     @property
     def good(self) -> bool:
-        return 0 < self.status < SERVER_ERROR and self.status != http.HTTPStatus.TOO_MANY_REQUESTS
+        return http.HTTPStatus.OK <= self.status < http.HTTPStatus.MULTIPLE_CHOICES
+
+    @property
+    def refused(self) -> bool:
+        """Whether the request itself is wrong: at another time, or elsewhere, it would fare no better."""
+        return self.status != http.HTTPStatus.TOO_MANY_REQUESTS and (
+            http.HTTPStatus.MULTIPLE_CHOICES <= self.status < SERVER_ERROR
+        )
 
 
 class Load:
@@ -112,4 +120,4 @@ def during(answers: Sequence[Answer], begin: float, end: float) -> list[Answer]:
 def percentile(values: Sequence[float], percent: float) -> float:
     """The value that so many percent of the values do not exceed; NaN of none."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else float("nan")
+    return ordered[max(0, ceil(len(ordered) * percent / 100) - 1)] if ordered else float("nan")

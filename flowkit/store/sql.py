@@ -319,7 +319,7 @@ class SqlStore:
 
     def uptime(self, app: str, seconds: float) -> list[tuple[float, float]]:
         with self.unit("") as unit:
-            rows = unit.read(self.sql.uptime, (app, int(seconds * MICROSECOND)))
+            rows = unit.read(self.sql.uptime, (app, app, int(seconds * MICROSECOND)))
         return [(float(since), float(until)) for since, until in rows]
 
     def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:

@@ -150,7 +150,9 @@ class Statements:
     up_still: str = "UPDATE flowkit_uptime SET until = {now} WHERE app = ? AND until > {now} - CAST(? AS bigint)"
     uptime: str = """
         SELECT ({now} - since) / 1e6, ({now} - until) / 1e6 FROM flowkit_uptime
-        WHERE app = ? AND until > {now} - CAST(? AS bigint) ORDER BY since"""
+        WHERE app = ? AND since >= COALESCE(
+            (SELECT max(since) FROM flowkit_uptime WHERE app = ? AND since <= {now} - CAST(? AS bigint)), 0)
+        ORDER BY since"""
     ready: str = """
         SELECT count(*) FROM flowkit_workers
         WHERE app = ? AND state = 'ready' AND heartbeat > {now} - CAST(? AS bigint)"""

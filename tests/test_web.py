@@ -16,6 +16,7 @@ from openapi_spec_validator import validate
 from sqlalchemy.orm import Session
 
 from flowkit import App, DefinitionError, Objects, Reject, StoreUnavailable, web
+from flowkit.cli import direct
 from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.errors import CommitUnknown, Reused
@@ -304,6 +305,49 @@ def test_what_is_drained_takes_nothing_and_finishes_what_it_has(site: Site, name
     site.store.direct("drained", [name], None)
     until(lambda: site.client.post("/orders", json={"name": "d"}).status_code == 202)
     assert "accept b" not in site.effects()
+
+
+def test_once_drained_nothing_comes_any_more_and_all_that_came_is_at_its_end(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", site.services.settings.database_url)
+    over = threading.Event()
+    accepted: list[str] = []
+
+    def send() -> None:
+        while not over.wait(0.005):
+            answer = site.client.post("/orders", json={"name": str(len(accepted))})
+            if answer.status_code == 202:
+                accepted.append(answer.json()["id"])
+
+    client = threading.Thread(target=send)
+    client.start()
+    try:
+        until(lambda: len(accepted) > 10)
+        assert direct.drain(["shop"], "20s") == 0
+        before = len(accepted)
+        until(lambda: site.client.post("/notes?text=c").status_code == 503)
+        assert site.store.unfinished(["shop.accept"]) == 0
+    finally:
+        over.set()
+        client.join(SECONDS)
+    assert len(accepted) == before == len(site.effects())
+    direct.resume(["shop"])
+    assert site.client.post("/orders", json={"name": "later"}).status_code == 202
+
+
+def test_a_direction_is_in_force_when_its_command_returns_and_an_app_is_resumed_with_its_flows(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", site.services.settings.database_url)
+    direct.pause(["shop.accept"])
+    for _ in range(5):
+        assert site.client.post("/orders", json={"name": "a"}).status_code == 202
+    assert site.client.post("/quotes", json={"name": "q"}).status_code == 200
+    assert site.effects() == {"quote q": 1}
+    direct.resume(["shop"])
+    assert site.store.directions() == {}
+    until(lambda: site.effects() == {"quote q": 1, "accept a": 5})
 
 
 def test_requests_that_come_together_share_transactions(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

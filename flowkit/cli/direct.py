@@ -13,10 +13,15 @@ from flowkit.errors import ConfigError
 from flowkit.ports import DIRECTIONS, DRAINED, LANES, MINIMUM, NORMAL, PAUSED, WORKERS
 
 LOOK_SECONDS = 0.2
+SILENT_SECONDS = 5.0
+"""A worker that was silent for longer is not waited for."""
+UNDER_WAY_SECONDS = 1.0
+"""So long what a worker had let in before it heard may take to be stored."""
 
 
 def pause(names: Collection[str]) -> None:
-    """Let these flows or apps begin nothing. What has begun is finished; what comes is accepted, and waits."""
+    """Let these flows or apps begin nothing. What has begun is finished; what comes is accepted, and waits. Blocks
+    until all workers have heard of it."""
     _direct(PAUSED, names, 1)
 
 
@@ -27,11 +32,17 @@ def drain(names: Collection[str], wait: str) -> int:
     _direct(DRAINED, names, 1)
     store, end = _open(), time.monotonic() + seconds
     try:
-        flows = [flow for flow in store.subscriptions() if {flow, flow.split(".", 1)[0]} & set(names)]
-        while left := store.unfinished(flows):
-            if time.monotonic() > end:
-                print(f"{left:,} message(s) are not at their end after {wait}")
-                return 1
+        flows = [flow for flow in store.subscriptions() if {flow, _app(flow)} & set(names)]
+        empty = time.monotonic()
+        while time.monotonic() - empty < UNDER_WAY_SECONDS:
+            if left := store.unfinished(flows):
+                empty = time.monotonic()
+                if empty > end:
+                    print(
+                        f"{left:,} message(s) are not at their end after {wait}; flowkit status shows what they wait "
+                        f"for. Nothing comes from outside until flowkit resume {_listed(names)}"
+                    )
+                    return 1
             time.sleep(LOOK_SECONDS)
     finally:
         store.close()
@@ -60,12 +71,14 @@ def reduce(app: str, path: Path, workers: int, off: bool) -> None:
 
 
 def resume(names: Collection[str]) -> None:
-    """Let them be as they are defined."""
+    """Let them be as they are defined; an app with all of its flows. Blocks until all workers have heard of it."""
     store = _open()
     try:
         _check(store, names)
+        flows = [flow for flow in store.subscriptions() if _app(flow) in names]
         for what in DIRECTIONS:
-            store.direct(what, names, None)
+            store.direct(what, [*names, *flows], None)
+        _wait_for_workers(store, names)
     finally:
         store.close()
     print(f"{_listed(names)}: as defined")
@@ -76,6 +89,7 @@ def _direct(what: str, names: Collection[str], value: int) -> None:
     try:
         _check(store, names)
         store.direct(what, names, value)
+        _wait_for_workers(store, names)
     finally:
         store.close()
     print(f"{_listed(names)}: {what}{f' {value}' if what in (WORKERS, LANES) else ''}")
@@ -84,9 +98,28 @@ def _direct(what: str, names: Collection[str], value: int) -> None:
 def _check(store: Any, names: Collection[str]) -> None:
     """Refuse names that nothing has."""
     flows = store.subscriptions()
-    known = {*flows, *(flow.split(".", 1)[0] for flow in flows)}
+    known = {*flows, *map(_app, flows)}
     if unknown := sorted(set(names) - known):
         raise ConfigError(f"no flow or app {_listed(unknown)} is in this store; flowkit status names the flows")
+
+
+def _wait_for_workers(store: Any, names: Collection[str]) -> None:
+    """Wait until every worker that lives has heard of a direction: it reads them right after each heartbeat."""
+    began, apps = time.monotonic(), set(map(_app, names))
+
+    def unheard() -> bool:
+        since = time.monotonic() - began - LOOK_SECONDS
+        live = [one for one in store.ledger.workers() if one.app in apps and one.silent < SILENT_SECONDS]
+        return any(one.silent > since for one in live)
+
+    while unheard():
+        time.sleep(LOOK_SECONDS)
+    time.sleep(LOOK_SECONDS)
+
+
+def _app(name: str) -> str:
+    """The app of a flow, or the app itself."""
+    return name.split(".", 1)[0]
 
 
 def _listed(names: Collection[str]) -> str:

@@ -133,6 +133,8 @@ class Supervisor:
         self._children += [Child() for _ in range(workers - len(there))]
         for child in there[workers:]:
             child.finished = child.replaced = True
+            if child in self._old:
+                self._old.remove(child)  # nobody is to replace it
             self._ask(child, signal.SIGHUP)
 
     def roll(self) -> None:
@@ -207,6 +209,8 @@ class Supervisor:
         if worker:
             self._charges.append(lambda: self._store.leave_fleet(worker))
         how = "asked to be replaced" if status == REPLACE else f"died ({_named(status)})"
+        if child is self._heir:
+            how += " before it was ready to replace another one, which goes on,"
         _log.warning(
             "worker %d %s with %d message(s) in flight%s", pid, how, len(victims),
             "".join(f"; {victim.identity[0]}: {victim.identity[2]}" for victim in victims[:5]),

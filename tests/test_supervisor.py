@@ -1,0 +1,54 @@
+"""The supervisor, with workers that do nothing but be ready."""
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from flowkit.config import Settings, SystemClock, open_store
+from flowkit.engine.supervisor import Supervisor
+from tests.test_web import until
+
+READY = """
+import os, signal, sys
+from flowkit.engine.slots import Slots
+signal.signal(signal.SIGHUP, lambda *_: sys.exit(0))
+slots = Slots(int(os.environ["FLOWKIT_SLOTS"]))
+slots.ready = True
+while True:
+    signal.pause()
+"""
+
+
+@pytest.fixture
+def supervisor(sqlite_url: str) -> Iterator[Supervisor]:
+    store = open_store(Settings(database_url=sqlite_url), check=False)
+    store.upgrade()
+    with closing(store):
+        made = Supervisor([sys.executable, "-c", READY], 2, store, SystemClock(), random.random)
+        yield made
+        made.stopping = True
+        made.kill()
+        until(lambda: not made.step())
+        made.close()
+
+
+def settled(supervisor: Supervisor, workers: int) -> bool:
+    """Step until so many workers live, nobody is to be replaced, and all are ready."""
+    supervisor.step()
+    return len(supervisor.pids) == workers and not supervisor._old and supervisor.ready == 1
+
+
+@pytest.mark.processes
+def test_who_ends_for_another_number_of_workers_is_not_replaced(supervisor: Supervisor) -> None:
+    until(lambda: settled(supervisor, 2))
+    before = supervisor.pids
+    supervisor.roll()
+    supervisor.step()  # the first heir is there
+    supervisor.resize(1)
+    until(lambda: settled(supervisor, 1))
+    for _ in range(10):
+        assert settled(supervisor, 1)
+    assert set(supervisor.pids).isdisjoint(before)

@@ -481,8 +481,12 @@ class Store(Protocol):
     def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:
         """Which group of the app is active; None: none ever was. If it is this one, it stays so for `seconds` more. If
         the time of the last one is over and this one is `ready`, it is active from now on, and what members of others
-        held is free.
+        held is free; but no group is while workers without one were heard of in the last `seconds`. These are the group
+        "", which takes the place of one whose time is over so that it does not come back.
         """
+
+    def step_down(self, app: str, group: str, silent: float) -> None:
+        """Let the time of this group be over, unless a worker of it was heard of in the last `silent` seconds."""
 
     def standing(self, app: str) -> Standing | None:
         """The same, by a look that changes nothing."""

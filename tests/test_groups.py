@@ -96,6 +96,38 @@ def test_a_spare_takes_over_from_who_died_and_who_comes_back_is_spare(groups: Gr
 
 
 @pytest.mark.processes
+def test_a_group_that_ends_in_order_is_not_waited_for(groups: Groups) -> None:
+    groups.environment["FLOWKIT_GROUP_LEASE"] = "3600"
+    first = groups.start(*FIRST)
+    beside = groups.start(*FIRST)
+    until(lambda: groups.ready(first) and groups.ready(beside))
+    assert groups.end(first) == 0
+    assert groups.store.standing("front").seconds > 0, "another instance of the group goes on"
+    assert groups.end(beside) == 0
+    assert groups.store.standing("front").seconds < 0
+    second = groups.start("--group", "second")
+    until(lambda: groups.ready(second))
+    assert post(second, "a") == 202
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(300)
+def test_an_instance_without_a_group_replaces_a_frozen_one_which_does_not_come_back(groups: Groups) -> None:
+    first = groups.start(*FIRST)
+    until(lambda: groups.states() == {"ready": "first"})
+    groups.freeze(first)
+    until(lambda: groups.store.standing("front").seconds < 0)
+    loose = groups.start()
+    until(lambda: groups.states() == {"ready": ""})
+    groups.thaw(first)
+    until(lambda: groups.states() == {"ready": "", "spare": "first"})
+    assert post(loose, "a") == 202
+    assert groups.end(loose) == 0
+    until(lambda: groups.states() == {"ready": "first"})
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(300)
 def test_a_spare_that_was_never_needed_ends_in_order(groups: Groups) -> None:
     first = groups.start(*FIRST)
     until(lambda: groups.ready(first))

@@ -20,7 +20,7 @@ from flowkit.cli.logs import log
 from flowkit.cli.signals import Signals, die_with_parent, name_parent
 from flowkit.cli.systemd import ServiceManager
 from flowkit.config import Services, Settings, SystemClock, connect, open_store
-from flowkit.continuity.standby import Standby
+from flowkit.continuity.standby import Standby, check_alone
 from flowkit.engine.slots import Slots
 from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.worker import Worker
@@ -101,6 +101,12 @@ def _work(app: App, services: Services, options: Options, grace: float, slots: S
         services.close()
         return 0
     worker = Worker(app, services, app.select(options.flows) if options.flows else None, slots)
+    if not services.settings.group:
+        try:
+            check_alone(services.store, app.name)  # or, from now on, no group becomes active beside it
+        except ConfigError:
+            worker.close()
+            raise
     front = None
     if options.http:
         from flowkit.web.front import Front
@@ -246,13 +252,10 @@ def _standby(app: App, services: Services, spare: bool) -> Standby | None:
     one would work beside each other: these are not fenced."""
     settings = services.settings
     store: Any = services.store
-    standing = store.standing(app.name)
     if not settings.group:
-        if standing is not None and standing.seconds > 0:
-            raise ConfigError(
-                f"group {standing.group} of app {app.name} is active; start this instance with --group "
-                f"{standing.group}, to work beside it, or with --standby hot, to take over from it"
-            )
+        check_alone(store, app.name)
+        if store.standing(app.name) is not None:
+            store.stand(app.name, "", 0.0, ready=True)  # who was active may only be frozen, and is not to come back
         return None
     loose = [one for one in store.ledger.workers() if one.app == app.name and not one.group]
     if loose and any(one.silent < settings.group_lease for one in loose):
@@ -283,9 +286,9 @@ def _check_channels(app: App, services: Services) -> None:
 def _follow(token: int, supervisor: Supervisor, serving: Sequence[socket.socket]) -> None:
     """The group of this instance is active now, or no more."""
     if supervisor.token:
+        supervisor.begin_anew()  # before the sockets: a worker that just starts would open them again
         for one in serving:
             one.shutdown(socket.SHUT_RDWR)  # who connects is refused, and goes to the active ones
-        supervisor.begin_anew()
     if token:
         supervisor.begin(token)
         _serve(serving)

@@ -35,7 +35,9 @@ def status(json: bool) -> None:
         show.as_json(
             {
                 "workers": [worker._asdict() for worker in workers],
-                "active": {app: standing._asdict() for app, standing in standings.items() if standing},
+                "active": {
+                    app: standing._asdict() for app, standing in standings.items() if standing and standing.group
+                },
                 "latency": latencies,
                 "flows": {
                     flow: {
@@ -61,7 +63,7 @@ def status(json: bool) -> None:
         [_cells(one) for one in workers],
     )
     for app, standing in standings.items():
-        if standing is not None:
+        if standing is not None and standing.group:
             how = f"for {standing.seconds:.1f} s more" if standing.seconds > 0 else "but silent; a spare takes over"
             print(f"app {plain(app)}: group {plain(standing.group)} is active {how}")
     for name, seconds in latencies.items():

@@ -8,7 +8,7 @@ under its own token, which the store refuses then (ports.Fence).
 import logging
 import threading
 
-from flowkit.errors import FlowKitError
+from flowkit.errors import ConfigError, FlowKitError
 from flowkit.ports import Clock, Standing, Store, WorkerInfo
 
 LOOK_SECONDS = 0.25
@@ -17,6 +17,16 @@ RENEWALS = 3
 """So many fit into a lease."""
 BEAT_SECONDS = 1.0
 _log = logging.getLogger("flowkit.standby")
+
+
+def check_alone(store: Store, app: str) -> None:
+    """Raise ConfigError where a group of this app is active. For instances without one: they are not fenced."""
+    standing = store.standing(app)
+    if standing is not None and standing.seconds > 0:
+        raise ConfigError(
+            f"group {standing.group} of app {app} is active; start this instance with --group {standing.group}, to "
+            "work beside it, or with --standby hot, to take over from it"
+        )
 
 
 class Standby:
@@ -51,9 +61,15 @@ class Standby:
         return standing.token if standing is not None and standing.group == self._info.group else 0
 
     def close(self) -> None:
-        """Ask no more. Blocks until the last answer is there."""
+        """Ask no more, and let no other group wait if nobody of this one is left. Blocks until the last answer is
+        there."""
         self._closing.set()
         self._thread.join()
+        if self.token:
+            try:
+                self._store.step_down(self._info.app, self._info.group, self._seconds)
+            except FlowKitError as error:
+                _log.warning("group %s: cannot step down, so others wait for its time: %s", self._info.group, error)
 
     def _watch(self) -> None:
         while not self._closing.is_set():
@@ -74,6 +90,8 @@ class Standby:
         standing = self._store.stand(info.app, info.group, self._seconds, ready and self._takes)
         was, self.standing, self._away = self.token, standing, ""
         self.over = ready and (standing is None or standing.seconds < 0)
+        if before is None and standing is not None and not self.token:
+            _log.info("app %s: group %s is active; group %s is spare", info.app, standing.group, info.group)
         if self.token != was:
             self._tell(before)
         if self.token and not was:
@@ -104,5 +122,5 @@ class Standby:
             _log.info("app %s: group %s is active", info.app, info.group)
         else:
             _log.warning(
-                "app %s: group %s was silent too long; group %s is active now", info.app, before.group, info.group
+                "app %s: group %s is active no more; group %s is active now", info.app, before.group, info.group
             )

@@ -24,12 +24,18 @@ class Groups:
                 unit.write(sql.keep_active, [lease])
         elif ready and (standing is None or standing.seconds < 0):
             with self._store.transaction(fenced=False) as unit:
-                if unit.read(sql.make_active, lease):
+                loose = unit.read(sql.loose, (app, lease[0])) if group else []
+                if not loose and unit.read(sql.make_active, lease):
                     unit.write(sql.free_others, [(app, group)])
                     unit.write(sql.evict, [(app, group)])
         else:
             return standing
         return self.standing(app)
+
+    def step_down(self, app: str, group: str, silent: float) -> None:
+        """See ports.Store."""
+        with self._store.transaction(fenced=False) as unit:
+            unit.write(self._store.sql.step_down, [(_name(app), group, app, group, int(silent * MICROSECOND))])
 
     def standing(self, app: str) -> Standing | None:
         """See ports.Store."""

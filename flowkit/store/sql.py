@@ -325,6 +325,9 @@ class SqlStore:
     def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:
         return self._groups.stand(app, group, seconds, ready)
 
+    def step_down(self, app: str, group: str, silent: float) -> None:
+        self._groups.step_down(app, group, silent)
+
     def standing(self, app: str) -> Standing | None:
         return self._groups.standing(app)
 

@@ -175,6 +175,11 @@ class Statements:
         VALUES ({now} + CAST(? AS bigint), ?, ?, 1)
         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until, token = lease.token + 1
         WHERE lease.until < {now} RETURNING token"""
+    loose: str = """
+        SELECT id FROM flowkit_workers WHERE app = ? AND team = '' AND heartbeat > {now} - CAST(? AS bigint)"""
+    step_down: str = """
+        UPDATE flowkit_leases SET until = {now} - 1 WHERE name = ? AND holder = ? AND NOT EXISTS
+        (SELECT 1 FROM flowkit_workers WHERE app = ? AND team = ? AND heartbeat > {now} - CAST(? AS bigint))"""
     active: str = "SELECT holder, token, until - {now} FROM flowkit_leases WHERE name = ?"
     # What a transaction of the others still holds, a frozen one perhaps, is passed over: no takeover waits for it.
     free_others: str = """

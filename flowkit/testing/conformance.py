@@ -362,6 +362,28 @@ class StoreConformance:
         assert store.stand("kit", "one", 60, ready=True)[:2] == ("two", 2)
         assert store.stand("other", "one", 60, ready=True)[:2] == ("one", 1)
 
+    def test_a_group_that_steps_down_is_replaced_at_once_unless_a_worker_of_it_is_left(self) -> None:
+        store, worker = self.store, new_id()
+        store.stand("kit", "one", 60, ready=True)
+        store.join_fleet(WorkerInfo(worker, "kit", "here", 1, "one"))
+        store.step_down("kit", "one", 60)
+        assert store.stand("kit", "two", 60, ready=True)[:2] == ("one", 1)
+        store.leave_fleet(worker)
+        store.step_down("kit", "two", 60)
+        assert store.stand("kit", "two", 60, ready=True)[:2] == ("one", 1)
+        store.step_down("kit", "one", 60)
+        assert store.stand("kit", "two", 60, ready=True)[:2] == ("two", 2)
+
+    def test_no_group_is_active_beside_workers_without_one(self) -> None:
+        store, worker = self.store, new_id()
+        self.fall_silent("one")
+        assert store.stand("kit", "", 0.0, ready=True)[:2] == ("", 2)
+        store.join_fleet(WorkerInfo(worker, "kit", "here", 1))
+        for group in ("one", "two"):
+            assert store.stand("kit", group, 60, ready=True)[:2] == ("", 2), "not even who was active before"
+        store.leave_fleet(worker)
+        assert store.stand("kit", "one", 60, ready=True)[:2] == ("one", 3)
+
     def test_a_silent_group_that_nobody_replaced_goes_on(self) -> None:
         self.fall_silent("one")
         assert self.store.stand("kit", "one", 60, ready=False)[:2] == ("one", 1)

@@ -433,6 +433,8 @@ class Call(Protocol):
 
 
 def _named(annotation: Any) -> str:
+    if annotation == Logger:
+        return "flowkit.Logger"  # and not that of logging, whose name is the same
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 

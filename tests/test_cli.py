@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from sqlalchemy import create_engine
 
 from flowkit.cli import main
 
@@ -638,6 +639,34 @@ def test_db_on_postgresql(flowkit: Terminal, monkeypatch: pytest.MonkeyPatch, po
     told = flowkit("status", "--json").json
     assert told.pop("latency")["store"] > 0
     assert told == {"workers": [], "active": {}, "flows": {}, "shared": {}}
+
+
+TABLE = """
+from sqlalchemy import Column, Integer, MetaData, Table
+from flowkit import App
+metadata = MetaData()
+Table("orders", metadata, Column("id", Integer, primary_key=True))
+app = App("shop", metadata=metadata)
+
+@app.flow("orders")
+def accept(body: str) -> None: ...
+"""
+
+
+@pytest.mark.parametrize("command", [("check", "tables.py"), ("run", "tables.py", "--until-idle")])
+def test_tables_that_nobody_creates_are_missed_at_the_start(
+    flowkit: Terminal, monkeypatch: pytest.MonkeyPatch, postgresql_url: str, command: tuple[str, ...]
+) -> None:
+    (flowkit.folder / "tables.py").write_text(TABLE)
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", postgresql_url)
+    assert flowkit("db", "upgrade").code == 0
+    result = flowkit(*command)
+    assert (result.code, "tables that are not in the database" in result.err) == (2, True)
+    engine = create_engine(postgresql_url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.connect() as connection, connection.begin():
+        connection.exec_driver_sql("CREATE TABLE orders (id integer)")
+    engine.dispose()
+    assert flowkit("check", "tables.py").code == 0
 
 
 # ---------------------------------------------------------------- processes

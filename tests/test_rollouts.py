@@ -20,7 +20,7 @@ from flowkit.cli import rollout
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.versions import bucket
 from flowkit.engine.worker import Worker
-from flowkit.errors import CommitUnknown, StoreConflict, StoreUnavailable
+from flowkit.errors import CommitUnknown, ConfigError, StoreConflict, StoreUnavailable
 from flowkit.ports import CANDIDATE, Delivery, Rollout, WorkerInfo
 from flowkit.store.sql import SqlStore
 from tests.services.balancer import Balancer
@@ -633,6 +633,7 @@ def test_a_flow_that_receives_from_elsewhere_needs_another_name(sqlite_url: str,
         (("rollback",), "no version of app front is rolled out"),
         (("shift", "25", "--app", "back"), "no app back has versions"),
         (("start", "v1", "--auto", "--steps", "50,25"), "rising percents"),
+        (("start", "v2", "--steps", "50"), "add --auto"),
     ],
 )
 def test_what_is_asked_wrongly_is_told(sqlite_url: str, words: tuple[str, ...], said: str) -> None:
@@ -724,6 +725,23 @@ def test_a_bad_candidate_goes_back_though_the_store_is_away_just_then(
     versions.quiet()
     assert versions.applied() == {name: ["v1"] for name in numbers(100)}
     versions.check()
+
+
+def test_instances_without_a_version_can_be_the_baseline_again(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions.start("")
+    versions.start("v2")
+    versions.step()
+    command(versions, monkeypatch)
+    rollout.promote("v2", "")
+    assert versions.rollout.baseline == "v2"
+    with pytest.raises(ConfigError, match=r"to go back, promote the version before it: .* promote \(none\)"):
+        rollout.rollback("")
+    rollout.promote("(none)", "")
+    assert versions.rollout.baseline == ""
+    with pytest.raises(ConfigError, match="a candidate needs a name"):
+        rollout.start("", 5, "", None)
 
 
 def test_a_rollback_that_was_broken_off_is_finished_by_the_next_one(

@@ -147,6 +147,18 @@ def test_a_plan_of_very_many_nodes_is_exact_and_one_of_too_many_is_refused(tmp_p
         planning.plan(read(AGREED.replace("tps = 750", "tps = 0.5"), tmp_path))
 
 
+def test_a_plan_that_nothing_keeps_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "sla.toml"
+    path.write_text(AGREED.replace('at_most = "10m"', 'at_most = "1m"'))
+    done, told = flowkit("plan", str(path)), json.loads(flowkit("plan", str(path), "--json").stdout)
+    assert (done.returncode, told["kept_with"]) == (0, 3)
+    assert "The agreement is kept with 3 nodes." in done.stdout
+    path.write_text(AGREED.replace('repaired_in = "15m"', 'repaired_in = "40d"'))
+    done, told = flowkit("plan", str(path)), json.loads(flowkit("plan", str(path), "--json").stdout)
+    assert (done.returncode, told["kept_with"]) == (1, None)
+    assert "kept with none of these" in done.stdout
+
+
 def test_wrong_input_ends_with_a_sentence_and_exit_code_2(tmp_path: Path) -> None:
     for arguments in (["plan", str(tmp_path / "none.toml")], ["budget", "100"], ["budget", "0"], ["budget", "-1"]):
         done = flowkit(*arguments)

@@ -313,7 +313,7 @@ def sla_plan(
     """
     from flowkit.cli.sla import plan
 
-    plan(agreement, as_json)
+    raise typer.Exit(plan(agreement, as_json))
 
 
 @sla_cli.command(name="apply")
@@ -393,6 +393,7 @@ def sla_verify(
 
 @rollout_cli.command(name="start")
 def rollout_start(
+    given: typer.Context,
     version: Annotated[str, typer.Argument(help="What flowkit run --version said")],
     weight: Weight = 5,
     app: OfApp = "",
@@ -411,6 +412,9 @@ def rollout_start(
     """
     from flowkit.cli.rollout import Ramp, percents, start
 
+    for one in () if auto else ("steps", "every", "errors", "p99"):
+        if getattr(given.get_parameter_source(one), "name", "") == "COMMANDLINE":
+            raise typer.BadParameter(f"--{one} says how a rollout goes on by itself; add --auto")
     raise typer.Exit(start(version, weight, app, Ramp(percents(steps), every, errors, p99) if auto else None))
 
 
@@ -426,7 +430,10 @@ def rollout_shift(
 
 @rollout_cli.command(name="promote")
 def rollout_promote(
-    version: Annotated[str, typer.Argument(help="The candidate, if nothing else is said")] = "", app: OfApp = ""
+    version: Annotated[
+        str | None, typer.Argument(help="The candidate, if nothing else is said; '(none)' for the one without a name")
+    ] = None,
+    app: OfApp = "",
 ) -> None:
     """Let a version have all messages.
 

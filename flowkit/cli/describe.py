@@ -16,6 +16,8 @@ def check(name: str) -> None:
     services = connect()
     try:
         app.check(services.store.injects, _subscribers(services))
+        store: Any = services.store
+        store.check_tables(app.name, app.metadata)
         said = services.transport.audit(list(app.flows), app.shared(services.store.subscriptions()))
     finally:
         services.close()

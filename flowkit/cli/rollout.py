@@ -10,6 +10,7 @@ from flowkit.cli import show
 from flowkit.cli.plain import plain
 from flowkit.config import Settings, open_store, open_transport
 from flowkit.continuity.comparison import ENOUGH, Plan, Version, fault, versions
+from flowkit.engine.versions import NONE, named
 from flowkit.errors import ConfigError, FlowKitError, StoreConflict, Unavailable
 from flowkit.ports import CANDIDATE, Rollout
 
@@ -73,7 +74,7 @@ class Fleet:
         for one in self.versions(self.rollout):
             if one.name == name and one.ready:
                 return one
-        raise ConfigError(f"no worker of version {plain(name)} of app {self.app} is ready; flowkit status shows them")
+        raise ConfigError(f"no worker of version {_shown(name)} of app {self.app} is ready; flowkit status shows them")
 
     @property
     def flows(self) -> list[str]:
@@ -93,7 +94,7 @@ class Fleet:
                 behind = [one for one in mine if one.epoch < rollout.epoch]
                 raise FlowKitError(
                     f"after {SETTLE_SECONDS:g} s these workers still have messages in hand that are others' by now, or "
-                    f"are frozen: {', '.join(f'{one.id} ({plain(one.version)})' for one in behind)}; the rollout goes "
+                    f"are frozen: {', '.join(f'{one.id} ({_shown(one.version)})' for one in behind)}; the rollout goes "
                     "on as soon as they are done"
                 )
             time.sleep(LOOK_SECONDS)
@@ -131,7 +132,7 @@ def start(version: str, weight: int, app: str, ramp: Ramp | None) -> int:
         if climb is not None:
             return _climb(climb)
         here.settle()
-        print(f"version {plain(version)} has {weight} % of the messages of app {here.app}")
+        print(f"version {_shown(version)} has {weight} % of the messages of app {here.app}")
         return 0
 
 
@@ -143,16 +144,16 @@ def shift(weight: int, app: str) -> None:
         name = _candidate(here, rollout)
         here.change(rollout.shift(weight))
         here.settle()
-        print(f"version {plain(name)} has {weight} % of the messages of app {here.app}")
+        print(f"version {_shown(name)} has {weight} % of the messages of app {here.app}")
 
 
-def promote(version: str, app: str) -> None:
-    """Let a version be the baseline: the candidate, or one that waits."""
+def promote(version: str | None, app: str) -> None:
+    """Let a version be the baseline: the candidate, or this one, which waits."""
+    wanted = "" if version == NONE else version
     with fleet(app) as here:
-        name = version or _candidate(here, here.rollout)
-        here.version(name)
+        here.version(_candidate(here, here.rollout) if wanted is None else wanted)
         rollout = here.settle()
-        here.change(rollout.promote(version or _candidate(here, rollout)))
+        here.change(rollout.promote(_candidate(here, rollout) if wanted is None else wanted))
         _tell_promoted(here)
 
 
@@ -161,7 +162,13 @@ def rollback(app: str) -> None:
     not finish is finished."""
     with fleet(app) as here:
         rollout = here.rollout
-        if rollout.going_on or rollout.candidate in ("", rollout.baseline):
+        if rollout.candidate and rollout.candidate == rollout.baseline:
+            others = [named(one.name) for one in here.versions(rollout) if one.role != "baseline" and one.ready]
+            raise ConfigError(
+                f"version {_shown(rollout.baseline)} is the baseline of app {here.app} now; to go back, promote "
+                f"the version before it: flowkit rollout promote {plain(' or '.join(others)) or 'VERSION'}"
+            )
+        if rollout.going_on or not rollout.candidate:
             _candidate(here, rollout)
             here.change(rollout.roll_back())
         _finish_rollback(here)
@@ -178,23 +185,21 @@ def status(app: str, json: bool) -> None:
         return
     show.table(
         f"App {here.app}",
-        ["version", "", "share", "workers", "messages lately", "failed", "99 % in"],
+        ["version", "", "share", "workers", "messages lately", "failed", "99 % in hand for"],
         [
             (
-                one.name or "(none)",
+                named(one.name),
                 one.role,
                 f"{one.share} %",
                 one.ready,
-                one.figures.handled,
-                f"{one.failing:.1f} %",
-                f"{one.figures.p99 * 1e3:.0f} ms",
+                *_figures(one),
             )
             for one in found
         ],
     )
     for one in found:
         if one.role == "drained":
-            print(f"version {plain(one.name)} has nothing left: it is safe to stop it")
+            print(f"version {_shown(one.name)} has nothing left: it is safe to stop it")
     if not rollout.settled:
         print("some workers still finish what they had begun before the last change")
 
@@ -212,6 +217,7 @@ class Climb:
         self._plan = Plan(ramp.errors, duration.seconds(ramp.p99, "--p99"))
         self._every = duration.seconds(ramp.every, "--every")
         self._told = 0
+        self._waits = False
         self._fault = ""
         """Why it has to go back."""
 
@@ -222,15 +228,15 @@ class Climb:
             return False
         if rollout.weight != self._told:
             self._told = rollout.weight
-            print(f"version {plain(name)} has {rollout.weight} % of the messages of app {here.app}", flush=True)
+            print(f"version {_shown(name)} has {rollout.weight} % of the messages of app {here.app}", flush=True)
         found = {one.role: one for one in here.versions(rollout)}
         if not self._fault:
             self._fault = self._see(rollout, found)
             if self._fault:
-                print(f"version {plain(name)}: {self._fault}", flush=True)
+                print(f"version {_shown(name)}: {self._fault}", flush=True)
         if self._fault:
             here.change(rollout.roll_back())
-        elif rollout.settled and rollout.age >= self._every and found["candidate"].figures.handled >= ENOUGH:
+        elif rollout.settled and rollout.age >= self._every and self._has_enough(found["candidate"].figures.handled):
             step = next((one for one in self._steps if one > rollout.weight), None)
             here.change(rollout.promote(name) if step is None else rollout.shift(step))
         return True
@@ -241,9 +247,16 @@ class Climb:
             _tell_promoted(self._here)
             return 0
         if not self._fault:
-            raise ConfigError(f"the rollout of {plain(self._name)} was ended by somebody else")
+            raise ConfigError(f"the rollout of {_shown(self._name)} was ended by somebody else")
         _finish_rollback(self._here)
         return 1
+
+    def _has_enough(self, handled: int) -> bool:
+        """Whether so many messages tell something; says what it waits for."""
+        if handled < ENOUGH and not self._waits:
+            print(f"version {_shown(self._name)} waits for {ENOUGH} messages; {handled} came so far", flush=True)
+        self._waits = handled < ENOUGH
+        return not self._waits
 
     def _see(self, rollout: Rollout, found: Mapping[str, Version]) -> str:
         """Why the candidate has to go back; empty if it may stay."""
@@ -256,9 +269,13 @@ class Climb:
 
 def _climb(climb: Climb) -> int:
     """Look until the rollout is over. Returns the exit code."""
-    while _patiently(climb.look):
-        time.sleep(LOOK_SECONDS)
-    return _patiently(climb.end)
+    try:
+        while _patiently(climb.look):
+            time.sleep(LOOK_SECONDS)
+        return _patiently(climb.end)
+    except KeyboardInterrupt:
+        print("nobody watches the rollout any more, and it stays as it is; see flowkit rollout status")
+        raise
 
 
 def _patiently(ask: Callable[[], T]) -> T:
@@ -270,9 +287,16 @@ def _patiently(ask: Callable[[], T]) -> T:
             time.sleep(LOOK_SECONDS)
 
 
+def _figures(one: Version) -> tuple[str, str, str]:
+    """How a version did, as far as is known: what is handled is counted in a rollout, some seconds after a change."""
+    if not one.figures.handled:
+        return "–", "–", "–"
+    return f"{one.figures.handled}", f"{one.failing:.1f} %", f"{one.figures.p99 * 1e3:.0f} ms"
+
+
 def _tell_promoted(here: Fleet) -> None:
     name = here.settle().baseline
-    print(f"version {plain(name)} is the baseline of app {here.app}; the other one is drained, and safe to stop")
+    print(f"version {_shown(name)} is the baseline of app {here.app}; the other one is drained, and safe to stop")
 
 
 def _finish_rollback(here: Fleet) -> None:
@@ -284,8 +308,8 @@ def _finish_rollback(here: Fleet) -> None:
         letters = here.store.dead_letters.of_version(here.app, rollout.candidate)
         sent = here.store.dead_letters.retry(letters) if letters else 0
         print(
-            f"version {plain(rollout.baseline)} has all messages of app {here.app} again"
-            f"{f', and {sent} that had died at {plain(rollout.candidate)}' if sent else ''}"
+            f"version {_shown(rollout.baseline)} has all messages of app {here.app} again"
+            f"{f', and {sent} that had died at {_shown(rollout.candidate)}' if sent else ''}"
         )
 
 
@@ -293,12 +317,12 @@ def _may_start(here: Fleet, rollout: Rollout, version: str) -> None:
     """Raise ConfigError where a version cannot be the candidate."""
     if rollout.going_on:
         raise ConfigError(
-            f"version {plain(rollout.candidate)} has {rollout.weight} % already; shift, promote or roll back first"
+            f"version {_shown(rollout.candidate)} has {rollout.weight} % already; shift, promote or roll back first"
         )
     if not version:
         raise ConfigError("a candidate needs a name: start its instances with --version")
     if version == rollout.baseline:
-        raise ConfigError(f"version {plain(version)} is the baseline of app {here.app}: it has all messages")
+        raise ConfigError(f"version {_shown(version)} is the baseline of app {here.app}: it has all messages")
 
 
 def _candidate(here: Fleet, rollout: Rollout) -> str:
@@ -306,6 +330,11 @@ def _candidate(here: Fleet, rollout: Rollout) -> str:
     if not rollout.going_on:
         raise ConfigError(f"no version of app {here.app} is rolled out now; flowkit rollout start VERSION --weight 5")
     return rollout.candidate
+
+
+def _shown(version: str) -> str:
+    """A version's name for a terminal."""
+    return plain(named(version))
 
 
 def _apps(store: Any) -> list[str]:

@@ -23,6 +23,7 @@ from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.continuity.standby import Standby, check_alone
 from flowkit.engine.slots import Slots
 from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
+from flowkit.engine.versions import named
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError
 from flowkit.message import new_id
@@ -186,11 +187,12 @@ def _abandon() -> None:
 
 def _supervise(app: App, services: Services, options: Options, grace: float) -> int:
     """The life of the supervisor. Mistakes are found here, so that they are told once."""
-    store = services.store
+    store: Any = services.store
     subscribed: dict[str, list[str]] = {}
     for flow, channel in store.subscriptions().items():
         subscribed.setdefault(channel, []).append(flow)
     app.check(store.injects, subscribed)
+    store.check_tables(app.name, app.metadata)
     _check_channels(app, services)
     chosen = [flow.name for flow in (app.select(options.flows) if options.flows else app.flows.values())]
     app.connect(services)
@@ -278,8 +280,8 @@ def _check_channels(app: App, services: Services) -> None:
         before = known.get(flow.name, flow.source.name)
         if before != flow.source.name:
             raise ConfigError(
-                f"flow {flow.name} receives from {before} in version {rollout.baseline or '(none)'}, which is beside "
-                f"this one, and from {flow.source.name} in version {settings.version or '(none)'}; give it another name"
+                f"flow {flow.name} receives from {before} in version {named(rollout.baseline)}, which is beside "
+                f"this one, and from {flow.source.name} in version {named(settings.version)}; give it another name"
             )
 
 

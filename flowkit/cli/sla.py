@@ -32,10 +32,11 @@ def budget(availabilities: Sequence[float], json: bool) -> None:
     )
 
 
-def plan(path: Path, json: bool) -> None:
-    """The instances that an agreement needs, and why."""
+def plan(path: Path, json: bool) -> int:
+    """The instances that an agreement needs, and why. Returns 1 when none of these numbers keeps it."""
     agreed = agreement.read(path)
     found = planning.plan(agreed)
+    enough = [one.nodes for one in found.choices.values() if one.kept]
     if json:
         show.as_json(
             {
@@ -45,12 +46,13 @@ def plan(path: Path, json: bool) -> None:
                     "high_availability": found.high_availability,
                     "fault_tolerance": {str(failures): nodes for failures, nodes in found.fault_tolerance.items()},
                 },
+                "kept_with": min(enough, default=None),
                 "choices": [one._asdict() for one in found.choices.values()],
                 "tiers": dict(found.tiers),
                 "single_points_of_failure": list(found.single_points),
             }
         )
-        return
+        return int(not enough)
     normal, minimum, node = agreed.normal, agreed.minimum, agreed.node
     print(f"Normal service: {normal.tps:g} TPS at {node.tps:g} TPS a node take {nodes(found.for_normal)}.")
     print(f"Minimum service: {minimum.tps:g} TPS take {nodes(found.for_minimum)}.")
@@ -76,11 +78,18 @@ def plan(path: Path, json: bool) -> None:
             for one in found.choices.values()
         ],
     )
+    print(
+        f"\nThe agreement is kept with {nodes(min(enough))}."
+        if enough
+        else "\nThe agreement is kept with none of these: nodes that fail less, or are repaired sooner, would help, or "
+        "more nodes in a tier"
+    )
     for name, part in found.tiers.items():
         tier = agreed.tiers[name]
         print(f"\n{name}: {tier.needed} of {nodes(tier.nodes)} needed, up {part:.4%} of the time")
     for name in found.single_points:
         print(f"\n{name} is a single point of failure: when one of its nodes fails, the service ends; add a node")
+    return int(not enough)
 
 
 def report(app: str, path: Path, last: str, json: bool) -> int:
@@ -121,7 +130,7 @@ def nodes(count: int) -> str:
 
 def share(part: float) -> str:
     """A probability for people: never 0 when it is not."""
-    return f"{part:.2g}" if 0 < part < 1e-4 else f"{part:.4%}"
+    return f"{100 * part:.2g} %" if 0 < part < 1e-4 else f"{100 * part:.4f} %"
 
 
 def text(seconds: float) -> str:

@@ -28,6 +28,15 @@ FOLLOW_SECONDS = 0.1
 """So long the upkeep waits for a source that is at work: the next look asks again."""
 
 
+NONE = "(none)"
+"""What instances without a version are called, for people."""
+
+
+def named(version: str) -> str:
+    """A version's name for people."""
+    return version or NONE
+
+
 def bucket(message: Message) -> int:
     """In which percent of the messages one is: by its key, so that those of one key stay together; else by its id."""
     return crc32(str(message.key or message.id).encode("utf-8", "backslashreplace")) % SHARES

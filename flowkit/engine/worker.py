@@ -22,7 +22,7 @@ from flowkit.engine.recent import Recent
 from flowkit.engine.reduction import shed
 from flowkit.engine.relay import Relay
 from flowkit.engine.slots import Slot, Slots, State
-from flowkit.engine.versions import VersionedSource, Versions
+from flowkit.engine.versions import VersionedSource, Versions, named
 from flowkit.errors import BrokerUnavailable, StoreConflict, Unavailable
 from flowkit.flow import Flow
 from flowkit.loop import Loop
@@ -91,6 +91,11 @@ class Worker:
             self.versions.epoch,
         )
         self.versions.look()  # whatever changes from now on waits for this worker
+        if self.versions.rollout is not None and self.versions.role == "none":
+            _log.warning(
+                "version %s waits: it has no share of the messages of app %s, whose baseline is version %s; see "
+                "flowkit rollout", named(settings.version), app.name, named(self.versions.rollout.baseline)
+            )  # fmt: skip
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
         self._stops: dict[str, str] = {}
         self.relay = Relay(store, transport, services.clock, self.id)

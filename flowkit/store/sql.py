@@ -425,6 +425,22 @@ class SqlStore:
             except Exception as error:
                 raise self.classify(error) from error
 
+    def check_tables(self, app: str, metadata: Any) -> None:
+        """Raise ConfigError where tables of an app are missing which nobody creates when it starts."""
+        if isinstance(metadata, MetaData) and self.dialect.name != "sqlite":
+            try:
+                with self.dialect.engine.connect() as connection:
+                    look = inspect(connection)
+                    tables = metadata.sorted_tables
+                    missing = [one.fullname for one in tables if not look.has_table(one.name, schema=one.schema)]
+            except Exception as error:
+                raise self.classify(error) from error
+            if missing:
+                raise ConfigError(
+                    f"app {app} has tables that are not in the database of FLOWKIT_DATABASE_URL: {', '.join(missing)}; "
+                    "create them by your migrations, or by metadata.create_all(engine): FlowKit does only on SQLite"
+                )
+
 
 def _version(connection: Connection) -> str | None:
     if not inspect(connection).has_table(tables.version.name):

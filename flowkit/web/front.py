@@ -6,6 +6,7 @@ import threading
 
 from flowkit.app import App
 from flowkit.config import Services
+from flowkit.engine.versions import named
 from flowkit.engine.worker import Worker
 from flowkit.web.ingress import Ingress
 from flowkit.web.server import Server
@@ -52,5 +53,5 @@ class Front:
         if why := worker.refuses():
             return f"app {worker.app.name} is {why}"
         if worker.versions.role == "none":
-            return f"version {worker.versions.version} has no share of the messages: see flowkit rollout"
+            return f"version {named(worker.versions.version)} has no share of the messages: see flowkit rollout"
         return "messages wait for a broker that takes none" if worker.relay.clogged else ""

@@ -195,7 +195,7 @@ def test_the_same_idempotency_key_with_another_body_is_refused(site: Site) -> No
     assert site.client.post("/orders", json={"name": "a"}, headers=key).status_code == 202
     answer = site.client.post("/orders", json={"name": "b"}, headers=key)
     assert answer.status_code == 422
-    assert "accepted before with another body" in answer.json()["detail"]
+    assert "accepted before with another path, query or content" in answer.json()["detail"]
     assert site.client.post("/orders", json={"name": "a"}, headers=key).status_code == 202
     assert site.client.post("/notes", content=b"b", headers=key).status_code == 202, "another route has other keys"
     until(lambda: site.effects() == {"accept a": 1, "note b": 1})
@@ -445,6 +445,20 @@ def test_a_route_that_is_wrong_is_told_when_it_is_defined(define: Callable[[App]
     with pytest.raises(DefinitionError, match=said.replace("{", r"\{")):
         define(app)
         app.check()
+
+
+def test_a_key_of_two_routes_is_at_its_end_when_both_are(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", site.services.settings.database_url)
+    key = {"idempotency-key": "one"}
+    status = site.client.post("/orders", json={"name": "a"}, headers=key).json()["status"]
+    until(lambda: site.client.get(status).json()["state"] == "applied")
+    direct.pause(["shop.note"])
+    assert site.client.get("/readyz?verbose").json()["service"] == "shop.note is paused"
+    site.client.post("/notes?text=n", headers=key)
+    told = site.client.get(status).json()
+    assert (told["state"], told["flows"]) == ("accepted", {"shop.accept": "applied", "shop.note": "accepted"})
+    direct.resume(["shop"])
+    until(lambda: site.client.get(status).json()["state"] == "applied")
 
 
 def test_a_status_is_found_whatever_its_key_looks_like(site: Site) -> None:

@@ -319,7 +319,7 @@ def sla_plan(
 @sla_cli.command(name="apply")
 def sla_apply(
     app: Annotated[str, typer.Argument(metavar="APP", help="Its name, as flowkit status shows it")],
-    agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
+    agreement: Annotated[Path | None, typer.Argument(metavar="SLA.TOML", help="The agreement, unless --off")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes of a node")] = 1,
     off: Annotated[bool, typer.Option("--off", help="Let the service never be reduced")] = False,
 ) -> None:
@@ -330,7 +330,9 @@ def sla_apply(
     """
     from flowkit.cli.direct import reduce
 
-    reduce(app, agreement, workers, off)
+    if (agreement is None) is not off:
+        raise typer.BadParameter("name either the agreement or --off")
+    reduce(app, agreement, workers)
 
 
 @sla_cli.command(name="report")

@@ -55,18 +55,19 @@ def scale(name: str, many: int) -> None:
     _direct(LANES if "." in name else WORKERS, [name], many)
 
 
-def reduce(app: str, path: Path, workers: int, off: bool) -> None:
-    """Let a fleet know from how many workers on the service of an app is reduced; or no more."""
-    plan = planning.plan(agreement.read(path))
-    normal, minimum = plan.for_normal * workers, plan.for_minimum * workers
+def reduce(app: str, path: Path | None, workers: int) -> None:
+    """Let a fleet know from how many workers on, each node having so many, the service of an app is reduced by this
+    agreement; without one it never is."""
+    plan = planning.plan(agreement.read(path)) if path is not None else None
+    normal, minimum = (plan.for_normal * workers, plan.for_minimum * workers) if plan is not None else (None, None)
     store = _open()
     try:
         _check(store, [app])
-        store.direct(NORMAL, [app], None if off else normal)
-        store.direct(MINIMUM, [app], None if off else minimum)
+        store.direct(NORMAL, [app], normal)
+        store.direct(MINIMUM, [app], minimum)
     finally:
         store.close()
-    how = "is never reduced" if off else f"is reduced below {normal} workers, and to its minimum at {minimum}"
+    how = f"is reduced below {normal} workers, and to its minimum at {minimum}" if normal else "is never reduced"
     print(f"the service of {plain(app)} {how}")
 
 

@@ -93,7 +93,10 @@ def status(json: bool) -> None:
         if what == NORMAL:
             ready = sum(one.app == name and one.state == "ready" for one in workers)
             level = "full" if ready >= value else "reduced"
-            print(f"\n{plain(name)}: {level} service, by {ready} ready workers of {value}")
+            print(
+                f"\n{plain(name)}: {level} service, by {ready} ready workers of {value}; "
+                f"flowkit sla apply {plain(name)} --off ends that"
+            )
         if what not in DIRECTIONS:
             continue
         how = "" if what in (PAUSED, DRAINED) else f" {value}"

@@ -441,6 +441,12 @@ class Worker:
         """Whether a flow, or the app, is paused: it begins nothing, and finishes what it has begun."""
         return bool(self.directions) and (self._directed(PAUSED, flow.name) or flow.name in self.shed)
 
+    @property
+    def rests(self) -> list[tuple[str, str]]:
+        """What of this app is paused or drained by direction: (what, name)."""
+        mine = {self.app.name, *self.app.flows}
+        return sorted((what, name) for what, name in self.directions if what in (PAUSED, DRAINED) and name in mine)
+
     def refuses(self, flow: str = "") -> str:
         """Why a flow, or each flow of the app, gets nothing from outside now; empty while it does."""
         if not self.directions:

@@ -76,7 +76,7 @@ def instance(address: str) -> Instance:
     """Read HOST:PORT. Raises ConfigError."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536 or not set(host).isdisjoint(" \t\r\n;{}#\"'\\"):
-        raise ConfigError(f"instance {address}: write HOST:PORT, such as 10.0.0.1:8080")
+        raise ConfigError(f"instance {address}: write HOST:PORT, such as 10.0.0.1:8080; a port is 65535 at most")
     return Instance(host, int(port))
 
 

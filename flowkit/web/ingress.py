@@ -129,8 +129,12 @@ class Ingress:
                 RETRY_SECONDS,
                 id=id,
             ) from None
-        except Reused as error:
-            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, f"Idempotency-Key: {error}") from None
+        except Reused:
+            raise Problem(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                f"Idempotency-Key {id}: it was accepted before with another path, query or content; give each request "
+                "a key of its own",
+            ) from None
         except (Unavailable, StoreConflict):
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE, "the store cannot be reached; nothing was accepted", RETRY_SECONDS
@@ -199,7 +203,12 @@ class Ingress:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the store cannot be reached", RETRY_SECONDS) from None
         if not any(flow in self._identities for flow, _, _ in found):
             raise Problem(HTTPStatus.NOT_FOUND, f"no message {id} was accepted here")
-        states = {flow: state for (flow, _, _), state in found.items() if flow not in self._identities}
+        # A key may have been sent to several routes: what was accepted and is in no flow yet counts too.
+        states = {
+            flow.name: found.get((flow.name, app.name, id), "accepted")
+            for flow in app.flows.values()
+            if flow.request and (f"channel:{flow.source.name}", app.name, id) in found
+        }
         told = {"id": id, "state": _summary(states.values()), "flows": states}
         replies = await asyncio.to_thread(self._kept, [route + id for route in self._replying])
         for reply in replies.values():
@@ -259,10 +268,11 @@ class Ingress:
             store = str(error)
         ready = self._services.transport.ready
         shed = ", ".join(sorted(self._worker.shed))
+        rests = ", ".join(f"{name} is {what}" for what, name in self._worker.rests)
         return {
             "store": store,
             "transport": "takes messages" if ready else "takes no messages now",
-            "service": f"reduced; shed: {shed}" if shed else "full",
+            "service": "; ".join(filter(None, (f"reduced; shed: {shed}" if shed else "", rests))) or "full",
         }
 
 

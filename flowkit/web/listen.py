@@ -13,7 +13,7 @@ def bind(address: str, option: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
     if not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(f"{option} {address}: write HOST:PORT, such as 0.0.0.0:8080")
+        raise ConfigError(f"{option} {address}: write HOST:PORT, such as 0.0.0.0:8080; a port is 65535 at most")
     made = None
     try:
         family, kind, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]

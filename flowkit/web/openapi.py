@@ -74,10 +74,11 @@ def _operation(flow: Flow, route: Route, arguments: Arguments, schemas: dict[str
         parameters.append({"name": name, "in": place, "required": required, "schema": schema})
     operation: dict[str, Any] = {
         "operationId": flow.name,
-        "summary": (flow.handler.__doc__ or "").strip().partition("\n")[0],
         "parameters": parameters,
         "responses": _responses(flow, route, schemas),
     }
+    if summary := (flow.handler.__doc__ or "").strip().partition("\n")[0]:
+        operation["summary"] = summary
     if arguments.body is not None:
         media = {bytes: BYTES, str: TEXT}.get(arguments.body.raw, JSON) if arguments.body.raw else JSON
         operation["requestBody"] = {

@@ -482,7 +482,7 @@ class Store(Protocol):
         """Which group of the app is active; None: none ever was. If it is this one, it stays so for `seconds` more. If
         the time of the last one is over and this one is `ready`, it is active from now on, and what members of others
         held is free; but no group is while workers without one were heard of in the last `seconds`. These are the group
-        "", which takes the place of one whose time is over so that it does not come back.
+        "", which only keeps others away: its time is over when it does no more.
         """
 
     def step_down(self, app: str, group: str, silent: float) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from flowkit.config import Settings, open_store
+from flowkit.config import Settings, SystemClock, open_store
+from flowkit.continuity.standby import Standby
 from flowkit.errors import Fenced
 from flowkit.message import Message
 from flowkit.ports import Copy, Fence, WorkerInfo
@@ -206,6 +207,18 @@ def store(postgresql_url: str) -> Iterator[SqlStore]:
     made.close()
 
 
+def test_a_warm_spare_of_the_active_group_does_not_keep_it_active(store: Any) -> None:
+    active = store.stand("kit", "one", 3600, ready=True)
+    watch = Standby(store, SystemClock(), WorkerInfo("0000-1", "kit", "host", 1, group="one"), 1, True, takes=False)
+    try:
+        until(lambda: watch.standing is not None)
+        store.step_down("kit", "one", 1)
+        until(lambda: watch.over)
+    finally:
+        watch.close()
+    assert store.standing("kit")[:2] == active[:2]
+
+
 def test_a_takeover_waits_for_a_commit_that_has_begun_and_a_renewal_does_not(store: Any) -> None:
     fence = Fence("kit", "one", store.stand("kit", "one", 0.001, ready=True).token)
     until(lambda: store.standing("kit").seconds < 0)
@@ -238,7 +251,7 @@ def test_a_commit_waits_for_a_takeover_that_has_begun_and_does_not_happen(store:
     writing = threading.Thread(target=write)
     with store.unit("", fenced=False) as unit:
         unit.begin()
-        assert unit.read(store.sql.make_active, (60_000_000, "active:kit", "two")) == [(2,)]
+        assert unit.read(store.sql.make_active, (60_000_000, "active:kit", "two", "two", "kit", 60_000_000)) == [(2,)]
         writing.start()
         writing.join(0.5)
         assert writing.is_alive()

@@ -634,6 +634,7 @@ def test_a_flow_that_receives_from_elsewhere_needs_another_name(sqlite_url: str,
         (("shift", "25", "--app", "back"), "no app back has versions"),
         (("start", "v1", "--auto", "--steps", "50,25"), "rising percents"),
         (("start", "v2", "--steps", "50"), "add --auto"),
+        (("promote", ""), "which version? '(none)' is the one"),
     ],
 )
 def test_what_is_asked_wrongly_is_told(sqlite_url: str, words: tuple[str, ...], said: str) -> None:
@@ -736,12 +737,43 @@ def test_instances_without_a_version_can_be_the_baseline_again(
     command(versions, monkeypatch)
     rollout.promote("v2", "")
     assert versions.rollout.baseline == "v2"
-    with pytest.raises(ConfigError, match=r"to go back, promote the version before it: .* promote \(none\)"):
+    with pytest.raises(ConfigError, match=r"to go back, promote the version before it: .* promote '\(none\)'"):
         rollout.rollback("")
     rollout.promote("(none)", "")
     assert versions.rollout.baseline == ""
     with pytest.raises(ConfigError, match="a candidate needs a name"):
         rollout.start("", 5, "", None)
+
+
+def test_a_good_candidate_is_not_rolled_back_because_the_store_was_away_for_everybody(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions.start("v1")
+    versions.start("v2")
+    versions.change(candidate="v2", weight=50)
+    versions.settle()
+    command(versions, monkeypatch)
+    now = time.monotonic()
+    monkeypatch.setattr(rollout, "time", SimpleNamespace(monotonic=lambda: now))
+    with rollout.fleet("") as here:
+        climb = rollout.Climb(here, rollout.Ramp([100], "1h", 1.0, "30s"), "v2")
+        with monkeypatch.context() as patched, pytest.raises(StoreUnavailable):
+            patched.setattr(rollout.Fleet, "rollout", property(lambda _: unavailable()))
+            climb.look()
+        versions.execute("UPDATE flowkit_workers SET heartbeat = heartbeat - 6000000")
+        assert climb.look(), "nobody could say that it was there"
+        assert versions.rollout.weight == 50
+        versions.step()
+        now += 2 * rollout.RECOVERY_SECONDS
+        assert climb.look()
+        assert versions.rollout.weight == 50
+        versions.execute("UPDATE flowkit_workers SET heartbeat = heartbeat - 6000000")
+        assert climb.look()
+        assert versions.rollout.weight == 0, "now nobody is there without such a reason"
+
+
+def unavailable() -> Rollout:
+    raise StoreUnavailable("away")
 
 
 def test_a_rollback_that_was_broken_off_is_finished_by_the_next_one(

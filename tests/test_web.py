@@ -336,6 +336,17 @@ def test_once_drained_nothing_comes_any_more_and_all_that_came_is_at_its_end(
     assert site.client.post("/orders", json={"name": "later"}).status_code == 202
 
 
+def test_a_request_whose_content_comes_after_the_drain_is_refused(site: Site) -> None:
+    with socket.create_connection(("127.0.0.1", site.port), timeout=SECONDS) as slow:
+        head = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n"
+        slow.sendall(head + b'{"name"')
+        site.store.direct("drained", ["shop"], 1)
+        until(lambda: ("drained", "shop") in site.worker.directions)
+        slow.sendall(b': "a"}')
+        assert slow.recv(12) == b"HTTP/1.1 503"
+    assert site.store.unfinished(["shop.accept"]) == 0
+
+
 def test_a_direction_is_in_force_when_its_command_returns_and_an_app_is_resumed_with_its_flows(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

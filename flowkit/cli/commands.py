@@ -504,10 +504,10 @@ def main() -> None:
         raise SystemExit(130) from None
     except Exception as error:
         from flowkit.cli.plain import plain
-        from flowkit.errors import ConfigError, DefinitionError, FlowKitError, StoreUnavailable
+        from flowkit.errors import ConfigError, DefinitionError, FlowKitError, StoreConflict, StoreUnavailable
 
         if not isinstance(error, FlowKitError):
             raise
         print(f"flowkit: {plain(str(error))}", file=sys.stderr)
         wrong = isinstance(error, ConfigError | DefinitionError)
-        raise SystemExit(2 if wrong else 3 if isinstance(error, StoreUnavailable) else 1) from None
+        raise SystemExit(2 if wrong else 3 if isinstance(error, StoreUnavailable | StoreConflict) else 1) from None

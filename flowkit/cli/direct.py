@@ -22,14 +22,14 @@ UNDER_WAY_SECONDS = 1.0
 def pause(names: Collection[str]) -> None:
     """Let these flows or apps begin nothing. What has begun is finished; what comes is accepted, and waits. Blocks
     until all workers have heard of it."""
-    _direct(PAUSED, names, 1)
+    _direct(PAUSED, names)
 
 
 def drain(names: Collection[str], wait: str) -> int:
     """Let these apps or flows get nothing from outside, and wait until they are empty. Returns 1 when they are not in
     time."""
     seconds = duration.seconds(wait, "--wait")
-    _direct(DRAINED, names, 1)
+    _direct(DRAINED, names)
     store, end = _open(), time.monotonic() + seconds
     try:
         flows = [flow for flow in store.subscriptions() if {flow, _app(flow)} & set(names)]
@@ -51,8 +51,14 @@ def drain(names: Collection[str], wait: str) -> int:
 
 
 def scale(name: str, many: int) -> None:
-    """Let each instance of an app have so many workers, or each worker so many lanes of a flow."""
-    _direct(LANES if "." in name else WORKERS, [name], many)
+    """Let each instance of an app have so many workers, or each worker so many lanes of a flow. Waits for nobody."""
+    store = _open()
+    try:
+        _check(store, [name])
+        store.direct(LANES if "." in name else WORKERS, [name], many)
+    finally:
+        store.close()
+    print(f"{plain(name)}: {LANES if '.' in name else WORKERS} {many}")
 
 
 def reduce(app: str, path: Path | None, workers: int) -> None:
@@ -85,15 +91,15 @@ def resume(names: Collection[str]) -> None:
     print(f"{_listed(names)}: as defined")
 
 
-def _direct(what: str, names: Collection[str], value: int) -> None:
+def _direct(what: str, names: Collection[str]) -> None:
     store = _open()
     try:
         _check(store, names)
-        store.direct(what, names, value)
+        store.direct(what, names, 1)
         _wait_for_workers(store, names)
     finally:
         store.close()
-    print(f"{_listed(names)}: {what}{f' {value}' if what in (WORKERS, LANES) else ''}")
+    print(f"{_listed(names)}: {what}")
 
 
 def _check(store: Any, names: Collection[str]) -> None:
@@ -105,17 +111,20 @@ def _check(store: Any, names: Collection[str]) -> None:
 
 
 def _wait_for_workers(store: Any, names: Collection[str]) -> None:
-    """Wait until every worker that lives has heard of a direction: it reads them right after each heartbeat."""
+    """Wait until every worker that lives has heard of a direction: it reads them after each heartbeat, so it has read
+    this one when it comes to its second."""
     began, apps = time.monotonic(), set(map(_app, names))
-
-    def unheard() -> bool:
-        since = time.monotonic() - began - LOOK_SECONDS
-        live = [one for one in store.ledger.workers() if one.app in apps and one.silent < SILENT_SECONDS]
-        return any(one.silent > since for one in live)
-
-    while unheard():
+    first: dict[str, float] = {}
+    heard = False
+    while not heard:
         time.sleep(LOOK_SECONDS)
-    time.sleep(LOOK_SECONDS)
+        now = time.monotonic()
+        live = [one for one in store.ledger.workers() if one.app in apps and one.silent < SILENT_SECONDS]
+        beats = {one.id: now - one.silent for one in live}
+        for id, beat in beats.items():
+            if beat > began:
+                first.setdefault(id, beat)
+        heard = all(beat > first.get(id, now) + LOOK_SECONDS for id, beat in beats.items())
 
 
 def _app(name: str) -> str:

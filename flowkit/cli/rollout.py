@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 from flowkit import duration
@@ -11,11 +11,13 @@ from flowkit.cli.plain import plain
 from flowkit.config import Settings, open_store, open_transport
 from flowkit.continuity.comparison import ENOUGH, Plan, Version, fault, versions
 from flowkit.engine.versions import NONE, named
-from flowkit.errors import ConfigError, FlowKitError, StoreConflict, Unavailable
+from flowkit.errors import CommitUnknown, ConfigError, FlowKitError, StoreConflict, Unavailable
 from flowkit.ports import CANDIDATE, Rollout
 
 LOOK_SECONDS = 0.2
 SETTLE_SECONDS = 60.0
+RECOVERY_SECONDS = 10.0
+"""After the store was away workers take so long, with their backoff, to say that they are there."""
 STUCK_SECONDS = 30.0
 """A candidate whose share does not come into force for so long is rolled back."""
 T = TypeVar("T")
@@ -128,9 +130,11 @@ def start(version: str, weight: int, app: str, ramp: Ramp | None) -> int:
         _may_start(here, rollout, version)
         climb = Climb(here, ramp, version) if ramp is not None else None
         here.declare()
-        here.change(rollout.start(version, weight))
         if climb is not None:
+            with suppress(CommitUnknown):  # the next look shows it
+                here.change(rollout.start(version, weight))
             return _climb(climb)
+        here.change(rollout.start(version, weight))
         here.settle()
         print(f"version {_shown(version)} has {weight} % of the messages of app {here.app}")
         return 0
@@ -149,6 +153,8 @@ def shift(weight: int, app: str) -> None:
 
 def promote(version: str | None, app: str) -> None:
     """Let a version be the baseline: the candidate, or this one, which waits."""
+    if version == "":
+        raise ConfigError(f"which version? '{NONE}' is the one of instances without a name")
     wanted = "" if version == NONE else version
     with fleet(app) as here:
         here.version(_candidate(here, here.rollout) if wanted is None else wanted)
@@ -163,7 +169,7 @@ def rollback(app: str) -> None:
     with fleet(app) as here:
         rollout = here.rollout
         if rollout.candidate and rollout.candidate == rollout.baseline:
-            others = [named(one.name) for one in here.versions(rollout) if one.role != "baseline" and one.ready]
+            others = [f"'{named(one.name)}'" for one in here.versions(rollout) if one.role != "baseline" and one.ready]
             raise ConfigError(
                 f"version {_shown(rollout.baseline)} is the baseline of app {here.app} now; to go back, promote "
                 f"the version before it: flowkit rollout promote {plain(' or '.join(others)) or 'VERSION'}"
@@ -171,7 +177,7 @@ def rollback(app: str) -> None:
         if rollout.going_on or not rollout.candidate:
             _candidate(here, rollout)
             here.change(rollout.roll_back())
-        _finish_rollback(here)
+        _finish_rollback(here, rollout)
 
 
 def status(app: str, json: bool) -> None:
@@ -216,22 +222,32 @@ class Climb:
         self._steps = ramp.steps
         self._plan = Plan(ramp.errors, duration.seconds(ramp.p99, "--p99"))
         self._every = duration.seconds(ramp.every, "--every")
+        self._away = float("-inf")
+        """When the store was away last, by the monotonic clock."""
         self._told = 0
         self._waits = False
         self._fault = ""
         """Why it has to go back."""
 
     def look(self) -> bool:
-        """Do what is next. Whether the rollout goes on."""
-        here, rollout, name = self._here, self._here.rollout, self._name
+        """Do what is next. Whether the rollout goes on. Raises Unavailable."""
+        here, name = self._here, self._name
+        try:
+            rollout = here.rollout
+            found = {one.role: one for one in here.versions(rollout)}
+        except Unavailable:
+            self._away = time.monotonic()
+            raise
         if not rollout.going_on or rollout.candidate != name:
             return False
         if rollout.weight != self._told:
             self._told = rollout.weight
             print(f"version {_shown(name)} has {rollout.weight} % of the messages of app {here.app}", flush=True)
-        found = {one.role: one for one in here.versions(rollout)}
+        calm = time.monotonic() - self._away
+        if calm < RECOVERY_SECONDS:
+            return True
         if not self._fault:
-            self._fault = self._see(rollout, found)
+            self._fault = self._see(found, None if rollout.settled else min(rollout.age, calm))
             if self._fault:
                 print(f"version {_shown(name)}: {self._fault}", flush=True)
         if self._fault:
@@ -247,8 +263,8 @@ class Climb:
             _tell_promoted(self._here)
             return 0
         if not self._fault:
-            raise ConfigError(f"the rollout of {_shown(self._name)} was ended by somebody else")
-        _finish_rollback(self._here)
+            raise ConfigError(f"the rollout of {_shown(self._name)} does not go on: it was ended by somebody else")
+        _finish_rollback(self._here, self._here.rollout._replace(candidate=self._name))
         return 1
 
     def _has_enough(self, handled: int) -> bool:
@@ -258,11 +274,12 @@ class Climb:
         self._waits = handled < ENOUGH
         return not self._waits
 
-    def _see(self, rollout: Rollout, found: Mapping[str, Version]) -> str:
-        """Why the candidate has to go back; empty if it may stay."""
-        if rollout.settled:
+    def _see(self, found: Mapping[str, Version], unsettled: float | None) -> str:
+        """Why the candidate has to go back; empty if it may stay. `unsettled`: for how many seconds workers could have
+        come to its share, and have not."""
+        if unsettled is None:
             return fault(self._plan, found["baseline"], found["candidate"])
-        if rollout.age > STUCK_SECONDS:
+        if unsettled > STUCK_SECONDS:
             return f"after {STUCK_SECONDS:g} s some workers have not come to its share: their handlers hang"
         return ""
 
@@ -299,18 +316,22 @@ def _tell_promoted(here: Fleet) -> None:
     print(f"version {_shown(name)} is the baseline of app {here.app}; the other one is drained, and safe to stop")
 
 
-def _finish_rollback(here: Fleet) -> None:
-    """Wait until the baseline has all messages, and let it have those too that died at the candidate."""
-    rollout = here.rollout
-    try:
-        here.settle()
-    finally:
-        letters = here.store.dead_letters.of_version(here.app, rollout.candidate)
-        sent = here.store.dead_letters.retry(letters) if letters else 0
-        print(
-            f"version {_shown(rollout.baseline)} has all messages of app {here.app} again"
-            f"{f', and {sent} that had died at {_shown(rollout.candidate)}' if sent else ''}"
-        )
+def _finish_rollback(here: Fleet, rollout: Rollout) -> None:
+    """Wait until the baseline has all messages, and let it have those too that died at the candidate: what did so far
+    at once, whoever starts the next rollout, and however long a handler hangs."""
+    sent = _resurrect(here, rollout.candidate)
+    here.settle()
+    sent += _resurrect(here, rollout.candidate)
+    print(
+        f"version {_shown(rollout.baseline)} has all messages of app {here.app} again"
+        f"{f', and {sent} that had died at {_shown(rollout.candidate)}' if sent else ''}"
+    )
+
+
+def _resurrect(here: Fleet, version: str) -> int:
+    """Send again what died at this version since its rollout began. Returns how many."""
+    letters = here.store.dead_letters.of_version(here.app, version)
+    return int(here.store.dead_letters.retry(letters)) if letters else 0
 
 
 def _may_start(here: Fleet, rollout: Rollout, version: str) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from flowkit import duration
@@ -20,7 +21,7 @@ from flowkit.cli.logs import log
 from flowkit.cli.signals import Signals, die_with_parent, name_parent
 from flowkit.cli.systemd import ServiceManager
 from flowkit.config import Services, Settings, SystemClock, connect, open_store
-from flowkit.continuity.standby import Standby, check_alone
+from flowkit.continuity.standby import Standby, stand_alone
 from flowkit.engine.slots import Slots
 from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.versions import named
@@ -104,7 +105,8 @@ def _work(app: App, services: Services, options: Options, grace: float, slots: S
     worker = Worker(app, services, app.select(options.flows) if options.flows else None, slots)
     if not services.settings.group:
         try:
-            check_alone(services.store, app.name)  # or, from now on, no group becomes active beside it
+            # From now on no group becomes active: at first by this lease, and then because of this worker.
+            stand_alone(services.store, app.name, services.settings.group_lease)
         except ConfigError:
             worker.close()
             raise
@@ -255,9 +257,7 @@ def _standby(app: App, services: Services, spare: bool) -> Standby | None:
     settings = services.settings
     store: Any = services.store
     if not settings.group:
-        check_alone(store, app.name)
-        if store.standing(app.name) is not None:
-            store.stand(app.name, "", 0.0, ready=True)  # who was active may only be frozen, and is not to come back
+        stand_alone(store, app.name, settings.group_lease)
         return None
     loose = [one for one in store.ledger.workers() if one.app == app.name and not one.group]
     if loose and any(one.silent < settings.group_lease for one in loose):
@@ -288,12 +288,19 @@ def _check_channels(app: App, services: Services) -> None:
 def _follow(token: int, supervisor: Supervisor, serving: Sequence[socket.socket]) -> None:
     """The group of this instance is active now, or no more."""
     if supervisor.token:
-        supervisor.begin_anew()  # before the sockets: a worker that just starts would open them again
-        for one in serving:
-            one.shutdown(socket.SHUT_RDWR)  # who connects is refused, and goes to the active ones
+        _refuse(serving)
+        supervisor.begin_anew()
+        _refuse(serving)  # a worker that was just starting may have opened them again
     if token:
         supervisor.begin(token)
         _serve(serving)
+
+
+def _refuse(serving: Sequence[socket.socket]) -> None:
+    """Who connects is refused, and goes to the active ones."""
+    for one in serving:
+        with suppress(OSError):  # it does not listen
+            one.shutdown(socket.SHUT_RDWR)
 
 
 def _serve(serving: Sequence[socket.socket]) -> None:

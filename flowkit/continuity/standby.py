@@ -19,10 +19,11 @@ BEAT_SECONDS = 1.0
 _log = logging.getLogger("flowkit.standby")
 
 
-def check_alone(store: Store, app: str) -> None:
-    """Raise ConfigError where a group of this app is active. For instances without one: they are not fenced."""
-    standing = store.standing(app)
-    if standing is not None and standing.seconds > 0:
+def stand_alone(store: Store, app: str, seconds: float) -> None:
+    """For what has no group, and is not fenced: let no group be active for so many seconds. Raises ConfigError where
+    one is."""
+    standing = store.stand(app, "", seconds, ready=True)
+    if standing is not None and standing.group:
         raise ConfigError(
             f"group {standing.group} of app {app} is active; start this instance with --group {standing.group}, to "
             "work beside it, or with --standby hot, to take over from it"
@@ -65,7 +66,7 @@ class Standby:
         there."""
         self._closing.set()
         self._thread.join()
-        if self.token:
+        if self.token and self._takes:
             try:
                 self._store.step_down(self._info.app, self._info.group, self._seconds)
             except FlowKitError as error:
@@ -87,10 +88,13 @@ class Standby:
     def _look(self) -> None:
         info, before, now = self._info, self.standing, self._clock.monotonic()
         ready = now >= self._patient
-        standing = self._store.stand(info.app, info.group, self._seconds, ready and self._takes)
+        if self._takes:
+            standing = self._store.stand(info.app, info.group, self._seconds, ready)
+        else:
+            standing = self._store.standing(info.app)
         was, self.standing, self._away = self.token, standing, ""
         self.over = ready and (standing is None or standing.seconds < 0)
-        if before is None and standing is not None and not self.token:
+        if before is None and standing is not None and standing.group and not self.token:
             _log.info("app %s: group %s is active; group %s is spare", info.app, standing.group, info.group)
         if self.token != was:
             self._tell(before)
@@ -118,7 +122,7 @@ class Standby:
             _log.error(
                 "app %s: %s is active now; group %s was silent too long, and is spare", info.app, other, info.group
             )
-        elif before is None or before.group == info.group:
+        elif before is None or before.group in ("", info.group):
             _log.info("app %s: group %s is active", info.app, info.group)
         else:
             _log.warning(

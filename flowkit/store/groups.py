@@ -24,8 +24,7 @@ class Groups:
                 unit.write(sql.keep_active, [lease])
         elif ready and (standing is None or standing.seconds < 0):
             with self._store.transaction(fenced=False) as unit:
-                loose = unit.read(sql.loose, (app, lease[0])) if group else []
-                if not loose and unit.read(sql.make_active, lease):
+                if unit.read(sql.make_active, (*lease, group, app, lease[0])):
                     unit.write(sql.free_others, [(app, group)])
                     unit.write(sql.evict, [(app, group)])
         else:

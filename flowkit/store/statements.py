@@ -172,11 +172,11 @@ class Statements:
         UPDATE flowkit_leases SET until = {now} + CAST(? AS bigint) WHERE name = ? AND holder = ?"""
     make_active: str = """
         INSERT INTO flowkit_leases AS lease (until, name, holder, token)
-        VALUES ({now} + CAST(? AS bigint), ?, ?, 1)
+        SELECT {now} + CAST(? AS bigint), CAST(? AS text), CAST(? AS text), 1
+        WHERE CAST(? AS text) = '' OR NOT EXISTS
+        (SELECT 1 FROM flowkit_workers WHERE app = ? AND team = '' AND heartbeat > {now} - CAST(? AS bigint))
         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until, token = lease.token + 1
         WHERE lease.until < {now} RETURNING token"""
-    loose: str = """
-        SELECT id FROM flowkit_workers WHERE app = ? AND team = '' AND heartbeat > {now} - CAST(? AS bigint)"""
     step_down: str = """
         UPDATE flowkit_leases SET until = {now} - 1 WHERE name = ? AND holder = ? AND NOT EXISTS
         (SELECT 1 FROM flowkit_workers WHERE app = ? AND team = ? AND heartbeat > {now} - CAST(? AS bigint))"""

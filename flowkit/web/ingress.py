@@ -1,6 +1,7 @@
 """The ingress: one HTTP endpoint for each route of an app. A request is a message, and answered when that is stored."""
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -95,14 +96,7 @@ class Ingress:
         self, route: Route, arguments: Arguments, bucket: Bucket | None, flow: str, request: Request
     ) -> Response:
         """Accept a request: read, validate, commit, answer."""
-        why = self._worker.refuses(flow)
-        if why:
-            raise Problem(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                f"{route.name} is {why}; nothing was accepted",
-                RETRY_SECONDS,
-                unread=True,
-            )
+        self._check_open(route, flow, unread=True)
         wait = bucket.take() if bucket else 0
         if wait:
             raise Problem(
@@ -112,6 +106,7 @@ class Ingress:
                 unread=True,
             )
         outgoing = self._message(route, arguments, request, await self._content(request, arguments))
+        self._check_open(route, flow, unread=False)  # it may be closed since: content comes as slowly as clients like
         id = outgoing.message.id
         try:
             await self._gate.accept([outgoing])
@@ -145,6 +140,17 @@ class Ingress:
             return Response(reply, HTTPStatus.OK, {"content-location": status}, JSON)
         return _json({"id": id, "status": status}, HTTPStatus.ACCEPTED, {"location": status})
 
+    def _check_open(self, route: Route, flow: str, unread: bool) -> None:
+        """Refuse what comes to a route that takes nothing now."""
+        why = self._worker.refuses(flow)
+        if why:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"{route.name} is {why}; nothing was accepted",
+                RETRY_SECONDS,
+                unread=unread,
+            )
+
     def _message(self, route: Route, arguments: Arguments, request: Request, content: bytes) -> Outgoing:
         """The message of a request."""
         key = request.headers.get(KEY)
@@ -152,10 +158,13 @@ class Ingress:
         if id is not None and not re.fullmatch(KEYS, id):
             raise Problem(HTTPStatus.BAD_REQUEST, "Idempotency-Key: it has to be 1 to 255 characters of visible ASCII")
         try:
-            body = arguments.pack(request.path_params, request.query_params.multi_items(), content)
-            outgoing = compose(self._context, route(body), self._app.name, id)
-            # Whoever chose the id: it may be told to the client, who then sends it as its key.
-            return outgoing._replace(digest=blake2b(body, digest_size=DIGEST_BYTES).hexdigest())
+            asked = request.path_params, request.query_params.multi_items()
+            outgoing = compose(self._context, route(arguments.pack(*asked, content)), self._app.name, id)
+            # Whoever chose the id: it may be told to the client, who then sends it as its key. And of what came, not of
+            # what becomes of it: another version of the app may have packed it otherwise.
+            return outgoing._replace(
+                digest=blake2b(json.dumps(asked).encode() + content, digest_size=DIGEST_BYTES).hexdigest()
+            )
         except TooLarge as error:
             raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
         except Undecodable as error:

@@ -2,13 +2,16 @@
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
 from flowkit.config import Settings, SystemClock, open_store
 from flowkit.continuity.standby import Standby
@@ -281,3 +284,49 @@ def test_no_takeover_waits_for_rows_that_a_frozen_transaction_holds(store: Any) 
         assert not taking.is_alive()
         assert store.standing("kit").group == "two"
         assert [one.row for one in store.lease("kit.flow", 2, "me", 60)] == [other.row]
+
+
+class Recorder:
+    """Forwards one connection to a server, and keeps each piece that the client sent."""
+
+    def __init__(self, port: int) -> None:
+        self.pieces: list[bytes] = []
+        self._server = socket.create_connection(("127.0.0.1", port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._ends: list[socket.socket] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        client, _ = self._listener.accept()
+        self._ends = [client, self._server]
+        threading.Thread(target=self._pump, args=(self._server, client, []), daemon=True).start()
+        self._pump(client, self._server, self.pieces)
+
+    def _pump(self, source: socket.socket, to: socket.socket, pieces: list[bytes]) -> None:
+        with suppress(OSError):
+            while piece := source.recv(1 << 20):
+                pieces.append(piece)
+                to.sendall(piece)
+
+    def close(self) -> None:
+        for end in (*self._ends, self._listener, self._server):
+            end.close()
+
+
+def test_what_a_commit_locks_and_the_commit_go_out_together(postgresql_url: str, store: Any) -> None:
+    """Nobody can be frozen in between, and keep the lock of the lease until he wakes up."""
+    address = make_url(postgresql_url)
+    assert address.port is not None
+    with closing(Recorder(address.port)) as recorder:
+        through = address.set(port=recorder.port).render_as_string(hide_password=False)
+        with closing(open_store(Settings(database_url=through), check=False)) as recorded:
+            recorded.fence = Fence("kit", "one", store.stand("kit", "one", 3600, ready=True).token)
+            for number in range(20):
+                recorded.subscribe({f"kit.flow{number}": "kit.channel"})
+        commits = [piece for piece in recorder.pieces if b"COMMIT\0" in piece and not piece.startswith(b"Q")]
+    assert len(commits) == 20
+    for piece in commits:
+        assert b"flowkit_subscriptions" in piece or b"_pg3_" in piece
+        assert b"active:kit" in piece
+        assert b"S\0\0\0\4" in piece.partition(b"COMMIT\0")[2], "with the end of the pipeline"

@@ -1,7 +1,8 @@
 """A connection to PostgreSQL that notices when the server is frozen, and knows whether it was replaced."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -12,6 +13,24 @@ WHO = """
     SELECT system_identifier, CASE WHEN pg_is_in_recovery() THEN '0' ELSE
     substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END FROM pg_control_system()"""
 T = TypeVar("T")
+
+
+class Packet(psycopg.Pipeline):
+    """A pipeline whose statements leave together, at its end; psycopg sends each as soon as the socket takes it.
+
+    The server ends a transaction whose client is frozen when that is idle in it (`PostgresDialect.begin`), which it is
+    not in the middle of a pipeline. So nobody may be frozen there: what is locked would be so until it wakes up.
+    """
+
+    def _communicate_gen(self) -> Generator[Any, Any, None]:
+        if not self.command_queue:
+            yield from super()._communicate_gen()
+
+    def _enqueue_sync(self) -> None:
+        while self.command_queue:
+            self.command_queue.popleft()()
+        self.pgconn.pipeline_sync()
+        self.result_queue.append(None)
 
 
 class Connection(psycopg.Connection[Any]):
@@ -36,6 +55,16 @@ class Connection(psycopg.Connection[Any]):
         """Execute a statement whose parameters are $1, $2, ...: the driver does not look for them in the text."""
         with psycopg.RawCursor(self) as cursor:
             cursor.execute(statement, parameters)
+
+    @contextmanager
+    def pipeline(self) -> Iterator[psycopg.Pipeline]:
+        """Statements that go to the server together. Not within another one."""
+        pipeline = self._pipeline = Packet(self)
+        try:
+            with pipeline:
+                yield pipeline
+        finally:
+            self._pipeline = None
 
     def wait(self, gen: Generator[Any, Any, T], *rest: Any, **options: Any) -> T:
         return super().wait(self._watched(gen), *rest, **options)

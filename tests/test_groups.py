@@ -6,7 +6,9 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +118,13 @@ def test_a_group_that_ends_in_order_is_not_waited_for(groups: Groups) -> None:
 
 @pytest.mark.processes
 @pytest.mark.timeout(300)
-def test_an_instance_without_a_group_replaces_a_frozen_one_which_does_not_come_back(groups: Groups) -> None:
+@pytest.mark.postgresql
+def test_an_instance_without_a_group_replaces_a_frozen_one_which_does_not_come_back(postgresql_url: str) -> None:
+    with closing(Groups(postgresql_url)) as groups:
+        replace_a_frozen_one(groups)
+
+
+def replace_a_frozen_one(groups: Groups) -> None:
     first = groups.start(*FIRST)
     until(lambda: groups.states() == {"ready": "first"})
     groups.freeze(first)
@@ -210,6 +218,16 @@ def store(postgresql_url: str) -> Iterator[SqlStore]:
     made.close()
 
 
+def test_many_that_are_the_first_at_once_do_not_hinder_each_other(store: Any) -> None:
+    def stand(app: str, group: str) -> str:
+        found: str = store.stand(app, group, 60, ready=True).group
+        return found
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(20):
+            assert len(set(pool.map(partial(stand, f"kit{number}"), ["", "one"] * 4))) == 1, "one of them is active"
+
+
 def test_a_warm_spare_of_the_active_group_does_not_keep_it_active(store: Any) -> None:
     active = store.stand("kit", "one", 3600, ready=True)
     watch = Standby(store, SystemClock(), WorkerInfo("0000-1", "kit", "host", 1, group="one"), 1, True, takes=False)
@@ -254,7 +272,7 @@ def test_a_commit_waits_for_a_takeover_that_has_begun_and_does_not_happen(store:
     writing = threading.Thread(target=write)
     with store.unit("", fenced=False) as unit:
         unit.begin()
-        assert unit.read(store.sql.make_active, (60_000_000, "active:kit", "two", "two", "kit", 60_000_000)) == [(2,)]
+        assert unit.read(store.sql.make_active, (60_000_000, "two", "active:kit", "two", "kit", 60_000_000)) == [(2,)]
         writing.start()
         writing.join(0.5)
         assert writing.is_alive()

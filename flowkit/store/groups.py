@@ -18,13 +18,16 @@ class Groups:
     def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:
         """See ports.Store."""
         sql, standing = self._store.sql, self.standing(app)
-        lease = (int(seconds * MICROSECOND), _name(app), group)
+        name, time = _name(app), int(seconds * MICROSECOND)
         if standing is not None and standing.group == group:
             with self._store.transaction(fenced=False) as unit:
-                unit.write(sql.keep_active, [lease])
+                unit.write(sql.keep_active, [(time, name, group)])
         elif ready and (standing is None or standing.seconds < 0):
+            if standing is None:
+                with self._store.transaction(fenced=False) as unit:
+                    unit.write(sql.first_active, [(name,)])
             with self._store.transaction(fenced=False) as unit:
-                if unit.read(sql.make_active, (*lease, group, app, lease[0])):
+                if unit.read(sql.make_active, (time, group, name, group, app, time)):
                     unit.write(sql.free_others, [(app, group)])
                     unit.write(sql.evict, [(app, group)])
         else:

@@ -170,13 +170,13 @@ class Statements:
     # Two statements: one that may change the key would wait, and let others wait, for each commit that shares it.
     keep_active: str = """
         UPDATE flowkit_leases SET until = {now} + CAST(? AS bigint) WHERE name = ? AND holder = ?"""
+    first_active: str = """
+        INSERT INTO flowkit_leases (name, holder, token, until) VALUES (?, '', 0, 0) ON CONFLICT DO NOTHING"""
     make_active: str = """
-        INSERT INTO flowkit_leases AS lease (until, name, holder, token)
-        SELECT {now} + CAST(? AS bigint), CAST(? AS text), CAST(? AS text), 1
-        WHERE CAST(? AS text) = '' OR NOT EXISTS
-        (SELECT 1 FROM flowkit_workers WHERE app = ? AND team = '' AND heartbeat > {now} - CAST(? AS bigint))
-        ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until, token = lease.token + 1
-        WHERE lease.until < {now} RETURNING token"""
+        UPDATE flowkit_leases SET until = {now} + CAST(? AS bigint), holder = ?, token = token + 1
+        WHERE name = ? AND until < {now} AND (CAST(? AS text) = '' OR NOT EXISTS
+        (SELECT 1 FROM flowkit_workers WHERE app = ? AND team = '' AND heartbeat > {now} - CAST(? AS bigint)))
+        RETURNING token"""
     step_down: str = """
         UPDATE flowkit_leases SET until = {now} - 1 WHERE name = ? AND holder = ? AND NOT EXISTS
         (SELECT 1 FROM flowkit_workers WHERE app = ? AND team = ? AND heartbeat > {now} - CAST(? AS bigint))"""

@@ -9,7 +9,7 @@ DULL = 0.8
 
 RARE = {
     "alone": 0.9,
-    "backlog": 0.5, "desist": 0.5, "give back": 0.5, "park": 0.5, "refusal": 0.5, "release": 0.5,
+    "backlog": 0.5, "desist": 0.5, "first_active": 0.5, "give back": 0.5, "park": 0.5, "refusal": 0.5, "release": 0.5,
     "exhume": 0.2, "member": 0.2, "purge_objects": 0.2,
     "bury": 0.1, "charge": 0.1, "evict": 0.1, "expire_dead": 0.1, "fold": 0.1, "free_others": 0.1, "make_active": 0.1,
     "renew": 0.1, "venture": 0.1, "ventured": 0.1,

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from sqlalchemy.orm import Session
 
 from flowkit import ConfigError, Message
+from flowkit.cli import status
 from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.relay import record
 from flowkit.engine.worker import Worker
@@ -541,6 +543,36 @@ def test_row_25_two_hundred_clients_stay_below_a_rate(monkeypatch: pytest.Monkey
     most = busiest([time for time in arrivals if time >= away / 2])
     print(f"{most} of {CLIENTS} clients within {WINDOW_SECONDS} s, {len(arrivals)} tries in all")
     assert most < 2.5 * CLIENTS * WINDOW_SECONDS / spread
+
+
+def test_an_audit_counts_again_while_something_is_on_its_way(
+    postgresql_url: str, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On PostgreSQL: a handler in SQLite's transaction would keep the relay from removing the row that it sent."""
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", postgresql_url)
+    monkeypatch.setenv("FLOWKIT_BROKER_URL", rabbitmq_url)
+    shop = Shop(postgresql_url, rabbitmq_url)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold(order: Order) -> None:
+        begun.set()
+        go_on.wait(DEADLINE_SECONDS)
+
+    def end(seconds: float) -> None:
+        go_on.set()
+        wait_until(lambda: shop.ended() and sum(shop.store.pending(list(shop.app.flows))) == 0)
+
+    shop.deed = hold
+    with shop.worker():
+        shop.publish("a")
+        assert begun.wait(DEADLINE_SECONDS)
+        wait_until(lambda: sum(shop.store.pending(list(shop.app.flows))) == 0)
+        assert status.audit(json=False) == 1
+        assert "or workers have it in hand" in capsys.readouterr().out
+        monkeypatch.setattr(status, "time", SimpleNamespace(sleep=end))
+        assert status.audit(json=False) == 0
+    shop.check("a")
+    shop.close()
 
 
 def test_row_69_rows_left_on_either_side_of_a_switch_are_drained(sqlite_url: str, rabbitmq_url: str) -> None:

@@ -416,14 +416,21 @@ def test_workers_without_a_version_are_the_baseline_of_the_first_one(versions: V
 # ---------------------------------------------------------------- a bad candidate
 
 
-def test_what_died_at_a_candidate_is_known_and_can_be_sent_again(versions: Versions) -> None:
-    def refuse(order: Order, message: Message) -> None:
-        raise Reject("v2 is bad")
+def bad_candidate(versions: Versions) -> Version:
+    """Half of the messages go to a version that refuses them all. Returns the baseline."""
 
-    old = versions.start("v1")
+    def refuse(order: Order, message: Message) -> None:
+        raise Reject("this version is bad")
+
+    baseline = versions.start("v1")
     versions.start("v2", refuse)
     versions.change(candidate="v2", weight=50)
     versions.settle()
+    return baseline
+
+
+def test_what_died_at_a_candidate_is_known_and_can_be_sent_again(versions: Versions) -> None:
+    old = bad_candidate(versions)
     publish(old, numbers(40))
     versions.quiet()
     letters = versions.store.dead_letters.of_version("shop", "v2")
@@ -692,13 +699,7 @@ def test_a_share_is_not_changed_by_somebody_else_before_it_is_in_force(
 def test_a_bad_candidate_goes_back_though_the_store_is_away_just_then(
     versions: Versions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(order: Order, message: Message) -> None:
-        raise Reject("this version is bad")
-
-    first = versions.start("v1")
-    versions.start("v2", refuse)
-    versions.change(candidate="v2", weight=50)
-    versions.settle()
+    first = bad_candidate(versions)
     for one in versions.running:
         one.worker._recent._since = 0.0  # what comes in the first seconds of a share says nothing otherwise
     publish(first, numbers(100))
@@ -779,13 +780,7 @@ def unavailable() -> Rollout:
 def test_a_rollback_that_was_broken_off_is_finished_by_the_next_one(
     versions: Versions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(order: Order, message: Message) -> None:
-        raise Reject("this version is bad")
-
-    first = versions.start("v1")
-    versions.start("v2", refuse)
-    versions.change(candidate="v2", weight=50)
-    versions.settle()
+    first = bad_candidate(versions)
     publish(first, numbers(20))
     versions.quiet()
     versions.change(weight=0)

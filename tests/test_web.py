@@ -397,6 +397,21 @@ def test_while_the_store_is_away_nothing_is_accepted_and_clients_are_told_to_com
     assert site.store.ledger.balances().get("shop.accept") is None or not site.effects()
 
 
+@pytest.mark.parametrize("question", ["states", "objects"])
+def test_who_asks_for_a_status_while_the_store_is_away_is_told_to_come_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch, question: str
+) -> None:
+    def away(*arguments: object) -> None:
+        raise StoreUnavailable("the store is away")
+
+    status = site.client.post("/orders", json={"name": "a"}).json()["status"]
+    monkeypatch.setattr(site.store, question, away)
+    answer = site.client.get(status)
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
+    assert answer.json()["detail"] == "the store is away"
+
+
 def test_what_may_have_been_stored_is_stored_once_when_it_is_sent_again_as_told(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -206,10 +206,7 @@ class Ingress:
             raise Problem(HTTPStatus.NOT_FOUND, "there is no such message")
         flows = [flow.name for flow in app.flows.values() if flow.request]
         asked = [(flow, app.name, id) for flow in (*flows, *self._identities)]
-        try:
-            found = await asyncio.to_thread(self._services.store.states, asked)
-        except (Unavailable, StoreConflict):
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, "the store cannot be reached", RETRY_SECONDS) from None
+        found = await self._asked(partial(self._services.store.states, asked))
         if not any(flow in self._identities for flow, _, _ in found):
             raise Problem(HTTPStatus.NOT_FOUND, f"no message {id} was accepted here")
         # A key may have been sent to several routes: what was accepted and is in no flow yet counts too.
@@ -219,7 +216,7 @@ class Ingress:
             if flow.request and (f"channel:{flow.source.name}", app.name, id) in found
         }
         told = {"id": id, "state": _summary(states.values()), "flows": states}
-        replies = await asyncio.to_thread(self._kept, [route + id for route in self._replying])
+        replies = await self._asked(partial(self._kept, [route + id for route in self._replying]))
         for reply in replies.values():
             told["reply"] = from_json(reply)
         return _json(told, HTTPStatus.OK)

@@ -286,7 +286,7 @@ def test_row_66_a_failure_without_the_database_does_not_run_its_neighbours_again
     orders = app.channel("orders", Order)
     runs: Counter[str] = Counter()
 
-    @app.flow(orders, retry=FAST)
+    @app.flow(orders, retry=RetryPolicy(attempts=2, first="1h"))
     def accept(order: Order, db: Session) -> None:
         runs[order.name] += 1
         if order.deed:

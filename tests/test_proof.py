@@ -36,10 +36,11 @@ def test_a_report_says_what_was_not_run(tmp_path: Path) -> None:
         "machine": {"cores": 2},
         "found": fuzzed,
     }
-    write(tmp_path / "proof.md", {"fuzz": "hostile inputs", "chaos-sqlite": "chaos"}, {"fuzz": found})
+    write(tmp_path / "proof.md", {"fuzz": "hostile inputs", "chaos-sqlite": "chaos"}, {"fuzz": found}, {"fuzz"})
     said = (tmp_path / "proof.md").read_text()
     assert "- memory: 5 dead; 0 faults; 1 s\n" in said
-    assert "## Chaos\n\nNot run on this code: chaos-sqlite.\n" in said
+    assert "`python -m x`, 3 s, commit def; the code has changed since.\n" in said
+    assert "## Chaos\n\nNot run yet: chaos-sqlite.\n" in said
     assert "| 26 | the broker and its disk are gone | waits for a journal |" in said
     assert "| 30 | a cancelled wait for the synchronous standby | `tests/test_standby.py::test_row_30_" in said
 

@@ -1,7 +1,7 @@
 """The proof as a page."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,19 @@ NOT_PROVEN = (
 Found = Mapping[str, Any]
 
 
-def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found]) -> None:
-    """Write what the parts found, by name. Parts that do the same are slices of one."""
+def write(path: Path, parts: Mapping[str, str], found: Mapping[str, Found], older: Collection[str]) -> None:
+    """Write what the parts found, by name; `older` ones ran on code that has changed since. Parts that do the same are
+    slices of one."""
     lines = ["# Proof", "", "Written by `make proof`.", "", *([WRITTEN, ""] if found else [])]
     for what in dict.fromkeys(parts.values()):
         names = [name for name in parts if parts[name] == what]
         done = [found[name] for name in names if name in found]
         lines += [f"## {what[0].upper()}{what[1:]}", ""]
         if len(done) < len(names):
-            lines += [f"Not run on this code: {', '.join(name for name in names if name not in found)}.", ""]
-        for one in done:
-            lines += [f"`{one['command']}`, {one['seconds']:,} s, commit {one['commit']}.", ""]
+            lines += [f"Not run yet: {', '.join(name for name in names if name not in found)}.", ""]
+        for name, one in ((name, found[name]) for name in names if name in found):
+            since = "; the code has changed since" if name in older else ""
+            lines += [f"`{one['command']}`, {one['seconds']:,} s, commit {one['commit']}{since}.", ""]
         if done:
             say = SAID[names[0].partition("-")[0]]
             lines += [f"- {line}" for line in say(together([one["found"] for one in done]))] + [""]

@@ -1,5 +1,6 @@
 """Databases that fail, wait or fill: rows 8, 27 to 42, 57 and 63 of the failures."""
 
+import logging
 import os
 import queue
 import shutil
@@ -207,6 +208,22 @@ def test_row_28_restarts_of_the_database_under_load(postgresql: PostgreSQL, post
         wait_until(lambda: worker.state == "ready")
     services.close()
     checked(postgresql_url, list(app.flows), 2 * sent)
+
+
+def test_a_server_that_dies_before_a_rollback_is_no_error_of_its_own(
+    postgresql_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store: Any = open_store(Settings(database_url=postgresql_url), check=False)
+    other: Any = open_store(Settings(database_url=postgresql_url), check=False)
+    with closing(store), closing(other), caplog.at_level(logging.WARNING):
+        with store.unit("") as unit:
+            ((pid,),) = unit.read("SELECT pg_backend_pid()")
+            unit.begin()
+            with other.unit("") as killer:
+                assert killer.read("SELECT pg_terminate_backend(%s, 60000)", (pid,)) == [(True,)]  # and waits for it
+        with store.unit("") as unit:
+            assert unit.read("SELECT pg_backend_pid() = %s", (pid,)) == [(False,)]
+    assert not caplog.records
 
 
 def test_row_28_a_session_that_is_ended_as_it_commits_may_have_committed(postgresql_url: str) -> None:

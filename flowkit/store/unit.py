@@ -298,12 +298,20 @@ class SqlUnit:
             with suppress(Exception):  # on a connection that is closed it cannot be
                 self._cursor.close()
         finally:
-            if self._gone or self._store.dialect.lost(self._driver):
+            if self._gone or self._store.dialect.lost(self._driver) or (self._begun and not self._rolled_back()):
                 self._store.dialect.discard(self._driver)
                 Connection.invalidate(self._connection)  # past the guard
             if isinstance(self._connection, HandlerConnection):
                 with suppress(SQLAlchemyError):  # the server is gone, and what was not committed with it
                     self._connection.release()
+
+    def _rolled_back(self) -> bool:
+        """Undo what is not committed. False when it cannot be told that it is; the pool would log that as an error."""
+        try:
+            self._driver.rollback()
+        except Exception:
+            return False
+        return True
 
     def begin(self) -> None:
         """Begin the transaction, if it has not begun."""

@@ -28,7 +28,7 @@ REST_SECONDS = 300.0
 SAID_BYTES = 3000
 PAUSES = (0.2, 8.0)
 """Seconds: shorter and longer than leases and heartbeats."""
-BUSY_SECONDS = 1.0
+BUSY_SECONDS = 3.0
 """So long, at the most, a kill waits for a handler to run."""
 WAITED = 0.75
 """This part of the kills waits for that: the others meet whatever is there."""
@@ -211,7 +211,7 @@ class Campaign:
         host, pid = self._pick()
         match fault:
             case "kill":
-                self._await_run(pid)
+                host, pid = self._await_run() or (host, pid)
                 while not host.kill_worker(pid):
                     host, pid = self._pick()
             case "host":
@@ -223,15 +223,19 @@ class Campaign:
                 self._resumes.append((time.monotonic() + self._drawn.uniform(*PAUSES), host, pid))
         self._struck[fault] += 1
 
-    def _await_run(self, pid: int) -> None:
-        """Wait until a worker runs a handler, most times: else few would meet one at work."""
-        runs = self.folder / f"runs-{pid}"
-        before, end = size(runs), time.monotonic() + BUSY_SECONDS * (self._drawn.random() < WAITED)
+    def _await_run(self) -> tuple[Host, int] | None:
+        """Wait until a worker runs a handler, whichever it is, most times: else few kills would meet one at work. Which
+        one began, if one did."""
+        workers = {pid: host for host in self._hosts for pid in host.workers()}
+        before = {pid: size(self.folder / f"runs-{pid}") for pid in workers}
+        end = time.monotonic() + BUSY_SECONDS * (self._drawn.random() < WAITED)
         while time.monotonic() < end:
-            if size(runs) > before:
-                self._close += 1
-                return
+            for pid, host in workers.items():
+                if size(self.folder / f"runs-{pid}") > before[pid]:
+                    self._close += 1
+                    return host, pid
             time.sleep(0.001)
+        return None
 
     def _break(self, fault: str, pool: ThreadPoolExecutor) -> None:
         """Break a service, while everything goes on. One thing at a time breaks of each."""

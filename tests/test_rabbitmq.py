@@ -13,7 +13,7 @@ import time
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -551,28 +551,28 @@ def test_an_audit_counts_again_while_something_is_on_its_way(
     """On PostgreSQL: a handler in SQLite's transaction would keep the relay from removing the row that it sent."""
     monkeypatch.setenv("FLOWKIT_DATABASE_URL", postgresql_url)
     monkeypatch.setenv("FLOWKIT_BROKER_URL", rabbitmq_url)
-    shop = Shop(postgresql_url, rabbitmq_url)
     begun, go_on = threading.Event(), threading.Event()
 
     def hold(order: Order) -> None:
         begun.set()
         go_on.wait(DEADLINE_SECONDS)
 
-    def end(seconds: float) -> None:
-        go_on.set()
-        wait_until(lambda: shop.ended() and sum(shop.store.pending(list(shop.app.flows))) == 0)
+    with closing(Shop(postgresql_url, rabbitmq_url)) as shop:
 
-    shop.deed = hold
-    with shop.worker():
-        shop.publish("a")
-        assert begun.wait(DEADLINE_SECONDS)
-        wait_until(lambda: sum(shop.store.pending(list(shop.app.flows))) == 0)
-        assert status.audit(json=False) == 1
-        assert "or workers have it in hand" in capsys.readouterr().out
-        monkeypatch.setattr(status, "time", SimpleNamespace(sleep=end))
-        assert status.audit(json=False) == 0
-    shop.check("a")
-    shop.close()
+        def end(seconds: float) -> None:
+            go_on.set()
+            wait_until(lambda: shop.ended() and sum(shop.store.pending(list(shop.app.flows))) == 0)
+
+        shop.deed = hold
+        with shop.worker():
+            shop.publish("a")
+            assert begun.wait(DEADLINE_SECONDS)
+            wait_until(lambda: sum(shop.store.pending(list(shop.app.flows))) == 0)
+            assert status.audit(json=False) == 1
+            assert "or workers have it in hand" in capsys.readouterr().out
+            monkeypatch.setattr(status, "time", SimpleNamespace(sleep=end))
+            assert status.audit(json=False) == 0
+        shop.check("a")
 
 
 def test_row_69_rows_left_on_either_side_of_a_switch_are_drained(sqlite_url: str, rabbitmq_url: str) -> None:

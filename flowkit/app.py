@@ -86,6 +86,7 @@ class App:
         batch: int = 100,
         isolate: Isolation = "batch",
         id_from: IdFrom | None = None,
+        settings: bool = False,
         priority: int = 0,
     ) -> Callable[[F], F]:
         """Make a function the handler of a flow. The function is returned unchanged and can be called as it is.
@@ -93,8 +94,10 @@ class App:
         `to` names the channels it sends to; `deadline` bounds one run of the handler; `concurrency` is how many lanes
         of a worker run it, by default 2 on PostgreSQL and 1 on SQLite; `batch` is the most messages that share a
         transaction; `isolate="savepoint"` gives each message a savepoint, `"single"` a transaction of its own;
-        `id_from` finds the id of what other programs send: a field of the body, or a function of it; flows of less
-        `priority` rest first while the service is reduced. Raises DefinitionError.
+        `id_from` finds the id of what other programs send: a field of the body, or a function of it; `settings=True`
+        says that the handler changes settings of its transaction (SET, a role) by functions, which FlowKit does not
+        see: each message then has a transaction of its own, and settings are put back; flows of less `priority` rest
+        first while the service is reduced. Raises DefinitionError.
         """
         channels = [to] if isinstance(to, Channel | str) else to
 
@@ -120,6 +123,7 @@ class App:
                 batch=batch,
                 isolate=isolate,
                 id_from=id_from,
+                settings=settings,
                 priority=priority,
             )
             return handler
@@ -301,7 +305,10 @@ class SessionOutbox:
 
     def __init__(self, app: App, session: Any) -> None:
         self._app = app
-        self._unit = app.services().store.join(session)
+        self._session = session
+        self._store = app.services().store
+        self._lane = f"session-{app.services().ids()}"
+        self._store.join(session, self._lane)  # refuses a session that cannot be joined
 
     def send(
         self,
@@ -315,6 +322,8 @@ class SessionOutbox:
     ) -> str:
         """Stage one message in the session's transaction. Returns its id. Blocks for the statements only."""
         outgoing = self._app._compose(channel, value, key, delay, id, headers)
-        stage(self._unit, [outgoing], self._app.context(self._app.services()), self._app._optional)
-        self._unit.flush()
+        # Each time: after a commit the session goes on in another transaction, on another connection perhaps.
+        unit = self._store.join(self._session, self._lane)
+        stage(unit, [outgoing], self._app.context(self._app.services()), self._app._optional)
+        unit.flush()
         return outgoing.message.id

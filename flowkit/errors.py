@@ -82,10 +82,10 @@ class StoreConflict(FlowKitError):
     """Two transactions collided (serialization, deadlock, lock timeout, busy). Runs again; never an attempt."""
 
 
-class SharedState(BaseException):
-    """A handler drops state of a session that it shares with its batch: it has to run with a savepoint of its own.
+class Apart(FlowKitError):
+    """A statement of a handler leaves something that the next message would meet: each needs its own transaction.
 
-    No Exception: it passes through the handler's `except`, and the batch runs once more, carefully.
+    Nothing is committed, and the messages of the batch run once more, whatever the handler makes of this error.
     """
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol, Union, get_args, get_orig
 
 from flowkit import duration
 from flowkit.channel import Body, Channel, Routed, Split
-from flowkit.errors import DefinitionError, TooLarge, Unrouted
+from flowkit.errors import DefinitionError, FlowKitError, TooLarge, Unrouted
 from flowkit.foreign import Identifier, IdFrom
 from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_name, check_sent
 from flowkit.ports import Clock, Delivery, Ids, Objects, UnitOfWork
@@ -133,7 +133,12 @@ class Outbox:
         self._context = context
         self._cause = cause
         self._routes = routes
+        self._closed = False
         self.sent: list[Outgoing] = []
+
+    def close(self) -> None:
+        """Send nothing more: the handler has returned."""
+        self._closed = True
 
     def send(
         self,
@@ -148,8 +153,14 @@ class Outbox:
         return self.route(channel(value, key=key, delay=delay, headers=headers))
 
     def route(self, routed: Routed[Any]) -> str:
-        """Send a routed value. Raises Unrouted when no flow subscribes to its channel."""
+        """Send a routed value. Raises Unrouted when no flow subscribes to its channel, FlowKitError when the handler
+        has returned."""
         channel = routed.channel
+        if self._closed:
+            raise FlowKitError(
+                f"flow {self._flow.name}: outbox.send() was called after the handler of message {self._cause.id}, or "
+                "its function of work.run(), had returned, so nothing would be sent; send inside the function"
+            )
         if channel not in self._flow.to:
             raise DefinitionError(
                 f"flow {self._flow.name} sends to channel {channel.name}, which it does not declare; add it to its to="
@@ -170,9 +181,12 @@ def unrouted(channel: str) -> str:
 
 
 class Giver(Protocol):
-    """Gives handlers what they ask for by type: the unit of work."""
+    """Gives handlers what they ask for by type: an access to the unit of work."""
 
     def give(self, wanted: type) -> object: ...
+
+    def finish(self) -> None:
+        """The handler has returned: send what it wrote, and put back what it set."""
 
 
 @dataclass(eq=False)
@@ -191,6 +205,8 @@ class Flow:
     isolate: Isolation = "batch"
     id_from: IdFrom | None = None
     """Where the bodies of foreign messages hold their id."""
+    settings: bool = False
+    """Whether the handler changes settings of its transaction or connection by functions, where nobody sees it."""
     priority: int = 0
     """In a reduced service those with less rest first."""
 
@@ -380,6 +396,7 @@ class Flow:
     def _finish(self, result: object, delivery: Delivery, outbox: Outbox, giver: Giver) -> None:
         """What becomes of what the handler returned."""
         if self.replies:
+            giver.finish()
             objects: Any = giver.give(Objects)
             objects.put(REPLY + self.source.name + delivery.message.id, result, REPLY_SECONDS)
         else:

@@ -6,6 +6,7 @@ may be called from any thread. Who opens something closes it.
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from flowkit.message import Message
@@ -328,6 +329,29 @@ class UnitOfWork(Protocol):
 # ---------------------------------------------------------------- the ports
 
 
+class Access(Protocol):
+    """What one handler gets of a unit of work: a context around its call.
+
+    At its end what the handler wrote is sent. It raises then if the handler caught an error of the database: going on
+    would commit half of its work. Whatever it gave raises FlowKitError when it is used later.
+    """
+
+    used: bool
+    """Whether the handler touched the transaction."""
+
+    def give(self, wanted: type) -> object:
+        """What a handler gets for a parameter of this type, one of `Store.injects`, guarded against its ending."""
+
+    def finish(self) -> None:
+        """Send what the handler wrote, and put back the settings of the transaction that it changed."""
+
+    def __enter__(self) -> "Access": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 class Unit(Protocol):
     """A unit of work: one transaction on one connection. It begins with the first claim, or the first use that a
     handler makes of what it was given. What is written may wait for the commit, and fail there.
@@ -335,15 +359,19 @@ class Unit(Protocol):
     Any call may raise StoreConflict or StoreUnavailable; the transaction is then gone.
     """
 
-    used: bool
-    """Whether a handler touched the transaction since this was last set to False."""
-
     opening: Callable[[], None] | None
     """Called once, when a handler's first use begins the transaction."""
 
     together: bool
     """Whether handlers' plain INSERTs may wait and go together. Whose is refused is then not known: the batch is run
     again, message by message."""
+
+    settings: bool
+    """Whether handlers change settings where nobody sees it, so that they are always put back."""
+
+    alone: bool
+    """Whether one message only runs in it. Else a statement raises Apart that leaves something which another message
+    would meet: a setting, a role, a name."""
 
     def look(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
         """Which of these could be claimed now, by a plain read outside any transaction. Decides nothing."""
@@ -354,21 +382,18 @@ class Unit(Protocol):
     def subscribers(self, channels: Collection[str]) -> Mapping[str, Sequence[str]]:
         """The flows subscribed to each of these channels."""
 
-    def give(self, wanted: type) -> object:
-        """What a handler gets for a parameter of this type, one of `Store.injects`, guarded against its ending."""
+    def access(self, careful: bool = False) -> Access:
+        """What the next handler gets. `careful`: in a savepoint, so that just it is undone when it fails."""
 
     def broken(self) -> BaseException | None:
         """Why the transaction cannot go on, by a local look; else None. TransactionEnded if somebody ended it."""
 
     def ended(self, error: BaseException) -> BaseException | None:
-        """What ended the transaction, if a handler's error comes of that: StoreConflict, StoreUnavailable or
+        """What ended the transaction, if a handler's error comes of that: Apart, StoreConflict, StoreUnavailable or
         TransactionEnded. None for a failure of the handler's own, be it of another database that it spoke to."""
 
     def flush(self) -> None:
         """Send what is pending to the database: the handlers' objects, and what was written."""
-
-    def savepoint(self) -> AbstractContextManager[None]:
-        """Around one handler that asks for the transaction: flushes at its end, and undoes just it when it raises."""
 
     def reopen(self, rows: Sequence[Reopening]) -> None:
         """Set these inbox rows open."""
@@ -406,11 +431,14 @@ class Store(Protocol):
     def unit(self, flow: str, deadline: float = 60.0, lane: str = "") -> AbstractContextManager[Unit]:
         """A unit of work for a flow. Leaving it without commit rolls back."""
 
-    def join(self, session: object) -> Unit:
+    def join(self, session: object, lane: str) -> Unit:
         """A unit inside the caller's own transaction, which the caller commits. Raises ConfigError elsewhere."""
 
     def now(self) -> float:
         """The database's time, in seconds since the epoch."""
+
+    def started(self) -> str:
+        """Since when the database's server runs: another answer after a restart. Raises StoreUnavailable."""
 
     def classify(self, error: BaseException) -> BaseException:
         """The StoreConflict or StoreUnavailable that a database error means; else the error itself."""

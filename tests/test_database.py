@@ -172,7 +172,8 @@ def test_row_28_a_unit_that_cannot_be_rolled_back_tells_what_went_wrong_before(p
     prepared(postgresql_url).close()
     with closing(open_store(Settings(database_url=postgresql_url))) as store:
         with pytest.raises(RuntimeError, match="a mistake"), store.unit("shop.accept") as unit:
-            unit.give(Session).execute(text("INSERT INTO effects (name) VALUES ('a')"))
+            session: Any = unit.access().give(Session)
+            session.execute(text("INSERT INTO effects (name) VALUES ('a')"))
             with psycopg.connect(postgresql_url.replace("+psycopg", "")) as own:
                 own.execute(END_OTHERS)
             raise RuntimeError("a mistake")

@@ -270,7 +270,7 @@ def test_the_rows_of_lone_messages_are_removed_together(
     commit = SqlUnit.commit
 
     def counted(unit: SqlUnit) -> None:
-        commits.append(unit._flow)
+        commits.append(unit.flow)
         commit(unit)
 
     with running(app, database_url, broker=True) as harness:

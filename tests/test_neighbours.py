@@ -256,20 +256,23 @@ def test_row_33_a_collision_is_no_attempt_however_the_handler_takes_it(postgresq
         once(harness, "a")
 
 
-def test_an_interrupt_in_a_handler_costs_its_worker_and_leaves_a_suspect(
-    sqlite_url: str, caplog: pytest.LogCaptureFixture
+def test_a_thread_that_dies_costs_its_worker_and_leaves_a_suspect(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = new_app()
     orders = app.channel("orders", Order)
 
     @app.flow(orders)
-    def accept(order: Order) -> None:
-        raise KeyboardInterrupt
+    def accept(order: Order) -> None: ...
+
+    def die(items: object) -> None:
+        raise SystemExit
 
     with running(app, sqlite_url) as harness:
         slots = Slots()
         worker = Worker(app, harness.services, slots=slots)
         id = harness.publish(orders, Order(name="a"))
+        monkeypatch.setattr(worker.lanes[0].pipeline, "settle", die)
         with caplog.at_level(logging.ERROR):
             thread = threading.Thread(target=worker.run)
             thread.start()

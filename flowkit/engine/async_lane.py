@@ -252,8 +252,8 @@ class AsyncLane(Lane):
             self._ended = self.pipeline.severed
 
     def read(self, key: str) -> Any:
-        with self.pipeline.store.unit(self.flow.name, lane=self.pipeline.lane) as unit:
-            objects: Any = unit.give(Objects)
+        with self.pipeline.store.unit(self.flow.name, lane=self.pipeline.lane) as unit, unit.access() as access:
+            objects: Any = access.give(Objects)
             return objects.get(key)
 
     # ------------------------------------------------------------ on the event loop

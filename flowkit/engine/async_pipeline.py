@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowkit.channel import Routed
 from flowkit.engine.desk import Desk
 from flowkit.engine.item import Exhausted, Item, Refused, Superseded, checked, handle_of
 from flowkit.engine.pipeline import Pipeline
@@ -22,20 +21,6 @@ CONFLICT_SECONDS = 0.005
 
 class DeadlinePassed(FlowKitError):
     """An `async def` handler was cancelled at its deadline."""
-
-
-class WorkOutbox(Outbox):
-    """What the function of `work.run` sends through, for as long as it runs."""
-
-    closed = False
-
-    def route(self, routed: Routed[Any]) -> str:
-        if self.closed:
-            raise FlowKitError(
-                "outbox.send() was called after its function of work.run() had ended, so nothing would be sent; send "
-                "inside the function"
-            )
-        return super().route(routed)
 
 
 @dataclass(eq=False)
@@ -87,6 +72,8 @@ class AsyncPipeline(Pipeline):
                     "or bound what it waits for"
                 )
             item.error = checked(error)
+        finally:
+            item.outbox.close()
         item.handled = True
 
     def run(
@@ -120,8 +107,8 @@ class AsyncPipeline(Pipeline):
         copies = super().stage(unit, items)
         for item in items:
             if isinstance(item.outcome, Done) and item.desk is not None and item.desk.objects:
-                objects = unit.give(Objects)
-                item.desk.objects.write(objects)  # type: ignore[arg-type]
+                with unit.access() as access:
+                    item.desk.objects.write(access.give(Objects))  # type: ignore[arg-type]
         return copies
 
     def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
@@ -150,13 +137,14 @@ class AsyncPipeline(Pipeline):
         return result
 
     def _call(self, unit: Unit, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
-        item.outbox = outbox = WorkOutbox(self.flow, self.context, item.delivery.message, self.routes)
+        item.outbox = outbox = Outbox(self.flow, self.context, item.delivery.message, self.routes)
         token = handling.set(self.flow.name)
+        unit.settings = self.flow.settings
         try:
-            result = function(unit.give(self.store.session), outbox)
-            self._check(unit)
-            if given_up():
-                raise TimeoutError("it was cancelled while it ran")
+            with unit.access() as access:
+                result = function(access.give(self.store.session), outbox)
+                if given_up():
+                    raise TimeoutError("it was cancelled while it ran")
             return result
         except BaseException as error:
             cause = unit.ended(error)
@@ -166,7 +154,7 @@ class AsyncPipeline(Pipeline):
                 raise
             raise cause from error
         finally:
-            outbox.closed = True
+            outbox.close()
             handling.reset(token)
 
     def _commit(self, unit: Unit, item: Item) -> list[Copy]:

@@ -58,6 +58,9 @@ class Desk:
     def give(self, wanted: type) -> object:
         return self.objects if wanted is Objects else Work(self)
 
+    def finish(self) -> None:
+        """Nothing to send: what the handler keeps and sends waits for its commit."""
+
     async def ask(self, function: Callable[[Errand], Any]) -> Any:
         """What a function returns or raises, run on the lane's thread. Cancelled, it waits for what was begun."""
         errand = Errand(function)

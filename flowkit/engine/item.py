@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flowkit import duration
-from flowkit.errors import DefinitionError, FlowKitError, RetryAfter, Undecodable
+from flowkit.errors import DefinitionError, FlowKitError, RetryAfter, StoreUnavailable, Undecodable
 from flowkit.flow import Outbox
 from flowkit.message import LAST_SECOND, check_headers, check_name, is_name
 from flowkit.ports import Claim, Dead, Delivery, Letter, Outcome
@@ -45,6 +45,15 @@ class Item:
 
 class Spoiled(Exception):
     """A handler failed after it had used the transaction: what it did must not commit with the others'."""
+
+    def __init__(self, delivery: Delivery | None = None) -> None:
+        """`delivery`: of the message that failed, where that is known."""
+        super().__init__()
+        self.delivery = delivery
+
+
+class ConnectionDied(StoreUnavailable):
+    """The connection was lost while a handler ran. The handler did it, or the database went away."""
 
 
 class Exhausted(FlowKitError):

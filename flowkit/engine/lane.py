@@ -1,22 +1,19 @@
 """A lane: one bounded consumer of one flow."""
 
 import logging
-import time
 from collections import deque
 from collections.abc import Sequence
 
-from flowkit.engine.item import Item, Refused, Spoiled, describe
+from flowkit.engine.item import Item, describe
 from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.relay import REMOVE_SECONDS
 from flowkit.engine.slots import Slot
-from flowkit.errors import SharedState, StoreConflict, TransactionEnded
+from flowkit.engine.triage import SPOILED, Part, Triage, error_of, singles
+from flowkit.errors import TransactionEnded
 from flowkit.ports import Delivery, Identity, Source
 
 FIRST_BATCH = 32
 BATCH_STEP = 8
-CONFLICT_SECONDS = 0.005
-SOLO_TRIES = 20
-"""How often one message alone may collide with others before it waits for a later batch."""
 
 
 class Lane:
@@ -54,6 +51,7 @@ class Lane:
         """Noted in the store as running alone here, and not at their end."""
         self._limit = min(FIRST_BATCH, self.flow.batch) if pipeline.transactional else self.flow.batch
         self._log = logging.getLogger(f"flowkit.flow.{self.flow.name}")
+        self.triage = Triage(pipeline, self._log)
 
     def step(self) -> bool:
         """Run one batch of what is there. False when nothing was. Raises StoreUnavailable; what was held is kept."""
@@ -136,56 +134,40 @@ class Lane:
         return [*self.held, *self.suspects, *self.working]
 
     def _process(self, deliveries: Sequence[Delivery], alone: bool = False) -> None:
-        """Bring deliveries to their outcomes, in parts as small as needed: see each `except`."""
-        careful = self.flow.isolate == "savepoint"
+        """Bring deliveries to their outcomes, in parts as small as needed: see `Triage`."""
+        triage = self.triage
+        triage.begin()
         todo = self._parts(deliveries)
-        tries = handled = 0
+        handled = 0
         while todo:
             if handled and self.pipeline.halted():
-                self.held += [one for rest, _ in todo for one in rest]
+                self._hold(todo)
                 break
             part, verdict = todo.pop()
             self.working = [one for rest, _ in (*todo, (part, None)) for one in rest]
+            careful = verdict is SPOILED or (self.flow.isolate == "savepoint" and len(part) > 1)
             try:
-                items = self.pipeline.run(
-                    part, alone, (careful and len(part) > 1) or verdict is SPOILED, _error(verdict)
-                )
-            except Spoiled as spoiled:
-                # A failed handler had used the transaction. Alone its blame is certain; else all run carefully once.
-                todo.append((part, SPOILED if len(part) > 1 else spoiled.__cause__))
-            except SharedState:
-                todo.append((part, SPOILED))
-            except Refused as refused:
-                if _error(verdict) is not None:
-                    verdict = RuntimeError(
-                        f"the database refused to record how it failed: {describe(refused.__cause__)}"
-                    )
-                    todo.append((part, verdict))
-                else:
-                    todo += self._halves(part) or [(part, refused.__cause__)]
-            except StoreConflict as conflict:
-                self._limit = max(1, self._limit // 2)
-                tries += 1
-                if len(part) == 1:
-                    time.sleep(CONFLICT_SECONDS * tries * self.pipeline.random())
-                if len(part) == 1 and tries > SOLO_TRIES:
-                    self._log.warning("flow %s: %s; the message waits for the next batch", self.flow.name, conflict)
-                    self.held += part
-                else:
-                    todo += self._halves(part) or [(part, verdict)]
+                items = self.pipeline.run(part, alone, careful, error_of(verdict))
             except TransactionEnded as error:
-                self.held += [one for rest, _ in todo for one in rest]
+                self._hold(todo)
                 self._ended = error
                 return self._quarantine()
-            except BaseException:
-                self.held += [one for rest, _ in (*todo, (part, None)) for one in rest]
-                self.working = ()
-                raise
+            except BaseException as error:
+                try:
+                    todo += triage.again(error, part, verdict)
+                except BaseException:
+                    self._hold([*todo, (part, None)])
+                    self.working = ()
+                    raise
             else:
                 handled += len(items)
                 self._keep(items)
+                triage.end(items)
         self.working = ()
-        if tries == 0 and len(deliveries) >= self._limit < self.flow.batch:
+        self.held += triage.later
+        if triage.conflicts:
+            self._limit = max(1, self._limit >> triage.conflicts)
+        elif len(deliveries) >= self._limit < self.flow.batch:
             self._limit = min(self.flow.batch, self._limit + BATCH_STEP)
 
     def _parts(self, deliveries: Sequence[Delivery]) -> "list[Part]":
@@ -194,13 +176,13 @@ class Lane:
         if pipeline.transactional:
             # Two batches that touch the same rows do so in the same order, and do not deadlock.
             deliveries = sorted(deliveries, key=lambda one: str(one.message.key or ""))
-        if self.flow.isolate == "single" or (pipeline.transactional and not pipeline.claims_first()):
-            return [([one], None) for one in reversed(deliveries)]
+        if self.triage.apart or (pipeline.transactional and not pipeline.claims_first()):
+            return singles(deliveries)
         return [(deliveries, None)]
 
-    def _halves(self, part: Sequence[Delivery]) -> "list[Part]":
-        middle = len(part) // 2
-        return [(part[middle:], None), (part[:middle], None)] if middle else []
+    def _hold(self, todo: "Sequence[Part]") -> None:
+        """Keep what is not at its end for the next step."""
+        self.held += [one for part, _ in todo for one in part]
 
     def _keep(self, items: Sequence[Item]) -> None:
         """What was not handled stays in the lane."""
@@ -257,13 +239,3 @@ class Lane:
         if not self.left:
             self.source.close()
             self.left = True
-
-
-SPOILED = Spoiled()
-"""A verdict on a part: it runs once more, carefully."""
-Part = tuple[Sequence[Delivery], BaseException | None]
-"""Deliveries that run in one transaction, and what is known of them."""
-
-
-def _error(verdict: BaseException | None) -> BaseException | None:
-    return None if verdict is SPOILED else verdict

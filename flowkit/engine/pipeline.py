@@ -1,13 +1,14 @@
 """The path of a batch: decode → claim → handle → stage → commit → settle → publish."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from statistics import median
 
 from flowkit import duration
 from flowkit.engine.item import (
+    ConnectionDied,
     Exhausted,
     Item,
     Refused,
@@ -24,7 +25,6 @@ from flowkit.engine.slots import Slot, State
 from flowkit.errors import (
     Reject,
     RetryAfter,
-    SharedState,
     StoreConflict,
     StoreUnavailable,
     TransactionEnded,
@@ -217,7 +217,8 @@ class Pipeline:
         most = self.together([item.delivery for item in items if item.claim is not None])
         if self.early or not self.routes.keys() >= set(self._channels):
             self.routes = unit.subscribers(self._channels)
-        unit.together = len(items) > 1 and not careful
+        unit.settings, unit.alone = self.flow.settings, len(items) == 1
+        unit.together = not unit.alone and not careful
         unit.opening = lambda: self._claim_or_leave(unit, items)
         token = handling.set(self.flow.name)
         try:
@@ -245,30 +246,27 @@ class Pipeline:
     def _handle_one(self, unit: Unit, item: Item, state: State, careful: bool) -> None:
         delivery = item.delivery
         item.outbox = Outbox(self.flow, self.context, delivery.message, self.routes)
-        unit.used = False
+        access = unit.access(careful and self.transactional)
         self.slot.note(delivery.identity, state)
         self.since = self.context.clock.monotonic()
         try:
-            with unit.savepoint() if careful and self.transactional else nullcontext():
-                self.call(item.body, delivery, item.outbox, unit)
-                self._check(unit)
-        except (Superseded, SharedState, KeyboardInterrupt):
+            with access:
+                self.call(item.body, delivery, item.outbox, access)
+        except Superseded:
             raise
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # somebody's Ctrl-C
             ended = unit.ended(error)
             if ended is not None:
-                raise ended from error
+                raise (ConnectionDied(str(ended)) if isinstance(ended, StoreUnavailable) else ended) from error
             item.error = checked(error)
         finally:
             self.since = None
             self.slot.strike()
-        if item.error is not None and unit.used and not careful:
-            raise Spoiled from item.error
-
-    def _check(self, unit: Unit) -> None:
-        broken = unit.broken()
-        if broken is not None:
-            raise broken
+            item.outbox.close()
+        if item.error is not None and access.used and not careful:
+            raise Spoiled(delivery) from item.error
 
     def _flush(self, unit: Unit) -> None:
         try:

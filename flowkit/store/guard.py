@@ -1,50 +1,45 @@
-"""What handlers get to write with: a Session and a Connection of the unit's transaction that cannot end it."""
+"""What handlers get to write with: a Connection and a Session of their message, which cannot end the transaction."""
 
-import re
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sqlalchemy import Connection, Engine, ExceptionContext, ExecutionContext, event
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import PoolProxiedConnection
 
-from flowkit.errors import SharedState, TransactionEnded
+from flowkit.errors import TransactionEnded
+from flowkit.store.residue import refusal
 
-_ENDING = re.compile(
-    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|"
-    r"rollback(?!\s+(?:(?:work|transaction)\s+)?to\b))\b",
-    re.IGNORECASE | re.DOTALL,
-)
+if TYPE_CHECKING:
+    from flowkit.store.access import Access
 
 
 def _refuse(what: str) -> NoReturn:
     raise TransactionEnded(
-        f"the handler called {what}, but FlowKit ends the transaction, together with the inbox and what is sent; "
-        "remove the call; to undo a part, use begin_nested()"
+        f"the handler called {what}, but FlowKit ends the transaction, together with the inbox and what is sent, and "
+        "keeps the connection for the next message; remove the call; to undo a part, use begin_nested()"
     )
 
 
-def _at_once(statement: str, rows: Sequence[Any]) -> bool:
-    """Postpones nothing."""
-    return False
-
-
 class HandlerConnection(Connection):
-    """A connection whose transaction belongs to FlowKit. `touched` is called before each of its statements."""
+    """A connection whose transaction belongs to FlowKit. It shares the driver's with the messages of its batch."""
 
-    touched: Callable[[], None] = staticmethod(lambda: None)
-    postpone: Callable[[str, Sequence[Any]], bool] = staticmethod(_at_once)
-    """Called with each statement and its rows of parameters: whether it is not to be executed now."""
-    open = True
-    failure: BaseException | None = None
-    """What the driver raised last."""
+    access: "Access | None" = None
+    """Whose it is: it hears of each statement and each error."""
+
+    def __init__(self, engine: Engine, driver: PoolProxiedConnection, access: "Access") -> None:
+        super().__init__(engine, driver)
+        self.begin()  # for SQLAlchemy, which asks for the driver's connection; the database has begun, or will
+        self.access = access
+        self.failures: list[BaseException | None] = [None]
+        """What the database refused, in the transaction and in each savepoint that is open in it."""
 
     @property
     def connection(self) -> PoolProxiedConnection:
-        """The driver's connection. What waits goes first, and nothing waits any more: who asks may read by it."""
-        self.postpone("", [])
-        self.postpone = _at_once
+        """The driver's connection, on which nothing can be seen: what waits goes first, and nothing waits any more."""
+        if self.access is not None:
+            self.access.expose()
         return super().connection
 
     def commit(self) -> None:
@@ -54,30 +49,55 @@ class HandlerConnection(Connection):
         _refuse("rollback()")
 
     def close(self) -> None:
-        if self.open:
-            _refuse("close()")
-        super().close()
+        _refuse("close()")
+
+    def detach(self) -> None:
+        _refuse("detach()")
 
     def invalidate(self, exception: BaseException | None = None) -> None:
-        if self.open and exception is None:
+        if exception is None:
             _refuse("invalidate()")
         super().invalidate(exception)
 
     def get_transaction(self) -> NoReturn:
         _refuse("get_transaction()")
 
-    def release(self) -> None:
-        """Return the connection to its pool. For the unit of work only."""
-        self.open = False
-        self.close()
-
 
 class HandlerSession(Session):
-    """A session whose transaction belongs to FlowKit. `touched` is called before each use."""
+    """The session of one message, whose transaction belongs to FlowKit.
 
-    touched: Callable[[], None]
-    shared = True
-    """Whether it holds what other messages of the batch have not sent yet."""
+    Most handlers only `add`: until it is used for more, it is a list of objects, which the batch flushes together.
+    """
+
+    def __init__(self, access: "Access") -> None:
+        self.access = access
+        self.added: list[object] = []
+
+    def __getattr__(self, name: str) -> Any:
+        """Make it a session in earnest: something asks for what only that has."""
+        if self.awake or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self.wake()
+        return getattr(self, name)
+
+    @property
+    def awake(self) -> bool:
+        return "identity_map" in self.__dict__
+
+    def wake(self) -> None:
+        """Become a session in earnest, which keeps what was set on it."""
+        own = dict(self.__dict__)
+        super().__init__(self.access.connection, join_transaction_mode="rollback_only", close_resets_only=False)
+        self.__dict__.update(own)
+        added, self.added = self.added, []
+        super().add_all(added)
+
+    def add(self, instance: object, *, _warn: bool = True) -> None:
+        self.access.touch()
+        if self.awake or not hasattr(instance, "_sa_instance_state"):
+            super().add(instance, _warn=_warn)
+        else:
+            self.added.append(instance)
 
     def commit(self) -> None:
         _refuse("commit()")
@@ -103,55 +123,42 @@ class HandlerSession(Session):
         return super().begin(nested)
 
     def release(self) -> None:
-        """Forget every object. For the unit of work only."""
-        self.shared, self.touched = False, lambda: None
-        super().close()
+        """Forget every object, for good. For its access only."""
+        if self.awake:
+            super().close()
 
 
 def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
-    def noted(self: HandlerSession, *arguments: Any, **options: Any) -> Any:
-        self.touched()
+    def noted(self: HandlerConnection | HandlerSession, *arguments: Any, **options: Any) -> Any:
+        if self.access is not None:
+            self.access.touch()
         return method(self, *arguments, **options)
 
     return noted
 
 
+for _name in ["execute", "scalar", "scalars", "exec_driver_sql", "begin_nested"]:
+    setattr(HandlerConnection, _name, _noting(getattr(Connection, _name)))
 # Objects wait in a session without a statement, so each way into it counts as a use of the transaction.
 _USES = (
-    "add add_all delete merge get get_one execute scalar scalars query refresh flush connection begin_nested "
-    "bulk_save_objects bulk_insert_mappings bulk_update_mappings"
+    "add_all delete merge get get_one execute scalar scalars query refresh flush connection begin_nested expire "
+    "expire_all expunge expunge_all bulk_save_objects bulk_insert_mappings bulk_update_mappings"
 )
 for _name in _USES.split():
     setattr(HandlerSession, _name, _noting(getattr(Session, _name)))
 
 
-def _dropping(method: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(method)
-    def dropped(self: HandlerSession, *arguments: Any, **options: Any) -> Any:
-        if self.shared:
-            raise SharedState
-        self.touched()
-        return method(self, *arguments, **options)
-
-    return dropped
-
-
-# What earlier messages of the batch left in the session is not sent yet: these would drop it.
-for _name in ["expire", "expire_all", "expunge", "expunge_all"]:
-    setattr(HandlerSession, _name, _dropping(getattr(Session, _name)))
-
-
 def watch(engine: Engine) -> None:
-    """Refuse statements of handlers that would end their transaction, and remember what they failed with."""
+    """Tell each access of the statements of its handler, of its savepoints, and of what the database refuses."""
 
     @event.listens_for(engine, "before_cursor_execute")
     def look(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
-        if isinstance(connection, HandlerConnection):
-            connection.touched()
-            ending = _ENDING.match(statement)
-            if ending:
-                _refuse(f"SQL {ending[1].upper()}")
+        if isinstance(connection, HandlerConnection) and connection.access is not None:
+            refused = refusal(statement)
+            if refused:
+                _refuse(refused)
+            connection.access.look(statement)
 
     @event.listens_for(engine, "do_execute")
     def one(cursor: Any, statement: str, row: Any, context: ExecutionContext) -> bool:
@@ -167,9 +174,33 @@ def watch(engine: Engine) -> None:
 
     def postponed(context: ExecutionContext, statement: str, rows: Sequence[Any]) -> bool:
         connection = context.root_connection
-        return isinstance(connection, HandlerConnection) and connection.postpone(statement, rows)
+        if not isinstance(connection, HandlerConnection) or connection.access is None:
+            return False
+        return connection.access.postpone(statement, rows)
 
     @event.listens_for(engine, "handle_error")
     def note(context: ExceptionContext) -> None:
-        if isinstance(context.connection, HandlerConnection):
-            context.connection.failure = context.original_exception
+        connection = context.connection
+        if isinstance(connection, HandlerConnection) and connection.access is not None:
+            connection.access.note(context.original_exception)
+
+    @event.listens_for(engine, "rollback")
+    def undo(connection: Connection) -> None:
+        if isinstance(connection, HandlerConnection) and connection.access is not None:
+            connection.access.unit.undone = True
+
+    @event.listens_for(engine, "savepoint")
+    def set_savepoint(connection: Connection, name: str) -> None:
+        if isinstance(connection, HandlerConnection):
+            connection.failures.append(None)
+
+    @event.listens_for(engine, "rollback_savepoint")
+    def undo_savepoint(connection: Connection, name: str, context: None) -> None:
+        if isinstance(connection, HandlerConnection):
+            connection.failures.pop()
+
+    @event.listens_for(engine, "release_savepoint")
+    def keep_savepoint(connection: Connection, name: str, context: None) -> None:
+        if isinstance(connection, HandlerConnection):
+            failure = connection.failures.pop()
+            connection.failures[-1] = connection.failures[-1] or failure

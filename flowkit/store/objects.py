@@ -8,18 +8,19 @@ from flowkit import duration
 from flowkit.message import check_name
 
 if TYPE_CHECKING:
-    from flowkit.store.unit import SqlUnit
+    from flowkit.store.access import Access
 
 
 class SqlObjects:
-    """Implements ports.Objects for one unit of work. `space` keeps apps apart."""
+    """Implements ports.Objects for one message. `space` keeps apps apart."""
 
-    def __init__(self, unit: "SqlUnit", space: str) -> None:
-        self._unit = unit
+    def __init__(self, access: "Access", space: str) -> None:
+        self._access = access
+        self._unit = access.unit
         self._space = space
 
     def get(self, key: str) -> Any:
-        self._unit.touch()
+        self._access.touch_own("objects.get()")
         found = self._unit.read(self._unit.sql.get_object, (self._space, check_name("an object's key", key)))
         return from_json(found[0][0]) if found else None
 
@@ -29,11 +30,11 @@ class SqlObjects:
         except PydanticSerializationError as error:
             raise TypeError(f"object {key}: {error}") from None
         lasts = None if ttl is None else int(duration.seconds(ttl, "an object's ttl") * 1_000_000)
-        self._unit.touch()
+        self._access.touch_own("objects.put()")
         self._unit.write(self._unit.sql.put_object, [(self._space, check_name("an object's key", key), body, lasts)])
         self._unit.send()  # now, inside the savepoint of its handler
 
     def delete(self, key: str) -> None:
-        self._unit.touch()
+        self._access.touch_own("objects.delete()")
         self._unit.write(self._unit.sql.delete_object, [(self._space, key)])
         self._unit.send()

@@ -69,6 +69,7 @@ class PostgresDialect:
             skip="FOR UPDATE SKIP LOCKED",
             marker="%s",
             witness="SELECT pg_logical_emit_message(true, 'flowkit', '')",
+            started="pg_postmaster_start_time()",
             row="ctid",  # by the key it would read all of the inbox for each thousand that are forgotten
         )
         self.engine = create_engine(
@@ -85,6 +86,7 @@ class PostgresDialect:
                 "application_name": "flowkit",
             },
         )
+        self.error = importlib.import_module("psycopg").Error
         self._doubtful: WeakSet[Any] = WeakSet()
         """Connections whose commit was told as done without the standby."""
         self._timelines: dict[int, int] = {}
@@ -97,14 +99,14 @@ class PostgresDialect:
         self._held: str | None = None
 
     def begin(self, connection: Any, deadline: float) -> None:
-        # The server ends a transaction whose owner is frozen or gone; without, its rows stay locked for good.
-        limit = min(int((deadline + MARGIN_SECONDS) * 1000), 2**31 - 1)
-        connection.execute(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; "
-            f"SET LOCAL statement_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}; "
-            f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}",
-            prepare=False,
-        )
+        connection.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {_limits(deadline)}", prepare=False)
+
+    def restore(self, connection: Any, deadline: float) -> None:
+        # RESET ALL also ends what was SET LOCAL; the role is not among what it puts back.
+        connection.execute(f"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; {_limits(deadline)}", prepare=False)
+
+    def cleanse(self, connection: Any) -> bool:
+        return False  # DISCARD ALL would also forget what the driver has prepared
 
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         pipeline: AbstractContextManager[object] = connection.pipeline()
@@ -136,6 +138,8 @@ class PostgresDialect:
     def commit(self, connection: Any, token: str | None) -> None:
         # In a pipeline the server stops at the first error: if the savepoint is gone, it does not commit.
         if token is not None:
+            # A function that a handler called may have switched it off, unseen.
+            connection.execute("RESET synchronous_commit", prepare=False)
             connection.execute(f"RELEASE SAVEPOINT {token}", prepare=False)
         connection.execute("COMMIT", prepare=False)
 
@@ -293,6 +297,15 @@ class PostgresDialect:
                 self._watch.close()
                 self._watch = None
         self.engine.dispose()
+
+
+def _limits(deadline: float) -> str:
+    """Of a transaction: the server ends it when its owner is frozen or gone; without, its rows stay locked for good."""
+    limit = min(int((deadline + MARGIN_SECONDS) * 1000), 2**31 - 1)
+    return (
+        f"SET LOCAL statement_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}; "
+        f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}"
+    )
 
 
 def _key(worker: str) -> int:

@@ -31,7 +31,7 @@ from flowkit.store import tables
 from flowkit.store.dead import DeadLetters
 from flowkit.store.fleet import Fleet
 from flowkit.store.groups import Groups
-from flowkit.store.guard import HandlerConnection, watch
+from flowkit.store.guard import watch
 from flowkit.store.ledger import Ledger
 from flowkit.store.retention import Cleaner
 from flowkit.store.rollouts import Rollouts
@@ -56,6 +56,8 @@ class Dialect(Protocol):
     serial: bool
     engine: Engine
     statements: Statements
+    error: type[Exception]
+    """The driver's errors."""
 
     def begin(self, connection: Any, deadline: float) -> None:
         """Begin a transaction that the server ends some seconds after `deadline`."""
@@ -71,6 +73,12 @@ class Dialect(Protocol):
 
     def discard(self, connection: Any) -> None:
         """Close a connection that is not used again. Never waits for a server that may be gone."""
+
+    def restore(self, connection: Any, deadline: float) -> None:
+        """Put back the settings and the role of an open transaction; those of `begin` hold again."""
+
+    def cleanse(self, connection: Any) -> bool:
+        """Remove what handlers left on a connection, outside of a transaction. False when it has to be discarded."""
 
     def classify(self, error: BaseException) -> BaseException:
         """The StoreConflict or StoreUnavailable that an error means; else the error."""
@@ -165,10 +173,10 @@ class SqlStore:
                 "start processes by multiprocessing's spawn, or connect the app after the fork"
             )
         try:
-            connection = HandlerConnection(self.dialect.engine)
+            pooled = self.dialect.engine.raw_connection()
         except Exception as error:
             raise self.classify(error) from error
-        unit = SqlUnit(self, connection, flow, deadline, lane or flow, fence=self.fence if fenced else None)
+        unit = SqlUnit(self, pooled, flow, deadline, lane or flow, fence=self.fence if fenced else None)
         try:
             yield unit
         finally:
@@ -181,7 +189,7 @@ class SqlStore:
             yield unit
             unit.commit()
 
-    def join(self, session: object) -> SqlUnit:
+    def join(self, session: object, lane: str) -> SqlUnit:
         if not isinstance(session, Session):
             raise ConfigError(
                 f"app.outbox() takes a sqlalchemy.orm.Session, not {type(session).__name__}; inside an AsyncSession, "
@@ -198,7 +206,7 @@ class SqlStore:
         if NOTIFIES not in session.info:
             session.info[NOTIFIES] = True
             event.listen(session, "after_commit", self._after_commit)
-        return SqlUnit(self, connection, "", SHORT_SECONDS, f"session-{self.ids()}", begun=True)
+        return SqlUnit(self, connection.connection, "", SHORT_SECONDS, lane, begun=True)
 
     def _after_commit(self, session: Session) -> None:
         if not session.in_nested_transaction():  # a released savepoint is no commit
@@ -227,6 +235,10 @@ class SqlStore:
     def now(self) -> float:
         with self.unit("") as unit:
             return float(unit.read(self.sql.now)[0][0]) / MICROSECOND
+
+    def started(self) -> str:
+        with self.unit("") as unit:
+            return str(unit.read(self.sql.started)[0][0])
 
     def classify(self, error: BaseException) -> BaseException:
         inner = getattr(error, "orig", None) or error

@@ -71,6 +71,7 @@ class SqliteDialect:
     def __init__(self, path: str, clock: Clock) -> None:
         self.path = path
         self.module = driver()
+        self.error = self.module.Error
         self._clock = clock
         self._watching = threading.Lock()
         self._watch: Any = None
@@ -162,10 +163,28 @@ class SqliteDialect:
 
     def broken(self, connection: Any) -> BaseException | None:
         """Why the transaction is no longer open: SQLite has no failed transactions, only ended ones."""
+        if self.lost(connection):
+            return StoreUnavailable(f"SQLite ({self.path}): the connection was closed")
         return None if connection.in_transaction else TransactionEnded("the transaction was ended by the driver")
 
     def lost(self, connection: Any) -> bool:
+        try:
+            connection.in_transaction  # noqa: B018 - raises where it is closed
+        except self.error:
+            return True
         return False
+
+    def restore(self, connection: Any, deadline: float) -> None:
+        """Nothing to do: a handler's statement that sets a pragma is refused."""
+
+    def cleanse(self, connection: Any) -> bool:
+        made = "SELECT type, replace(name, '\"', '\"\"') FROM temp.sqlite_master WHERE type IN ('table', 'view')"
+        for kind, name in connection.execute(made).fetchall():
+            connection.execute(f'DROP {kind} IF EXISTS temp."{name}"')
+        for _, name, *_ in connection.execute("PRAGMA database_list").fetchall():
+            if name not in ("main", "temp"):
+                connection.execute("DETACH ?", (name,))
+        return True
 
     def denied(self, connection: Any, error: BaseException) -> bool:
         return not self.lost(connection)
@@ -173,10 +192,11 @@ class SqliteDialect:
     def discard(self, connection: Any) -> None:
         # Closed in the middle of a transaction, SQLite keeps its write lock for as long as any of the connection's
         # statements lives, be it in the traceback of an error. A disk that is full or gone may refuse the rollback.
-        try:
-            connection.rollback()
-        except driver().Error as error:
-            _log.warning("SQLite (%s): a transaction given up could not be rolled back: %s", self.path, error)
+        if not self.lost(connection):
+            try:
+                connection.rollback()
+            except self.error as error:
+                _log.warning("SQLite (%s): a transaction given up could not be rolled back: %s", self.path, error)
         connection.close()
 
     def classify(self, error: BaseException) -> BaseException:

@@ -117,6 +117,7 @@ class Statements:
         DELETE FROM flowkit_objects WHERE ({object}) IN
         (SELECT {object} FROM flowkit_objects WHERE space = ? AND expires <= {now} LIMIT ? {skip}) RETURNING key"""
     now: str = "SELECT {now}"
+    started: str = "SELECT {started}"
     join: str = """
         INSERT INTO flowkit_workers (id, app, host, pid, team, site, version, state, epoch, handled, failed, p99,
                                      locked, started, heartbeat)
@@ -245,7 +246,15 @@ class Statements:
 
     @classmethod
     def render(
-        cls, now: str, each: str, among: str, skip: str, marker: str, witness: str = "", row: str = ""
+        cls,
+        now: str,
+        each: str,
+        among: str,
+        skip: str,
+        marker: str,
+        witness: str = "",
+        row: str = "",
+        started: str = "''",
     ) -> "Statements":
         """The statements for one database, from its words for the placeholders. `row`: by what it finds a row that it
         has just read, where that is not its key."""
@@ -254,7 +263,7 @@ class Statements:
             filled = text.format(
                 now=f"(SELECT {now})", each=each, among=among.format(each=each), skip=skip, witness=witness,
                 of=f"replace(flow, '{CANDIDATE}', '')", entry=row or "flow, source, id", letter=row or "letter",
-                object=row or "space, key",
+                object=row or "space, key", started=started,
             )  # fmt: skip
             return " ".join(filled.split()).replace("?", marker)
 

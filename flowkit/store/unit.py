@@ -1,20 +1,21 @@
 """The unit of work: one transaction for the inbox, the handlers' effects, the outgoing messages and the ledger."""
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic_core import to_json
-from sqlalchemy import Connection, RootTransaction
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.pool import PoolProxiedConnection
 
-from flowkit.errors import CommitUnknown, StoreConflict, StoreUnavailable, TransactionEnded
+from flowkit.errors import Apart, CommitUnknown, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.message import Message
-from flowkit.ports import Claim, Copy, Delivery, Fence, Identity, Letter, Objects, Reopening, Tally
-from flowkit.store.guard import HandlerConnection, HandlerSession
-from flowkit.store.objects import SqlObjects
+from flowkit.ports import Claim, Copy, Delivery, Fence, Identity, Letter, Reopening, Tally
+from flowkit.store.access import HOOKS, Access
+from flowkit.store.guard import HandlerSession
+from flowkit.store.residue import Residue
 from flowkit.store.tables import DEAD, OPEN
 
 if TYPE_CHECKING:
@@ -27,31 +28,45 @@ SWALLOWED = (
     "a database error was caught inside the handler, but it had failed the transaction; let the error pass, or guard "
     "the statement with `with db.begin_nested():`"
 )
+_log = logging.getLogger("flowkit.store")
 TOKEN = "flowkit_unit"
 """A savepoint set before a handler gets the transaction. It is gone if the handler ended that transaction."""
 
 
 class SqlUnit:
-    """A unit of work on one connection. FlowKit's own statements go to the driver; handlers get guarded objects."""
+    """A unit of work on one connection. FlowKit's own statements go to the driver; each handler gets an Access."""
 
     def __init__(
         self,
         store: "SqlStore",
-        connection: Connection,
+        pooled: PoolProxiedConnection,
         flow: str,
         deadline: float,
         lane: str,
         begun: bool = False,
         fence: Fence | None = None,
     ) -> None:
-        self.used = self.together = False
+        self.together = False
+        self.alone = True
+        self.settings = False
         self.opening: Callable[[], None] | None = None
-        self._store = store
+        self.flow = flow
+        self.engine = store.dialect.engine
+        self.pooled = pooled
         self.sql = store.sql
-        self._connection = connection
-        driver: Any = connection.connection.driver_connection
+        self.refusals = (store.dialect.error, StoreConflict, StoreUnavailable)
+        """What the database, or FlowKit in its place, raises at a statement of a handler."""
+        self.failure: BaseException | None = None
+        """The last one of those."""
+        self.undone = False
+        """Whether a session rolled the transaction back, because a flush failed."""
+        self.residue = Residue.NONE
+        """What handlers left behind."""
+        self.sessions: list[HandlerSession] = []
+        """Those that want to know how the transaction ends."""
+        self._store = store
+        driver: Any = pooled.driver_connection
         self._driver, self._cursor = driver, driver.cursor()
-        self._flow = flow
         self._lane = lane
         self._deadline = deadline
         self._fence = fence
@@ -61,8 +76,7 @@ class SqlUnit:
         self._guarded = False
         self._failed: BaseException | None = None
         self._met: BaseException | None = None
-        self._root: RootTransaction | None = None
-        self._session: HandlerSession | None = None
+        self._common: Access | None = None
 
     # ------------------------------------------------------------ inbox
 
@@ -158,43 +172,50 @@ class SqlUnit:
 
     # ------------------------------------------------------------ handlers
 
-    def give(self, wanted: type) -> object:
-        connection = self._connection
-        assert isinstance(connection, HandlerConnection)
-        if not connection.in_transaction():
-            connection.touched = self.touch
-            self._root = connection.begin()
-            connection.postpone = self._postpone  # now: SQLAlchemy itself has asked for the driver's connection
-        if wanted is Connection:
-            return connection
-        if wanted is Objects:
-            return SqlObjects(self, self._flow.split(".", 1)[0])
-        if self._session is None:
-            self._session = HandlerSession(bind=connection, join_transaction_mode="rollback_only")
-            self._session.touched = self.touch
-        return self._session
+    def access(self, careful: bool = False) -> Access:
+        return Access(self, careful)
+
+    @property
+    def space(self) -> str:
+        """The app, whose objects are apart from those of others."""
+        return self.flow.split(".", 1)[0]
+
+    @cached_property
+    def hooked(self) -> bool:
+        """Whether the app listens to sessions: then each message's is flushed by itself."""
+        return any(getattr(HandlerSession.dispatch, name) for name in HOOKS)
 
     def touch(self) -> None:
-        """A handler uses the transaction: note it, and see to it that there is one and that its end is noticed."""
-        self.used = True
-        if self._guarded:
-            return
+        """A handler uses the transaction: see to it that there is one and that its end is noticed."""
         if self._failed is not None:
             raise self._failed
+        if self._guarded:
+            return
         try:
             self.begin()
             if self.opening is not None:
                 self.opening()
             self._execute(f"SAVEPOINT {TOKEN}")
         except BaseException as error:
-            self._failed = error  # the handler may catch it and go on: it must not write, nor seem to be done
-            raise
+            self.fail(error)
         self._guarded = True
 
-    def _postpone(self, statement: str, rows: Sequence[Row]) -> bool:
+    def fail(self, error: BaseException) -> NoReturn:
+        """Raise this, now and at each later use: the handler may catch it and go on, but neither write nor be done."""
+        self._failed = error
+        raise error
+
+    def gather(self, objects: Sequence[object]) -> None:
+        """Flush these with those of the other messages."""
+        if self._common is None:
+            self._common = Access(self)
+            self._common.session.wake()
+        self._common.session.add_all(objects)
+
+    def postpone(self, statement: str, rows: Sequence[Row], plain: bool) -> bool:
         """Let a handler's plain INSERT wait, so that those of a batch take one round trip. Any other statement, or one
         inside a savepoint of the handler's own, comes after those that wait."""
-        wait = self.together and not self._connection.in_nested_transaction() and self._store.dialect.plain(statement)
+        wait = self.together and plain and self._store.dialect.plain(statement)
         if wait:
             self.write(statement, rows)
         if not wait or len(rows) > 1:  # a session that flushes several objects wants to know whether they are refused
@@ -204,55 +225,44 @@ class SqlUnit:
     def broken(self) -> BaseException | None:
         if self._failed is not None:
             return self._failed
-        if not self._guarded:
-            return None
-        root = self._root
-        if root is None or not root.is_active:
-            return self._swallowed()
-        broken = self._store.dialect.broken(self._driver)
-        return self._swallowed() if isinstance(broken, RuntimeError) else broken
+        if self.undone:
+            return self.swallowed()
+        broken = self._store.dialect.broken(self._driver) if self._guarded else None
+        return self.swallowed() if isinstance(broken, RuntimeError) else broken
 
     def ended(self, error: BaseException) -> BaseException | None:
         broken = self.broken()
-        if isinstance(broken, StoreConflict | StoreUnavailable | TransactionEnded):
+        if isinstance(broken, Apart | StoreConflict | StoreUnavailable | TransactionEnded):
             return broken
         # Only what this transaction met: the handler may speak to other databases too.
         cause: BaseException | None = error
         seen: set[int] = set()  # `raise error from error` is possible
         while cause is not None and id(cause) not in seen:
             seen.add(id(cause))
-            if cause is self._met or getattr(cause, "orig", cause) is self._failure():
+            if cause is self._met or getattr(cause, "orig", cause) is self.failure:
                 met = self._store.classify(cause)
                 return met if isinstance(met, StoreConflict | StoreUnavailable) else None
             cause = cause.__cause__
         return None
 
-    def _failure(self) -> BaseException | None:
-        """What the driver raised last for a handler."""
-        return self._connection.failure if isinstance(self._connection, HandlerConnection) else None
-
-    def _swallowed(self) -> BaseException:
+    def swallowed(self) -> BaseException:
         """A handler caught a database error: a collision, which runs again, or its own mistake."""
-        met = self._failure()
-        cause = self._store.classify(met) if met is not None else met
+        cause = self._store.classify(self.failure) if self.failure is not None else None
         return cause if isinstance(cause, StoreConflict | StoreUnavailable) else RuntimeError(SWALLOWED)
 
     def flush(self) -> None:
-        if self._session is not None and self._guarded:
-            self._session.flush()
+        if self._common is not None and self._guarded:
+            self._common.session.flush()
         self.send()
 
-    @contextmanager
-    def savepoint(self) -> Iterator[None]:
-        session = self.give(Session)
-        assert isinstance(session, HandlerSession)
-        session.shared = False
-        with session.begin_nested() as transaction:
-            session.connection()  # the savepoint is set now, not at the session's first statement: others write too
-            self.used = False
-            yield
-            if not transaction.is_active:
-                raise RuntimeError(SWALLOWED)
+    def restore(self) -> None:
+        """Put back the settings that a handler changed, before FlowKit itself writes."""
+        self.send()
+        try:
+            self._store.dialect.restore(self._driver, self._deadline)
+        except Exception as error:
+            raise self._cause(error) from error
+        self.residue &= ~Residue.SETTING
 
     # ------------------------------------------------------------ the transaction
 
@@ -265,8 +275,6 @@ class SqlUnit:
             return
         self.begin()
         if self._guarded:
-            if self._session is not None:
-                self._session.flush()
             broken = self.broken()
             if broken is not None:
                 raise broken
@@ -288,22 +296,43 @@ class SqlUnit:
         if self._store.dialect.doubtful(self._driver):
             self._gone = True
             raise CommitUnknown("the wait for the synchronous standby was cancelled: it may not have the commit")
+        self._tell_all("after_commit")
 
     def end(self) -> None:
         """Undo what is not committed and return the connection. Never raises: a broken connection is discarded."""
-        self._waiting.clear()  # or the guarded connection would send it before it is rolled back
+        self._waiting.clear()
+        if self._common is not None:
+            self._common.close()
+        self._tell_all("after_rollback")
+        with suppress(Exception):  # on a connection that is closed it cannot be
+            self._cursor.close()
+        dialect = self._store.dialect
+        kept = not self._gone and not dialect.lost(self._driver) and (not self._begun or self._rolled_back())
+        if kept and (not self.residue & Residue.LASTING or self._cleansed()):
+            self.pooled.close()
+        else:
+            dialect.discard(self._driver)
+            if self.pooled.is_valid:  # SQLAlchemy may have noticed
+                self.pooled.invalidate()
+
+    def tell(self, session: HandlerSession, event: str) -> None:
+        """Tell a session's listeners how its transaction ended. It has: an error of theirs changes nothing."""
         try:
-            if self._session is not None:
-                self._session.release()
-            with suppress(Exception):  # on a connection that is closed it cannot be
-                self._cursor.close()
-        finally:
-            if self._gone or self._store.dialect.lost(self._driver) or (self._begun and not self._rolled_back()):
-                self._store.dialect.discard(self._driver)
-                Connection.invalidate(self._connection)  # past the guard
-            if isinstance(self._connection, HandlerConnection):
-                with suppress(SQLAlchemyError):  # the server is gone, and what was not committed with it
-                    self._connection.release()
+            getattr(session.dispatch, event)(session)
+        except Exception:
+            _log.exception("flow %s: a listener to %s failed, which changes nothing", self.flow, event)
+
+    def _tell_all(self, event: str) -> None:
+        sessions, self.sessions = self.sessions, []
+        for session in sessions:
+            self.tell(session, event)
+
+    def _cleansed(self) -> bool:
+        """Whether nothing is left on the connection of what handlers made there."""
+        try:
+            return self._store.dialect.cleanse(self._driver)
+        except Exception:
+            return False
 
     def _rolled_back(self) -> bool:
         """Undo what is not committed. False when it cannot be told that it is; the pool would log that as an error."""
@@ -328,11 +357,9 @@ class SqlUnit:
     def _reconnect(self) -> None:
         """A pooled connection died while it was idle: begin on a new one. Nothing was done on the old one."""
         try:
-            Connection.invalidate(self._connection)  # past the guard
-            if self._root is not None:  # SQLAlchemy's own, which belongs to the old one
-                self._root.close()
-                self._root = self._connection.begin()
-            driver: Any = self._connection.connection.driver_connection
+            self.pooled.invalidate()
+            self.pooled = self.engine.raw_connection()
+            driver: Any = self.pooled.driver_connection
             self._driver, self._cursor = driver, driver.cursor()
             self._store.dialect.begin(self._driver, self._deadline)
         except Exception as error:

@@ -35,6 +35,9 @@ class Telemetry:
     def ended(self, flow: str, outcomes: Iterable[Outcome | None]) -> None:
         """What came of a batch of a flow."""
 
+    def rerun(self, flow: str) -> None:
+        """A handler failed, and its batch runs once more. No attempt is counted."""
+
     def close(self) -> None:
         """Hand over what is not yet told, within a few seconds."""
 

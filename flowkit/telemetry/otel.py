@@ -53,6 +53,7 @@ class OpenTelemetry(Telemetry):
         self._sent = meter.create_counter("messaging.client.sent.messages", "{message}", "Messages sent")
         self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Messages received")
         self._outcomes = meter.create_counter("flowkit.outcomes", "{message}", "What came of messages")
+        self._reruns = meter.create_counter("flowkit.reruns", "{failure}", "Failures after which a batch ran again")
 
     def sent(self, message: Message) -> Message:
         if "traceparent" in message.headers:
@@ -91,6 +92,9 @@ class OpenTelemetry(Telemetry):
     def ended(self, flow: str, outcomes: Iterable[Outcome | None]) -> None:
         for kind, count in Counter(type(one).__name__.lower() for one in outcomes if one is not None).items():
             self._outcomes.add(count, {"messaging.consumer.group.name": flow, "flowkit.outcome": kind})
+
+    def rerun(self, flow: str) -> None:
+        self._reruns.add(1, {"messaging.consumer.group.name": flow})
 
     def close(self) -> None:
         def shut_down() -> None:

@@ -5,6 +5,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -87,10 +88,16 @@ class Connection(module.Connection):  # type: ignore[misc, name-defined]
         """It is gone, and the server rolls back what is open."""
         self.lost = True
         self.rollback()
+        self.news.cuts += 1
         raise Lost("the connection was lost")
 
     def rollback(self) -> None:
         super().rollback()
+        if self.armed:
+            self.news.unlock(self)
+
+    def close(self) -> None:
+        super().close()
         if self.armed:
             self.news.unlock(self)
 
@@ -178,6 +185,7 @@ class Dialect(SqliteDialect):
         # SQLite keeps the clock in a function that no collection looks into: by it every world would stay for good.
         super().__init__(path, weakref.proxy(world))
         self.serial = serial
+        self.statements = replace(self.statements, started="SELECT flowkit_cuts()")
         self._world = world
         self._news = news
         self._waiters: list[Task] = []
@@ -193,6 +201,8 @@ class Dialect(SqliteDialect):
 
     def _prepare(self, connection: Any, record: Any) -> None:
         self._tell_time(connection)
+        news = weakref.proxy(self._news)
+        connection.create_function("flowkit_cuts", 0, lambda: news.cuts)
         connection.execute("PRAGMA synchronous = OFF")
 
     def _arm(self, connection: Any, record: Any) -> None:
@@ -200,7 +210,7 @@ class Dialect(SqliteDialect):
         self._connections.append(connection)
 
     def lost(self, connection: Any) -> bool:
-        return bool(connection.lost)
+        return bool(connection.lost) or super().lost(connection)
 
     def broken(self, connection: Any) -> BaseException | None:
         return StoreUnavailable("the connection was lost") if connection.lost else super().broken(connection)
@@ -243,6 +253,8 @@ class News:
     def __init__(self, world: World) -> None:
         self.world = world
         self.dialects: list[Dialect] = []
+        self.cuts = 0
+        """How often a connection was lost: each time the server may have restarted."""
         self.writer: Connection | None = None
         """Who has the write lock."""
         self.locked_out: list[Task] = []

@@ -12,9 +12,9 @@ from flowkit.cli import run as running
 from flowkit.config import Services, Settings
 from flowkit.continuity import standby as standing
 from flowkit.continuity.standby import Standby
-from flowkit.engine import lane as laning
 from flowkit.engine import slots as slotting
 from flowkit.engine import supervisor as supervising
+from flowkit.engine import triage as triaging
 from flowkit.engine import versions as versioning
 from flowkit.engine import worker as working
 from flowkit.engine.slots import InFlight, Slots, State
@@ -304,7 +304,7 @@ def simulated(world: World, fleet: Fleet) -> Iterator[None]:
             (working, "DEADLINE_STEP_SECONDS", 0.5),
             (standing, "threading", Threads(world)),
             (versioning, "threading", Threads(world)),
-            (laning, "time", clock(world)),
+            (triaging, "time", clock(world)),
             (slotting, "COUNT", SLOTS),
             (supervising, "COUNT", SLOTS),
             (supervising, "MOST_BACKOFF_SECONDS", 2.0),

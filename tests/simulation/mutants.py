@@ -10,13 +10,17 @@ from unittest.mock import patch
 from flowkit import publisher as publishing
 from flowkit.engine import pipeline as piping
 from flowkit.engine import relay as relaying
+from flowkit.engine import triage as triaging
 from flowkit.engine.item import Spoiled
 from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.supervisor import Supervisor
 from flowkit.engine.versions import VersionedSource, Versions
 from flowkit.errors import CommitUnknown, StoreUnavailable
 from flowkit.ports import Claim, Copy, Delivery, Receipt, Tally
+from flowkit.store import access as accessing
+from flowkit.store.access import Access
 from flowkit.store.fleet import Fleet
+from flowkit.store.residue import Residue
 from flowkit.store.sql import SqlStore
 from flowkit.store.sqlite import SqliteDialect
 from flowkit.store.unit import SqlUnit
@@ -429,6 +433,39 @@ def what_the_candidate_had_is_left_there() -> Iterator[None]:
 @mutant_of(Shape.GROUPS)
 def commits_of_a_group_are_not_fenced() -> Iterator[None]:
     with patch.object(SqliteDialect, "fence", lambda self, cursor, key: None):
+        yield
+
+
+# ------------------------------------------------------------ what handlers do
+
+
+@mutant
+def a_swallowed_error_is_not_noticed() -> Iterator[None]:
+    with patch.object(Access, "_check", lambda self: None), patch.object(SqlUnit, "broken", lambda self: None):
+        yield
+
+
+@mutant
+def what_a_handler_kept_is_still_good_after_it() -> Iterator[None]:
+    with patch.object(Access, "close", lambda self: None):
+        yield
+
+
+@mutant
+def what_a_statement_leaves_behind_is_not_seen() -> Iterator[None]:
+    with patch.object(accessing, "residue", lambda statement: Residue.NONE):
+        yield
+
+
+@mutant
+def nobody_asks_whether_the_server_restarted() -> Iterator[None]:
+    with patch.object(SqlStore, "started", lambda self: ""):
+        yield
+
+
+@mutant
+def a_connection_that_dies_is_always_the_handlers_fault() -> Iterator[None]:
+    with patch.object(triaging, "DEATHS", 1):
         yield
 
 

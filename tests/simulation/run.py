@@ -292,6 +292,7 @@ def _template() -> bytes:
         connection.executescript("""
             CREATE TABLE hot (count INTEGER);
             INSERT INTO hot VALUES (0);
+            INSERT INTO uniques VALUES ('there');
             CREATE TABLE staged (copy TEXT PRIMARY KEY) WITHOUT ROWID;
             CREATE TRIGGER note AFTER INSERT ON flowkit_messages BEGIN INSERT INTO staged VALUES (new.copy); END;
             PRAGMA journal_mode = WAL;

@@ -2,18 +2,21 @@
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from flowkit import App, Objects, Outbox, Reject, RetryPolicy
 from flowkit.engine.item import Item
 from flowkit.engine.supervisor import STOPPED
+from flowkit.errors import FlowKitError
 from flowkit.flow import Call, Giver
 from flowkit.ports import Dead, Delivery, Done, Identity, Retried
-from tests.shop import Base, Effect
+from tests.shop import Base, Effect, Unique
 from tests.simulation.world import Process, World
 
 APP = "sim"
@@ -25,6 +28,8 @@ SOONEST_SECONDS = [CALM.delay(attempts, 0.0) for attempts in range(1, ATTEMPTS)]
 DELAY_SECONDS = 1.5
 DEADLINE_SECONDS = 2.0
 FLAKY = 3
+THERE = "there"
+"""The name of a row that cannot be written again."""
 IN_ORDER = (0, STOPPED)
 """The exit statuses of workers that gave back what they had."""
 
@@ -49,6 +54,8 @@ class Deeds:
         """Attempts for a deadline that passed while others ran too, by message."""
         self.ventures: dict[Identity, dict[str, Process]] = {}
         """The workers in which a message began to run alone, and nothing came of it there."""
+        self.kept: dict[Process, Session] = {}
+        """The session of a handler that has returned."""
         self.explode: Callable[[], None] = lambda: None
         """Switches the machine off, with the supervisor."""
 
@@ -98,6 +105,26 @@ class Deeds:
         if order.deed == "slow":
             self._world.sleep(0.3 * self._world.random.random())
 
+    def trespass(self, order: Order, db: Session) -> None:
+        """Do with a session what FlowKit has to notice."""
+        match order.deed:
+            case "swallow":
+                db.add_all([Effect(name="of a handler that failed"), Unique(name=THERE)])
+                with suppress(IntegrityError):
+                    db.flush()
+            case "temporary":
+                db.execute(text("CREATE TEMP TABLE mine (name TEXT)"))
+            case "close":
+                driver: Any = db.connection().connection.driver_connection
+                driver.close()
+            case "keep":
+                assert self._world.current is not None
+                process = self._world.current.process
+                if process in self.kept:
+                    with suppress(FlowKitError):
+                        self.kept[process].execute(text("INSERT INTO effects (name) VALUES ('after its handler')"))
+                self.kept[process] = db
+
     def after(self, flow: str, order: Order) -> None:
         match order.deed:
             case "reject":
@@ -129,6 +156,7 @@ def new_app(world: World) -> tuple[App, Deeds]:
     @app.flow(orders, to=accepted, retry=CALM, deadline=DEADLINE_SECONDS)
     def accept(order: Order, db: Session, outbox: Outbox) -> Order | None:
         deeds.before("accept", order)
+        deeds.trespass(order, db)
         db.add(Effect(name=f"accept {order.name}"))
         if order.deed == "hot":
             db.execute(text("UPDATE hot SET count = count + 1"))
@@ -158,24 +186,27 @@ def new_app(world: World) -> tuple[App, Deeds]:
     return app, deeds
 
 
-DEEDS = ("", "", "", "flaky", "slow", "delay", "hot", "reject", "fail", "mend", "poison", "bomb", "hang")
+DEEDS = (
+    "", "", "", "flaky", "slow", "delay", "hot", "reject", "fail", "mend", "poison", "bomb", "hang",
+    "swallow", "temporary", "close", "keep",
+)  # fmt: skip
 
 
 def expected(order: Order) -> list[str]:
     """The effects of an order that was accepted, once it is at its end."""
     noted = [f"note {order.name}", f"note {order.name}'"]
-    if order.deed in ("reject", "fail", "poison", "bomb", "hang"):
+    if dies(order):
         return noted
     return [*noted, f"accept {order.name}", f"invoice {order.name}"]
 
 
 def fails(order: Order) -> int:
     """How often the handlers of an order may fail by themselves."""
-    return {"flaky": FLAKY, "fail": ATTEMPTS, "mend": ATTEMPTS, "reject": 1}.get(order.deed, 0)
+    always = dict.fromkeys(("fail", "mend", "swallow", "close"), ATTEMPTS)
+    return {"flaky": FLAKY, "reject": 1, **always}.get(order.deed, 0)
 
 
 def dies(order: Order) -> str:
     """The reason of the dead letter that an order ends as; empty if it is applied."""
-    return {"reject": "rejected", "fail": "failed", "poison": "crashed", "bomb": "crashed", "hang": "crashed"}.get(
-        order.deed, ""
-    )
+    reasons = {"rejected": ("reject",), "failed": ("fail", "swallow", "close"), "crashed": ("poison", "bomb", "hang")}
+    return next((reason for reason, deeds in reasons.items() if order.deed in deeds), "")

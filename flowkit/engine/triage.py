@@ -1,0 +1,154 @@
+"""Triage: which part of a batch runs again, and how, after its transaction failed."""
+
+import logging
+import time
+from collections.abc import Hashable, Sequence
+
+from flowkit.engine.item import ConnectionDied, Item, Refused, Spoiled, describe, handle_of
+from flowkit.engine.pipeline import Pipeline
+from flowkit.errors import Apart, FlowKitError, StoreConflict, StoreUnavailable
+from flowkit.ports import Delivery
+
+CONFLICT_SECONDS = 0.005
+SOLO_TRIES = 20
+"""How often one message alone may collide with others before it waits for a later batch."""
+DEATHS = 3
+"""A message that ran alone is to blame for so many dead connections, if the server has not restarted meanwhile."""
+Part = tuple[Sequence[Delivery], BaseException | None]
+"""Deliveries that run in one transaction, and what is known of them."""
+SPOILED = Spoiled()
+"""A verdict on a part: it runs once more, carefully."""
+
+
+class Unrecordable(FlowKitError):
+    """The database refused to record how a message failed: that is recorded in its place."""
+
+
+class Triage:
+    """Decides for one lane. Not thread-safe."""
+
+    def __init__(self, pipeline: Pipeline, log: logging.Logger) -> None:
+        self._pipeline = pipeline
+        self._flow = pipeline.flow
+        self._log = log
+        self.apart = self._flow.isolate == "single" or self._flow.settings
+        """Whether each message runs in a transaction of its own."""
+        self.conflicts = 0
+        """How often this batch collided with others."""
+        self.later: list[Delivery] = []
+        """What collided again and again: it waits for the next batch."""
+        self._stumbled: list[Spoiled] = []
+        """Handlers that failed while their batch shared a transaction."""
+        self._deaths: dict[Hashable, tuple[str, int]] = {}
+        """Messages whose connection died as they ran alone: since when the server ran, and how often."""
+
+    def begin(self) -> None:
+        """A batch begins."""
+        self.conflicts = 0
+        self.later, self._stumbled = [], []
+
+    def again(self, error: BaseException, part: Sequence[Delivery], verdict: BaseException | None) -> list[Part]:
+        """What runs after a part failed with an error, the last one first. Raises what keeps all of it waiting."""
+        match error:
+            case Spoiled():
+                return self._spoiled(error, part)
+            case Apart():
+                return self._run_apart(error, part)
+            case Refused():
+                return halves(part) or [(part, self._refused(part[0], verdict, error.__cause__))]
+            case ConnectionDied():
+                return singles(part) if len(part) > 1 else [(part, self._died(part[0], error))]
+            case StoreConflict():
+                return self._collided(error, part, verdict)
+        raise error
+
+    def end(self, items: Sequence[Item]) -> None:
+        """A part was committed. Tells which handlers failed and, as their batch ran again at once, did not."""
+        for item in items:
+            if item.outcome is not None:
+                self._deaths.pop(handle_of(item.delivery), None)
+        for spoiled in self._stumbled:
+            if any(item.delivery is spoiled.delivery and item.handled and item.error is None for item in items):
+                assert spoiled.delivery is not None
+                id = spoiled.delivery.message.id
+                self._log.warning(
+                    "flow %s: message %s: failed, and succeeded as its batch ran again at once: %s",
+                    self._flow.name, id, describe(spoiled.__cause__),
+                    extra={"flow": self._flow.name, "message_id": id},
+                )  # fmt: skip
+
+    def _spoiled(self, error: Spoiled, part: Sequence[Delivery]) -> list[Part]:
+        """A failed handler had used the transaction. Alone its blame is certain; else all run carefully once."""
+        if len(part) == 1:
+            return [(part, error.__cause__)]
+        self._stumbled.append(error)
+        self._pipeline.context.telemetry.rerun(self._flow.name)
+        return [(part, SPOILED)]
+
+    def _run_apart(self, statement: Apart, part: Sequence[Delivery]) -> list[Part]:
+        """From now on each message runs in a transaction of its own."""
+        if not self.apart:
+            self._log.warning(
+                "flow %s: its handler executes `%s`, which the next messages of its transaction would meet; from now "
+                "on each runs in its own transaction, which is slower; @app.flow(…, settings=True) says it is meant",
+                self._flow.name, statement,
+            )  # fmt: skip
+        self.apart = True
+        return singles(part)
+
+    def _refused(
+        self, delivery: Delivery, verdict: BaseException | None, cause: BaseException | None
+    ) -> BaseException | None:
+        """What to record of a message whose transaction the database refused. Raises StoreUnavailable when it refuses
+        whatever is recorded: a right or a column is missing, or a trigger objects."""
+        known = error_of(verdict)
+        if known is None:
+            return cause
+        if isinstance(known, Unrecordable):
+            raise StoreUnavailable(
+                f"the database refuses to record what became of message {delivery.message.id} of flow "
+                f"{self._flow.name}: {describe(cause)}; look at the rights, columns and triggers of FlowKit's tables"
+            )
+        return Unrecordable(f"the database refused to record how it failed: {describe(cause)}")
+
+    def _died(self, delivery: Delivery, error: ConnectionDied) -> BaseException:
+        """What to record of a message whose connection died as it ran alone, if it is to blame. Raises the error while
+        that may as well be the database, which restarts or cannot be reached."""
+        started = self._pipeline.store.started()
+        known, deaths = self._deaths.get(handle_of(delivery), (started, 0))
+        deaths = deaths + 1 if known == started else 1
+        self._deaths[handle_of(delivery)] = started, deaths
+        if deaths < DEATHS:
+            raise error
+        return RuntimeError(
+            f"its connection died {DEATHS} times as the message ran alone: {error}; the handler may neither close the "
+            "connection nor end its session at the server"
+        )
+
+    def _collided(self, error: StoreConflict, part: Sequence[Delivery], verdict: BaseException | None) -> list[Part]:
+        """Never an attempt: the fewer run together, the less they collide."""
+        self.conflicts += 1
+        if len(part) > 1:
+            return halves(part)
+        time.sleep(CONFLICT_SECONDS * self.conflicts * self._pipeline.random())
+        if self.conflicts <= SOLO_TRIES:
+            return [(part, verdict)]
+        self._log.warning("flow %s: %s; the message waits for the next batch", self._flow.name, error)
+        self.later += part
+        return []
+
+
+def halves(part: Sequence[Delivery]) -> list[Part]:
+    """A part in two; nothing for one that is a single message."""
+    middle = len(part) // 2
+    return [(part[middle:], None), (part[:middle], None)] if middle else []
+
+
+def singles(part: Sequence[Delivery]) -> list[Part]:
+    """Each message in a transaction of its own."""
+    return [([one], None) for one in reversed(part)]
+
+
+def error_of(verdict: BaseException | None) -> BaseException | None:
+    """The failure that a verdict says; None where the handlers are to run."""
+    return None if verdict is SPOILED else verdict

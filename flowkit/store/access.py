@@ -1,0 +1,192 @@
+"""Access to a unit of work: what one handler gets of it, for as long as it runs."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, NestedTransaction
+
+from flowkit.errors import Apart, FlowKitError
+from flowkit.ports import Objects
+from flowkit.store.guard import HandlerConnection, HandlerSession
+from flowkit.store.objects import SqlObjects
+from flowkit.store.residue import Residue, residue
+
+if TYPE_CHECKING:
+    from flowkit.store.unit import SqlUnit
+
+HOOKS = (
+    "do_orm_execute", "before_flush", "after_flush", "after_flush_postexec", "before_commit", "after_commit",
+    "after_rollback", "after_soft_rollback", "after_begin", "before_attach", "after_attach", "transient_to_pending",
+    "pending_to_persistent", "after_transaction_create", "after_transaction_end",
+)  # fmt: skip
+"""Events by which an app sees the session of a message, and what is flushed with it."""
+
+
+class Access:
+    """Implements ports.Access: a Connection, a Session and Objects of one message, on the connection of its unit.
+
+    With `careful`, what a failed handler wrote is undone at its end; else its whole unit has to be.
+    """
+
+    def __init__(self, unit: "SqlUnit", careful: bool = False) -> None:
+        self.unit = unit
+        self.used = False
+        self._careful = careful
+        self._open = True
+        self._closing = False
+        self._exposed = False
+        """Whether the handler may write by the driver, unseen."""
+        self._savepoint: NestedTransaction | None = None
+
+    def __enter__(self) -> "Access":
+        if self._careful:
+            self._savepoint = self.connection.begin_nested()
+            self.used = False
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.finish()
+                self._release()
+        except BaseException:
+            self._undo()
+            raise
+        else:
+            if error is not None:
+                self._undo()
+        finally:
+            self.close()
+
+    # ------------------------------------------------------------ what the handler gets
+
+    def give(self, wanted: type) -> object:
+        if wanted is Objects:
+            return SqlObjects(self, self.unit.space)
+        return self.connection if wanted is Connection else self.session
+
+    @cached_property
+    def connection(self) -> HandlerConnection:
+        return HandlerConnection(self.unit.engine, self.unit.pooled, self)
+
+    @cached_property
+    def session(self) -> HandlerSession:
+        session = HandlerSession(self)
+        if self.unit.hooked:
+            session.wake()
+        return session
+
+    # ------------------------------------------------------------ what the handler does
+
+    def touch(self) -> None:
+        """The handler uses the transaction. Raises FlowKitError when it has returned: a thread that it left behind
+        would write into the transaction of another message."""
+        if not self._open:
+            raise FlowKitError(
+                f"flow {self.unit.flow}: a session, connection or objects of a message were used after its handler had "
+                "returned; wait in the handler for the threads that it starts, and keep nothing of its session"
+            )
+        if not self._closing:
+            self.used = True
+            self.unit.touch()
+
+    def touch_own(self, what: str) -> None:
+        """FlowKit is to read or write its own tables for the handler, whose role or path must not hide them."""
+        self.touch()
+        if self.unit.residue & Residue.SETTING:
+            raise FlowKitError(
+                f"flow {self.unit.flow}: {what} was called after the handler had changed a setting or role of its "
+                "transaction, with which FlowKit's tables may not be found; use the objects before that"
+            )
+
+    def look(self, statement: str) -> None:
+        """The handler executes a statement. Raises Apart when others in this transaction would meet what it leaves."""
+        left = residue(statement)
+        if left and not self.unit.alone:
+            self.unit.fail(Apart(" ".join(statement.split())[:80]))
+        self.unit.residue |= left
+
+    def postpone(self, statement: str, rows: Sequence[Any]) -> bool:
+        """Whether a statement waits, to go together with others like it."""
+        plain = not self._exposed and len(self.connection.failures) == 1
+        return self.unit.postpone(statement, rows, plain)
+
+    def expose(self) -> None:
+        """The handler gets the driver's connection, or SQLAlchemy does, to roll back."""
+        self.touch()
+        self.unit.send()
+        self._exposed = True
+
+    def note(self, error: BaseException) -> None:
+        """Remember what the database refused: a handler that goes on all the same has failed."""
+        if isinstance(error, self.unit.refusals):
+            self.unit.failure = error
+            failures = self.connection.failures
+            failures[-1] = failures[-1] or error
+
+    # ------------------------------------------------------------ its end
+
+    def finish(self) -> None:
+        """The handler has returned: send what it wrote, and put back the settings that it changed."""
+        self._check()
+        session = self.__dict__.get("session")
+        if session is not None:
+            self._finish_session(session)
+        if self.unit.settings or self.unit.residue & Residue.SETTING:
+            self.unit.restore()
+
+    def _finish_session(self, session: HandlerSession) -> None:
+        if not session.awake and session.added:
+            if self._careful or self.unit.alone or "dispatch" in session.__dict__:  # somebody listens to it
+                session.wake()
+            else:
+                self.unit.gather(session.added)
+                session.added = []
+        if session.awake:
+            session.dispatch.before_commit(session)
+            session.flush()
+            if session.dispatch.after_commit or session.dispatch.after_rollback:
+                self.unit.sessions.append(session)
+
+    def _check(self) -> None:
+        """See whether the handler caught an error of the database, and went on with half of its work."""
+        connection = self.__dict__.get("connection")
+        if connection is not None:
+            failure = next((one for one in connection.failures if one is not None), None)
+            if failure is not None or (self._savepoint is not None and not self._savepoint.is_active):
+                raise self.unit.swallowed()
+        broken = self.unit.broken()
+        if broken is not None:
+            raise broken
+
+    def _release(self) -> None:
+        """Keep what savepoints hold: those that the handler left open, and its own."""
+        session, connection = self.__dict__.get("session"), self.__dict__.get("connection")
+        if session is not None and session.awake:
+            for nested in iter(session.get_nested_transaction, None):
+                nested.commit()
+        if connection is not None:
+            for savepoint in iter(connection.get_nested_transaction, None):
+                savepoint.commit()
+
+    def _undo(self) -> None:
+        """Undo the handler, where it has a savepoint. Else its whole unit is undone."""
+        session, connection = self.__dict__.get("session"), self.__dict__.get("connection")
+        if session is not None and session.awake:
+            self.unit.tell(session, "after_rollback")
+        if self._savepoint is not None and connection is not None:
+            for savepoint in iter(connection.get_nested_transaction, None):
+                savepoint.rollback()
+
+    def close(self) -> None:
+        """Let nobody use it any more."""
+        session = self.__dict__.pop("session", None)  # which knows this access: without, no garbage is left to find
+        self.__dict__.pop("connection", None)
+        self._closing = True
+        if session is not None:
+            session.release()
+        self._open = False

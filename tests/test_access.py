@@ -1,0 +1,720 @@
+"""What a handler gets of its unit of work, and that nothing of it outlives its message: on both stores."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.orm import Session
+
+from flowkit import App, Channel, Objects, Outbox, RetryPolicy
+from flowkit.config import Settings, open_store
+from flowkit.engine.triage import DEATHS
+from flowkit.engine.worker import Worker
+from flowkit.errors import FlowKitError
+from flowkit.testing import Harness
+from tests.shop import FAST, Effect, Order, Unique, new_app, once, running
+
+NAMES = [str(number) for number in range(10)]
+CULPRIT = "4"
+OTHERS = [name for name in NAMES if name != CULPRIT]
+ISOLATIONS = pytest.mark.parametrize("isolate", ["batch", "savepoint", "single"])
+Deed = Callable[[Session], object]
+
+
+@pytest.fixture
+def app() -> App:
+    return new_app()
+
+
+@pytest.fixture
+def orders(app: App) -> Channel[Order]:
+    return app.channel("orders", Order)
+
+
+def publish(harness: Harness, orders: Channel[Order], culprits: tuple[str, ...] = (CULPRIT,)) -> None:
+    """Ten orders, all of which come in one batch."""
+    for name in NAMES:
+        harness.publish(orders, Order(name=name, deed="x" if name in culprits else ""))
+    for _ in range(4):
+        harness.advance("1s")
+
+
+def there(harness: Harness, *names: str) -> None:
+    with harness.session() as session:
+        session.add_all(Unique(name=name) for name in names)
+        session.flush()
+
+
+def swallow(db: Session) -> None:
+    db.add(Unique(name="there"))
+    try:
+        db.flush()
+    except IntegrityError:
+        """Swallowed."""
+
+
+def swallow_a_statement(db: Session) -> None:
+    try:
+        db.execute(text("INSERT INTO uniques (name) VALUES ('there')"))
+    except IntegrityError:
+        """Swallowed: SQLite goes on as if nothing had been."""
+
+
+def swallow_in_a_savepoint(db: Session) -> None:
+    try:
+        with db.begin_nested():
+            swallow_a_statement(db)
+    except DBAPIError:
+        """PostgreSQL refuses to keep the savepoint."""
+    swallow_a_statement(db)
+
+
+def note_and_raise(db: Session) -> None:
+    db.add(Unique(name="there"))
+    try:
+        db.flush()
+    except IntegrityError:
+        db.add(Effect(name="leak"))
+        raise
+
+
+# ---------------------------------------------------------------- what a failed message wrote is gone
+
+
+@ISOLATIONS
+@pytest.mark.parametrize("deed", [swallow, swallow_a_statement, swallow_in_a_savepoint, note_and_raise])
+def test_what_a_dead_message_wrote_is_gone(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any, deed: Deed
+) -> None:
+    @app.flow(orders, retry=FAST, isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        if order.deed:
+            deed(db)
+            db.add(Effect(name="leak"))
+        db.add(Effect(name=order.name))
+
+    with running(app, database_url) as harness:
+        there(harness, "there")
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        (letter,) = harness.dead()
+        assert letter.attempts == 3
+
+
+@ISOLATIONS
+def test_a_handler_that_guards_its_statement_goes_on(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any
+) -> None:
+    @app.flow(orders, retry=FAST, isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            for deed in (swallow_a_statement, lambda db: db.add(Unique(name="there"))):
+                try:
+                    with db.begin_nested():
+                        deed(db)
+                        db.flush()
+                        raise ValueError("not kept")
+                except (IntegrityError, ValueError):
+                    """Undone, and no failure of the message."""
+            db.begin_nested()  # left open: what it holds is kept
+            db.add(Unique(name="kept"))
+
+    with running(app, database_url) as harness:
+        there(harness, "there")
+        publish(harness, orders)
+        once(harness, *NAMES)
+        with harness.session() as session:
+            assert session.get(Unique, "kept")
+
+
+@ISOLATIONS
+def test_row_b1_what_a_dead_message_wrote_by_the_drivers_cursor_is_gone(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any
+) -> None:
+    @app.flow(orders, retry=FAST, isolate=isolate)
+    def accept(order: Order, db: Connection) -> None:
+        driver: Any = db.connection
+        driver.cursor().execute(f"INSERT INTO effects (name) VALUES ('{order.name}')")
+        if order.deed:
+            raise ValueError("no")
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        assert len(harness.dead()) == 1
+
+
+def test_row_b1_what_a_dead_message_copied_is_gone(app: App, orders: Channel[Order], postgresql_url: str) -> None:
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        driver: Any = db.connection().connection.driver_connection
+        with driver.cursor().copy("COPY effects (name) FROM STDIN") as copy:
+            copy.write_row([order.name])
+        if order.deed:
+            raise ValueError("no")
+
+    with running(app, postgresql_url) as harness:
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        assert len(harness.dead()) == 1
+
+
+# ---------------------------------------------------------------- settings, names, locks
+
+
+SEEN = "coalesce(current_setting('app.tenant', true), '')"
+
+
+@ISOLATIONS
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "SET LOCAL app.tenant = 'acme'",
+        "SET app.tenant = 'acme'",
+        "SELECT set_config('app.tenant', 'acme', true)",
+        "/* tenant */ SELECT 1, set_config('app.tenant', 'acme', false)",
+    ],
+)
+def test_settings_of_a_message_are_gone_with_it(
+    app: App, orders: Channel[Order], postgresql_url: str, isolate: Any, setting: str
+) -> None:
+    @app.flow(orders, retry=FAST, isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        if order.deed:
+            db.execute(text(setting))
+        tenant = db.scalar(text(f"SELECT {SEEN}"))
+        db.add(Effect(name=f"{order.name}{tenant}"))
+
+    with running(app, postgresql_url) as harness:
+        publish(harness, orders)
+        once(harness, *OTHERS, f"{CULPRIT}acme")
+
+
+@pytest.fixture
+def tenants(postgresql_url: str) -> Iterator[str]:
+    """A database whose tenant `acme` has a schema with twins of all tables, and a role that may use only those."""
+    engine = create_engine(postgresql_url.replace("postgresql:", "postgresql+psycopg:"))
+
+    def twin() -> None:
+        with engine.begin() as connection:
+            names = connection.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
+            connection.execute(text("CREATE SCHEMA acme"))
+            for name in names:
+                connection.execute(text(f"CREATE TABLE acme.{name} (LIKE public.{name} INCLUDING ALL)"))
+
+    yield postgresql_url, engine, twin  # type: ignore[misc]
+    engine.dispose()
+
+
+@pytest.mark.parametrize("setting", ["SET LOCAL search_path = acme", "SET search_path = acme"])
+def test_row_b6_a_search_path_does_not_lead_flowkit_astray(
+    app: App, orders: Channel[Order], tenants: Any, setting: str
+) -> None:
+    url, engine, twin = tenants
+    done = app.channel("done", Order)
+
+    @app.flow(orders, to=done, retry=FAST)
+    def accept(order: Order, db: Session) -> Order:
+        if order.deed:
+            db.execute(text(setting))
+        db.add(Effect(name=order.name))
+        return order
+
+    @app.flow(done)
+    def log(order: Order, db: Session) -> None:
+        db.add(Effect(name=f"done {order.name}"))
+
+    with running(app, url) as harness:
+        twin()
+        publish(harness, orders)
+        once(harness, *OTHERS, *(f"done {name}" for name in NAMES))
+        with engine.connect() as connection:
+            assert connection.scalars(text("SELECT name FROM acme.effects")).all() == [CULPRIT]
+            for table in ("messages", "inbox", "dead", "counters"):
+                assert connection.scalar(text(f"SELECT count(*) FROM acme.flowkit_{table}")) == 0
+
+
+def test_row_b6_a_role_without_rights_on_flowkits_tables(app: App, orders: Channel[Order], postgresql_url: str) -> None:
+    done = app.channel("done", Order)
+
+    @app.flow(orders, to=done, retry=FAST)
+    def accept(order: Order, db: Session) -> Order:
+        db.execute(text("SET ROLE weak" if order.deed else "SELECT 1"))
+        db.add(Effect(name=order.name))
+        return order
+
+    @app.flow(done)
+    def log(order: Order, db: Session) -> None:
+        db.add(Effect(name=f"done {order.name}"))
+
+    with running(app, postgresql_url) as harness:
+        with harness.session() as session:
+            session.execute(text("DO $$ BEGIN CREATE ROLE weak; EXCEPTION WHEN duplicate_object THEN NULL; END $$"))
+            session.execute(text("GRANT INSERT, SELECT ON effects TO weak; GRANT USAGE ON effects_row_seq TO weak"))
+        try:
+            publish(harness, orders)
+            once(harness, *NAMES, *(f"done {name}" for name in NAMES))
+        finally:
+            with harness.session() as session:
+                session.execute(text("DROP OWNED BY weak; DROP ROLE weak"))
+
+
+def test_settings_that_a_function_changes_are_put_back_where_the_flow_says_so(
+    app: App, orders: Channel[Order], postgresql_url: str
+) -> None:
+    @app.flow(orders, retry=FAST, settings=True)
+    def accept(order: Order, db: Session) -> None:
+        if order.deed:
+            db.execute(text("SELECT become('acme')"))
+        tenant, durable = db.execute(text(f"SELECT {SEEN}, current_setting('synchronous_commit')")).one()
+        db.add(Effect(name=f"{order.name}{tenant}{durable}"))
+
+    with running(app, postgresql_url) as harness:
+        with harness.session() as session:
+            session.execute(
+                text(
+                    "CREATE FUNCTION become(name text) RETURNS text LANGUAGE sql AS $$ "
+                    "SELECT set_config('app.tenant', name, false) || set_config('synchronous_commit', 'off', false) $$"
+                )
+            )
+        publish(harness, orders)
+        once(harness, *(f"{name}on" for name in OTHERS), f"{CULPRIT}acmeoff")
+
+
+def test_no_handler_switches_off_that_its_commit_is_synchronous(
+    app: App, orders: Channel[Order], postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.execute(text("SELECT hasten()"))
+
+    with running(app, postgresql_url) as harness:
+        with harness.session() as session:
+            session.execute(
+                text(
+                    "CREATE FUNCTION hasten() RETURNS text LANGUAGE sql AS "
+                    "$$ SELECT set_config('synchronous_commit', 'off', true) $$"
+                )
+            )
+            session.execute(
+                text(
+                    "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                    "INSERT INTO effects (name) VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$"
+                )
+            )
+            session.execute(  # runs as the last thing of a commit
+                text(
+                    "CREATE CONSTRAINT TRIGGER told AFTER UPDATE OR INSERT ON flowkit_counters DEFERRABLE INITIALLY "
+                    "DEFERRED FOR EACH ROW WHEN (NEW.applied > 0) EXECUTE FUNCTION note()"
+                )
+            )
+        harness.publish(orders, Order(name="a"))
+        harness.until_quiet()
+        once(harness, "on")
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        pytest.param(["CREATE TEMP TABLE mine (name text)", "INSERT INTO mine VALUES ('x')"], id="temporary-table"),
+        pytest.param(["PREPARE mine AS SELECT 1", "EXECUTE mine"], id="prepare", marks=pytest.mark.postgresql),
+        pytest.param(
+            ["DECLARE mine CURSOR WITH HOLD FOR SELECT 1", "FETCH mine"], id="cursor", marks=pytest.mark.postgresql
+        ),
+        pytest.param(["LISTEN mine", "SELECT 1"], id="listen", marks=pytest.mark.postgresql),
+    ],
+)
+@ISOLATIONS
+def test_row_b5_names_that_live_for_a_connection_are_gone_with_their_message(
+    app: App,
+    orders: Channel[Order],
+    request: pytest.FixtureRequest,
+    database_url: str,
+    isolate: Any,
+    statements: list[str],
+) -> None:
+    if database_url.startswith("sqlite") and "TEMP" not in statements[0]:
+        pytest.skip("PostgreSQL's words")
+
+    @app.flow(orders, retry=FAST, isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        for statement in statements:
+            db.execute(text(statement))
+        db.add(Effect(name=order.name))
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *NAMES)
+
+
+def test_row_b11_a_lock_of_the_session_is_released_with_its_message(
+    app: App, orders: Channel[Order], postgresql_url: str
+) -> None:
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.execute(text("SELECT pg_advisory_lock(4711)"))
+
+    with running(app, postgresql_url) as harness:
+        publish(harness, orders)
+        with harness.session() as session:
+            assert session.scalar(text("SELECT pg_try_advisory_xact_lock(4711)"))
+
+
+def test_a_handler_may_not_set_pragmas(app: App, orders: Channel[Order], sqlite_url: str) -> None:
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        db.execute(text("PRAGMA query_only = 1" if order.deed else "PRAGMA table_info(effects)")).close()
+        db.add(Effect(name=order.name))
+
+    with running(app, sqlite_url) as harness:
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        (letter,) = harness.dead()
+        assert "the handler called PRAGMA query_only" in letter.error
+
+
+def test_objects_are_not_sought_with_a_handlers_settings(app: App, orders: Channel[Order], postgresql_url: str) -> None:
+    @app.flow(orders, retry=RetryPolicy(attempts=1))
+    def accept(order: Order, db: Session, objects: Objects) -> None:
+        objects.put("before", 1)
+        db.execute(text("SET LOCAL search_path = pg_catalog"))
+        objects.put("after", 1)
+
+    with running(app, postgresql_url) as harness:
+        harness.publish(orders, Order(name="a"))
+        harness.until_quiet()
+        (letter,) = harness.dead()
+        assert "use the objects before that" in letter.error
+
+
+# ---------------------------------------------------------------- what is used after the handler
+
+
+@pytest.mark.parametrize("wanted", [Session, Connection, Objects])
+@ISOLATIONS
+def test_what_is_used_after_its_handler_raises(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any, wanted: type
+) -> None:
+    kept: list[Any] = []
+    raised: list[str] = []
+
+    def accept(order: Order, db: Any) -> None:
+        def write() -> None:
+            try:
+                if wanted is Objects:
+                    db.put("late", 1)
+                else:
+                    db.execute(text("INSERT INTO effects (name) VALUES ('late')"))
+            except FlowKitError as error:
+                raised.append(str(error))
+
+        for late in kept:
+            thread = threading.Thread(target=late)
+            thread.start()
+            thread.join()
+            late()
+        kept[:] = [write]
+        text_of = text("SELECT 1")
+        _ = db.get("late") if wanted is Objects else db.execute(text_of)
+
+    accept.__annotations__["db"] = wanted
+    app.flow(orders, retry=FAST, isolate=isolate)(accept)
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness)
+        assert not harness.dead()
+        assert len(raised) == 2 * (len(NAMES) - 1)
+        assert "flow shop.accept" in raised[0]
+        assert "after its handler had returned" in raised[0]
+
+
+def test_an_object_that_changes_after_its_handler_changes_nothing(
+    app: App, orders: Channel[Order], database_url: str
+) -> None:
+    kept: list[Unique] = []
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        for one in kept:
+            one.name = "late"
+        kept[:] = [db.get_one(Unique, order.name)]
+        db.add(Effect(name=order.name))
+
+    with running(app, database_url) as harness:
+        there(harness, *NAMES)
+        publish(harness, orders)
+        once(harness, *NAMES)
+        with harness.session() as session:
+            assert not session.get(Unique, "late")
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_an_outbox_that_is_used_after_its_handler_raises(
+    app: App, orders: Channel[Order], database_url: str, kind: str
+) -> None:
+    done = app.channel("done", Order, optional=True)
+    kept: list[Outbox] = []
+    raised: list[str] = []
+
+    def late(outbox: Outbox) -> None:
+        for one in kept:
+            with pytest.raises(FlowKitError) as error:
+                one.send(done, Order(name="late"))
+            raised.append(str(error.value))
+        kept[:] = [outbox]
+
+    if kind == "def":
+
+        @app.flow(orders, to=done)
+        def accept(order: Order, outbox: Outbox) -> None:
+            late(outbox)
+    else:
+
+        @app.flow(orders, to=done, name="accept", concurrency=1)
+        async def accept_async(order: Order, outbox: Outbox) -> None:
+            late(outbox)
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        assert not harness.sent(done)
+        assert len(raised) == len(NAMES) - 1
+        assert "outbox.send() was called after the handler of message" in raised[0]
+
+
+def test_what_a_message_sets_on_its_session_is_its_own(app: App, orders: Channel[Order], database_url: str) -> None:
+    seen: list[Any] = []
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        seen.append((dict(db.info), db.autoflush, len(db.new), len(db.identity_map)))
+        db.info["tenant"] = order.name
+        db.autoflush = False
+        db.add(Effect(name=order.name))
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *NAMES)
+        assert seen == [({}, True, 0, 0)] * len(NAMES)
+
+
+# ---------------------------------------------------------------- hooks
+
+
+def test_row_b7_hooks_of_the_session_run_for_each_message(app: App, orders: Channel[Order], database_url: str) -> None:
+    told: list[tuple[str, Any]] = []
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        db.info["order"] = order.name
+        db.add(Effect(name=order.name))
+        if order.deed:
+            raise ValueError("no")
+
+    def audit(session: Session) -> None:
+        if "order" in session.info:
+            session.add(Unique(name=session.info["order"]))
+
+    def tell(what: str) -> Callable[[Session], None]:
+        return lambda session: told.append((what, session.info["order"])) if "order" in session.info else None
+
+    hooks = [("before_commit", audit), ("after_commit", tell("commit")), ("after_rollback", tell("rollback"))]
+    for name, hook in hooks:
+        event.listen(Session, name, hook)
+    try:
+        with running(app, database_url) as harness:
+            publish(harness, orders)
+            once(harness, *OTHERS)
+            with harness.session() as session:
+                assert sorted(one.name for one in session.query(Unique)) == OTHERS
+    finally:
+        for name, hook in hooks:
+            event.remove(Session, name, hook)
+    assert sorted(one for one in told if one[0] == "commit") == [("commit", name) for name in OTHERS]
+    assert ("rollback", CULPRIT) in told
+
+
+# ---------------------------------------------------------------- connections that die
+
+
+def close(db: Session) -> None:
+    driver: Any = db.connection().connection.driver_connection
+    driver.close()
+
+
+def invalidate(db: Session) -> None:
+    db.connection().connection.invalidate()
+
+
+def terminate(db: Session) -> None:
+    db.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+@ISOLATIONS
+@pytest.mark.parametrize("deed", [close, invalidate, pytest.param(terminate, marks=pytest.mark.postgresql)])
+def test_a_handler_that_ends_its_connection_is_charged(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any, deed: Deed
+) -> None:
+    if deed is terminate and database_url.startswith("sqlite"):
+        pytest.skip("there is no server")
+    runs: list[str] = []
+
+    @app.flow(orders, retry=RetryPolicy(attempts=2, first="10ms", factor=1, jitter=0), isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            runs.append(order.name)
+            deed(db)
+
+    with running(app, database_url) as harness:
+        for name in NAMES:
+            harness.publish(orders, Order(name=name, deed="x" if name == CULPRIT else ""))
+        for _ in range(2 * DEATHS + 2):
+            try:
+                harness.advance("1s")
+            except FlowKitError:
+                """The store seems to be away: a worker tries again."""
+        once(harness, *OTHERS)
+        (letter,) = harness.dead()
+        assert letter.attempts == 2
+        assert f"its connection died {DEATHS} times as the message ran alone" in letter.error
+        assert len(runs) >= 2 * DEATHS
+
+
+def test_a_restart_of_the_database_charges_nobody(
+    app: App, orders: Channel[Order], postgresql: Any, postgresql_url: str
+) -> None:
+    runs: list[str] = []
+
+    @app.flow(orders, retry=RetryPolicy(attempts=1))
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        runs.append(order.name)
+        if len(runs) <= DEATHS:
+            db.flush()
+            postgresql.restart()
+
+    with running(app, postgresql_url) as harness:
+        harness.publish(orders, Order(name="a"))
+        for _ in range(DEATHS + 1):
+            try:
+                harness.until_quiet()
+            except FlowKitError:
+                """The database is away, as it is for a worker."""
+        once(harness, "a")
+
+
+def test_an_interrupt_in_a_handler_is_a_failure_of_its_message(
+    app: App, orders: Channel[Order], sqlite_url: str
+) -> None:
+    @app.flow(orders, retry=RetryPolicy(attempts=1))
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            raise KeyboardInterrupt
+
+    with running(app, sqlite_url) as harness:
+        worker = Worker(app, harness.services)
+        for name in NAMES:
+            harness.publish(orders, Order(name=name, deed="x" if name == CULPRIT else ""))
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        wait = threading.Event()
+        for _ in range(600):
+            if harness.balances()["shop.accept"].pending == 0:
+                break
+            wait.wait(0.05)
+        worker.stop()
+        thread.join(30)
+        assert not worker.crippled
+        once(harness, *OTHERS)
+        (letter,) = harness.dead()
+        assert "KeyboardInterrupt" in letter.error
+
+
+# ---------------------------------------------------------------- what is told, and what cannot be recorded
+
+
+def test_a_failure_that_the_next_run_does_not_have_is_told(
+    app: App, orders: Channel[Order], database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    failed: set[str] = set()
+
+    @app.flow(orders, retry=RetryPolicy(attempts=1))
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed and order.name not in failed:
+            failed.add(order.name)
+            raise ValueError("only once")
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *NAMES)
+        (told,) = (record for record in caplog.records if "succeeded as its batch ran again" in record.message)
+        assert "ValueError: only once" in told.getMessage()
+        assert told.__dict__["message_id"] in told.getMessage()
+
+
+def test_row_h1_a_failure_that_cannot_be_recorded_waits_and_is_told(
+    app: App, orders: Channel[Order], database_url: str
+) -> None:
+    runs: list[str] = []
+
+    @app.flow(orders, retry=RetryPolicy(attempts=1))
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            runs.append(order.name)
+            raise ValueError("no")
+
+    with running(app, database_url) as harness:
+        refuse = (
+            ["CREATE TRIGGER refuse BEFORE INSERT ON flowkit_dead BEGIN SELECT RAISE(ABORT, 'not here'); END"]
+            if database_url.startswith("sqlite")
+            else [
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not here'; END $$",
+                "CREATE TRIGGER refuse BEFORE INSERT ON flowkit_dead EXECUTE FUNCTION refuse()",
+            ]
+        )
+        with harness.session() as session:
+            for statement in refuse:
+                session.execute(text(statement))
+        for name in NAMES:
+            harness.publish(orders, Order(name=name, deed="x" if name == CULPRIT else ""))
+        for _ in range(3):
+            with pytest.raises(FlowKitError, match=r"refuses to record .* flow shop\.accept: .*not here"):
+                harness.until_quiet()
+        once(harness, *OTHERS)
+        assert len(runs) < 20
+        with harness.session() as session:
+            on = "" if database_url.startswith("sqlite") else " ON flowkit_dead"
+            session.execute(text(f"DROP TRIGGER refuse{on}"))
+        harness.until_quiet()
+        assert len(harness.dead()) == 1
+
+
+# ---------------------------------------------------------------- the outbox of another program's session
+
+
+def test_row_b4_an_outbox_that_is_kept_across_commits_sends_with_each(
+    app: App, orders: Channel[Order], database_url: str
+) -> None:
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+
+    with running(app, database_url) as harness:
+        engine = open_store(Settings(database_url=database_url)).dialect.engine
+        with Session(engine) as session:
+            outbox = app.outbox(session)
+            for name in "abcd":
+                outbox.send(orders, Order(name=name))
+                session.commit()
+            outbox.send(orders, Order(name="undone"))
+            session.rollback()
+        engine.dispose()
+        harness.until_quiet()
+        once(harness, *"abcd")

@@ -366,6 +366,9 @@ class Unit(Protocol):
     """Whether handlers' plain INSERTs may wait and go together. Whose is refused is then not known: the batch is run
     again, message by message."""
 
+    waited: float
+    """Seconds for which the beginning of the transaction waited."""
+
     settings: bool
     """Whether handlers change settings where nobody sees it, so that they are always put back."""
 

@@ -96,6 +96,9 @@ class Pipeline:
     confirmed: list[tuple[str, int]] = field(default_factory=list)
     """Rows that the transport carried away; removed with the next batch."""
     paces: deque[float] = field(default_factory=lambda: deque(maxlen=31))
+    """How long handlers took, on average of each batch: without what they waited for the transaction."""
+    spent: float = 0.0
+    """How long the handlers of this batch took."""
 
     items: list[Item] = field(default_factory=list)
     """The batch that runs, or ran last."""
@@ -213,6 +216,7 @@ class Pipeline:
     ) -> None:
         """Call the handler for each message, within the time box. Failures are noted, not raised."""
         clock, began, handled = self.context.clock, self.context.clock.monotonic(), 0
+        self.spent = 0.0
         box = SERIAL_BOX_SECONDS if self.store.serial else BOX_SECONDS
         most = self.together([item.delivery for item in items if item.claim is not None])
         if self.early or not self.routes.keys() >= set(self._channels):
@@ -240,7 +244,7 @@ class Pipeline:
         finally:
             handling.reset(token)
             if handled:
-                self.paces.append((clock.monotonic() - began) / handled)
+                self.paces.append((self.spent - unit.waited) / handled)
         self._flush(unit)
 
     def _handle_one(self, unit: Unit, item: Item, state: State, careful: bool) -> None:
@@ -248,10 +252,13 @@ class Pipeline:
         item.outbox = Outbox(self.flow, self.context, delivery.message, self.routes)
         access = unit.access(careful and self.transactional)
         self.slot.note(delivery.identity, state)
-        self.since = self.context.clock.monotonic()
+        self.since = began = self.context.clock.monotonic()
         try:
             with access:
-                self.call(item.body, delivery, item.outbox, access)
+                try:
+                    self.call(item.body, delivery, item.outbox, access)
+                finally:
+                    self.spent += self.context.clock.monotonic() - began
         except Superseded:
             raise
         except BaseException as error:

@@ -22,6 +22,13 @@ HOOKS = (
     "pending_to_persistent", "after_transaction_create", "after_transaction_end",
 )  # fmt: skip
 """Events by which an app sees the session of a message, and what is flushed with it."""
+_ANY = HandlerSession.__new__(HandlerSession)
+"""A session as good as any: whoever listens to all of them listens to this one."""
+
+
+def hooked() -> bool:
+    """Whether the app listens to sessions: then each message's is flushed by itself."""
+    return any(getattr(_ANY.dispatch, name) for name in HOOKS)
 
 
 class Access:

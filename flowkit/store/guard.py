@@ -142,11 +142,30 @@ for _name in ["execute", "scalar", "scalars", "exec_driver_sql", "begin_nested"]
     setattr(HandlerConnection, _name, _noting(getattr(Connection, _name)))
 # Objects wait in a session without a statement, so each way into it counts as a use of the transaction.
 _USES = (
-    "add_all delete merge get get_one execute scalar scalars query refresh flush connection begin_nested expire "
+    "add_all delete merge get get_one query refresh flush connection begin_nested expire "
     "expire_all expunge expunge_all bulk_save_objects bulk_insert_mappings bulk_update_mappings"
 )
 for _name in _USES.split():
     setattr(HandlerSession, _name, _noting(getattr(Session, _name)))
+
+
+def _executing(name: str) -> Callable[..., Any]:
+    """A method of the session that executes. While it is a list of objects, statements that know nothing of the ORM go
+    to the connection, as they would in the end: SQLAlchemy's sessions ask a statement the same."""
+    by_session, by_connection = getattr(Session, name), getattr(HandlerConnection, name)
+
+    @wraps(by_session)
+    def executed(self: HandlerSession, statement: Any, params: Any = None, **options: Any) -> Any:
+        if self.awake or options or getattr(statement, "_propagate_attrs", True):
+            self.access.touch()
+            return by_session(self, statement, params, **options)
+        return by_connection(self.access.connection, statement, params)
+
+    return executed
+
+
+for _name in ["execute", "scalar", "scalars"]:
+    setattr(HandlerSession, _name, _executing(_name))
 
 
 def watch(engine: Engine) -> None:

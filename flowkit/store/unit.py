@@ -13,7 +13,7 @@ from sqlalchemy.pool import PoolProxiedConnection
 from flowkit.errors import Apart, CommitUnknown, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.message import Message
 from flowkit.ports import Claim, Copy, Delivery, Fence, Identity, Letter, Reopening, Tally
-from flowkit.store.access import HOOKS, Access
+from flowkit.store.access import Access, hooked
 from flowkit.store.guard import HandlerSession
 from flowkit.store.residue import Residue
 from flowkit.store.tables import DEAD, OPEN
@@ -49,6 +49,7 @@ class SqlUnit:
         self.together = False
         self.alone = True
         self.settings = False
+        self.waited = 0.0
         self.opening: Callable[[], None] | None = None
         self.flow = flow
         self.engine = store.dialect.engine
@@ -182,8 +183,7 @@ class SqlUnit:
 
     @cached_property
     def hooked(self) -> bool:
-        """Whether the app listens to sessions: then each message's is flushed by itself."""
-        return any(getattr(HandlerSession.dispatch, name) for name in HOOKS)
+        return hooked()
 
     def touch(self) -> None:
         """A handler uses the transaction: see to it that there is one and that its end is noticed."""
@@ -346,12 +346,14 @@ class SqlUnit:
         """Begin the transaction, if it has not begun."""
         if self._begun:
             return
+        since = self._store.clock.monotonic()
         try:
             self._store.dialect.begin(self._driver, self._deadline)
         except Exception as error:
             if not self._store.dialect.lost(self._driver):
                 raise self._store.classify(error) from error
             self._reconnect()
+        self.waited += self._store.clock.monotonic() - since
         self._begun = True
 
     def _reconnect(self) -> None:

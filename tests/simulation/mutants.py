@@ -458,12 +458,6 @@ def what_a_statement_leaves_behind_is_not_seen() -> Iterator[None]:
 
 
 @mutant
-def nobody_asks_whether_the_server_restarted() -> Iterator[None]:
-    with patch.object(SqlStore, "started", lambda self: ""):
-        yield
-
-
-@mutant
 def a_connection_that_dies_is_always_the_handlers_fault() -> Iterator[None]:
     with patch.object(triaging, "DEATHS", 1):
         yield

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
-from flowkit import App, Channel, Objects, Outbox, RetryPolicy
+from flowkit import App, Channel, Objects, Outbox, RetryPolicy, UnitOfWork
 from flowkit.config import Settings, open_store
 from flowkit.engine.triage import DEATHS
 from flowkit.engine.worker import Worker
@@ -22,6 +22,11 @@ CULPRIT = "4"
 OTHERS = [name for name in NAMES if name != CULPRIT]
 ISOLATIONS = pytest.mark.parametrize("isolate", ["batch", "savepoint", "single"])
 Deed = Callable[[Session], object]
+
+
+def on(database: str, *values: object) -> Any:
+    """Parameters of a test that runs on this database only."""
+    return pytest.param(f"{database}_url", *values, marks=[pytest.mark.postgresql] if database == "postgresql" else [])
 
 
 @pytest.fixture
@@ -318,14 +323,13 @@ def test_no_handler_switches_off_that_its_commit_is_synchronous(
 
 
 @pytest.mark.parametrize(
-    "statements",
+    ("database", "statements"),
     [
-        pytest.param(["CREATE TEMP TABLE mine (name text)", "INSERT INTO mine VALUES ('x')"], id="temporary-table"),
-        pytest.param(["PREPARE mine AS SELECT 1", "EXECUTE mine"], id="prepare", marks=pytest.mark.postgresql),
-        pytest.param(
-            ["DECLARE mine CURSOR WITH HOLD FOR SELECT 1", "FETCH mine"], id="cursor", marks=pytest.mark.postgresql
-        ),
-        pytest.param(["LISTEN mine", "SELECT 1"], id="listen", marks=pytest.mark.postgresql),
+        on("sqlite", ["CREATE TEMP TABLE mine (name text)", "INSERT INTO mine VALUES ('x')"]),
+        on("postgresql", ["CREATE TEMPORARY TABLE mine (name text)", "INSERT INTO mine VALUES ('x')"]),
+        on("postgresql", ["SELECT 1 AS x INTO TEMP mine", "SELECT x FROM mine"]),
+        on("postgresql", ["PREPARE mine AS SELECT 1", "EXECUTE mine"]),
+        on("postgresql", ["DECLARE mine CURSOR WITH HOLD FOR SELECT 1", "FETCH mine"]),
     ],
 )
 @ISOLATIONS
@@ -333,20 +337,17 @@ def test_row_b5_names_that_live_for_a_connection_are_gone_with_their_message(
     app: App,
     orders: Channel[Order],
     request: pytest.FixtureRequest,
-    database_url: str,
     isolate: Any,
+    database: str,
     statements: list[str],
 ) -> None:
-    if database_url.startswith("sqlite") and "TEMP" not in statements[0]:
-        pytest.skip("PostgreSQL's words")
-
     @app.flow(orders, retry=FAST, isolate=isolate)
     def accept(order: Order, db: Session) -> None:
         for statement in statements:
             db.execute(text(statement))
         db.add(Effect(name=order.name))
 
-    with running(app, database_url) as harness:
+    with running(app, request.getfixturevalue(database)) as harness:
         publish(harness, orders)
         once(harness, *NAMES)
 
@@ -554,12 +555,19 @@ def terminate(db: Session) -> None:
 
 
 @ISOLATIONS
-@pytest.mark.parametrize("deed", [close, invalidate, pytest.param(terminate, marks=pytest.mark.postgresql)])
+@pytest.mark.parametrize(
+    ("database", "deed"),
+    [
+        on("sqlite", close),
+        on("sqlite", invalidate),
+        on("postgresql", close),
+        on("postgresql", invalidate),
+        on("postgresql", terminate),
+    ],
+)
 def test_a_handler_that_ends_its_connection_is_charged(
-    app: App, orders: Channel[Order], database_url: str, isolate: Any, deed: Deed
+    app: App, orders: Channel[Order], request: pytest.FixtureRequest, isolate: Any, database: str, deed: Deed
 ) -> None:
-    if deed is terminate and database_url.startswith("sqlite"):
-        pytest.skip("there is no server")
     runs: list[str] = []
 
     @app.flow(orders, retry=RetryPolicy(attempts=2, first="10ms", factor=1, jitter=0), isolate=isolate)
@@ -569,7 +577,7 @@ def test_a_handler_that_ends_its_connection_is_charged(
             runs.append(order.name)
             deed(db)
 
-    with running(app, database_url) as harness:
+    with running(app, request.getfixturevalue(database)) as harness:
         for name in NAMES:
             harness.publish(orders, Order(name=name, deed="x" if name == CULPRIT else ""))
         for _ in range(2 * DEATHS + 2):
@@ -582,6 +590,30 @@ def test_a_handler_that_ends_its_connection_is_charged(
         assert letter.attempts == 2
         assert f"its connection died {DEATHS} times as the message ran alone" in letter.error
         assert len(runs) >= 2 * DEATHS
+
+
+@pytest.mark.parametrize(("database", "deed"), [on("sqlite", close), on("postgresql", close)])
+def test_a_function_of_the_work_that_ends_its_connection_is_charged(
+    app: App, orders: Channel[Order], request: pytest.FixtureRequest, database: str, deed: Deed
+) -> None:
+    @app.flow(orders, retry=RetryPolicy(attempts=2, first="10ms", factor=1, jitter=0))
+    async def accept(order: Order, work: UnitOfWork) -> None:
+        def write(db: Session, outbox: Outbox) -> None:
+            db.add(Effect(name=order.name))
+            if order.deed:
+                deed(db)
+
+        await work.run(write)
+
+    with running(app, request.getfixturevalue(database)) as harness:
+        for name in NAMES:
+            harness.publish(orders, Order(name=name, deed="x" if name == CULPRIT else ""))
+        for _ in range(2 * DEATHS + 2):
+            harness.advance("1s")
+        once(harness, *OTHERS)
+        (letter,) = harness.dead()
+        assert letter.attempts == 2
+        assert f"its connection died {DEATHS} times as the message ran alone" in letter.error
 
 
 def test_a_restart_of_the_database_charges_nobody(

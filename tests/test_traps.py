@@ -588,7 +588,8 @@ def test_row_68_two_hundred_flows_share_a_few_connections(postgresql_url: str) -
         nonlocal most
         with setup.unit("") as unit:
             ((count,),) = unit.read(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+                "AND backend_type = 'client backend'"
             )
         most = max(most, count)
         return bool(sum(setup.pending(list(app.flows))) == 0)

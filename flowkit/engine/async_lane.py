@@ -9,7 +9,7 @@ from typing import Any
 
 from flowkit.engine.async_pipeline import AsyncPipeline
 from flowkit.engine.desk import Desk, Errand
-from flowkit.engine.item import Item, describe, handle_of
+from flowkit.engine.item import ConnectionDied, Item, describe, handle_of
 from flowkit.engine.lane import Lane
 from flowkit.engine.slots import Slot, Slots, State
 from flowkit.errors import Unavailable
@@ -247,6 +247,8 @@ class AsyncLane(Lane):
         self._slot.note(item.delivery.identity, State.RUNNING)
         try:
             return self.pipeline.apply(item, function, given_up)
+        except ConnectionDied as error:
+            raise self.triage.died(item.delivery, error) from error
         finally:
             self._slot.strike()
             self._ended = self.pipeline.severed

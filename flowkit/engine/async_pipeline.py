@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowkit.engine.desk import Desk
-from flowkit.engine.item import Exhausted, Item, Refused, Superseded, checked, handle_of
+from flowkit.engine.item import ConnectionDied, Exhausted, Item, Refused, Superseded, checked, handle_of
 from flowkit.engine.pipeline import Pipeline
-from flowkit.errors import FlowKitError, StoreConflict, TransactionEnded
+from flowkit.errors import FlowKitError, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.flow import Outbox
 from flowkit.ports import Copy, Delivery, Done, Objects, Unit
 from flowkit.publisher import handling
@@ -150,6 +150,8 @@ class AsyncPipeline(Pipeline):
             cause = unit.ended(error)
             if isinstance(cause, TransactionEnded):
                 self.severed, item.handled = cause, True
+            if isinstance(cause, StoreUnavailable):
+                raise ConnectionDied(str(cause)) from error
             if cause is None or cause is error:
                 raise
             raise cause from error

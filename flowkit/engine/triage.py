@@ -57,7 +57,7 @@ class Triage:
             case Refused():
                 return halves(part) or [(part, self._refused(part[0], verdict, error.__cause__))]
             case ConnectionDied():
-                return singles(part) if len(part) > 1 else [(part, self._died(part[0], error))]
+                return singles(part) if len(part) > 1 else [(part, self.died(part[0], error))]
             case StoreConflict():
                 return self._collided(error, part, verdict)
         raise error
@@ -111,7 +111,7 @@ class Triage:
             )
         return Unrecordable(f"the database refused to record how it failed: {describe(cause)}")
 
-    def _died(self, delivery: Delivery, error: ConnectionDied) -> BaseException:
+    def died(self, delivery: Delivery, error: ConnectionDied) -> BaseException:
         """What to record of a message whose connection died as it ran alone, if it is to blame. Raises the error while
         that may as well be the database, which restarts or cannot be reached."""
         started = self._pipeline.store.started()

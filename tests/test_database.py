@@ -156,16 +156,19 @@ def test_row_28_a_connection_cut_at_the_start_is_a_store_that_is_away(
         open_store(Settings(database_url=url)).close()
 
 
-def test_row_28_a_look_at_other_workers_is_cut_and_the_store_is_away(postgresql_url: str) -> None:
+def test_row_28_a_look_at_other_workers_is_cut_and_the_store_is_away(
+    postgresql: PostgreSQL, postgresql_url: str
+) -> None:
     worker = new_id()
     prepared(postgresql_url).close()
-    with closing(open_store(Settings(database_url=postgresql_url))) as store:
-        assert store.dialect.gone(worker)
-        with psycopg.connect(postgresql_url.replace("+psycopg", "")) as own:
-            own.execute(END_OTHERS)
-        with pytest.raises(StoreUnavailable):
-            store.dialect.gone(worker)
-        assert store.dialect.gone(worker)
+    with Proxy("127.0.0.1", postgresql.port) as proxy:
+        url = postgresql.url(postgresql_url.rsplit("/", 1)[1], port=proxy.port)
+        with closing(open_store(Settings(database_url=url))) as store:
+            assert store.dialect.gone(worker)
+            proxy.cut_when(b"pg_try_advisory_xact_lock", forward=False)
+            with pytest.raises(StoreUnavailable):
+                store.dialect.gone(worker)
+            assert store.dialect.gone(worker)
 
 
 def test_row_28_a_unit_that_cannot_be_rolled_back_tells_what_went_wrong_before(postgresql_url: str) -> None:

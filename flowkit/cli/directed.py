@@ -8,7 +8,7 @@ from flowkit.app import App
 from flowkit.config import Services
 from flowkit.continuity.comparison import versions
 from flowkit.engine.supervisor import Supervisor
-from flowkit.errors import FlowKitError
+from flowkit.errors import StoreConflict, Unavailable
 from flowkit.ports import LANES, WORKERS
 
 LOOK_SECONDS = 1.0
@@ -28,6 +28,8 @@ class Directed:
         self._supervisor = supervisor
         self._lanes: dict[str, int] | None = None
         self._looked = float("-inf")
+        self._failed = ""
+        """What the last look failed with."""
         self.share = 1.0
         """What this instance should get of the requests, beside what an instance with the largest share gets."""
 
@@ -40,9 +42,17 @@ class Directed:
         try:
             directions = self._services.store.directions()
             self.share = self._share()
-        except FlowKitError as error:
-            _log.debug("cannot see what the fleet is directed to: %s", error)  # the workers say that the store is away
+        except Exception as error:
+            # Whatever it is: the supervisor's end would end its workers. These tell that the store is away.
+            known = isinstance(error, Unavailable | StoreConflict) or str(error) == self._failed
+            _log.log(
+                logging.DEBUG if known else logging.ERROR,
+                "app %s: cannot see what the fleet is directed to, and looks again in %g s: %s",
+                self._app, LOOK_SECONDS, error,
+            )  # fmt: skip
+            self._failed = str(error)
             return
+        self._failed = ""
         workers = directions.get((WORKERS, self._app), self._usual)
         if workers != self._workers:
             _log.info("app %s: %d workers", self._app, workers)

@@ -1,5 +1,6 @@
 """When nothing is left to do."""
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from flowkit.errors import StoreConflict, Unavailable
 from flowkit.ports import EXCHANGE, Pending, Store, Transport
 
 LOOK_SECONDS = 0.2
+_log = logging.getLogger("flowkit.run")
 
 
 class Idle:
@@ -22,6 +24,8 @@ class Idle:
         self._looked = float("-inf")
         self._seen = 0
         self._told = False
+        self._failed = ""
+        """What the last look failed with."""
 
     def reached(self) -> bool:
         """Look, if it is time to. While a service is away the answer is no: the workers wait for it too."""
@@ -31,8 +35,10 @@ class Idle:
         self._looked = now
         try:
             now_pending, later = self._pending()
-        except (Unavailable, StoreConflict):
-            self._seen = 0
+        except Exception as error:
+            if not isinstance(error, Unavailable | StoreConflict) and str(error) != self._failed:
+                _log.error("cannot see what is left to do, and looks again in %g s: %s", LOOK_SECONDS, error)
+            self._seen, self._failed = 0, str(error)
             return False
         if later and not now_pending and not self._told:
             self._told = True

@@ -11,11 +11,12 @@ from functools import partial
 from typing import IO
 
 from flowkit.engine.slots import COUNT, HEADER, SLOT, InFlight, Slots, State
-from flowkit.errors import FlowKitError
 from flowkit.ports import Clock, Random, Store
 
 FIRST_BACKOFF_SECONDS = 0.1
 MOST_BACKOFF_SECONDS = 10.0
+PAY_SECONDS = 1.0
+"""What the store did not take is tried again after this."""
 SETTLED_SECONDS = 10.0
 """A worker that lived so long starts its backoff anew."""
 REPLACE = 75
@@ -77,6 +78,8 @@ class Supervisor:
         self._workers = workers
         self._children = [Child() for _ in range(workers)]
         self._charges: list[Callable[[], None]] = []
+        self._pays = float("-inf")
+        """When they are written next."""
         self._old: deque[Child] = deque()
         """Workers to be replaced."""
         self._heir: Child | None = None
@@ -103,7 +106,8 @@ class Supervisor:
         for child in self._children:
             if child.process is not None and child.process.poll() is not None:
                 self._bury(child, now)
-        self._pay()
+        if now >= self._pays:
+            self._pay(now)
         self._replace()
         for child in self._children:
             if child.process is None and not (self.stopping or child.finished) and now >= child.due:
@@ -222,13 +226,17 @@ class Supervisor:
     def _charge(self, victim: InFlight, worker: str) -> None:
         self._store.charge(victim.identity, worker, late=victim.state is State.OVERDUE)
 
-    def _pay(self) -> None:
-        """Write what is to be charged; what cannot be written now is tried with the next step."""
+    def _pay(self, now: float) -> None:
+        """Write what is to be charged; what cannot be written now is tried again later."""
         while self._charges:
             try:
                 self._charges[0]()
-            except FlowKitError as error:
-                _log.warning("cannot record yet what a dead worker was running: %s", error)
+            except Exception as error:
+                # Whatever the store says: the supervisor's end would end its workers.
+                _log.warning(
+                    "cannot record what a dead worker was running, and tries again in %g s: %s", PAY_SECONDS, error
+                )
+                self._pays = now + PAY_SECONDS
                 return
             self._charges.pop(0)
 

@@ -1,5 +1,6 @@
 """A connection to PostgreSQL that notices when the server is frozen, and knows whether it was replaced."""
 
+import select
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,15 @@ class Connection(psycopg.Connection[Any]):
         """Ask the server which one it is."""
         self.system, name = self.execute(WHO).fetchone() or (0, "0")
         self.timeline = int(name, 16)
+
+    def ended(self) -> bool:
+        """Whether the server seems to have ended this idle session. A local look: a server that says something though
+        nobody asked it takes leave, or, seldom, tells of a setting that changed."""
+        if self.closed:
+            return True
+        look = select.poll()
+        look.register(self.fileno(), select.POLLIN)
+        return bool(look.poll(0))
 
     def execute_numbered(self, statement: str, parameters: Sequence[object]) -> None:
         """Execute a statement whose parameters are $1, $2, ...: the driver does not look for them in the text."""

@@ -47,8 +47,10 @@ _FENCE = f"""
 PARAMETERS = 10_000
 """At most so many for one statement; the protocol's limit is 65,535."""
 _CONFLICTS = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock timeout
-_UNAVAILABLE = ("08", "57P", "53", "58", "25006", "25P03")
-"""Connection, shutdown, resources, system, read-only, idle in transaction. A statement's own timeout is its failure."""
+_UNAVAILABLE = ("08", "57P", "53", "58", "25006", "25P03", "25P04")
+"""Connection, shutdown, resources, system, read-only; a transaction that was idle, or took, too long."""
+_CANCELLED = "57014"
+"""A statement that its timeout, or somebody, cancelled. In a handler it is the handler's failure."""
 STANDBY_WAIT = "SyncRepWaitForLSN"
 """The server's function that waits for synchronous standbys (PostgreSQL 9.1 to 18)."""
 _log = logging.getLogger("flowkit.store")
@@ -169,9 +171,11 @@ class PostgresDialect:
         raise importlib.import_module("psycopg").OperationalError(refused)
 
     def _fence(self, connection: Any, record: Any, proxy: Any) -> None:
-        """Let nobody write to a server that was replaced meanwhile."""
+        """Hand out no connection to a server that was replaced meanwhile, nor one that the server has ended."""
         if connection.timeline < self._timelines[connection.system]:
             raise DisconnectionError("the server was replaced by another")
+        if connection.ended():
+            raise DisconnectionError("the server ended the session while it was idle")
 
     def _connected(self, connection: Any, _: object) -> None:
         def noticed(diagnostic: Any) -> None:
@@ -207,15 +211,17 @@ class PostgresDialect:
     def discard(self, connection: Any) -> None:
         connection.close()
 
-    def classify(self, error: BaseException) -> BaseException:
+    def classify(self, error: BaseException, own: bool = False) -> BaseException:
         state = getattr(error, "sqlstate", None)
         psycopg = importlib.import_module("psycopg")
         if state == "22P02" and NOT_ACTIVE in str(error):
             return Fenced(NOT_ACTIVE)
         if state in _CONFLICTS:
             return StoreConflict(f"PostgreSQL ({state}): {_first_line(error)}")
-        if (state or "").startswith(_UNAVAILABLE) or (
-            state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+        if (
+            (state or "").startswith(_UNAVAILABLE)
+            or (own and state == _CANCELLED)
+            or (state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError))
         ):
             return StoreUnavailable(f"PostgreSQL ({state or 'connection'}): {_first_line(error)}")
         return error
@@ -247,7 +253,7 @@ class PostgresDialect:
             except Exception as error:
                 if self._watch is not None:
                     self._watch.close()
-                raise self.classify(error) from error
+                raise self.classify(error, own=True) from error
         return None
 
     def notify(self, flows: Collection[str]) -> None:
@@ -270,7 +276,7 @@ class PostgresDialect:
                     self._watch.execute("SELECT pg_try_advisory_lock(%s)", (_key(worker),))
                 return self._watch.execute(own, (_key(worker),)).fetchone() is not None
             except Exception as error:
-                raise self.classify(error) from error
+                raise self.classify(error, own=True) from error
 
     def gone(self, worker: str) -> bool:
         """Whether the worker that held this lock is dead."""
@@ -278,7 +284,7 @@ class PostgresDialect:
             with self.engine.connect() as connection:
                 row = connection.exec_driver_sql("SELECT pg_try_advisory_xact_lock(%s)", (_key(worker),)).fetchone()
         except SQLAlchemyError as error:
-            raise self.classify(getattr(error, "orig", None) or error) from error
+            raise self.classify(getattr(error, "orig", None) or error, own=True) from error
         return bool(row and row[0])
 
     def forget(self, worker: str) -> None:

@@ -80,8 +80,9 @@ class Dialect(Protocol):
     def cleanse(self, connection: Any) -> bool:
         """Remove what handlers left on a connection, outside of a transaction. False when it has to be discarded."""
 
-    def classify(self, error: BaseException) -> BaseException:
-        """The StoreConflict or StoreUnavailable that an error means; else the error."""
+    def classify(self, error: BaseException, own: bool = False) -> BaseException:
+        """The StoreConflict or StoreUnavailable that an error means; else the error. Of a statement of FlowKit's `own`
+        that is also what would be a handler's failure."""
 
     def adopt(self, connection: Any) -> None:
         """Prepare a connection that somebody else opened: a transaction is open on it, also if it is in autocommit."""
@@ -175,7 +176,7 @@ class SqlStore:
         try:
             pooled = self.dialect.engine.raw_connection()
         except Exception as error:
-            raise self.classify(error) from error
+            raise self.classify(error, own=True) from error
         unit = SqlUnit(self, pooled, flow, deadline, lane or flow, fence=self.fence if fenced else None)
         try:
             yield unit
@@ -223,7 +224,7 @@ class SqlStore:
                     if theirs.scalar() != self.identity():
                         return False
             except Exception as error:
-                raise self.classify(error) from error
+                raise self.classify(error, own=True) from error
             self._joined.add(engine)
         return True
 
@@ -240,9 +241,9 @@ class SqlStore:
         with self.unit("") as unit:
             return str(unit.read(self.sql.started)[0][0])
 
-    def classify(self, error: BaseException) -> BaseException:
+    def classify(self, error: BaseException, own: bool = False) -> BaseException:
         inner = getattr(error, "orig", None) or error
-        cause = self.dialect.classify(inner)
+        cause = self.dialect.classify(inner, own)
         return error if cause is inner else cause
 
     # ------------------------------------------------------------ message rows
@@ -446,7 +447,7 @@ class SqlStore:
                     tables = metadata.sorted_tables
                     missing = [one.fullname for one in tables if not look.has_table(one.name, schema=one.schema)]
             except Exception as error:
-                raise self.classify(error) from error
+                raise self.classify(error, own=True) from error
             if missing:
                 raise ConfigError(
                     f"app {app} has tables that are not in the database of FLOWKIT_DATABASE_URL: {', '.join(missing)}; "

@@ -199,7 +199,7 @@ class SqliteDialect:
                 _log.warning("SQLite (%s): a transaction given up could not be rolled back: %s", self.path, error)
         connection.close()
 
-    def classify(self, error: BaseException) -> BaseException:
+    def classify(self, error: BaseException, own: bool = False) -> BaseException:
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return error

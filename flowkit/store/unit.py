@@ -351,7 +351,7 @@ class SqlUnit:
             self._store.dialect.begin(self._driver, self._deadline)
         except Exception as error:
             if not self._store.dialect.lost(self._driver):
-                raise self._store.classify(error) from error
+                raise self._store.classify(error, own=True) from error
             self._reconnect()
         self.waited += self._store.clock.monotonic() - since
         self._begun = True
@@ -365,11 +365,11 @@ class SqlUnit:
             self._driver, self._cursor = driver, driver.cursor()
             self._store.dialect.begin(self._driver, self._deadline)
         except Exception as error:
-            raise self._store.classify(error) from error
+            raise self._store.classify(error, own=True) from error
 
-    def _cause(self, error: BaseException) -> BaseException:
+    def _cause(self, error: BaseException, own: bool = True) -> BaseException:
         """What an error means; a connection on which the store was away is not used again."""
-        self._met = cause = self._store.classify(error)
+        self._met = cause = self._store.classify(error, own)
         self._gone = isinstance(cause, StoreUnavailable)
         return cause
 
@@ -405,7 +405,8 @@ class SqlUnit:
             try:
                 self._store.dialect.execute(self._cursor, statement, rows)
             except Exception as error:
-                raise self._cause(error) from error
+                # Statements of handlers may wait with FlowKit's; before the commit they were flushed.
+                raise self._cause(error, own=not self.together) from error
 
 
 def envelope(message: Message) -> tuple[object, ...]:

@@ -215,8 +215,8 @@ class Dialect(SqliteDialect):
     def broken(self, connection: Any) -> BaseException | None:
         return StoreUnavailable("the connection was lost") if connection.lost else super().broken(connection)
 
-    def classify(self, error: BaseException) -> BaseException:
-        return StoreUnavailable(str(error)) if isinstance(error, Lost) else super().classify(error)
+    def classify(self, error: BaseException, own: bool = False) -> BaseException:
+        return StoreUnavailable(str(error)) if isinstance(error, Lost) else super().classify(error, own)
 
     def begin(self, connection: Any, deadline: float) -> None:
         connection.execute("BEGIN IMMEDIATE")  # which waits in the world's time

@@ -14,17 +14,18 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.orm import Session
 
 from flowkit import RetryPolicy, StoreUnavailable
-from flowkit.config import Settings, open_store
+from flowkit.config import Settings, connect, open_store
 from flowkit.errors import StoreConflict
-from tests.shop import Base, Effect, Order, new_app, once, running
-from tests.test_database import wait_until
+from tests.shop import Base, Effect, Order, effects, new_app, once, running
+from tests.test_database import wait_until, working
 
 pytestmark = pytest.mark.postgresql
 ROOT = Path(__file__).parent.parent
+GRANTS = (ROOT / "docs" / "postgresql.md").read_text().split("```sql\n")[1].split("```")[0]
 CANCEL = """
     SELECT pg_cancel_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event_type = 'Lock' AND pid <> pg_backend_pid()"""
@@ -51,6 +52,18 @@ def prepare(url: str) -> None:
     with closing(store):
         store.upgrade()
         Base.metadata.create_all(store.dialect.engine)
+
+
+@contextmanager
+def role_of(url: str) -> Iterator[str]:
+    """A role that may do in a database what docs/postgresql.md grants to a worker, and no more. Yields its URL."""
+    prepare(url)
+    granted = GRANTS.replace("shop_tables", ", ".join(Base.metadata.tables)).replace("shop", "worker")
+    administer(url, "CREATE ROLE worker LOGIN PASSWORD 'secret'", granted)
+    try:
+        yield str(make_url(url).set(username="worker", password="secret").render_as_string(hide_password=False))
+    finally:
+        administer(url, "DROP OWNED BY worker", "DROP ROLE worker")
 
 
 class Cancelling:
@@ -194,3 +207,42 @@ def test_row_c2_an_instance_outlives_a_table_that_is_locked_or_missing(postgresq
         administer(postgresql_url, "ALTER TABLE hidden RENAME TO flowkit_directions")
         wait_until(lambda: store.ready("front") == 1)
         assert {one.pid for one in store.ledger.workers()} == pids
+
+
+IDENTITY = ["pg_control_system()", "pg_walfile_name(pg_lsn)", "pg_current_wal_insert_lsn()"]
+OTHERS = ["pg_logical_emit_message(boolean, text, text)", "pg_try_advisory_lock(bigint)", "pg_notify(text, text)"]
+
+
+@pytest.mark.parametrize("function", [*IDENTITY, *OTHERS])
+def test_row_c1_a_function_that_the_server_refuses_costs_what_it_was_for_and_no_more(
+    postgresql_url: str, caplog: pytest.LogCaptureFixture, function: str
+) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+
+    with ExitStack() as stack:
+        url = stack.enter_context(role_of(postgresql_url))
+        administer(postgresql_url, f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC")
+        stack.enter_context(caplog.at_level(logging.WARNING))
+        services = stack.enter_context(closing(connect(Settings(database_url=url))))
+        with working(app, services) as worker:
+            for number in range(3):
+                app.publish(orders, Order(name=str(number)), id=str(number))
+                app.publish(orders, Order(name=str(number)), id=str(number))
+            wait_until(lambda: services.store.unfinished(["shop.accept"]) == 0)
+            assert worker.state == "ready"
+        with services.store.unit("") as unit:
+            unit.witness()
+            unit.commit()
+        store: Any = services.store
+        with Session(store.dialect.engine) as session:
+            assert effects(session) == {"0": 1, "1": 1, "2": 1}
+    told = [record.getMessage() for record in caplog.records]
+    name = function.partition("(")[0]
+    assert len(told) == (name != "pg_logical_emit_message"), told
+    if function in IDENTITY:
+        assert name in told[0] and "old primary" in told[0] and "GRANT EXECUTE" in told[0]

@@ -48,7 +48,7 @@ class Connection(psycopg.Connection[Any]):
     """Grows with each failover."""
 
     def introduce(self) -> None:
-        """Ask the server which one it is."""
+        """Ask the server which one it is. Raises what it refuses."""
         self.system, name = self.execute(WHO).fetchone() or (0, "0")
         self.timeline = int(name, 16)
 

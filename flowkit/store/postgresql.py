@@ -51,6 +51,8 @@ _UNAVAILABLE = ("08", "57P", "53", "58", "25006", "25P03", "25P04")
 """Connection, shutdown, resources, system, read-only; a transaction that was idle, or took, too long."""
 _CANCELLED = "57014"
 """A statement that its timeout, or somebody, cancelled. In a handler it is the handler's failure."""
+_REFUSED = {"42501", "42883", "0A000"}
+"""Insufficient privilege, unknown function, not supported: what hardened, hosted and related servers do not have."""
 STANDBY_WAIT = "SyncRepWaitForLSN"
 """The server's function that waits for synchronous standbys (PostgreSQL 9.1 to 18)."""
 _log = logging.getLogger("flowkit.store")
@@ -70,8 +72,9 @@ class PostgresDialect:
             among="= ANY(ARRAY(SELECT value ->> 0 FROM {each}))",
             skip="FOR UPDATE SKIP LOCKED",
             marker="%s",
-            witness="SELECT pg_logical_emit_message(true, 'flowkit', '')",
             started="pg_postmaster_start_time()",
+            # A lock is a write for the log, and so for the standby; no server refuses it, as some do functions.
+            witness="SELECT 1 FROM flowkit_subscriptions LIMIT 1 FOR KEY SHARE",
             row="ctid",  # by the key it would read all of the inbox for each thousand that are forgotten
         )
         self.engine = create_engine(
@@ -99,6 +102,8 @@ class PostgresDialect:
         self._watch: Any = None
         self._watching = threading.Lock()
         self._held: str | None = None
+        self._told: set[str] = set()
+        """What the server refuses, and was told."""
 
     def begin(self, connection: Any, deadline: float) -> None:
         connection.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {_limits(deadline)}", prepare=False)
@@ -156,7 +161,11 @@ class PostgresDialect:
         for _ in hosts:
             several = {"host": ",".join(hosts), "port": ",".join(ports)} if len(hosts) > 1 else {}
             connection = Connection.connect(*names, **settings | several, autocommit=True)
-            connection.introduce()
+            try:
+                connection.introduce()
+            except Exception as error:
+                if not self._lacks(error, "an old primary that comes back after a failover cannot be recognised"):
+                    raise
             highest = self._timelines.get(connection.system, 0)
             if connection.timeline >= highest:
                 self._timelines[connection.system] = connection.timeline
@@ -176,6 +185,15 @@ class PostgresDialect:
             raise DisconnectionError("the server was replaced by another")
         if connection.ended():
             raise DisconnectionError("the server ended the session while it was idle")
+
+    def _lacks(self, error: BaseException | None, lost: str) -> bool:
+        """Whether the server refuses a function to this role, or has none of its name. What is lost is told once."""
+        if getattr(error, "sqlstate", None) not in _REFUSED:
+            return False
+        if lost not in self._told:
+            self._told.add(lost)
+            _log.warning("PostgreSQL: %s: %s; GRANT EXECUTE ON FUNCTION … TO this role", _first_line(error), lost)
+        return True
 
     def _connected(self, connection: Any, _: object) -> None:
         def noticed(diagnostic: Any) -> None:
@@ -259,8 +277,12 @@ class PostgresDialect:
     def notify(self, flows: Collection[str]) -> None:
         # Alone and after the commit: inside the batch it would serialise commits.
         names = "\n".join(sorted(flows))
-        with self.engine.connect() as connection:
-            connection.exec_driver_sql("SELECT pg_notify('flowkit', %s)", (names if len(names) < PAYLOAD else "",))
+        try:
+            with self.engine.connect() as connection:
+                connection.exec_driver_sql("SELECT pg_notify('flowkit', %s)", (names if len(names) < PAYLOAD else "",))
+        except SQLAlchemyError as error:
+            if not self._lacks(getattr(error, "orig", None), "other workers find new messages up to 1 s later"):
+                raise
 
     def hold(self, worker: str) -> bool:
         """Hold an advisory lock for as long as this process lives; whether it is in fact held (poolers share)."""
@@ -276,6 +298,8 @@ class PostgresDialect:
                     self._watch.execute("SELECT pg_try_advisory_lock(%s)", (_key(worker),))
                 return self._watch.execute(own, (_key(worker),)).fetchone() is not None
             except Exception as error:
+                if self._lacks(error, "a dead worker is noticed by its silence only"):
+                    return False
                 raise self.classify(error, own=True) from error
 
     def gone(self, worker: str) -> bool:
@@ -319,7 +343,7 @@ def _key(worker: str) -> int:
     return int(worker.replace("-", "")[-15:], 16)
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: object) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 

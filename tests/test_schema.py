@@ -1,6 +1,9 @@
 """The schema over versions: a migration only adds, or exchanges an index, and workers of the version before go on."""
 
 import ast
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +75,34 @@ def test_code_that_is_too_old_for_a_schema_is_refused(database_url: str, monkeyp
     monkeypatch.setattr(tables, "VERSION", "0000")
     with pytest.raises(ConfigError, match=r"has FlowKit schema .* this version needs 0000"):
         open_store(Settings(database_url=database_url))
+
+
+def test_upgrades_at_once_do_not_hinder_each_other(database_url: str) -> None:
+    """An empty database on PostgreSQL; on SQLite, whose schema is made as it is opened, one of the first version."""
+    if database_url.startswith("sqlite"):
+        at(database_url, "0001")
+    many = 4
+    barrier = threading.Barrier(many)
+
+    def upgrade(_: int) -> str:
+        barrier.wait(30)
+        with closing(open_store(Settings(database_url=database_url), check=False)) as store:
+            return str(store.upgrade())
+
+    with ThreadPoolExecutor(many) as pool:
+        assert list(pool.map(upgrade, range(many))) == [tables.VERSION] * many
+    open_store(Settings(database_url=database_url)).close()
+
+
+def at(url: str, version: str) -> None:
+    """Make the schema of a version."""
+    store: Any = open_store(Settings(database_url=url), check=False)
+    if url.startswith("sqlite"):
+        tables.metadata.drop_all(store.dialect.engine)  # which opening it had made
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS[0].parent.parent))
+    with store.dialect.engine.connect().execution_options(isolation_level="SERIALIZABLE") as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, version)
+        connection.commit()
+    store.close()

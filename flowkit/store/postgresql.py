@@ -3,11 +3,12 @@
 import importlib.util
 import logging
 import threading
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from weakref import WeakSet
 
+import sqlalchemy
 from pydantic_core import to_json
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import make_url
@@ -26,6 +27,8 @@ LOCK_SECONDS = 10
 MARGIN_SECONDS = 5
 """Granted to a transaction beyond its flow's deadline before the server ends it."""
 SLOW_POLL_SECONDS = 1.0
+UPGRADE = 0x666C6F776B6974
+"""The advisory lock of who upgrades the schema: "flowkit" as a number."""
 PAYLOAD = 2000
 """The most characters that a NOTIFY carries here; the server's limit is 8,000 bytes."""
 BODY = 5
@@ -51,6 +54,8 @@ _UNAVAILABLE = ("08", "57P", "53", "58", "25006", "25P03", "25P04")
 """Connection, shutdown, resources, system, read-only; a transaction that was idle, or took, too long."""
 _CANCELLED = "57014"
 """A statement that its timeout, or somebody, cancelled. In a handler it is the handler's failure."""
+_LACKING = {"42501", "42P01", "42703"}
+"""Insufficient privilege, no such table, no such column."""
 _REFUSED = {"42501", "42883", "0A000"}
 """Insufficient privilege, unknown function, not supported: what hardened, hosted and related servers do not have."""
 STANDBY_WAIT = "SyncRepWaitForLSN"
@@ -89,6 +94,7 @@ class PostgresDialect:
                 "keepalives_count": 3,
                 "tcp_user_timeout": 25_000,
                 "application_name": "flowkit",
+                "client_encoding": "utf8",
             },
         )
         self.error = importlib.import_module("psycopg").Error
@@ -161,6 +167,13 @@ class PostgresDialect:
         for _ in hosts:
             several = {"host": ",".join(hosts), "port": ",".join(ports)} if len(hosts) > 1 else {}
             connection = Connection.connect(*names, **settings | several, autocommit=True)
+            encoding = connection.info.parameter_status("server_encoding")
+            if encoding not in (None, "UTF8"):
+                connection.close()
+                raise ConfigError(
+                    f"FLOWKIT_DATABASE_URL is {mask(str(self._url))}, whose encoding {encoding} does not hold every "
+                    "text; use a database that was made by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+                )
             try:
                 connection.introduce()
             except Exception as error:
@@ -242,6 +255,11 @@ class PostgresDialect:
             or (state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError))
         ):
             return StoreUnavailable(f"PostgreSQL ({state or 'connection'}): {_first_line(error)}")
+        if own and state in _LACKING and "flowkit_" in str(error):
+            return StoreUnavailable(
+                f"PostgreSQL ({state}): {_first_line(error)}; run flowkit db upgrade, and GRANT this role SELECT, "
+                "INSERT, UPDATE and DELETE on FlowKit's tables"
+            )
         return error
 
     def adopt(self, connection: Any) -> None:
@@ -318,6 +336,29 @@ class PostgresDialect:
                 if self._watch is not None:
                     self._watch.close()  # the lock ends with it, also when the server is away
 
+    @contextmanager
+    def upgrading(self) -> Iterator[sqlalchemy.Connection]:
+        try:
+            # READ COMMITTED: who waits for the lock sees what its holder did.
+            with self.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE})")
+                yield connection
+        except SQLAlchemyError as error:
+            inner = getattr(error, "orig", None) or error
+            cause = self.classify(inner)
+            if cause is not inner:
+                raise cause from error
+            with self.engine.connect() as connection:
+                role, schema = connection.exec_driver_sql(
+                    "SELECT current_user, coalesce(current_schema(), 'public')"
+                ).one()
+            raise ConfigError(
+                f"the schema of the database of FLOWKIT_DATABASE_URL cannot be upgraded: {_first_line(inner)}\n"
+                f"role {role} needs: GRANT CREATE, USAGE ON SCHEMA {schema} TO {role};\n"
+                "FlowKit's tables that are there are upgraded by the role that owns them"
+            ) from error
+
     def tidy(self) -> None:
         """Nothing to do: autovacuum does it."""
 
@@ -373,7 +414,7 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
     except Exception as error:
         cause = _first_line(getattr(error, "orig", None) or error)
         # A worker that starts while the server is away is started again; one that is configured wrongly is not.
-        raise (StoreUnavailable if isinstance(error, OperationalError) else ConfigError)(
+        raise (StoreUnavailable if isinstance(error, OperationalError | StoreUnavailable) else ConfigError)(
             f"FLOWKIT_DATABASE_URL is {mask(url)}, which cannot be reached: {cause}; check host, user, password and "
             "database"
         ) from None

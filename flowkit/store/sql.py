@@ -127,6 +127,10 @@ class Dialect(Protocol):
     def forget(self, worker: str) -> None:
         """Release that lock."""
 
+    def upgrading(self) -> AbstractContextManager[Connection]:
+        """A connection in a transaction beside which nobody else upgrades the schema. Raises ConfigError, which names
+        what is missing, or StoreUnavailable."""
+
     def tidy(self) -> None:
         """Regular upkeep of the database."""
 
@@ -409,9 +413,12 @@ class SqlStore:
 
     def check_schema(self) -> None:
         """Raise ConfigError unless the schema is of this version, or a later one that this one's code can work on."""
-        with self.dialect.engine.connect() as connection:
-            known = _version(connection)
-            fits = known == tables.VERSION or (known or "") > tables.VERSION >= _oldest(connection)
+        try:
+            with self.dialect.engine.connect() as connection:
+                known = _version(connection)
+                fits = known == tables.VERSION or (known or "") > tables.VERSION >= _oldest(connection)
+        except Exception as error:
+            raise self.classify(error, own=True) from error
         if not fits:
             has = "has no FlowKit schema" if known is None else f"has FlowKit schema {known}"
             self.close()
@@ -421,10 +428,11 @@ class SqlStore:
             )
 
     def upgrade(self) -> str:
-        """Run the migrations. Returns the version reached."""
+        """Run the migrations, after those who do so now. Returns the version reached. Raises ConfigError where the
+        database refuses them."""
         from flowkit.store.migrations import upgrade
 
-        with self.dialect.engine.connect().execution_options(isolation_level="SERIALIZABLE") as connection:
+        with self.dialect.upgrading() as connection:
             upgrade(connection, self.ids)
         return tables.VERSION
 

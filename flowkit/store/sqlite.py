@@ -10,14 +10,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import create_engine, event
+from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import QueuePool, StaticPool
 
@@ -262,6 +262,12 @@ class SqliteDialect:
         if descriptor is not None:
             os.close(descriptor)
         Path(f"{self.path}-workers", worker).unlink(missing_ok=True)
+
+    @contextmanager
+    def upgrading(self) -> Iterator[Connection]:
+        with self.engine.connect().execution_options(isolation_level="SERIALIZABLE") as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
 
     def tidy(self) -> None:
         """Truncate the write-ahead log when a long reader let it grow."""

@@ -19,6 +19,8 @@ def upgrade(connection: Connection, ids: Callable[[], str]) -> None:
     command.upgrade(config, "head")
     if connection.execute(tables.meta.select().where(tables.meta.c.name == "store")).first() is None:
         connection.execute(tables.meta.insert().values(name="store", value=ids()))
-    connection.execute(tables.meta.delete().where(tables.meta.c.name == "oldest"))
-    connection.execute(tables.meta.insert().values(name="oldest", value=tables.OLDEST))
+    oldest = tables.meta.c.name == "oldest"
+    if connection.execute(tables.meta.select().where(oldest, tables.meta.c.value == tables.OLDEST)).first() is None:
+        connection.execute(tables.meta.delete().where(oldest))
+        connection.execute(tables.meta.insert().values(name="oldest", value=tables.OLDEST))
     connection.commit()

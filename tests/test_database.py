@@ -30,7 +30,7 @@ from flowkit.errors import CommitUnknown
 from flowkit.message import new_id
 from flowkit.ports import Copy, Delivery, WorkerInfo
 from flowkit.store import sqlite, tables
-from flowkit.store.postgresql import _key
+from flowkit.store.listener import key
 from flowkit.store.sqlite import SqliteDialect, driver, safe_wal
 from flowkit.testing import Harness
 from flowkit.testing.conformance import FLOW, message
@@ -704,10 +704,10 @@ def test_a_lock_that_somebody_else_holds_is_not_waited_for(postgresql_url: str) 
     store.upgrade()
     worker = WorkerInfo(new_id(), "kit", "host", 1)
     with store.unit("") as unit:
-        unit.read("SELECT pg_advisory_lock(%s)", (_key(worker.id),))
+        unit.read("SELECT pg_advisory_lock(%s)", (key(worker.id),))
         store.join_fleet(worker)
         assert unit.read("SELECT locked FROM flowkit_workers") == [(0,)]
-        unit.read("SELECT pg_advisory_unlock(%s)", (_key(worker.id),))
+        unit.read("SELECT pg_advisory_unlock(%s)", (key(worker.id),))
         store.beat(worker.id, "ready")
         assert unit.read("SELECT locked FROM flowkit_workers") == [(1,)]
     store.close()

@@ -47,9 +47,12 @@ class Connection(psycopg.Connection[Any]):
     timeline = 0
     """Grows with each failover."""
 
-    def introduce(self) -> None:
-        """Ask the server which one it is. Raises what it refuses."""
-        self.system, name = self.execute(WHO).fetchone() or (0, "0")
+    def introduce(self, before: str = "") -> None:
+        """Execute these statements, and ask the server which one it is. Raises what it refuses."""
+        cursor = self.execute(f"{before};{WHO}", prepare=False)
+        while cursor.nextset():
+            pass
+        self.system, name = cursor.fetchone() or (0, "0")
         self.timeline = int(name, 16)
 
     def ended(self) -> bool:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import logging
-import threading
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -11,12 +11,14 @@ from weakref import WeakSet
 import sqlalchemy
 from pydantic_core import to_json
 from sqlalchemy import create_engine, event
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DisconnectionError, OperationalError, SQLAlchemyError
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from flowkit.errors import ConfigError, Fenced, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.ports import Clock
 from flowkit.store.insert import plain_insert
+from flowkit.store.listener import Listener, key
+from flowkit.store.servers import Refusals, Servers, places
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import ENVELOPE, Statements
 from flowkit.store.unit import SWALLOWED, Row
@@ -29,6 +31,8 @@ MARGIN_SECONDS = 5
 SLOW_POLL_SECONDS = 1.0
 UPGRADE = 0x666C6F776B6974
 """The advisory lock of who upgrades the schema: "flowkit" as a number."""
+LOOKS = 3
+"""So many times two connections are compared: others use the pooler as well."""
 PAYLOAD = 2000
 """The most characters that a NOTIFY carries here; the server's limit is 8,000 bytes."""
 BODY = 5
@@ -54,10 +58,14 @@ _UNAVAILABLE = ("08", "57P", "53", "58", "25006", "25P03", "25P04")
 """Connection, shutdown, resources, system, read-only; a transaction that was idle, or took, too long."""
 _CANCELLED = "57014"
 """A statement that its timeout, or somebody, cancelled. In a handler it is the handler's failure."""
+_PREPARED = {"26000", "42P05"}
+"""A prepared statement that is not there, or already: psycopg's are called _pg3_0, _pg3_1, …"""
+POOLER = (
+    "a pooler lends another session of the server for each transaction, as pgbouncer does by pool_mode = transaction; "
+    "add pooler=transaction to the parameters of FLOWKIT_DATABASE_URL, or let it name the server itself"
+)
 _LACKING = {"42501", "42P01", "42703"}
 """Insufficient privilege, no such table, no such column."""
-_REFUSED = {"42501", "42883", "0A000"}
-"""Insufficient privilege, unknown function, not supported: what hardened, hosted and related servers do not have."""
 STANDBY_WAIT = "SyncRepWaitForLSN"
 """The server's function that waits for synchronous standbys (PostgreSQL 9.1 to 18)."""
 _log = logging.getLogger("flowkit.store")
@@ -70,7 +78,9 @@ class PostgresDialect:
     serial = False
 
     def __init__(self, url: str) -> None:
-        self._url = make_url(url).set(drivername="postgresql+psycopg")
+        self._url, listening = places(url)
+        self.pooled = listening != self._url
+        """Whether each transaction may be in another session of the server."""
         self.statements = Statements.render(
             now=NOW,
             each="jsonb_array_elements(CAST(? AS jsonb)) AS each(value)",
@@ -95,24 +105,22 @@ class PostgresDialect:
                 "tcp_user_timeout": 25_000,
                 "application_name": "flowkit",
                 "client_encoding": "utf8",
+                # What one session has prepared, another one does not know.
+                **({"prepare_threshold": None} if self.pooled else {}),
             },
         )
         self.error = importlib.import_module("psycopg").Error
         self._doubtful: WeakSet[Any] = WeakSet()
         """Connections whose commit was told as done without the standby."""
-        self._timelines: dict[int, int] = {}
-        """The highest that was seen, by system. A server of a lower one was replaced, and does not know it."""
-        event.listen(self.engine, "do_connect", self._connect)
+        self._refusals = Refusals()
+        self._servers = Servers(self._url, self._refusals, self.pooled)
+        event.listen(self.engine, "do_connect", self._servers.connect)
         event.listen(self.engine, "connect", self._connected)
-        event.listen(self.engine, "checkout", self._fence)
-        self._watch: Any = None
-        self._watching = threading.Lock()
-        self._held: str | None = None
-        self._told: set[str] = set()
-        """What the server refuses, and was told."""
+        event.listen(self.engine, "checkout", self._servers.check)
+        self._listener = self._listen(listening) if listening is not None else None
 
     def begin(self, connection: Any, deadline: float) -> None:
-        connection.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {_limits(deadline)}", prepare=False)
+        self._servers.begin(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED; {_limits(deadline)}")
 
     def restore(self, connection: Any, deadline: float) -> None:
         # RESET ALL also ends what was SET LOCAL; the role is not among what it puts back.
@@ -158,55 +166,6 @@ class PostgresDialect:
 
     def doubtful(self, connection: Any) -> bool:
         return connection in self._doubtful
-
-    def _connect(self, dialect: Any, record: Any, names: Sequence[Any], settings: dict[str, Any]) -> Any:
-        """Connect, as SQLAlchemy asks for it: to the first of the hosts that was not replaced by another."""
-        from flowkit.store.connection import Connection  # needs the driver, whose absence open_store tells
-
-        hosts, ports = (str(settings.get(name, "")).split(",") for name in ("host", "port"))
-        for _ in hosts:
-            several = {"host": ",".join(hosts), "port": ",".join(ports)} if len(hosts) > 1 else {}
-            connection = Connection.connect(*names, **settings | several, autocommit=True)
-            encoding = connection.info.parameter_status("server_encoding")
-            if encoding not in (None, "UTF8"):
-                connection.close()
-                raise ConfigError(
-                    f"FLOWKIT_DATABASE_URL is {mask(str(self._url))}, whose encoding {encoding} does not hold every "
-                    "text; use a database that was made by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
-                )
-            try:
-                connection.introduce()
-            except Exception as error:
-                if not self._lacks(error, "an old primary that comes back after a failover cannot be recognised"):
-                    raise
-            highest = self._timelines.get(connection.system, 0)
-            if connection.timeline >= highest:
-                self._timelines[connection.system] = connection.timeline
-                return connection
-            why = (
-                f"is a primary of the past, of timeline {connection.timeline} where {highest} was seen: what it "
-                "accepts is lost; stop it, or make it follow the new one"
-            )
-            refused = f"{connection.info.host}:{connection.info.port} {why if connection.timeline else 'is a standby'}"
-            connection.close()
-            hosts, ports = hosts[1:] + hosts[:1], ports[1:] + ports[:1]
-        raise importlib.import_module("psycopg").OperationalError(refused)
-
-    def _fence(self, connection: Any, record: Any, proxy: Any) -> None:
-        """Hand out no connection to a server that was replaced meanwhile, nor one that the server has ended."""
-        if connection.timeline < self._timelines[connection.system]:
-            raise DisconnectionError("the server was replaced by another")
-        if connection.ended():
-            raise DisconnectionError("the server ended the session while it was idle")
-
-    def _lacks(self, error: BaseException | None, lost: str) -> bool:
-        """Whether the server refuses a function to this role, or has none of its name. What is lost is told once."""
-        if getattr(error, "sqlstate", None) not in _REFUSED:
-            return False
-        if lost not in self._told:
-            self._told.add(lost)
-            _log.warning("PostgreSQL: %s: %s; GRANT EXECUTE ON FUNCTION … TO this role", _first_line(error), lost)
-        return True
 
     def _connected(self, connection: Any, _: object) -> None:
         def noticed(diagnostic: Any) -> None:
@@ -255,6 +214,8 @@ class PostgresDialect:
             or (state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError))
         ):
             return StoreUnavailable(f"PostgreSQL ({state or 'connection'}): {_first_line(error)}")
+        if state in _PREPARED and "_pg3_" in str(error):
+            return StoreUnavailable(f"PostgreSQL ({state}): {_first_line(error)}; {POOLER}")
         if own and state in _LACKING and "flowkit_" in str(error):
             return StoreUnavailable(
                 f"PostgreSQL ({state}): {_first_line(error)}; run flowkit db upgrade, and GRANT this role SELECT, "
@@ -268,29 +229,23 @@ class PostgresDialect:
 
     # ------------------------------------------------------------ waiting and liveness
 
-    def _watcher(self) -> Any:
-        """The connection that listens and holds the liveness lock, made again when it is lost."""
-        if self._watch is None or self._watch.closed:
-            # The URL as the engine reads it: its hosts may be several, and its other parameters are the driver's.
-            names, settings = self.engine.dialect.create_connect_args(self._url)
-            settings = {"connect_timeout": CONNECT_SECONDS, **settings, "application_name": "flowkit watch"}
-            self._watch = self._connect(None, None, names, settings)
-            self._watch.execute("LISTEN flowkit")
-            if self._held:
-                self._watch.execute("SELECT pg_try_advisory_lock(%s)", (_key(self._held),))
-        return self._watch
+    def _listen(self, url: URL) -> Listener:
+        # The URL as the engine reads it: its hosts may be several, and its other parameters are the driver's.
+        names, settings = self.engine.dialect.create_connect_args(url)
+        own = {"application_name": "flowkit watch", "client_encoding": "utf8"}
+        settings = {"connect_timeout": CONNECT_SECONDS, **settings, **own}
+        return Listener(lambda: self._servers.connect(None, None, names, settings))
 
     def wait(self, seconds: float) -> set[str] | None:
         """Wait for a NOTIFY, which names flows; at the end of the time one may have been lost."""
-        with self._watching:
-            try:
-                for told in self._watcher().notifies(timeout=min(seconds, SLOW_POLL_SECONDS), stop_after=1):
-                    return set(told.payload.split("\n")) if told.payload else None
-            except Exception as error:
-                if self._watch is not None:
-                    self._watch.close()
-                raise self.classify(error, own=True) from error
-        return None
+        seconds = min(seconds, SLOW_POLL_SECONDS)
+        if self._listener is None:
+            time.sleep(seconds)
+            return None
+        try:
+            return self._listener.wait(seconds)
+        except Exception as error:
+            raise self.classify(error, own=True) from error
 
     def notify(self, flows: Collection[str]) -> None:
         # Alone and after the commit: inside the batch it would serialise commits.
@@ -299,42 +254,30 @@ class PostgresDialect:
             with self.engine.connect() as connection:
                 connection.exec_driver_sql("SELECT pg_notify('flowkit', %s)", (names if len(names) < PAYLOAD else "",))
         except SQLAlchemyError as error:
-            if not self._lacks(getattr(error, "orig", None), "other workers find new messages up to 1 s later"):
+            if not self._refusals.excuse(getattr(error, "orig", None), "other workers find messages up to 1 s later"):
                 raise
 
     def hold(self, worker: str) -> bool:
-        """Hold an advisory lock for as long as this process lives; whether it is in fact held (poolers share)."""
-        own = (
-            "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() "
-            "AND ((classid::bigint << 32) | objid::bigint) = %s"
-        )
-        with self._watching:
-            self._held = worker
-            try:
-                if self._watcher().execute(own, (_key(worker),)).fetchone() is None:
-                    # Never waited for: the backend of a connection that broke may hold it for some time.
-                    self._watch.execute("SELECT pg_try_advisory_lock(%s)", (_key(worker),))
-                return self._watch.execute(own, (_key(worker),)).fetchone() is not None
-            except Exception as error:
-                if self._lacks(error, "a dead worker is noticed by its silence only"):
-                    return False
-                raise self.classify(error, own=True) from error
+        """Hold an advisory lock for as long as this process lives; whether others can rely on it."""
+        try:
+            return self._listener is not None and self._listener.hold(worker)
+        except Exception as error:
+            if self._refusals.excuse(error, "a dead worker is noticed by its silence only"):
+                return False
+            raise self.classify(error, own=True) from error
 
     def gone(self, worker: str) -> bool:
         """Whether the worker that held this lock is dead."""
         try:
             with self.engine.connect() as connection:
-                row = connection.exec_driver_sql("SELECT pg_try_advisory_xact_lock(%s)", (_key(worker),)).fetchone()
+                row = connection.exec_driver_sql("SELECT pg_try_advisory_xact_lock(%s)", (key(worker),)).fetchone()
         except SQLAlchemyError as error:
             raise self.classify(getattr(error, "orig", None) or error, own=True) from error
         return bool(row and row[0])
 
     def forget(self, worker: str) -> None:
-        with self._watching:
-            if self._held == worker:
-                self._held = None
-                if self._watch is not None:
-                    self._watch.close()  # the lock ends with it, also when the server is away
+        if self._listener is not None:
+            self._listener.forget(worker)
 
     @contextmanager
     def upgrading(self) -> Iterator[sqlalchemy.Connection]:
@@ -363,10 +306,8 @@ class PostgresDialect:
         """Nothing to do: autovacuum does it."""
 
     def close(self) -> None:
-        with self._watching:
-            if self._watch is not None:
-                self._watch.close()
-                self._watch = None
+        if self._listener is not None:
+            self._listener.close()
         self.engine.dispose()
 
 
@@ -379,12 +320,7 @@ def _limits(deadline: float) -> str:
     )
 
 
-def _key(worker: str) -> int:
-    """63 bits of a worker's id, a UUIDv7: its last digits are random."""
-    return int(worker.replace("-", "")[-15:], 16)
-
-
-def _first_line(error: object) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]
 
 
@@ -397,21 +333,18 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
         raise ConfigError(
             "FLOWKIT_DATABASE_URL names PostgreSQL, whose driver is missing; pip install 'flowkit-runtime[postgresql]'"
         )
+    store = None
     try:
-        store = SqlStore(PostgresDialect(url), clock)
-        with store.dialect.engine.connect() as connection:
-            durable = connection.exec_driver_sql("SHOW synchronous_commit").scalar()
-        if durable in ("off", "local"):
-            store.close()
-            raise ConfigError(
-                f"FLOWKIT_DATABASE_URL is {mask(url)}, which has synchronous_commit = {durable}: acknowledged commits "
-                "can be lost; set it to on for this database or user"
-            )
+        dialect = PostgresDialect(url)
+        store = SqlStore(dialect, clock)
+        _look(dialect, url)
         if check:
             store.check_schema()
-    except ConfigError:
-        raise
     except Exception as error:
+        if store is not None:
+            store.close()
+        if isinstance(error, ConfigError):
+            raise
         cause = _first_line(getattr(error, "orig", None) or error)
         # A worker that starts while the server is away is started again; one that is configured wrongly is not.
         raise (StoreUnavailable if isinstance(error, OperationalError | StoreUnavailable) else ConfigError)(
@@ -419,3 +352,27 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
             "database"
         ) from None
     return store
+
+
+def _look(dialect: PostgresDialect, url: str) -> None:
+    """Raise ConfigError where commits are not durable, or behind a pooler that the URL does not tell of."""
+    with dialect.engine.connect() as connection:
+        durable, session = connection.exec_driver_sql(
+            "SELECT current_setting('synchronous_commit'), pg_backend_pid()"
+        ).one()
+        if durable in ("off", "local"):
+            raise ConfigError(
+                f"FLOWKIT_DATABASE_URL is {mask(url)}, which has synchronous_commit = {durable}: acknowledged commits "
+                "can be lost; set it to on for this database or user"
+            )
+        driver: Any = connection.connection.driver_connection
+        if dialect.pooled or driver.info.backend_pid == session:
+            return
+        # Somebody answers for the server. Where that keeps sessions, two connections never have the same one.
+        with dialect.engine.connect() as other:
+            if any(_session(connection) == _session(other) for _ in range(LOOKS)):
+                raise ConfigError(f"FLOWKIT_DATABASE_URL is {mask(url)}: {POOLER}")
+
+
+def _session(connection: sqlalchemy.Connection) -> object:
+    return connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()

@@ -1,0 +1,125 @@
+"""The PostgreSQL servers behind a URL: which may be used, and what they refuse."""
+
+import importlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DisconnectionError
+
+from flowkit.errors import ConfigError
+from flowkit.url import mask
+
+TRANSACTION = "transaction"
+_REFUSED = {"42501", "42883", "0A000"}
+"""Insufficient privilege, unknown function, not supported: what hardened, hosted and related servers do not have."""
+_log = logging.getLogger("flowkit.store")
+
+
+def places(url: str) -> tuple[URL, URL | None]:
+    """Where transactions go, and where a session that listens goes: nowhere, behind a pooler that keeps no sessions.
+
+    Raises ConfigError, which names the parameter that is wrong.
+    """
+    made = make_url(url).set(drivername="postgresql+psycopg")
+    pooler, direct = made.query.get("pooler"), made.query.get("direct")
+    driver = made.difference_update_query(["pooler", "direct"])
+    if pooler is None and direct is None:
+        return driver, driver
+    if pooler != TRANSACTION:
+        raise ConfigError(
+            f"FLOWKIT_DATABASE_URL is {mask(url)} with pooler={pooler}, direct={direct}; write pooler=transaction for "
+            "a pooler that lends its sessions for a transaction, and beside it direct=host:port for the server itself, "
+            "if that can be reached; leave out both where sessions are kept"
+        )
+    return driver, driver.set(host=None, port=None).update_query_dict({"host": direct}) if direct else None
+
+
+class Refusals:
+    """Functions that a server refuses to this role, or does not have. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def excuse(self, error: BaseException | None, lost: str) -> bool:
+        """Whether an error is such a refusal. What is `lost` with the function is told once, as a warning."""
+        if getattr(error, "sqlstate", None) not in _REFUSED:
+            return False
+        if lost not in self._told:
+            self._told.add(lost)
+            said = str(error).split("\n", 1)[0]
+            _log.warning("PostgreSQL: %s: %s; GRANT EXECUTE ON FUNCTION … TO this role", said, lost)
+        return True
+
+
+class Servers:
+    """Connects to those servers, and lets nobody write to one that was replaced by another. Thread-safe."""
+
+    def __init__(self, url: URL, refusals: Refusals, pooled: bool) -> None:
+        """`pooled`: each transaction may be on another server than the one before on the same connection."""
+        self._url = url
+        self._refusals = refusals
+        self._pooled = pooled
+        self._timelines: dict[int, int] = {}
+        """The highest that was seen, by system. A server of a lower one was replaced, and does not know it."""
+
+    def connect(self, dialect: Any, record: Any, names: Sequence[Any], settings: dict[str, Any]) -> Any:
+        """Connect, as SQLAlchemy asks for it: to the first of the hosts that was not replaced by another. Blocks."""
+        from flowkit.store.connection import Connection  # needs the driver, whose absence open_store tells
+
+        hosts, ports = (str(settings.get(name, "")).split(",") for name in ("host", "port"))
+        for _ in hosts:
+            several = {"host": ",".join(hosts), "port": ",".join(ports)} if len(hosts) > 1 else {}
+            connection = Connection.connect(*names, **settings | several, autocommit=True)
+            encoding = connection.info.parameter_status("server_encoding")
+            if encoding not in (None, "UTF8"):
+                connection.close()
+                raise ConfigError(
+                    f"FLOWKIT_DATABASE_URL is {mask(str(self._url))}, whose encoding {encoding} does not hold every "
+                    "text; use a database that was made by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+                )
+            try:
+                connection.introduce()
+            except Exception as error:
+                lost = "an old primary that comes back after a failover cannot be recognised"
+                if not self._refusals.excuse(error, lost):
+                    raise
+            refused = self._replaced(connection)
+            if not refused:
+                return connection
+            connection.close()
+            hosts, ports = hosts[1:] + hosts[:1], ports[1:] + ports[:1]
+        raise importlib.import_module("psycopg").OperationalError(refused)
+
+    def begin(self, connection: Any, statement: str) -> None:
+        """Begin a transaction by this statement, on a server that was not replaced. Closes the connection to one that
+        was, and raises psycopg.OperationalError."""
+        if not (self._pooled and connection.system):
+            connection.execute(statement, prepare=False)
+            return
+        connection.introduce(statement)
+        refused = self._replaced(connection)
+        if refused:
+            connection.close()
+            raise importlib.import_module("psycopg").OperationalError(refused)
+
+    def check(self, connection: Any, record: Any, proxy: Any) -> None:
+        """Let the pool, as SQLAlchemy asks for it, hand out no connection to a server that was replaced meanwhile, nor
+        one that the server has ended."""
+        if connection.timeline < self._timelines[connection.system]:
+            raise DisconnectionError("the server was replaced by another")
+        if connection.ended():
+            raise DisconnectionError("the server ended the session while it was idle")
+
+    def _replaced(self, connection: Any) -> str:
+        """Why the server of a connection is not to be written to; empty when it is the newest that was seen."""
+        highest = self._timelines.get(connection.system, 0)
+        if connection.timeline >= highest:
+            self._timelines[connection.system] = connection.timeline
+            return ""
+        why = (
+            f"is a primary of the past, of timeline {connection.timeline} where {highest} was seen: what it "
+            "accepts is lost; stop it, or make it follow the new one"
+        )
+        return f"{connection.info.host}:{connection.info.port} {why if connection.timeline else 'is a standby'}"

@@ -1,0 +1,147 @@
+"""PostgreSQL behind a pooler: pgbouncer, in both of its modes that know transactions."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy.orm import Session
+
+from flowkit import App, Channel, Objects, StoreUnavailable
+from flowkit.config import Settings, connect, open_store
+from flowkit.errors import ConfigError
+from flowkit.testing import Harness
+from tests.conftest import CI
+from tests.services.pair import Pair
+from tests.services.pgbouncer import PgBouncer, find_binary
+from tests.services.postgresql import PostgreSQL
+from tests.shop import FAST, Effect, Order, new_app
+from tests.test_database import checked, prepared, wait_until, working
+from tests.test_standby import rows
+
+pytestmark = pytest.mark.postgresql
+DECLARED = "?pooler=transaction"
+
+
+@pytest.fixture(scope="module")
+def pgbouncer(postgresql: PostgreSQL) -> Iterator[PgBouncer]:
+    if find_binary() is None and not CI:
+        pytest.skip("pgbouncer is not installed: run tests/services/install")
+    with closing(PgBouncer(postgresql, "transaction")) as made:
+        yield made
+
+
+@pytest.fixture
+def database(postgresql: PostgreSQL, postgresql_url: str, pgbouncer: PgBouncer) -> str:
+    """The name of a fresh database, behind a pooler in transaction mode."""
+    pgbouncer.change(postgresql, "transaction")
+    return postgresql_url.rsplit("/", 1)[1]
+
+
+def busy_app() -> tuple[App, Channel[Order]]:
+    """Two flows with two lanes each, retries, objects and handlers of both kinds."""
+    app = new_app()
+    orders, accepted = app.channel("orders", Order), app.channel("accepted", Order)
+
+    @app.flow(orders, to=accepted, concurrency=2, retry=FAST)
+    def accept(order: Order, db: Session, objects: Objects) -> Order:
+        seen = objects.get(order.name)
+        db.add(Effect(name=f"accept {order.name}"))
+        objects.put(order.name, (seen or 0) + 1)
+        return order
+
+    @app.flow(accepted, concurrency=2, retry=FAST)
+    async def invoice(order: Order, objects: Objects) -> None:
+        objects.put(f"invoice {order.name}", 1)
+
+    return app, orders
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction", "transaction and direct"])
+def test_flows_run_behind_a_pooler(postgresql: PostgreSQL, pgbouncer: PgBouncer, database: str, mode: str) -> None:
+    parameters = {
+        "session": "",
+        "transaction": DECLARED,
+        "transaction and direct": f"{DECLARED}&direct=127.0.0.1:{postgresql.port}",
+    }
+    if mode == "session":
+        pgbouncer.change(postgresql, "session")
+    url = pgbouncer.url(database) + parameters[mode]
+    app, orders = busy_app()
+    client, _ = busy_app()
+    with closing(prepared(url)) as services, closing(connect(Settings(database_url=url))) as others:
+        client.connect(others)
+        with working(app, services) as worker:
+            for number in range(30):
+                for _ in range(2):
+                    client.publish(orders, Order(name=str(number)), id=str(number))
+            wait_until(lambda: services.store.unfinished(list(app.flows)) == 0)
+            store: Any = services.store
+            with store.unit("") as unit:
+                locked = unit.read("SELECT locked FROM flowkit_workers WHERE id = %s", (worker.id,))
+            assert locked == [(int(mode != "transaction"),)]
+            assert worker.state == "ready"
+            assert store.ledger.balances()["shop.invoice"].applied == 30
+    checked(postgresql.url(database), list(app.flows), 30)
+
+
+def test_a_pooler_that_is_not_told_of_is_refused_by_name(pgbouncer: PgBouncer, database: str) -> None:
+    prepared(pgbouncer.url(database) + DECLARED).close()
+    with pytest.raises(ConfigError, match="add pooler=transaction"):
+        open_store(Settings(database_url=pgbouncer.url(database)))
+
+
+def test_a_pooler_that_changes_its_mode_is_named(postgresql: PostgreSQL, pgbouncer: PgBouncer, database: str) -> None:
+    pgbouncer.change(postgresql, "session")
+    with closing(open_store(Settings(database_url=pgbouncer.url(database)), check=False)) as store:
+        store.upgrade()
+
+        def ask() -> None:
+            for _ in range(8):  # the driver prepares what it has executed five times
+                store.subscriptions()
+
+        ask()
+        pgbouncer.change(postgresql, "transaction")
+        with pytest.raises(StoreUnavailable, match=r"prepared statement.*add pooler=transaction"):
+            ask()
+
+
+@pytest.mark.parametrize("parameters", ["pooler=session", "pooler=statement", "direct=localhost:5432"])
+def test_a_parameter_that_says_nothing_is_refused(postgresql_url: str, parameters: str) -> None:
+    with pytest.raises(ConfigError, match="write pooler=transaction"):
+        open_store(Settings(database_url=f"{postgresql_url}?{parameters}"), check=False)
+
+
+def test_an_old_primary_behind_the_pooler_gets_no_writes() -> None:
+    """The clients keep their connections to the pooler, which goes from one server to the other and back."""
+    if find_binary() is None and not CI:
+        pytest.skip("pgbouncer is not installed: run tests/services/install")
+    app = App("shop")
+    orders = app.channel("orders", Order)
+    app.flow(orders, name="accept")(lambda order: None)
+    with closing(Pair(synchronous=False)) as pair, closing(PgBouncer(pair.primary, "transaction")) as pooler:
+        pair.create_database("row_32")
+        old, new = pair.primary, pair.standby
+        with Harness(app, pooler.url("row_32") + DECLARED) as harness:
+            harness.publish(orders, Order(name="a"))
+            wait_until(lambda: arrived(new))
+            old.stop("immediate")
+            new.promote()
+            pooler.change(new, "transaction")
+            harness.publish(orders, Order(name="b"))
+            old.start()
+            pooler.change(old, "transaction")
+            with pytest.raises(StoreUnavailable, match="primary of the past"):
+                harness.publish(orders, Order(name="c"))
+            pooler.change(new, "transaction")
+            harness.publish(orders, Order(name="c"))
+            assert (rows(old), rows(new)) == (1, 3)
+
+
+def arrived(server: PostgreSQL) -> bool:
+    """Whether a standby has the first row."""
+    try:
+        return rows(server) == 1
+    except psycopg.Error:
+        return False

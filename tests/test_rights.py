@@ -1,18 +1,31 @@
 """The command line on databases that are not set up as FlowKit needs them: rights, encodings."""
 
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from typing import Any
 
 import pytest
+from sqlalchemy.orm import Session
 
+from flowkit import Objects, RetryPolicy
 from flowkit.cli import main
+from flowkit.config import Settings, connect
+from flowkit.message import new_id
+from flowkit.ports import Fence, Retention
 from flowkit.store import tables
 from tests.services.postgresql import PostgreSQL
-from tests.shop import Order, new_app, running
-from tests.test_postgresql import administer, role_of
+from tests.shop import FAST, Effect, Order, new_app, running
+from tests.test_database import wait_until, working
+from tests.test_postgresql import GRANTS, administer, role_of
 
 pytestmark = pytest.mark.postgresql
 Command = Callable[..., tuple[int, str]]
+SETTINGS = partial(Settings, broker_url="", group="first", version="1")
+Words = tuple[str, ...]
 
 
 @pytest.fixture
@@ -101,3 +114,64 @@ def test_a_role_without_rights_sees_one_line_and_no_traceback(postgresql_url: st
             code, said = flowkit(url, *words)
             assert code in (2, 3) and said.count("\n") <= 5, said
             assert "permission denied for table flowkit_version" in said
+
+
+def test_the_rights_of_the_documentation_are_of_every_table() -> None:
+    assert {one for one in re.findall(r"flowkit_\w+", GRANTS)} == set(tables.metadata.tables)
+
+
+def test_a_role_with_the_rights_of_the_documentation_runs_flows(postgresql_url: str, flowkit: Command) -> None:
+    """In a group, so that commits are fenced; with retries, dead letters, objects, retention and what people direct."""
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session, objects: Objects) -> None:
+        if order.deed == "fail":
+            raise ValueError("no")
+        objects.put(order.name, 1, ttl="1s")
+        db.add(Effect(name=order.name))
+
+    with role_of(postgresql_url) as url, closing(connect(SETTINGS(database_url=url))) as services:
+        store: Any = services.store
+        standing = store.stand(app.name, "first", 60, ready=True)
+        store.fence = Fence(app.name, "first", standing.token)
+        with working(app, services):
+            for number in range(3):
+                app.publish(orders, Order(name=str(number), deed="fail" if number == 2 else ""))
+            wait_until(lambda: store.unfinished(["shop.accept"]) == 0)
+            (letter,) = store.dead_letters.select()
+            directed: list[Words] = [("pause", "shop.accept"), ("dead", "retry", letter), ("resume", "shop.accept")]
+            for words in directed:
+                code, said = flowkit(url, *words)
+                assert code == 0, said
+            wait_until(lambda: store.unfinished(["shop.accept"]) == 0)
+            (letter,) = store.dead_letters.select()
+            assert flowkit(url, "dead", "discard", letter)[0] == 0
+            store.clean(Retention(app.name, list(app.flows), ["orders"], 0.0, 0.0), new_id())
+        store.step_down(app.name, "first", 0)
+        for words in (*COMMANDS, ("rollout", "status", "--app", "shop")):
+            code, said = flowkit(url, *words)
+            assert code == 0, said
+
+
+def test_a_right_that_is_taken_away_holds_a_message_up_and_costs_it_nothing(postgresql_url: str) -> None:
+    app, ran = new_app(), Counter[str]()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, retry=RetryPolicy(attempts=1))
+    def accept(order: Order) -> None:
+        ran[order.name] += 1
+        raise ValueError("the failure of the handler")
+
+    with role_of(postgresql_url) as url, closing(connect(Settings(database_url=url))) as services:
+        store: Any = services.store
+        administer(postgresql_url, "REVOKE ALL ON flowkit_dead FROM worker")
+        with working(app, services) as worker:
+            app.publish(orders, Order(name="a"))
+            wait_until(lambda: worker.state == "unready" and ran["a"] > 1)
+            administer(postgresql_url, "GRANT SELECT, INSERT, UPDATE, DELETE ON flowkit_dead TO worker")
+            wait_until(lambda: store.unfinished(["shop.accept"]) == 0)
+        (letter,) = store.dead_letters.read(store.dead_letters.select())
+        assert letter.error == "ValueError: the failure of the handler" and letter.attempts == 1
+        assert ran["a"] < 50, "it waits between the tries"

@@ -1,6 +1,7 @@
 """Plain INSERTs of handlers go to PostgreSQL together, and no handler notices."""
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Literal
 
 import pytest
@@ -77,7 +78,7 @@ def lines(postgresql_url: str) -> Callable[[], dict[int, str]]:
     """What is in the table."""
 
     def read() -> dict[int, str]:
-        with open_store(Settings(database_url=postgresql_url)).unit("") as unit:
+        with closing(open_store(Settings(database_url=postgresql_url))) as store, store.unit("") as unit:
             return {id: str(name) for id, name in unit.read("SELECT id, name FROM lines")}
 
     return read

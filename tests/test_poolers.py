@@ -1,5 +1,6 @@
 """PostgreSQL behind a pooler: pgbouncer, in both of its modes that know transactions."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -11,6 +12,8 @@ from sqlalchemy.orm import Session
 from flowkit import App, Channel, Objects, StoreUnavailable
 from flowkit.config import Settings, connect, open_store
 from flowkit.errors import ConfigError
+from flowkit.message import new_id
+from flowkit.ports import WorkerInfo
 from flowkit.testing import Harness
 from tests.conftest import CI
 from tests.services.pair import Pair
@@ -18,6 +21,7 @@ from tests.services.pgbouncer import PgBouncer, find_binary
 from tests.services.postgresql import PostgreSQL
 from tests.shop import FAST, Effect, Order, new_app
 from tests.test_database import checked, prepared, wait_until, working
+from tests.test_postgresql import administer, role_of
 from tests.test_standby import rows
 
 pytestmark = pytest.mark.postgresql
@@ -84,6 +88,35 @@ def test_flows_run_behind_a_pooler(postgresql: PostgreSQL, pgbouncer: PgBouncer,
             assert worker.state == "ready"
             assert store.ledger.balances()["shop.invoice"].applied == 30
     checked(postgresql.url(database), list(app.flows), 30)
+
+
+def test_a_living_worker_is_not_declared_gone_behind_a_pooler(pgbouncer: PgBouncer, database: str) -> None:
+    """Its lock would be in a session that the other worker gets too."""
+    url = pgbouncer.url(database) + DECLARED
+    with closing(prepared(url)) as services, closing(connect(Settings(database_url=url))) as others:
+        mine, theirs = (WorkerInfo(new_id(), "shop", "host", 1) for _ in range(2))
+        for store, worker in ((services.store, mine), (others.store, theirs)):
+            store.join_fleet(worker)
+        for store, worker in ((services.store, mine), (others.store, theirs)):
+            store.beat(worker.id, "ready")
+        assert services.store.ready("shop") == 2
+
+
+def test_a_server_that_refuses_later_to_say_which_one_it_is_is_used_all_the_same(
+    postgresql_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each transaction asks. The role's connection needs no pooler for that."""
+    with (
+        role_of(postgresql_url) as url,
+        closing(open_store(Settings(database_url=url + DECLARED))) as store,
+        caplog.at_level(logging.WARNING),
+    ):
+        store.subscribe({"shop.accept": "orders"})
+        administer(postgresql_url, "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+        for number in range(3):
+            store.subscribe({f"shop.{number}": "orders"})
+        assert len(store.subscriptions()) == 4
+    assert ["old primary" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_a_pooler_that_is_not_told_of_is_refused_by_name(pgbouncer: PgBouncer, database: str) -> None:

@@ -43,7 +43,7 @@ class Directed:
             directions = self._services.store.directions()
             self.share = self._share()
         except Exception as error:
-            # Whatever it is: the supervisor's end would end its workers. These tell that the store is away.
+            # Any error at all: the supervisor's end would end its workers. They tell that the store is away.
             known = isinstance(error, Unavailable | StoreConflict) or str(error) == self._failed
             _log.log(
                 logging.DEBUG if known else logging.ERROR,

@@ -232,7 +232,7 @@ class Supervisor:
             try:
                 self._charges[0]()
             except Exception as error:
-                # Whatever the store says: the supervisor's end would end its workers.
+                # Any error at all: the supervisor's end would end its workers.
                 _log.warning(
                     "cannot record what a dead worker was running, and tries again in %g s: %s", PAY_SECONDS, error
                 )

@@ -56,8 +56,8 @@ class Connection(psycopg.Connection[Any]):
         self.timeline = int(name, 16)
 
     def ended(self) -> bool:
-        """Whether the server seems to have ended this idle session. A local look: a server that says something though
-        nobody asked it takes leave, or, seldom, tells of a setting that changed."""
+        """Whether the server seems to have ended this idle session. A local look: data arrives unasked when the server
+        ends the session, or, seldom, when a setting changed. Does not block."""
         if self.closed:
             return True
         look = select.poll()

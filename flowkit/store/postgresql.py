@@ -30,7 +30,7 @@ MARGIN_SECONDS = 5
 """Granted to a transaction beyond its flow's deadline before the server ends it."""
 SLOW_POLL_SECONDS = 1.0
 UPGRADE = 0x666C6F776B6974
-"""The advisory lock of who upgrades the schema: "flowkit" as a number."""
+"""The advisory lock under which the schema is upgraded: "flowkit" as a number."""
 LOOKS = 3
 """So many times two connections are compared: others use the pooler as well."""
 PAYLOAD = 2000
@@ -282,7 +282,7 @@ class PostgresDialect:
     @contextmanager
     def upgrading(self) -> Iterator[sqlalchemy.Connection]:
         try:
-            # READ COMMITTED: who waits for the lock sees what its holder did.
+            # READ COMMITTED: after the wait for the lock the changes of its holder are seen.
             with self.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
                 connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE})")

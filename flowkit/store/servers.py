@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,6 +64,7 @@ class Servers:
         self._pooled = pooled
         self._timelines: dict[int, int] = {}
         """The highest that was seen, by system. A server of a lower one was replaced, and does not know it."""
+        self._lock = threading.Lock()
 
     def connect(self, dialect: Any, record: Any, names: Sequence[Any], settings: dict[str, Any]) -> Any:
         """Connect, as SQLAlchemy asks for it: to the first of the hosts that was not replaced by another. Blocks."""
@@ -79,12 +81,7 @@ class Servers:
                     f"FLOWKIT_DATABASE_URL is {mask(str(self._url))}, whose encoding {encoding} does not hold every "
                     "text; use a database that was made by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
                 )
-            try:
-                connection.introduce()
-            except Exception as error:
-                lost = "an old primary that comes back after a failover cannot be recognised"
-                if not self._refusals.excuse(error, lost):
-                    raise
+            self._introduce(connection, "")
             refused = self._replaced(connection)
             if not refused:
                 return connection
@@ -95,10 +92,11 @@ class Servers:
     def begin(self, connection: Any, statement: str) -> None:
         """Begin a transaction by this statement, on a server that was not replaced. Closes the connection to one that
         was, and raises psycopg.OperationalError."""
+        if self._pooled and connection.system:
+            self._introduce(connection, statement)
         if not (self._pooled and connection.system):
             connection.execute(statement, prepare=False)
             return
-        connection.introduce(statement)
         refused = self._replaced(connection)
         if refused:
             connection.close()
@@ -107,17 +105,30 @@ class Servers:
     def check(self, connection: Any, record: Any, proxy: Any) -> None:
         """Let the pool, as SQLAlchemy asks for it, hand out no connection to a server that was replaced meanwhile, nor
         one that the server has ended."""
-        if connection.timeline < self._timelines[connection.system]:
+        if connection.timeline < self._timelines.get(connection.system, 0):
             raise DisconnectionError("the server was replaced by another")
         if connection.ended():
             raise DisconnectionError("the server ended the session while it was idle")
 
+    def _introduce(self, connection: Any, before: str) -> None:
+        """Execute these statements, and learn which server it is. One that refuses to say stays unknown, and the
+        statements are undone."""
+        try:
+            connection.introduce(before)
+        except Exception as error:
+            lost = "an old primary that comes back after a failover cannot be recognised"
+            if not self._refusals.excuse(error, lost):
+                raise
+            connection.system = connection.timeline = 0
+            connection.rollback()
+
     def _replaced(self, connection: Any) -> str:
         """Why the server of a connection is not to be written to; empty when it is the newest that was seen."""
-        highest = self._timelines.get(connection.system, 0)
-        if connection.timeline >= highest:
-            self._timelines[connection.system] = connection.timeline
-            return ""
+        with self._lock:
+            highest = self._timelines.get(connection.system, 0)
+            if connection.timeline >= highest:
+                self._timelines[connection.system] = connection.timeline
+                return ""
         why = (
             f"is a primary of the past, of timeline {connection.timeline} where {highest} was seen: what it "
             "accepts is lost; stop it, or make it follow the new one"

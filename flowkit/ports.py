@@ -302,6 +302,10 @@ class Objects(Protocol):
 
     Values are what JSON can say. Each call is a statement in the transaction, and blocks for it. In an `async def`
     handler `get` is awaited, and what is put or deleted waits for the handler's end.
+
+    No update of a key is lost: where a handler has read a key and another message changes it before the commit, its
+    `put` or `delete` of that key raises StoreConflict, and the message runs again, which is no attempt. Other keys that
+    the handler has only read may change meanwhile.
     """
 
     def get(self, key: str) -> Any:

@@ -2,19 +2,20 @@
 
 import asyncio
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from functools import partial
 from typing import Any
 
-from flowkit.engine.async_pipeline import AsyncPipeline
+from flowkit.engine.async_pipeline import AsyncPipeline, Stale
 from flowkit.engine.desk import Desk, Errand
 from flowkit.engine.item import ConnectionDied, Item, describe, handle_of
 from flowkit.engine.lane import Lane
 from flowkit.engine.slots import Slot, Slots, State
+from flowkit.engine.triage import SOLO_TRIES
 from flowkit.errors import Unavailable
 from flowkit.loop import Loop
-from flowkit.ports import Delivery, Done, Objects, Source
+from flowkit.ports import Delivery, Done, Identity, Objects, Source
 
 REST_SECONDS = 1.0
 STUBBORN_SECONDS = 15.0
@@ -53,6 +54,10 @@ class AsyncLane(Lane):
         self._errands: deque[Errand] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = threading.Event()
+        self._width = self.flow.reach
+        """How many handlers are at work beside each other: fewer while they change what others of them have read."""
+        self._stale: Counter[Identity] = Counter()
+        """How often a message ran for nothing, because an object had changed since its handler read it."""
 
     def step(self) -> bool:
         """Run errands, start handlers, commit what came of others. False when there was nothing of it."""
@@ -151,7 +156,7 @@ class AsyncLane(Lane):
     @property
     def _room(self) -> int:
         """How many more handlers may begin."""
-        room = self.flow.reach - max(len(self._begun), len(self.pipeline.ended))
+        room = self._width - max(len(self._begun), len(self.pipeline.ended))
         known = [*self.held, *(item.delivery for item in self._begun)]
         return min(room, self.pipeline.together(known) - self.running)
 
@@ -189,10 +194,33 @@ class AsyncLane(Lane):
             del self._begun[item]
             if item.outcome is not None:
                 self._tell_of_failure(item)
+                self._adapt([item], [])
             elif item.desk is not None and item.desk.missed is not None:
                 self.held.append(item.delivery)
+                if isinstance(item.desk.missed, Stale):
+                    self._adapt([item], [item])
             else:
                 self.pipeline.ended[handle_of(item.delivery)] = item
+
+    def _keep(self, items: Sequence[Item]) -> None:
+        super()._keep(items)
+        self._adapt(items, [item for item in items if item.claim is not None and item.outcome is None])
+
+    def _adapt(self, items: Sequence[Item], stale: Sequence[Item]) -> None:
+        """Of handlers that read and write the same object one comes through, and the others run again: let so many
+        fewer be at work. When all come through, let there be one more."""
+        at_work = len(self._begun) + len(items)
+        self._width = max(1, min(self._width, at_work) - len(stale)) if stale else min(self.flow.reach, self._width + 1)
+        for ended in (item for item in items if self._stale and item.outcome is not None):
+            self._stale.pop(ended.delivery.identity, None)
+        for identity in (item.delivery.identity for item in stale):
+            self._stale[identity] += 1
+            if self._stale[identity] % SOLO_TRIES == 0:
+                self._log.warning(
+                    "flow %s: message %s has run %d times for nothing: each time another one changed an object between "
+                    "its get and its commit; shorten that time, or keep less under one key",
+                    self.flow.name, identity[2], self._stale[identity],
+                )  # fmt: skip
 
     def _commit(self) -> bool:
         """Commit a batch of what came of handlers. False when there is nothing."""

@@ -12,7 +12,7 @@ from flowkit.engine.item import ConnectionDied, Exhausted, Item, Refused, Supers
 from flowkit.engine.pipeline import Pipeline
 from flowkit.errors import FlowKitError, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.flow import Outbox
-from flowkit.ports import Copy, Delivery, Done, Objects, Unit
+from flowkit.ports import Copy, Delivery, Objects, Unit
 from flowkit.publisher import handling
 
 CONFLICT_TRIES = 20
@@ -21,6 +21,10 @@ CONFLICT_SECONDS = 0.005
 
 class DeadlinePassed(FlowKitError):
     """An `async def` handler was cancelled at its deadline."""
+
+
+class Stale(StoreConflict):
+    """An object has changed since the handler read it: it runs again, for what it put is of the past."""
 
 
 @dataclass(eq=False)
@@ -104,20 +108,26 @@ class AsyncPipeline(Pipeline):
         return items
 
     def stage(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
-        copies = super().stage(unit, items)
         for item in items:
-            if isinstance(item.outcome, Done) and item.desk is not None and item.desk.objects:
-                with unit.access() as access:
-                    item.desk.objects.write(access.give(Objects))  # type: ignore[arg-type]
-        return copies
+            done = item.claim is not None and item.handled and item.error is None
+            if done and item.desk is not None and item.desk.objects and not self._write(unit, item.desk):
+                if self.early:
+                    raise Stale(f"message {item.delivery.message.id}: an object has changed since its handler read it")
+                item.handled = False  # it stays in the lane
+        return super().stage(unit, items)
+
+    def _write(self, unit: Unit, desk: Desk) -> bool:
+        with unit.access() as access:
+            objects: Any = access.give(Objects)
+            return desk.objects.write(objects)
 
     def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
         """Run a function as the whole unit of work of one message: claim first, commit alone."""
         for again in range(1, CONFLICT_TRIES + 1):
             try:
                 return self._apply(item, function, given_up)
-            except StoreConflict:
-                if again == CONFLICT_TRIES:
+            except StoreConflict as conflict:
+                if again == CONFLICT_TRIES or isinstance(conflict, Stale):
                     raise
                 time.sleep(CONFLICT_SECONDS * again * self.random())
 

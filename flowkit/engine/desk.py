@@ -103,12 +103,16 @@ class BufferedObjects:
         self._desk = desk
         self._written: dict[str, tuple[Any, str | float | None] | None] = {}
         """Key -> value and its time to live; None for a deleted one."""
+        self._read: dict[str, bytes] = {}
+        """Key -> what it was when the handler read it first, as JSON: the handler may change what it was given."""
 
     async def get(self, key: str) -> Any:
         if key in self._written:
             found = self._written[key]
             return found and found[0]
-        return await self._desk.ask(lambda _: self._desk.clerk.read(key))
+        value = await self._desk.ask(lambda _: self._desk.clerk.read(key))
+        self._read.setdefault(key, to_json(value))
+        return value
 
     def put(self, key: str, value: Any, ttl: str | float | None = None) -> None:
         self._check("put")
@@ -124,13 +128,18 @@ class BufferedObjects:
         self._check("delete")
         self._written[key] = None
 
-    def write(self, objects: Objects) -> None:
-        """Write what was kept into the objects of a unit of work. Blocks."""
+    def write(self, objects: Objects) -> bool:
+        """Write what was kept into the objects of a unit of work. Blocks. False, and nothing is written, when one of
+        them has changed since the handler read it."""
+        read = self._read.keys() & self._written.keys()
+        if any(to_json(objects.get(key)) != self._read[key] for key in sorted(read)):
+            return False
         for key, found in self._written.items():
             if found is None:
                 objects.delete(key)
             else:
                 objects.put(key, *found)
+        return True
 
     def _check(self, what: str) -> None:
         item = self._desk.item

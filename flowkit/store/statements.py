@@ -113,6 +113,15 @@ class Statements:
         INSERT INTO flowkit_objects (space, key, value, expires) VALUES (?, ?, ?, {now} + CAST(? AS bigint))
         ON CONFLICT (space, key) DO UPDATE SET value = excluded.value, expires = excluded.expires"""
     delete_object: str = "DELETE FROM flowkit_objects WHERE space = ? AND key = ?"
+    # The same for who has read the key: no row back, and another transaction has changed it since.
+    create_object: str = """
+        INSERT INTO flowkit_objects AS kept (space, key, value, expires) VALUES (?, ?, ?, {now} + CAST(? AS bigint))
+        ON CONFLICT (space, key) DO UPDATE SET value = excluded.value, expires = excluded.expires
+        WHERE kept.expires <= {now} RETURNING key"""
+    replace_object: str = """
+        UPDATE flowkit_objects SET value = ?, expires = {now} + CAST(? AS bigint)
+        WHERE space = ? AND key = ? AND value = ? RETURNING key"""
+    remove_object: str = "DELETE FROM flowkit_objects WHERE space = ? AND key = ? AND value = ? RETURNING key"
     purge_objects: str = """
         DELETE FROM flowkit_objects WHERE ({object}) IN
         (SELECT {object} FROM flowkit_objects WHERE space = ? AND expires <= {now} LIMIT ? {skip}) RETURNING key"""

@@ -1,0 +1,143 @@
+"""Objects that many messages read and write at once: no update is lost."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+
+from flowkit import App, Objects, Outbox, UnitOfWork
+from flowkit.config import Settings, connect, open_store
+from flowkit.engine.worker import Worker
+from flowkit.ports import Done
+from tests.shop import Order, new_app, running
+from tests.test_rabbitmq import wait_until
+
+ORDERS = 200
+
+
+@pytest.fixture
+def app() -> App:
+    return new_app()
+
+
+@contextmanager
+def worker(app: App, url: str) -> Iterator[None]:
+    with closing(connect(Settings(database_url=url))) as services:
+        made = Worker(app, services)
+        thread = threading.Thread(target=made.run)
+        thread.start()
+        try:
+            yield
+        finally:
+            made.stop()
+            thread.join(60)
+
+
+def counted(app: App, url: str, read: Callable[[Objects], int]) -> int:
+    """What a counter says when two workers have handled so many orders, none of them failed."""
+    store = open_store(Settings(database_url=url), check=False)
+    store.upgrade()
+    with closing(store), closing(app):
+        app.connect(connect(Settings(database_url=url)))
+        app.publish_many(app.channels["orders"], [Order(name=str(number)) for number in range(ORDERS)])
+        with worker(app, url), worker(app, url):
+            wait_until(lambda: store.unfinished(list(app.flows)) == 0)
+        assert store.ledger.balances()["shop.count"].applied == ORDERS
+        with store.unit("shop.count") as unit:
+            return read(unit.give(Objects))
+
+
+def by_get_and_put(app: App) -> None:
+    @app.flow(app.channel("orders", Order))
+    def count(order: Order, objects: Objects) -> None:
+        objects.put("orders", (objects.get("orders") or 0) + 1)
+
+
+def by_async(app: App) -> None:
+    @app.flow(app.channel("orders", Order))
+    async def count(order: Order, objects: Objects) -> None:
+        counted = await objects.get("orders") or 0
+        await asyncio.sleep(0)
+        objects.put("orders", counted + 1)
+
+
+def by_unit_of_work(app: App) -> None:
+    @app.flow(app.channel("orders", Order))
+    async def count(order: Order, objects: Objects, work: UnitOfWork) -> None:
+        objects.put("orders", (await objects.get("orders") or 0) + 1)
+        await work.run(lambda session, outbox: None)
+
+
+@pytest.mark.parametrize("way", [by_get_and_put, by_async, by_unit_of_work])
+def test_row_b2_a_counter_that_many_lanes_count_up_loses_nothing(
+    app: App, way: Callable[[App], None], database_url: str
+) -> None:
+    way(app)
+    assert counted(app, database_url, lambda objects: objects.get("orders")) == ORDERS
+
+
+def test_row_b2_a_counter_that_is_deleted_at_ten_loses_nothing(app: App, database_url: str) -> None:
+    @app.flow(app.channel("orders", Order))
+    def count(order: Order, objects: Objects) -> None:
+        if (objects.get("units") or 0) == 9:
+            objects.delete("units")
+            objects.put("tens", (objects.get("tens") or 0) + 1)
+        else:
+            objects.put("units", (objects.get("units") or 0) + 1)
+
+    def read(objects: Objects) -> int:
+        return (objects.get("tens") or 0) * 10 + (objects.get("units") or 0)
+
+    assert counted(app, database_url, read) == ORDERS
+
+
+def test_row_b2_a_conflict_that_the_handler_catches_is_none_of_its_attempts(app: App, postgresql_url: str) -> None:
+    caught = []
+
+    @app.flow(app.channel("orders", Order))
+    def count(order: Order, objects: Objects) -> None:
+        orders = objects.get("orders") or 0
+        try:
+            objects.put("orders", orders + 1)
+        except Exception as error:
+            caught.append(error)
+
+    assert counted(app, postgresql_url, lambda objects: objects.get("orders")) == ORDERS
+    assert caught, "no two lanes met"
+
+
+def test_row_b2_messages_of_one_async_lane_that_share_an_object_soon_take_turns(app: App, database_url: str) -> None:
+    runs, sent = [], app.channel("sent", Order, optional=True)
+
+    @app.flow(app.channel("orders", Order), to=sent, concurrency=100)
+    async def count(order: Order, objects: Objects, outbox: Outbox) -> None:
+        runs.append(order.name)
+        orders = await objects.get("orders") or 0
+        await asyncio.sleep(0.001)
+        objects.put("orders", orders + 1)
+        outbox.send(sent, order)
+
+    with running(app, database_url) as harness:
+        app.publish_many(app.channels["orders"], [Order(name=str(number)) for number in range(ORDERS)])
+        harness.until_quiet()
+        with harness.store.unit("shop.count") as unit:
+            assert unit.give(Objects).get("orders") == ORDERS
+        assert sorted(order.name for order in harness.sent(sent)) == sorted(map(str, range(ORDERS)))
+        assert [outcome for _, _, outcome in harness.outcomes] == [Done()] * ORDERS
+        assert len(runs) < 5 * ORDERS, "they go on working beside each other for nothing"
+
+
+def test_row_b2_who_only_puts_overwrites(app: App, database_url: str) -> None:
+    @app.flow(app.channel("orders", Order))
+    def keep(order: Order, objects: Objects) -> None:
+        objects.put("last", order.name)
+        objects.put("last", objects.get("last") + "!")
+        objects.delete("last")
+        objects.put("last", order.name, ttl="1ms")
+
+    with running(app, database_url) as harness:
+        app.publish_many(app.channels["orders"], [Order(name=str(number)) for number in range(3)])
+        harness.until_quiet()
+        assert [outcome for _, _, outcome in harness.outcomes] == [Done()] * 3

@@ -83,13 +83,14 @@ class Services(NamedTuple):
         self.store.close()
 
 
-def connect(settings: Settings | None = None, check: bool = True) -> Services:
-    """Open the services that the settings name. With `check`, refuse a store whose schema is not this version's.
+def connect(settings: Settings | None = None, check: bool = True, create: bool = True) -> Services:
+    """Open the services that the settings name. With `check`, refuse a store whose schema is not this version's; with
+    `create`, make a SQLite file that is not there.
 
     Blocks until the database answered. Raises ConfigError, which names the setting and what to write instead.
     """
     settings = settings or Settings.read()
-    store = open_store(settings, check)
+    store = open_store(settings, check, create=create)
     try:
         system = "rabbitmq" if settings.broker_url else "flowkit"
         return Services(settings, store, open_transport(settings, store), telemetry=ambient(system))

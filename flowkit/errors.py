@@ -78,6 +78,11 @@ class Fenced(StoreUnavailable):
     """Another group of this app's instances is active now: nothing was committed, and they do this work."""
 
 
+class StoreLost(StoreUnavailable):
+    """The database that this process has opened was removed or replaced: nothing was committed, and nothing will be. A
+    process that starts anew opens what is there now."""
+
+
 class StoreConflict(FlowKitError):
     """Two transactions collided (serialization, deadlock, lock timeout, busy). Runs again; never an attempt."""
 

@@ -447,6 +447,10 @@ class Store(Protocol):
     def started(self) -> str:
         """Since when the database's server runs: another answer after a restart. Raises StoreUnavailable."""
 
+    def check_place(self) -> None:
+        """Raise StoreLost if the database that this process has opened was removed or replaced. Does not wait.
+        A commit never succeeds there either."""
+
     def classify(self, error: BaseException) -> BaseException:
         """The StoreConflict or StoreUnavailable that a database error means; else the error itself."""
 

@@ -504,10 +504,17 @@ def main() -> None:
         raise SystemExit(130) from None
     except Exception as error:
         from flowkit.cli.plain import plain
-        from flowkit.errors import ConfigError, DefinitionError, FlowKitError, StoreConflict, StoreUnavailable
+        from flowkit.errors import (
+            ConfigError,
+            DefinitionError,
+            FlowKitError,
+            StoreConflict,
+            StoreLost,
+            StoreUnavailable,
+        )
 
         if not isinstance(error, FlowKitError):
             raise
         print(f"flowkit: {plain(str(error))}", file=sys.stderr)
-        wrong = isinstance(error, ConfigError | DefinitionError)
+        wrong = isinstance(error, ConfigError | DefinitionError | StoreLost)
         raise SystemExit(2 if wrong else 3 if isinstance(error, StoreUnavailable | StoreConflict) else 1) from None

@@ -34,11 +34,12 @@ class Directed:
         """What this instance should get of the requests, beside what an instance with the largest share gets."""
 
     def step(self) -> None:
-        """Look, once a second, and follow. Blocks for that look."""
+        """Look, once a second, and follow. Blocks for that look. Raises StoreLost."""
         now = self._services.clock.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
+        self._services.store.check_place()  # with an error the instance ends: nothing that it does counts any more
         try:
             directions = self._services.store.directions()
             self.share = self._share()

@@ -23,7 +23,7 @@ from flowkit.cli.systemd import ServiceManager
 from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.continuity.standby import Standby, stand_alone
 from flowkit.engine.slots import Slots
-from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
+from flowkit.engine.supervisor import LOST, REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.versions import named
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError
@@ -88,7 +88,7 @@ def run(name: str, options: Options) -> int:
         return _watch(name, settings, {**surroundings, "FLOWKIT_GROUP": settings.group})
     app = load(name)
     configure(app.name)
-    services = connect(settings)
+    services = connect(settings, create=not descriptor)  # that of a worker was there: its supervisor has opened it
     if descriptor:
         return _work(app, services, options, grace, Slots(int(descriptor)), signals)
     try:
@@ -126,6 +126,9 @@ def _work(app: App, services: Services, options: Options, grace: float, slots: S
     ended = worker.run(grace, _abandon)
     if front is not None:
         front.close(grace)
+    if worker.lost:
+        slots.clear()  # nobody is to blame
+        _abandon(LOST)
     if worker.overdue or worker.crippled or not ended:
         _abandon()
     services.telemetry.close()
@@ -181,10 +184,10 @@ def _end_when_stopped(worker: Worker) -> None:
             worker.stop()
 
 
-def _abandon() -> None:
+def _abandon(status: int = REPLACE) -> None:
     """End this process though a handler hangs in a thread that cannot be ended; the supervisor charges its message."""
     logging.shutdown()
-    os._exit(REPLACE)
+    os._exit(status)
 
 
 def _supervise(app: App, services: Services, options: Options, grace: float) -> int:

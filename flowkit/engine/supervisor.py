@@ -23,9 +23,11 @@ REPLACE = 75
 """Exit status of a worker that asks to be replaced: a handler ran past its deadline."""
 STOPPED = 76
 """Exit status of a worker one of whose flows stopped."""
-FINAL = {0: 0, 2: 2, STOPPED: 1}
+LOST = 77
+"""Exit status of a worker whose database was removed or replaced: a new worker would begin an empty one."""
+FINAL = {0: 0, 2: 2, STOPPED: 1, LOST: 2}
 """Statuses of a worker that is not started again, because that would not help, and what they make of the supervisor's:
-done, wrong configuration, a flow stopped."""
+done, wrong configuration, a flow stopped, the database is gone."""
 SLOTS_VARIABLE = "FLOWKIT_SLOTS"
 _log = logging.getLogger("flowkit.supervisor")
 

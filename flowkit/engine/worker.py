@@ -23,7 +23,7 @@ from flowkit.engine.reduction import shed
 from flowkit.engine.relay import Relay
 from flowkit.engine.slots import Slot, Slots, State
 from flowkit.engine.versions import VersionedSource, Versions, named
-from flowkit.errors import BrokerUnavailable, StoreConflict, Unavailable
+from flowkit.errors import BrokerUnavailable, StoreConflict, StoreLost, Unavailable
 from flowkit.flow import Flow
 from flowkit.loop import Loop
 from flowkit.ports import CANDIDATE, DRAINED, EXCHANGE, LANES, MINIMUM, NORMAL, PAUSED, Retention, WorkerInfo
@@ -58,6 +58,8 @@ class Worker:
         """Whether a handler ran past its deadline: the process has to be replaced."""
         self.crippled = False
         """Whether one of its threads died: the process has to be replaced."""
+        self.lost = False
+        """Whether the database was taken away from under it: this process can commit nothing any more."""
         self.stopping = threading.Event()
         self._ended = threading.Event()
         self._slots = slots or Slots()
@@ -214,6 +216,7 @@ class Worker:
                 self._heat({lane.flow.name for lane in self.lanes})
         if beat:
             waits = self.state == "ready" and self.versions.role == "none"
+            store.check_place()
             store.beat(self.id, "waiting" if waits else self.state, self.versions.epoch, self._recent.figures())
             were = self.directions, self.shed
             self.directions = store.directions()
@@ -325,7 +328,7 @@ class Worker:
             if self._unfinished:  # handlers are at work, but not this thread
                 thread.join(WATCH_SECONDS * 2)
         finished = not self._hung() and not any(thread.is_alive() for thread in threads)
-        if finished:
+        if finished and not self.lost:
             self.close()
         return finished
 
@@ -481,6 +484,12 @@ class Worker:
         """How many lanes a flow has."""
         return self.directions.get((LANES, flow.name)) or flow.lanes(self.services.store.serial)
 
+    def _lose(self, error: StoreLost) -> None:
+        if not self.lost:
+            _log.error("app %s: this worker ends: %s", self.app.name, error)
+        self.lost = True
+        self.stop()
+
     def _guarded(self, step: Callable[[], Any], *needs: str) -> Any:
         """Run a step that needs these services; while one is away wait with backoff and jitter, and say so once."""
         try:
@@ -490,7 +499,9 @@ class Worker:
             return True
         except Unavailable as error:
             missed = "broker" if isinstance(error, BrokerUnavailable) else "store"
-            if missed not in self._failures:
+            if isinstance(error, StoreLost):
+                self._lose(error)
+            elif missed not in self._failures:
                 _log.error("the %s is away: %s; nothing is acknowledged until it is back", missed, error)
         except Exception:
             missed = "step"

@@ -302,6 +302,9 @@ class PostgresDialect:
                 "FlowKit's tables that are there are upgraded by the role that owns them"
             ) from error
 
+    def check_place(self) -> None:
+        """Nothing to do: each connection is asked which server it reaches (`_fence`)."""
+
     def tidy(self) -> None:
         """Nothing to do: autovacuum does it."""
 

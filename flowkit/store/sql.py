@@ -131,6 +131,9 @@ class Dialect(Protocol):
         """A connection in a transaction beside which nobody else upgrades the schema. Raises ConfigError, which names
         what is missing, or StoreUnavailable."""
 
+    def check_place(self) -> None:
+        """Raise StoreLost where the database that was opened has been taken away."""
+
     def tidy(self) -> None:
         """Regular upkeep of the database."""
 
@@ -244,6 +247,9 @@ class SqlStore:
     def started(self) -> str:
         with self.unit("") as unit:
             return str(unit.read(self.sql.started)[0][0])
+
+    def check_place(self) -> None:
+        self.dialect.check_place()
 
     def classify(self, error: BaseException, own: bool = False) -> BaseException:
         inner = getattr(error, "orig", None) or error

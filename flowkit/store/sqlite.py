@@ -21,7 +21,7 @@ from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from flowkit.errors import ConfigError, Fenced, StoreConflict, StoreUnavailable, TransactionEnded
+from flowkit.errors import ConfigError, Fenced, StoreConflict, StoreLost, StoreUnavailable, TransactionEnded
 from flowkit.ports import Clock
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import Statements
@@ -69,9 +69,12 @@ class SqliteDialect:
     )
 
     def __init__(self, path: str, clock: Clock) -> None:
-        self.path = path
+        memory = path == ":memory:"
+        self.path = path if memory else os.path.abspath(path)
         self.module = driver()
         self.error = self.module.Error
+        self._file: tuple[int, int] | None = None
+        """Device and inode of the file that this process has opened."""
         self._clock = clock
         self._watching = threading.Lock()
         self._watch: Any = None
@@ -79,18 +82,19 @@ class SqliteDialect:
         self._told = 0.0
         """When there was news last."""
         self._locks: dict[str, int] = {}
-        memory = path == ":memory:"
         self.engine = create_engine(
-            "sqlite://" if memory else f"sqlite:///{path}",
+            "sqlite://" if memory else f"sqlite:///{self.path}",
             module=self.module,
             isolation_level="AUTOCOMMIT",
             poolclass=StaticPool if memory else QueuePool,
             connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
             **({} if memory else {"pool_size": 6, "max_overflow": -1}),
         )
+        event.listen(self.engine, "do_connect", lambda *_: self._check_file())  # it would make a new one
         event.listen(self.engine, "connect", self._prepare)
 
     def adopt(self, connection: Any) -> None:
+        self._check_file()
         self._tell_time(connection)
         if not connection.in_transaction:
             connection.execute("BEGIN IMMEDIATE")
@@ -107,6 +111,27 @@ class SqliteDialect:
         connection.execute("PRAGMA foreign_keys = ON")
         # SQLite keeps any bytes as text. Read strictly, one such row would fail every lease of its flow.
         connection.text_factory = _TEXT
+        if self._file is None and self.path != ":memory:":
+            self._file = _identity(self.path)
+
+    def check_place(self) -> None:
+        self._check_file()
+        log = f"{self.path}-wal"
+        # The log is there for as long as anybody has the database open, as the watching connection does.
+        if self._watch is not None and safe_wal(self.module) and self._file is not None and not os.path.exists(log):
+            raise StoreLost(
+                f"SQLite: {log} was removed while this process had it open, and what it holds would be lost; stop all "
+                "processes that use this database, and start them again"
+            )
+
+    def _check_file(self) -> None:
+        """Raise StoreLost unless the file is still where it was: whoever starts from now on would not find what this
+        process commits."""
+        if self._file is not None and _identity(self.path) != self._file:
+            raise StoreLost(
+                f"SQLite: {self.path} was removed or replaced while this process had it open, and what it commits "
+                "would be lost; nothing is committed any more; see to the file, and start this process again"
+            )
 
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         return nullcontext()
@@ -129,6 +154,7 @@ class SqliteDialect:
             raise Fenced("another group of instances is active now")
 
     def commit(self, connection: Any, token: str | None) -> None:
+        self._check_file()
         if token is not None:
             connection.execute(f"RELEASE SAVEPOINT {token}")
         connection.execute("COMMIT")
@@ -283,6 +309,15 @@ class SqliteDialect:
             if self._watch is not None:
                 self._watch.close()
         self.engine.dispose()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """What tells a file from others of its name. None: there is none."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) -> SqlStore:

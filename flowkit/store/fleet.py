@@ -4,6 +4,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from flowkit.ports import Figures, WorkerInfo
+from flowkit.store.clock import Hands
 from flowkit.store.unit import MICROSECOND
 
 if TYPE_CHECKING:
@@ -21,14 +22,18 @@ class Fleet:
         self._store = store
         self._members: dict[str, WorkerInfo] = {}
         """The workers of this process."""
+        self._hands = Hands(store)
 
     def join(self, worker: WorkerInfo, epoch: int) -> None:
         self._members[worker.id] = worker
+        with self._store.transaction(fenced=False) as unit:
+            unit.write(self._store.sql.first_mark, [()])
         self._write(worker, "starting", epoch, Figures())
 
     def beat(self, worker: str, state: str, epoch: int, figures: Figures) -> None:
         # A row that others removed, because its lock was free for a moment, is there again.
         self._write(self._members[worker], state, epoch, figures)
+        self._hands.look()
         with self._store.unit("") as unit:
             others = unit.read(self._store.sql.others, (SILENT_MICROSECONDS, worker))
         for other, is_locked, is_silent in others:
@@ -48,6 +53,7 @@ class Fleet:
             handled, failed, p99 = figures
             row = (*worker, state, epoch, handled, failed, int(p99 * MICROSECOND), int(locked))
             unit.write(self._store.sql.join, [row])
+            unit.write(self._store.sql.keep_mark, [()])
 
     def leave(self, worker: str) -> None:
         """Free the leases of a worker, fold its counters, and forget it."""

@@ -236,6 +236,9 @@ class PostgresDialect:
         settings = {"connect_timeout": CONNECT_SECONDS, **settings, **own}
         return Listener(lambda: self._servers.connect(None, None, names, settings))
 
+    def monotonic(self) -> float:
+        return time.monotonic()
+
     def wait(self, seconds: float) -> set[str] | None:
         """Wait for a NOTIFY, which names flows; at the end of the time one may have been lost."""
         seconds = min(seconds, SLOW_POLL_SECONDS)

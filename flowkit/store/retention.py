@@ -26,6 +26,9 @@ class Cleaner:
         """Up to when nothing is left of some names, as far as this process knows: what was removed is in the way of who
         looks through it again, until the database has tidied up."""
 
+        self._cleaned = 0
+        """The database's time at the last cleaning."""
+
     def look_again(self) -> None:
         """Look through everything with the next cleaning."""
         self._gone.clear()
@@ -39,6 +42,9 @@ class Cleaner:
                 return 0
             flows = _names(policy.flows)
             now = int(unit.read(sql.now)[0][0])
+            if now < self._cleaned:
+                self.look_again()  # the clock was set back: what is new may be older than that
+            self._cleaned = now
             retention = int(policy.inbox * MICROSECOND)
             # An accepted id is remembered longer than what the flows did with it: sent again, it is still known.
             ends = {

@@ -112,6 +112,9 @@ class Dialect(Protocol):
     def token_gone(self, error: BaseException) -> bool:
         """Whether a commit was refused because the savepoint is gone."""
 
+    def monotonic(self) -> float:
+        """Seconds by a clock that nobody can set, to compare the database's clock with."""
+
     def wait(self, seconds: float) -> set[str] | None:
         """Block until another connection may have committed, at most so long. The flows told; None: unknown."""
 

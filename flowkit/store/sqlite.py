@@ -237,6 +237,9 @@ class SqliteDialect:
 
     # ------------------------------------------------------------ waiting and liveness
 
+    def monotonic(self) -> float:
+        return self._clock.monotonic()
+
     def wait(self, seconds: float) -> set[str] | None:
         """Poll `PRAGMA data_version`, which changes with every commit of another connection; seldom when idle."""
         end = time.monotonic() + seconds

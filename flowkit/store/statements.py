@@ -166,6 +166,41 @@ class Statements:
     ready: str = """
         SELECT count(*) FROM flowkit_workers
         WHERE app = ? AND state = 'ready' AND heartbeat > {now} - CAST(? AS bigint)"""
+    # The latest time that a heartbeat saw; at first, that of any message. A clock that was set back is before it.
+    first_mark: str = """
+        INSERT INTO flowkit_leases (name, holder, until) SELECT 'clock', '', (SELECT max(seen) FROM
+        (SELECT {now} AS seen UNION ALL SELECT max(staged) FROM flowkit_messages) AS times)
+        WHERE NOT EXISTS (SELECT 1 FROM flowkit_leases WHERE name = 'clock') ON CONFLICT DO NOTHING"""
+    keep_mark: str = "UPDATE flowkit_leases SET until = {now} WHERE name = 'clock' AND until < {now} - 900000"
+    mark: str = "SELECT {now}, (SELECT until FROM flowkit_leases WHERE name = 'clock')"
+    set_mark: str = """
+        UPDATE flowkit_leases SET until = {now} WHERE name = 'clock' AND until = ? AND until > {now} RETURNING until"""
+    # The time as it is now comes as a parameter, before any other: the clock may be set again at any statement.
+    move_messages: str = """
+        WITH set_to (now, by) AS (SELECT CAST(? AS bigint), CAST(? AS bigint))
+        UPDATE flowkit_messages SET due = due - (SELECT by FROM set_to),
+        staged = staged - CASE WHEN staged > (SELECT now FROM set_to) THEN (SELECT by FROM set_to) ELSE 0 END
+        WHERE due > (SELECT now FROM set_to) AND CASE WHEN worker IS NOT NULL THEN due > CAST(? AS bigint)
+        ELSE staged > (SELECT now FROM set_to) OR (staged < CAST(? AS bigint) AND due <= CAST(? AS bigint)) END"""
+    move_leases: str = """
+        UPDATE flowkit_leases SET until = until - CAST(? AS bigint)
+        WHERE name <> 'clock' AND until > CAST(? AS bigint)"""
+    move_workers: str = """
+        WITH set_to (now, by) AS (SELECT CAST(? AS bigint), CAST(? AS bigint))
+        UPDATE flowkit_workers SET
+        heartbeat = heartbeat - CASE WHEN heartbeat > (SELECT now FROM set_to) THEN (SELECT by FROM set_to) ELSE 0 END,
+        started = started - CASE WHEN started > (SELECT now FROM set_to) THEN (SELECT by FROM set_to) ELSE 0 END"""
+    move_uptime: str = """
+        WITH set_to (now, by) AS (SELECT CAST(? AS bigint), CAST(? AS bigint))
+        UPDATE flowkit_uptime SET
+        until = until - CASE WHEN until > (SELECT now FROM set_to) THEN (SELECT by FROM set_to) ELSE 0 END,
+        since = since - CASE WHEN since > (SELECT now FROM set_to) THEN (SELECT by FROM set_to) ELSE 0 END
+        WHERE until > (SELECT now FROM set_to) OR since > (SELECT now FROM set_to)"""
+    move_rollouts: str = """
+        WITH set_to (now, by) AS (SELECT CAST(? AS bigint), CAST(? AS bigint))
+        UPDATE flowkit_rollouts SET
+        since = since - CASE WHEN since > (SELECT now FROM set_to) THEN (SELECT by FROM set_to) ELSE 0 END,
+        began = began - CASE WHEN began > (SELECT now FROM set_to) THEN (SELECT by FROM set_to) ELSE 0 END"""
     others: str = "SELECT id, locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id <> ?"
     member: str = "SELECT locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id = ?"
     free: str = """

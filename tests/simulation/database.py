@@ -31,7 +31,7 @@ HELD = """
     SELECT count(*) FROM flowkit_messages
     WHERE (copy, deliveries) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))"""
 """How many of these rows are leased under these tokens."""
-IDLE = {"wait", "due", "due_of_all", "join", "subscribers", "rollout", "active", "keep_active"}
+IDLE = {"wait", "due", "due_of_all", "join", "subscribers", "rollout", "active", "keep_active", "keep_mark", "mark"}
 """What idle workers do all the time: seldom worth a fault."""
 FENCED = {"claim", "lease", "remove"}
 """What only the active group may commit."""

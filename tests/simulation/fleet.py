@@ -46,7 +46,7 @@ class SkewedClock:
     """The clock of a machine that is set wrong."""
 
     def __init__(self, world: World, skew: float) -> None:
-        self.now = lambda: world.time + skew
+        self.now = lambda: world.now() + skew
         self.monotonic = world.monotonic
 
 

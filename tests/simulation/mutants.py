@@ -19,6 +19,7 @@ from flowkit.errors import CommitUnknown, StoreUnavailable
 from flowkit.ports import Claim, Copy, Delivery, Receipt, Tally
 from flowkit.store import access as accessing
 from flowkit.store.access import Access
+from flowkit.store.clock import Hands
 from flowkit.store.fleet import Fleet
 from flowkit.store.residue import Residue
 from flowkit.store.sql import SqlStore
@@ -460,6 +461,12 @@ def what_a_statement_leaves_behind_is_not_seen() -> Iterator[None]:
 @mutant
 def a_connection_that_dies_is_always_the_handlers_fault() -> Iterator[None]:
     with patch.object(triaging, "DEATHS", 1):
+        yield
+
+
+@mutant_of(Shape.CLOCK)
+def the_clock_is_trusted() -> Iterator[None]:
+    with patch.object(Hands, "look", lambda self: None):
         yield
 
 

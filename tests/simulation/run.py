@@ -34,8 +34,11 @@ KINDS = (
     "disconnect", "nack", "unconfirmed", "alarm", "delete",
 )  # fmt: skip
 """What can break."""
-VERSIONS, GROUPS, SUSPECTS = 0.15, 0.15, 0.05
-"""In how many runs a version is rolled out, there are two groups, or many orders kill their workers."""
+VERSIONS, GROUPS, SUSPECTS, CLOCK = 0.15, 0.15, 0.05, 0.05
+"""In how many runs a version is rolled out, there are two groups, many orders kill their workers, or clocks are set."""
+HOUR = 3600.0
+SET_SECONDS = 5.0
+"""In how many seconds from the beginning the clock is set."""
 PAUSE_SECONDS, LONG_PAUSE_SECONDS = 0.05, 0.6
 LINGERING = 10
 """So many orders more, which are in hand for long, are there while a version is rolled out."""
@@ -50,6 +53,7 @@ class Shape(Enum):
     VERSIONS = "another version is rolled out"
     GROUPS = "two groups, one of them active"
     SUSPECTS = "many orders kill their workers"
+    CLOCK = "the clock of the database is set back"
 
 
 class Result(NamedTuple):
@@ -149,7 +153,7 @@ class Run:
 
 def shape(seed: int) -> Shape:
     """What the run of a seed is about."""
-    special = {Shape.VERSIONS: VERSIONS, Shape.GROUPS: GROUPS, Shape.SUSPECTS: SUSPECTS}
+    special = {Shape.VERSIONS: VERSIONS, Shape.GROUPS: GROUPS, Shape.SUSPECTS: SUSPECTS, Shape.CLOCK: CLOCK}
     weights = [*special.values(), 1 - sum(special.values())]
     return random.Random(f"shape {seed}").choices([*special, Shape.PLAIN], weights)[0]
 
@@ -171,9 +175,11 @@ def simulate(
         orders += [Order(name=f"o{number}", deed="slow") for number in range(len(orders), len(orders) + LINGERING)]
     elif about is Shape.GROUPS:
         roles = {Role(group="a"): workers, Role(group="b"): drawn.randint(1, 2)}
+    settings = _settings(drawn) if about is Shape.CLOCK else []
     with scratch() as folder, quiet(), mutate(), Run(
         seed, fate, folder / "sim.db", serial, broker, skewed, roles
     ) as run:  # fmt: skip
+        run.world.settings = settings
         if about is Shape.VERSIONS:
             run.deploy(drawn.randint(1, 2), _steps(drawn))
         for some in (orders[:half], orders[half:]):  # while a version is rolled out more come
@@ -197,6 +203,8 @@ def _counts(run: Run) -> Counter[str]:
     )
     if run.deployer is not None:
         counts["runs with a rollout"] = 1
+    if run.world.settings:
+        counts["runs with clocks that are set"] = 1
     takeovers = run.takeovers()
     if takeovers is not None:
         counts["runs with groups"] = 1
@@ -240,6 +248,12 @@ def _steps(drawn: random.Random) -> list[Change]:
         steps.append(lambda one: one.shift(second))
     last: Change = Rollout.roll_back if drawn.random() < 0.5 else lambda one: one.promote(NEW)
     return [*steps, last]
+
+
+def _settings(drawn: random.Random) -> list[tuple[float, float]]:
+    """When the clock is set back, once or twice, and by how much."""
+    times = sorted(START + SET_SECONDS * drawn.random() for _ in range(drawn.randint(1, 2)))
+    return [(time, -HOUR * drawn.random()) for time in times]
 
 
 def _deed(drawn: random.Random, serial: bool, deadly: bool) -> str:

@@ -102,6 +102,8 @@ class World:
         self.random = random.Random(seed)
         self.order = random.Random(seed ^ 0x5EED)
         self.time = START
+        self.settings: list[tuple[float, float]] = []
+        """When the clocks are set, and by how many seconds."""
         self.points = 0
         self.met: Counter[tuple[str, Sequence[str]]] = Counter()
         """Points by name, and what could break there."""
@@ -123,7 +125,7 @@ class World:
     # ------------------------------------------------------------ clock
 
     def now(self) -> float:
-        return self.time
+        return self.time + sum(by for at, by in self.settings if at <= self.time)
 
     def monotonic(self) -> float:
         return self.time

@@ -18,7 +18,7 @@ from benchmarks.contender import Kind, Place
 from benchmarks.naive import Naive
 from benchmarks.naive_broker import NaiveBroker
 from benchmarks.worker import FlowKit, FlowKitFromBroker
-from flowkit.store.sqlite import driver
+from flowkit import sqlite_driver
 from tests.services.postgresql import PostgreSQL
 from tests.services.postgresql import find_binaries as postgresql_binaries
 from tests.services.rabbitmq import RabbitMQ
@@ -50,7 +50,7 @@ class Sqlite:
     entries: Sequence[Kind] = (FlowKit,)
 
     def __init__(self, folder: Path) -> None:
-        self.version: str = driver().sqlite_version
+        self.version: str = sqlite_driver().sqlite_version
         self._folder = folder
 
     def fresh(self) -> Place:

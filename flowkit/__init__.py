@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flowkit.flow import Logger, Outbox, RetryPolicy
     from flowkit.message import Message
     from flowkit.ports import Objects, UnitOfWork
+    from flowkit.store.library import sqlite_driver
 
 __all__ = [
     "App",
@@ -40,6 +41,7 @@ __all__ = [
     "TooLarge",
     "UnitOfWork",
     "Unrouted",
+    "sqlite_driver",
 ]
 __version__ = "0.1.0"
 
@@ -54,6 +56,7 @@ _HOMES = {
     "Routed": "channel",
     "Split": "channel",
     "UnitOfWork": "ports",
+    "sqlite_driver": "store.library",
 }
 """Where names live that are not errors. Imported on first use: `flowkit --help` needs none of them."""
 

@@ -30,8 +30,9 @@ from flowkit.errors import CommitUnknown
 from flowkit.message import new_id
 from flowkit.ports import Copy, Delivery, WorkerInfo
 from flowkit.store import sqlite, tables
+from flowkit.store.library import sqlite_driver
 from flowkit.store.listener import key
-from flowkit.store.sqlite import SqliteDialect, driver, safe_wal
+from flowkit.store.sqlite import SqliteDialect, safe_wal
 from flowkit.testing import Harness
 from flowkit.testing.conformance import FLOW, message
 from tests.conftest import PROOF
@@ -424,7 +425,7 @@ def test_row_39_a_lock_held_too_long_at_the_start_is_a_store_that_is_away(
     app.flow("orders", name="accept")(lambda order: None)
     if there:
         connect(settings).close()
-    holder = driver().connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
+    holder = sqlite_driver().connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreUnavailable, match=r"database is locked.*held"):
         app.connect(connect(settings))
@@ -442,7 +443,7 @@ def test_row_40_the_log_is_truncated_once_a_long_reader_is_gone(
     services = prepared(sqlite_url)
     store: Any = services.store
     log = tmp_path / "flowkit.db-wal"
-    reader = driver().connect(tmp_path / "flowkit.db", isolation_level=None)
+    reader = sqlite_driver().connect(tmp_path / "flowkit.db", isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM flowkit_messages").fetchone()
     for _ in range(50):
@@ -489,7 +490,7 @@ def test_row_41_synchronous_is_full(sqlite_url: str) -> None:
     store: Any = services.store
     with store.unit("") as unit:
         assert unit.read("PRAGMA synchronous") == [(2,)], "FULL"
-        assert unit.read("PRAGMA journal_mode") == [("wal",) if safe_wal(driver()) else ("delete",)]
+        assert unit.read("PRAGMA journal_mode") == [("wal",) if safe_wal(sqlite_driver()) else ("delete",)]
     services.close()
 
 

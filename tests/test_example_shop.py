@@ -16,8 +16,8 @@ from sqlalchemy import Engine, create_engine, func, select
 from sqlalchemy.orm import Session
 
 from examples.shop import flows, web
+from flowkit import sqlite_driver
 from flowkit.errors import ConfigError
-from flowkit.store.sqlite import driver
 from flowkit.testing import Harness
 
 ROOT = Path(__file__).parent.parent
@@ -243,7 +243,7 @@ def test_a_rolled_back_transaction_publishes_nothing(shop: Harness, engine: Engi
 
 
 def test_a_session_on_another_database_is_refused(shop: Harness, tmp_path: Path) -> None:
-    other = create_engine(f"sqlite:///{tmp_path}/other.db", module=driver())
+    other = create_engine(f"sqlite:///{tmp_path}/other.db", module=sqlite_driver())
     try:
         with Session(other) as session, pytest.raises(ConfigError, match="writes to another database"):
             flows.app.outbox(session)

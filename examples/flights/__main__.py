@@ -26,8 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from examples.flights import data, direct, flows
-from flowkit import FlowKitError
-from flowkit.store.sqlite import driver
+from flowkit import FlowKitError, sqlite_driver
 from flowkit.url import mask
 
 URL = "FLOWKIT_DATABASE_URL"
@@ -69,7 +68,7 @@ def connect() -> Engine:
     Raises DemoError when the database cannot be used, or has seen this example before.
     """
     if os.environ[URL].startswith("sqlite"):
-        engine = create_engine(os.environ[URL], module=driver(), connect_args={"timeout": 30})
+        engine = create_engine(os.environ[URL], module=sqlite_driver(), connect_args={"timeout": 30})
     else:
         done = subprocess.run([*FLOWKIT, "db", "upgrade"], capture_output=True, text=True, check=False)
         if done.returncode != 0:

@@ -10,8 +10,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from examples.shop.flows import Base, Order, app, received
+from flowkit import sqlite_driver
 from flowkit.config import Settings
-from flowkit.store.sqlite import driver
 
 
 class RequestRow(Base):
@@ -24,7 +24,7 @@ def open_engine() -> Engine:
     """The application's own engine, on the database of FlowKit."""
     url = make_url(Settings.read().database_url)
     if url.get_backend_name() == "sqlite":
-        return create_engine(url, module=driver())  # two SQLite libraries in one process would undo each other's locks
+        return create_engine(url, module=sqlite_driver())  # two SQLite libraries would undo each other's locks
     return create_engine(url.set(drivername="postgresql+psycopg"))
 
 

@@ -5,14 +5,13 @@ in that mode under concurrent checkpoints (fixed in 3.51.3, https://sqlite.org/w
 """
 
 import fcntl
-import importlib.util
 import logging
 import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +22,7 @@ from sqlalchemy.pool import QueuePool, StaticPool
 
 from flowkit.errors import ConfigError, Fenced, StoreConflict, StoreLost, StoreUnavailable, TransactionEnded
 from flowkit.ports import Clock
+from flowkit.store.library import FileId, file_id, files, refuse, sqlite_driver
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import Statements
 from flowkit.store.unit import Row
@@ -44,15 +44,6 @@ _CONFLICTS = {5, 6}  # SQLITE_BUSY, SQLITE_LOCKED
 _UNAVAILABLE = {8, 10, 13, 14, 26, 11}  # READONLY, IOERR, FULL, CANTOPEN, NOTADB, CORRUPT
 
 
-@cache
-def driver() -> ModuleType:
-    """The SQLite driver to use: the newer of pysqlite3 and the standard library's."""
-    candidates = [importlib.import_module("sqlite3")]
-    if importlib.util.find_spec("pysqlite3"):
-        candidates.append(importlib.import_module("pysqlite3.dbapi2"))
-    return max(candidates, key=lambda module: module.sqlite_version_info)
-
-
 def safe_wal(module: ModuleType) -> bool:
     """Whether this SQLite can keep a write-ahead log without the corruption of 3.7.0 to 3.51.2."""
     version: tuple[int, ...] = module.sqlite_version_info
@@ -71,10 +62,10 @@ class SqliteDialect:
     def __init__(self, path: str, clock: Clock) -> None:
         memory = path == ":memory:"
         self.path = path if memory else os.path.abspath(path)
-        self.module = driver()
+        self.module = sqlite_driver()
         self.error = self.module.Error
-        self._file: tuple[int, int] | None = None
-        """Device and inode of the file that this process has opened."""
+        self._file: FileId | None = None
+        """The file that this process has opened."""
         self._clock = clock
         self._watching = threading.Lock()
         self._watch: Any = None
@@ -95,6 +86,8 @@ class SqliteDialect:
 
     def adopt(self, connection: Any) -> None:
         self._check_file()
+        if not isinstance(connection, self.module.Connection):
+            raise refuse(self.path, f"app.outbox(session): the session's driver is {type(connection).__module__}; it")
         self._tell_time(connection)
         if not connection.in_transaction:
             connection.execute("BEGIN IMMEDIATE")
@@ -112,7 +105,9 @@ class SqliteDialect:
         # SQLite keeps any bytes as text. Read strictly, one such row would fail every lease of its flow.
         connection.text_factory = _TEXT
         if self._file is None and self.path != ":memory:":
-            self._file = _identity(self.path)
+            self._file = file_id(self.path)
+            if self._file is not None:
+                files().open(self, self._file)
 
     def check_place(self) -> None:
         self._check_file()
@@ -127,7 +122,7 @@ class SqliteDialect:
     def _check_file(self) -> None:
         """Raise StoreLost unless the file is still where it was: whoever starts from now on would not find what this
         process commits."""
-        if self._file is not None and _identity(self.path) != self._file:
+        if self._file is not None and file_id(self.path) != self._file:
             raise StoreLost(
                 f"SQLite: {self.path} was removed or replaced while this process had it open, and what it commits "
                 "would be lost; nothing is committed any more; see to the file, and start this process again"
@@ -312,15 +307,7 @@ class SqliteDialect:
             if self._watch is not None:
                 self._watch.close()
         self.engine.dispose()
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    """What tells a file from others of its name. None: there is none."""
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return found.st_dev, found.st_ino
+        files().close(self)
 
 
 def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) -> SqlStore:

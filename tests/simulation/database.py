@@ -12,10 +12,11 @@ from typing import Any
 from sqlalchemy import event
 
 from flowkit.errors import StoreUnavailable
-from flowkit.store.sqlite import _FENCE, BUSY_SECONDS, SqliteDialect, driver
+from flowkit.store.library import sqlite_driver
+from flowkit.store.sqlite import _FENCE, BUSY_SECONDS, SqliteDialect
 from tests.simulation.world import Process, Task, World
 
-module = driver()
+module = sqlite_driver()
 SQLITE_BUSY, SQLITE_FULL = 5, 13
 FAULTS = ("kill", "freeze", "cut", "full")
 """What can break at a statement: the process, its connection, the disk."""

@@ -18,7 +18,8 @@ from unittest.mock import patch
 from flowkit.config import SystemClock
 from flowkit.engine import relay
 from flowkit.ports import Rollout
-from flowkit.store.sqlite import driver, open_store
+from flowkit.store.library import sqlite_driver
+from flowkit.store.sqlite import open_store
 from tests.shop import Base
 from tests.simulation import oracle
 from tests.simulation.database import IDLE
@@ -302,7 +303,7 @@ def _template() -> bytes:
         store = open_store(f"sqlite:///{path}", SystemClock())
         store.create(Base.metadata)
         store.close()
-        connection = driver().connect(path)
+        connection = sqlite_driver().connect(path)
         connection.executescript("""
             CREATE TABLE hot (count INTEGER);
             INSERT INTO hot VALUES (0);

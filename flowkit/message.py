@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import NamedTuple
 
 from uuid_utils import uuid7
@@ -20,6 +21,11 @@ HEADER_BYTES = 8
 """What a transport adds to a header's name and value, at most."""
 CONTENT_TYPE = "content-type"
 """The header in which messages of shared channels say what their body is."""
+UNREAD = "flowkit:unread"
+"""The source of a dead letter of another program whose message cannot be read: its id is the hash of what came."""
+ORIGINAL_ID, ORIGINAL_SOURCE = "ce-id", "ce-source"
+"""The headers in which such a letter keeps the id and the source that it came with."""
+DIGEST_BYTES = 16
 
 
 RESERVED = re.compile(
@@ -50,6 +56,11 @@ class Message(NamedTuple):
 def new_id() -> str:
     """A fresh message id: UUIDv7, sortable by time (RFC 9562)."""
     return str(uuid7())
+
+
+def digest(body: bytes) -> str:
+    """What tells one body from another one, as text."""
+    return blake2b(body, digest_size=DIGEST_BYTES).hexdigest()
 
 
 def check_name(what: str, value: object) -> str:

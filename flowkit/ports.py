@@ -51,6 +51,8 @@ class Delivery(NamedTuple):
     """Whether another program sent it: it is accepted when it is first recorded, not when it was sent."""
     unidentified: bool = False
     """Whether it came without an id: it got a fresh one, as it does each time that it arrives."""
+    digest: str = ""
+    """Of its body, where FlowKit did not choose its id, so that another message may have the same."""
 
     @property
     def identity(self) -> "Identity":
@@ -286,6 +288,8 @@ class Tally(NamedTuple):
     expired: int = 0
     unidentified: int = 0
     """Of the accepted ones, those that came without an id."""
+    reused: int = 0
+    """Duplicates that are none: their body is another one than that of the message that has their id."""
 
 
 class Shared(NamedTuple):
@@ -385,6 +389,9 @@ class Unit(Protocol):
 
     def claim(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
         """Claim these in the inbox. Those missing from the answer are duplicates."""
+
+    def digests(self, deliveries: Sequence[Delivery]) -> dict[Identity, str]:
+        """The digests with which these identities were claimed; empty where there was none."""
 
     def subscribers(self, channels: Collection[str]) -> Mapping[str, Sequence[str]]:
         """The flows subscribed to each of these channels."""

@@ -22,6 +22,7 @@ from flowkit.config import Settings, connect, open_store
 from flowkit.errors import ConfigError, Undecodable
 from flowkit.message import Message, new_id
 from flowkit.ports import Copy, Dead
+from flowkit.store.tables import VERSION
 from flowkit.testing import Harness
 from flowkit.url import mask
 from tests.services.postgresql import PostgreSQL
@@ -458,7 +459,7 @@ def test_a_wrong_password_database_or_schema_is_named(postgresql: PostgreSQL, po
         unit.write("UPDATE flowkit_version SET version_num = '0000'", [()])
     store.close()
     with pytest.raises(
-        ConfigError, match="has FlowKit schema 0000, and this version needs 0004; run: flowkit db upgrade"
+        ConfigError, match=rf"has FlowKit schema 0000, and this version needs {VERSION}; run: flowkit db upgrade"
     ):
         connect(Settings(database_url=postgresql_url))
 

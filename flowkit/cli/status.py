@@ -126,7 +126,7 @@ def _least(ask: Callable[[], object]) -> float:
 
 
 def _tell_of_others(balances: Mapping[str, Any], backlog: Mapping[str, Any]) -> None:
-    """What is on its way to other programs, and what came from them without an id."""
+    """What is on its way to other programs, and what came from them without an id, or under another one's."""
     for flow, rows in backlog.items():
         if flow.startswith(EXCHANGE):
             waiting = f"{rows.due + rows.leased + rows.delayed + rows.parked:,} message(s) for other programs wait"
@@ -134,6 +134,9 @@ def _tell_of_others(balances: Mapping[str, Any], backlog: Mapping[str, Any]) -> 
     for flow, balance in balances.items():
         if balance.unidentified:
             print(f"\n{plain(flow)}: {balance.unidentified:,} message(s) came without an id; see id_from=")
+        if balance.reused:
+            told = "came with another body under an id that was known; the log names them"
+            print(f"\n{plain(flow)}: {balance.reused:,} message(s) {told}; see id_from=")
 
 
 def audit(json: bool) -> int:

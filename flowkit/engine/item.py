@@ -2,14 +2,26 @@
 
 import hashlib
 import traceback
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from flowkit import duration
 from flowkit.errors import DefinitionError, FlowKitError, RetryAfter, StoreUnavailable, Undecodable
 from flowkit.flow import Outbox
-from flowkit.message import LAST_SECOND, check_headers, check_name, is_name
+from flowkit.message import (
+    CONTROL,
+    HEADER_BYTES,
+    LAST_SECOND,
+    MAX_HEADERS,
+    ORIGINAL_ID,
+    ORIGINAL_SOURCE,
+    Message,
+    check_headers,
+    check_name,
+    is_name,
+)
 from flowkit.ports import Claim, Dead, Delivery, Letter, Outcome
 
 if TYPE_CHECKING:
@@ -19,6 +31,8 @@ MOST = 2**31 - 1
 """Generations and attempts stay below it: the databases take one more."""
 UNKNOWN = "unknown"
 """Source or channel of a message whose own cannot be recorded."""
+NAME_BYTES, VALUE_BYTES = 200, 4096
+"""So much is kept of a header's name, and of its value, where not all can be."""
 
 
 @dataclass(eq=False, slots=True)
@@ -110,26 +124,55 @@ def is_time(value: object) -> bool:
 
 def legible(delivery: Delivery) -> Delivery:
     """A delivery whose envelope can be recorded: what cannot is replaced, its id by the hash of its bytes."""
-    message = delivery.message
     try:
         check_envelope(delivery)
     except Undecodable:
         # The same each time that it arrives: an id that it got here is none of its bytes.
-        envelope = message._replace(body=b"", id="" if delivery.unidentified else message.id)
-        everything = message.body + repr(envelope).encode("utf-8", "backslashreplace")
-        message = message._replace(
-            id=f"sha256-{hashlib.sha256(everything).hexdigest()}",
-            source=UNKNOWN,
-            channel=message.channel if is_name(message.channel) else UNKNOWN,
-            type="",
-            key=None,
-            time=message.time if is_time(message.time) else 0.0,
-            correlation=None,
-            causation=None,
-            headers={},
-        )
-        delivery = delivery._replace(unidentified=False, generation=0, attempts=0, staged=0.0)
-    return delivery._replace(message=message)
+        message = delivery.message._replace(body=b"", id="" if delivery.unidentified else delivery.message.id)
+        return renamed(delivery, UNKNOWN, repr(message))
+    return delivery
+
+
+def renamed(delivery: Delivery, source: str, told: str) -> Delivery:
+    """A delivery whose id is the hash of its body and of what else is told of it. What of its envelope cannot be
+    recorded is replaced."""
+    message = delivery.message
+    everything = message.body + told.encode("utf-8", "backslashreplace")
+    message = message._replace(
+        id=f"sha256-{hashlib.sha256(everything).hexdigest()}",
+        source=source,
+        channel=message.channel if is_name(message.channel) else UNKNOWN,
+        type=message.type if is_name(message.type) else "",
+        key=message.key if is_name(message.key) else None,
+        time=message.time if is_time(message.time) else 0.0,
+        correlation=message.correlation if is_name(message.correlation) else None,
+        causation=message.causation if is_name(message.causation) else None,
+        headers=kept(message, "" if delivery.unidentified else message.id),
+    )
+    return delivery._replace(message=message, unidentified=False, generation=0, attempts=0, staged=0.0)
+
+
+def kept(message: Message, id: object) -> dict[str, str]:
+    """The headers of a message, and beside them its id and source: as they are, or what can be stored of them."""
+    given = message.headers if isinstance(message.headers, Mapping) else {"headers": message.headers}
+    original = {name: value for name, value in ((ORIGINAL_ID, id), (ORIGINAL_SOURCE, message.source)) if value != ""}
+    everything = {**original, **given, **original}
+    try:
+        return check_headers(everything)
+    except Undecodable:
+        shorter = [(shortened(name, NAME_BYTES), shortened(value, VALUE_BYTES)) for name, value in everything.items()]
+        sizes = accumulate(len(name.encode()) + len(value.encode()) + HEADER_BYTES for name, value in shorter)
+        return {name: value for (name, value), size in zip(shorter, sizes, strict=True) if size <= MAX_HEADERS}
+
+
+def shortened(value: object, most: int) -> str:
+    """Text that a header can hold: escaped, and of so many bytes at most."""
+    text = value if isinstance(value, str) else repr(value)
+    text = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    encoded = text.encode()
+    if len(encoded) <= most:
+        return text or "-"
+    return f"{encoded[:most].decode(errors='ignore')}… ({len(text):,} characters)"
 
 
 def letter(item: Item, dead: Dead) -> Letter:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from flowkit import duration
+from flowkit.engine.adoption import adopted, find_reused, is_foreign, received, unread
 from flowkit.engine.item import (
     ConnectionDied,
     Exhausted,
@@ -155,12 +156,14 @@ class Pipeline:
     # ------------------------------------------------------------ the steps
 
     def decode(self, items: Sequence[Item]) -> None:
-        """Turn bytes into what the handler takes. What cannot be is dead: under the hash of its bytes if need be."""
+        """Turn bytes into what the handler takes. What cannot be is dead: under the hash of its bytes if nobody can say
+        that its id is its own."""
         now = self.context.clock.now()
         for item in items:
             try:
-                if item.delivery.foreign:
-                    self.adopt(item)
+                if is_foreign(item.delivery):
+                    item.delivery = received(item.delivery, self.flow.source.name)
+                    item.delivery = adopted(item.delivery, self.flow, self.context)
                 delivery = item.delivery
                 check_envelope(delivery)
                 if delivery.staged and now - delivery.staged > self.retention:
@@ -178,19 +181,9 @@ class Pipeline:
                 item.error = error
             if item.error is not None:
                 item.handled = True
-                item.delivery = legible(item.delivery)
-
-    def adopt(self, item: Item) -> None:
-        """Give a message of another program its channel, and the id under which it takes effect once."""
-        delivery = item.delivery
-        item.delivery = delivery = delivery._replace(message=delivery.message._replace(channel=self.flow.source.name))
-        if len(delivery.message.body) > self.context.max_body:
-            raise Undecodable(
-                f"its body of {len(delivery.message.body):,} bytes exceeds the limit of {self.context.max_body:,} bytes"
-            )
-        id = self.flow.identifier.find(delivery.message)
-        message = delivery.message._replace(id=id or self.context.ids())
-        item.delivery = delivery._replace(message=message, unidentified=delivery.unidentified or not id)
+                item.unread = item.unread and self.beside()
+                is_unread = item.delivery.foreign and isinstance(item.error, Undecodable) and not item.unread
+                item.delivery = unread(item.delivery) if is_unread else legible(item.delivery)
 
     def look(self, unit: Unit, items: Sequence[Item]) -> None:
         """See what may run, without a transaction: the handlers of this flow run outside of one.
@@ -316,6 +309,7 @@ class Pipeline:
                     reopened.append(
                         Reopening(delivery.identity, delivery.generation, item.claim.attempts, item.claim.suspect)
                     )
+        reused = find_reused(unit, items)
         unit.reopen(reopened)
         unit.bury(letters)
         unit.stage([*fresh, *again], self.transport.lease)
@@ -328,6 +322,7 @@ class Pipeline:
             applied=applied,
             dead=len(letters),
             unidentified=sum(one.unidentified for one in arrived),
+            reused=reused,
         )
         unit.count({flow: tally for flow, tally in tallies.items() if any(tally)})
         if any(isinstance(item.outcome, Duplicate) for item in items):
@@ -388,7 +383,7 @@ class Pipeline:
             return Dead("crashed", error)
         if isinstance(error, Reject | TransactionEnded):
             return Dead("rejected", error)
-        if item.unread and self.beside():
+        if item.unread:
             return Deferred(DEFER_SECONDS, error)
         if isinstance(error, Undecodable):
             return Dead("undecodable", error)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic_core import to_json
 
-from flowkit.message import Message
+from flowkit.message import UNREAD, Message
 from flowkit.ports import Copy, Reopening, Tally
 from flowkit.store.unit import MICROSECOND, read_message
 
@@ -68,16 +68,25 @@ class DeadLetters:
     def retry(self, letters: Sequence[str]) -> int:
         """Send these again, with the next generation and no attempts. Returns how many were still dead.
 
-        Each takes effect at most once, however often it is retried: its inbox row expects that generation.
+        Each takes effect at most once, however often it is retried: its inbox row expects that generation. A message of
+        another program that nobody could read arrives as it did first: it leaves the ledger and the inbox, and the
+        flow looks for its id anew.
         """
         with self._store.transaction() as unit:
             rows = self._exhume(unit, letters)
             tallies: dict[str, Tally] = {}
-            reopened, copies = [], []
+            reopened, forgotten, copies = [], [], []
             for _, flow, message, generation, _ in rows:
-                reopened.append(Reopening((flow, message.source, message.id), generation + 1, 0))
-                copies.append(Copy(self._store.ids(), message, flow, generation + 1))
-                tallies[flow] = tallies.get(flow, Tally())._replace(dead=tallies.get(flow, Tally()).dead - 1)
+                identity, tally = (flow, message.source, message.id), tallies.get(flow, Tally())
+                tallies[flow] = tally = tally._replace(dead=tally.dead - 1)
+                if message.source == UNREAD:
+                    forgotten.append(identity)
+                    tallies[flow] = tally._replace(accepted=tally.accepted - 1)
+                    copies.append(Copy(self._store.ids(), message, flow))
+                else:
+                    reopened.append(Reopening(identity, generation + 1, 0))
+                    copies.append(Copy(self._store.ids(), message, flow, generation + 1))
+            unit.write(self._store.sql.forget, forgotten)
             unit.reopen(reopened)
             unit.stage(copies)
             unit.count(tallies)

@@ -25,6 +25,8 @@ class Balance(NamedTuple):
     """Dead letters that are there; must equal `dead`."""
     unidentified: int = 0
     """Of the accepted ones, those that came without an id: they are applied at least once."""
+    reused: int = 0
+    """Duplicates whose body is another one than that of the message that has their id. Nothing was done with them."""
 
     @property
     def ended(self) -> int:

@@ -3,12 +3,13 @@
 Lists travel as one JSON parameter, so that each statement has one text (and one prepared plan) for any batch size.
 Placeholders: `?` a parameter, `{now}` the database's clock in microseconds, `{each}` the rows of a JSON array of
 arrays as column `value`, `{among}` a test against their first elements that uses an index, `{skip}` what keeps two
-claimers from waiting for each other, `{of}` the flow that an address is one of; `{entry}`, `{letter}` and `{object}`
-what a row of the inbox, a dead letter and an object are found by.
+claimers from waiting for each other, `{of}` the flow that an address is one of, `{unread}` the source of what cannot be
+read; `{entry}`, `{letter}` and `{object}` what a row of the inbox, a dead letter and an object are found by.
 """
 
 from dataclasses import dataclass, fields
 
+from flowkit.message import UNREAD
 from flowkit.ports import CANDIDATE
 
 ENVELOPE = "source, id, channel, body, type, key, time, correlation, causation, headers"
@@ -19,16 +20,17 @@ class Statements:
     """Every statement, rendered for one database."""
 
     look: str = """
-        SELECT box.flow, box.source, box.id, box.state, box.generation, box.attempts, box.suspect
+        SELECT box.flow, box.source, box.id, box.state, box.generation, box.attempts, box.suspect, box.digest
         FROM {each} JOIN flowkit_inbox AS box
         ON box.flow = value ->> 0 AND box.source = value ->> 1 AND box.id = value ->> 2"""
     # One claim for all generations: a missing row and an open row that expects no later generation can be claimed.
     claim: str = """
-        INSERT INTO flowkit_inbox AS box (flow, source, id, state, generation, attempts, suspect, changed)
+        INSERT INTO flowkit_inbox AS box (flow, source, id, state, generation, attempts, suspect, changed, digest)
         SELECT value ->> 0, value ->> 1, value ->> 2, 1,
-               CAST(value ->> 3 AS integer), CAST(value ->> 4 AS integer), 0, {now} FROM {each} WHERE true
+               CAST(value ->> 3 AS integer), CAST(value ->> 4 AS integer), 0, {now}, value ->> 5 FROM {each} WHERE true
         ON CONFLICT (flow, source, id) DO UPDATE
-        SET state = 1, generation = excluded.generation, changed = excluded.changed
+        SET state = 1, generation = excluded.generation, changed = excluded.changed,
+            digest = CASE WHEN excluded.digest = '' THEN box.digest ELSE excluded.digest END
         WHERE box.state = 0 AND box.generation <= excluded.generation
         RETURNING flow, source, id, attempts, suspect"""
     set_inbox: str = """
@@ -97,12 +99,14 @@ class Statements:
         SELECT flow FROM flowkit_subscriptions AS one
         WHERE (SELECT min(due) FROM flowkit_messages AS row WHERE row.flow = one.flow) <= {now}"""
     count: str = """
-        INSERT INTO flowkit_counters AS total (flow, lane, accepted, applied, dead, discarded, expired, unidentified)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+        INSERT INTO flowkit_counters AS total (flow, lane, accepted, applied, dead, discarded, expired, unidentified,
+                                               reused)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (flow, lane) DO UPDATE SET
         accepted = total.accepted + excluded.accepted, applied = total.applied + excluded.applied,
         dead = total.dead + excluded.dead, discarded = total.discarded + excluded.discarded,
-        expired = total.expired + excluded.expired, unidentified = total.unidentified + excluded.unidentified"""
+        expired = total.expired + excluded.expired, unidentified = total.unidentified + excluded.unidentified,
+        reused = total.reused + excluded.reused"""
 
     get_object: str = """
         SELECT value FROM flowkit_objects WHERE space = ? AND key = ? AND (expires IS NULL OR expires > {now})"""
@@ -246,12 +250,13 @@ class Statements:
         (SELECT {letter} FROM flowkit_dead WHERE flow IN (SELECT value ->> 0 FROM {each})
          AND died < {now} - CAST(? AS bigint) ORDER BY died LIMIT ?)
         RETURNING flow, source, id"""
+    forget: str = "DELETE FROM flowkit_inbox WHERE flow = ? AND source = ? AND id = ?"
     conclude: str = "UPDATE flowkit_inbox SET state = 1, changed = {now} WHERE flow = ? AND source = ? AND id = ?"
     fold: str = """
         DELETE FROM flowkit_counters WHERE (flow, lane) IN
         (SELECT flow, lane FROM flowkit_counters WHERE lane <> '' AND substr(lane, 1, 36) NOT IN
          (SELECT id FROM flowkit_workers) LIMIT ? {skip})
-        RETURNING flow, accepted, applied, dead, discarded, expired, unidentified"""
+        RETURNING flow, accepted, applied, dead, discarded, expired, unidentified, reused"""
 
     # Something to commit, for who only read.
     witness: str = "{witness}"
@@ -267,15 +272,17 @@ class Statements:
     read_dead: str = f"""
         SELECT letter, flow, {ENVELOPE}, generation, attempts, died, reason, error, stack FROM flowkit_dead
         WHERE letter IN (SELECT value ->> 0 FROM {{each}}) ORDER BY died, letter"""
-    # What is addressed to an exchange is beside the ledger: nobody here can say what becomes of it.
+    # What is addressed to an exchange is beside the ledger: nobody here can say what becomes of it. So is what another
+    # program sent and a dead letter's retry brings back: it is accepted when it is first recorded.
     balances: str = """
         SELECT flow, sum(accepted), sum(applied), sum(dead), sum(discarded), sum(expired), sum(pending), sum(letters),
-               sum(unidentified)
-        FROM (SELECT flow, accepted, applied, dead, discarded, expired, 0 AS pending, 0 AS letters, unidentified
+               sum(unidentified), sum(reused)
+        FROM (SELECT flow, accepted, applied, dead, discarded, expired, 0 AS pending, 0 AS letters, unidentified, reused
               FROM flowkit_counters
-              UNION ALL SELECT {of} AS flow, 0, 0, 0, 0, 0, count(*), 0, 0 FROM flowkit_messages GROUP BY {of}
-              UNION ALL SELECT flow, 0, 0, 0, 0, 0, 0, count(*), 0 FROM flowkit_dead GROUP BY flow
-              UNION ALL SELECT {of} AS flow, 0, 0, 0, 0, 0, 0, 0, 0 FROM flowkit_subscriptions) AS entries
+              UNION ALL SELECT {of} AS flow, 0, 0, 0, 0, 0, count(*), 0, 0, 0 FROM flowkit_messages
+                        WHERE source <> '{unread}' GROUP BY {of}
+              UNION ALL SELECT flow, 0, 0, 0, 0, 0, 0, count(*), 0, 0 FROM flowkit_dead GROUP BY flow
+              UNION ALL SELECT {of} AS flow, 0, 0, 0, 0, 0, 0, 0, 0, 0 FROM flowkit_subscriptions) AS entries
         WHERE substr(flow, 1, 9) <> 'exchange:' GROUP BY flow ORDER BY flow"""
     backlog: str = """
         SELECT {of} AS name, sum(CASE WHEN due <= {now} THEN 1 ELSE 0 END),
@@ -307,7 +314,7 @@ class Statements:
             filled = text.format(
                 now=f"(SELECT {now})", each=each, among=among.format(each=each), skip=skip, witness=witness,
                 of=f"replace(flow, '{CANDIDATE}', '')", entry=row or "flow, source, id", letter=row or "letter",
-                object=row or "space, key", started=started,
+                object=row or "space, key", started=started, unread=UNREAD,
             )  # fmt: skip
             return " ".join(filled.split()).replace("?", marker)
 

@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
 
-VERSION = "0004"
+VERSION = "0005"
 """The revision of the migration that makes this schema."""
 OLDEST = "0001"
 """The oldest revision whose code goes on working on this schema: migrations since only added what it need not know."""
@@ -66,6 +66,7 @@ inbox = Table(
     Column("suspect", SmallInteger, nullable=False),
     Column("venture", Text),
     Column("changed", BigInteger, nullable=False),
+    Column("digest", Text, nullable=False, server_default=text("''")),
     Index("flowkit_inbox_changed", "changed"),
     sqlite_with_rowid=False,
 )
@@ -104,7 +105,7 @@ counters = Table(
     Column("lane", Text, primary_key=True),
     *(
         Column(name, BigInteger, nullable=False, server_default=text("0"))
-        for name in ("accepted", "applied", "dead", "discarded", "expired", "unidentified")
+        for name in ("accepted", "applied", "dead", "discarded", "expired", "unidentified", "reused")
     ),
 )
 

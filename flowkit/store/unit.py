@@ -84,9 +84,7 @@ class SqlUnit:
     def look(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
         found = {
             (flow, source, id): (state, generation, attempts, suspect)
-            for flow, source, id, state, generation, attempts, suspect in self.read(
-                self.sql.look, (to_json(sorted({one.identity for one in deliveries})).decode(),)
-            )
+            for flow, source, id, state, generation, attempts, suspect, _ in self._look(deliveries)
         }
         claims = {}
         for one in deliveries:
@@ -97,15 +95,24 @@ class SqlUnit:
 
     def claim(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
         # One row per identity, the highest generation; sorted, so that two claims never deadlock each other.
-        wanted: dict[Identity, tuple[int, int]] = {}
+        wanted: dict[Identity, tuple[int, int, str]] = {}
         for one in deliveries:
-            wanted[one.identity] = max(wanted.get(one.identity, (0, 0)), (one.generation, one.attempts))
+            known = wanted.get(one.identity)
+            if known is None or known[:2] < (one.generation, one.attempts):
+                wanted[one.identity] = (one.generation, one.attempts, one.digest)
         rows = [(*identity, *wanted[identity]) for identity in sorted(wanted)]
         self.begin()
         return {
             (flow, source, id): Claim(attempts, bool(suspect))
             for flow, source, id, attempts, suspect in self.read(self.sql.claim, (to_json(rows).decode(),))
         }
+
+    def digests(self, deliveries: Sequence[Delivery]) -> dict[Identity, str]:
+        return {(flow, source, id): digest for flow, source, id, *_, digest in self._look(deliveries)}
+
+    def _look(self, deliveries: Sequence[Delivery]) -> list[Any]:
+        """The rows of the inbox for these."""
+        return self.read(self.sql.look, (to_json(sorted({one.identity for one in deliveries})).decode(),))
 
     def reopen(self, rows: Sequence[Reopening]) -> None:
         self.write(

@@ -132,6 +132,18 @@ class StoreConformance:
         assert self.claim(second) == [one.message.id]
         assert self.claim(second) == []
 
+    def test_the_inbox_keeps_the_digest_of_what_has_an_id(self) -> None:
+        one = delivery(message())._replace(digest="a")
+        two = delivery(message())
+        self.claim(one, one._replace(digest="b"), two)
+        with self.store.unit(FLOW) as unit:
+            assert unit.digests([one, two, delivery(message())]) == {one.identity: "a", two.identity: ""}
+            unit.reopen([Reopening(one.identity, 1, 1)])
+            unit.commit()
+        self.claim(one._replace(generation=1, digest=""))
+        with self.store.unit(FLOW) as unit:
+            assert unit.digests([one]) == {one.identity: "a"}, "an attempt by a row of ours has no digest"
+
     def test_row_65_a_missing_row_can_be_claimed_whatever_the_generation(self) -> None:
         one = delivery(message(), generation=3, attempts=2)
         with self.store.unit(FLOW) as unit:

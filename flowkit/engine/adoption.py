@@ -1,0 +1,73 @@
+"""Messages of other programs: adopted under the id that the flow finds, or unread, under an id of their own.
+
+A message that cannot be read has no id of the flow's: the one that its sender gave may be that of a good message. Its
+dead letter has a source of its own, and the hash of what came as its id; a retry brings it here once more.
+"""
+
+from collections.abc import Sequence
+
+from flowkit.engine.item import Item, describe, renamed
+from flowkit.errors import Reused, Undecodable
+from flowkit.flow import Context, Flow
+from flowkit.message import ORIGINAL_ID, ORIGINAL_SOURCE, UNREAD, digest
+from flowkit.ports import Delivery, Duplicate, Unit
+
+NAMELESS = "foreign"
+"""The source of a message that names none."""
+
+
+def is_foreign(delivery: Delivery) -> bool:
+    """Whether another program sent it: it comes from there, or as a dead letter that is retried."""
+    return delivery.foreign or delivery.message.source == UNREAD
+
+
+def received(delivery: Delivery, channel: str) -> Delivery:
+    """A message of another program as it came, at the channel of its flow."""
+    message = delivery.message
+    if message.source == UNREAD:
+        id, source = message.headers.get(ORIGINAL_ID, ""), message.headers.get(ORIGINAL_SOURCE, NAMELESS)
+        message = message._replace(id=id, source=source if source != UNREAD else NAMELESS)
+    message = message._replace(channel=channel)
+    return delivery._replace(message=message, foreign=True, digest=digest(message.body))
+
+
+def adopted(delivery: Delivery, flow: Flow, context: Context) -> Delivery:
+    """A received message under the id by which it takes effect once; a fresh one if it has none.
+
+    Raises Undecodable when `id_from` finds none.
+    """
+    message = delivery.message
+    if len(message.body) > context.max_body:
+        raise Undecodable(f"its body of {len(message.body):,} bytes exceeds the limit of {context.max_body:,} bytes")
+    try:
+        id = flow.identifier.find(message)
+    except Undecodable:
+        raise
+    except Exception as error:
+        # No attempt either: without its id a second one would be another message.
+        raise Undecodable(f"its id cannot be found: {describe(error)}; mend id_from=, and retry it") from error
+    return delivery._replace(
+        message=message._replace(id=id or context.ids()), unidentified=delivery.unidentified or not id
+    )
+
+
+def unread(delivery: Delivery) -> Delivery:
+    """A received message that cannot be read, under the id of its dead letter: the same each time that it arrives."""
+    message = delivery.message
+    return renamed(delivery, UNREAD, repr((message.source, "" if delivery.unidentified else message.id)))
+
+
+def find_reused(unit: Unit, items: Sequence[Item]) -> int:
+    """Note on duplicates that their body is another one than that of the message that has their id. Returns how many.
+
+    Blocks for one statement, if there are duplicates of messages that other programs sent.
+    """
+    duplicates = [item for item in items if item.delivery.digest and isinstance(item.outcome, Duplicate)]
+    known = unit.digests([item.delivery for item in duplicates]) if duplicates else {}
+    found = [one for one in duplicates if known.get(one.delivery.identity) not in (None, "", one.delivery.digest)]
+    for item in found:
+        item.error = Reused(
+            "this id came before with another body, which alone counts; if both are meant, let id_from= name what "
+            "tells them apart"
+        )
+    return len(found)

@@ -1,0 +1,189 @@
+"""Under which identity a message takes effect once, and what becomes of another one under the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+from flowkit import App
+from flowkit.message import Message
+from flowkit.ports import Done, Duplicate
+from flowkit.testing import Harness
+from tests.shop import Effect, new_app, once, running
+
+FLOW = "shop.accept"
+
+
+class Number(BaseModel):
+    n: int
+
+
+class Lenient(BaseModel):
+    """What a later version of the app reads: the field may have either name."""
+
+    n: int | None = None
+    oops: int | None = None
+
+    @property
+    def number(self) -> int | None:
+        return self.oops if self.n is None else self.n
+
+
+def strict_app(**options: Any) -> App:
+    app = new_app()
+
+    @app.flow(app.channel("numbers", Number, shared=True), **options)
+    def accept(number: Number, db: Session) -> None:
+        db.add(Effect(name=str(number.n)))
+
+    return app
+
+
+def lenient_app(**options: Any) -> App:
+    app = new_app()
+
+    @app.flow(app.channel("numbers", Lenient, shared=True), **options)
+    def accept(number: Lenient, message: Message, db: Session) -> None:
+        db.add(Effect(name=str(number.number)))
+
+    return app
+
+
+def arrive(harness: Harness, *bodies: bytes, id: str = "17", headers: dict[str, str] | None = None) -> None:
+    """Messages of another program, all under one id."""
+    for body in bodies:
+        harness.broker.deliver(FLOW, Message(id, "erp", "", body, headers=headers or {}))
+    harness.until_quiet()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])
+def kept_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database that outlives a harness."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/kept.db"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
+
+
+# ------------------------------------------------------------ what cannot be read
+
+
+def test_what_cannot_be_read_takes_the_id_of_no_other_message(database_url: str) -> None:
+    with running(strict_app(id_from="n"), database_url, broker=True) as harness:
+        arrive(harness, b'{"oops": 1}', b'{"n": 17}')
+        once(harness, "17")
+        (letter,) = harness.dead()
+        assert letter.message.body == b'{"oops": 1}'
+        assert (letter.message.headers["ce-id"], letter.message.headers["ce-source"]) == ("17", "erp")
+
+
+@pytest.mark.parametrize("id_from", [None, "n"])
+def test_each_body_that_cannot_be_read_is_a_dead_letter_of_its_own(database_url: str, id_from: str | None) -> None:
+    bodies = [b'{"oops": %d}' % number for number in range(5)]
+    with running(strict_app(id_from=id_from), database_url, broker=True) as harness:
+        arrive(harness, *bodies, bodies[2], id="1")
+        arrive(harness, *bodies, id="1")
+        assert sorted(letter.message.body for letter in harness.dead()) == bodies
+        arrive(harness, b'{"n": 1}', id="1")
+        once(harness, "1")
+
+
+def test_a_validator_that_breaks_leaves_no_id_behind() -> None:
+    """What has no id cannot be tried again: the next try would be another message."""
+
+    def broken(number: Number) -> str:
+        raise KeyError("number")
+
+    with running(strict_app(id_from=broken), "sqlite:///:memory:", broker=True) as harness:
+        arrive(harness, b'{"n": 1}', b'{"n": 2}')
+        assert [letter.error for letter in harness.dead()] == [
+            "Undecodable: its id cannot be found: KeyError: 'number'; mend id_from=, and retry it"
+        ] * 2
+
+
+@pytest.mark.parametrize("id_from", [None, lambda number: number.number])
+@pytest.mark.parametrize("broker", [False, True])
+def test_a_retried_dead_letter_finds_its_id_anew(kept_url: str, broker: bool, id_from: Any) -> None:
+    with running(strict_app(id_from=None if id_from is None else "n"), kept_url, broker=True) as harness:
+        arrive(harness, b'{"oops": 17}')
+        assert len(harness.dead()) == 1
+    with running(lenient_app(id_from=id_from), kept_url, broker=broker) as harness:
+        letters = harness.store.dead_letters
+        letters.retry(letters.select())
+        assert harness.balances()[FLOW].balanced, "also while it waits"
+        harness.until_quiet()
+        once(harness, "17")
+        balance = harness.balances()[FLOW]
+        assert (balance.accepted, balance.applied, balance.dead, balance.reused) == (1, 1, 0, 0)
+        if broker:
+            arrive(harness, b'{"n": 17}')
+            once(harness, "17")
+            balance = harness.balances()[FLOW]
+            assert (balance.accepted, balance.applied, balance.reused) == (1, 1, 1)
+
+
+def test_a_retried_dead_letter_is_not_applied_beside_the_good_one(
+    kept_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(strict_app(id_from="n"), kept_url, broker=True) as harness:
+        arrive(harness, b'{"oops": 17}', b'{"n": 17}')
+        once(harness, "17")
+    with running(lenient_app(id_from=lambda number: number.number), kept_url) as harness:
+        letters = harness.store.dead_letters
+        letters.retry(letters.select())
+        harness.until_quiet()
+        once(harness, "17")
+        assert [type(outcome) for _, _, outcome in harness.outcomes] == [Duplicate]
+        balance = harness.balances()[FLOW]
+        assert (balance.accepted, balance.applied, balance.dead, balance.reused) == (1, 1, 0, 1)
+    assert any("message 17: duplicate: Reused: " in record.message for record in caplog.records)
+
+
+def test_what_still_cannot_be_read_is_dead_again(kept_url: str) -> None:
+    with running(strict_app(id_from="n"), kept_url, broker=True) as harness:
+        arrive(harness, b'{"oops": 17}')
+        letters = harness.store.dead_letters
+        for _ in range(3):
+            letters.retry(letters.select())
+            harness.broker.duplicate(FLOW)
+            harness.until_quiet()
+            (letter,) = harness.dead()
+            assert letter.message.headers["ce-id"] == "17"
+        letters.discard(letters.select())
+        arrive(harness, b'{"oops": 17}')
+        assert harness.dead() == []
+
+
+# ------------------------------------------------------------ one id, two bodies
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_duplicate_with_another_body_is_told_and_counted(
+    database_url: str, alone: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(strict_app(id_from=lambda number: "same"), database_url, broker=True) as harness:
+        for bodies in [[b'{"n": 1}'], [b'{"n": 1}', b'{"n": 2}']] if alone else [[b'{"n": 1}', b'{"n": 2}']]:
+            arrive(harness, *bodies)
+        once(harness, "1")
+        assert {type(outcome) for _, _, outcome in harness.outcomes} == {Done, Duplicate}
+        assert harness.balances()[FLOW].reused == 1
+    told = [record.message for record in caplog.records if "Reused" in record.message]
+    assert told == [
+        f"flow {FLOW}: message same: duplicate: Reused: this id came before with another body, which alone counts; "
+        "if both are meant, let id_from= name what tells them apart"
+    ]
+
+
+# ------------------------------------------------------------ faults of the envelope
+
+
+def test_a_retried_dead_letter_without_an_id_keeps_its_source(kept_url: str) -> None:
+    with running(strict_app(id_from="n"), kept_url, broker=True) as harness:
+        arrive(harness, b'{"oops": 17}', id="")
+    with running(lenient_app(id_from=lambda number: number.number), kept_url, broker=True) as harness:
+        letters = harness.store.dead_letters
+        letters.retry(letters.select())
+        arrive(harness, b'{"n": 17}', id="")
+        once(harness, "17")

@@ -230,7 +230,8 @@ class App:
     ) -> str:
         """Publish one message from outside the flows. Returns its id when it is committed; blocks until then.
 
-        The same `id` is accepted once. Raises Unrouted, TooLarge, StoreUnavailable, or OutcomeUnknown(id).
+        The same `id` is accepted once, and its body has to be the same each time, byte for byte: a `set` has no stable
+        order. Raises Reused for another one, Unrouted, TooLarge, StoreUnavailable, or OutcomeUnknown(id).
         """
         outgoing = self._compose(channel, value, key, delay, id, headers)
         self._publish([outgoing])
@@ -247,6 +248,7 @@ class App:
 
         With `ids`, one for each value, it can be called again after any error: each id is accepted once. Raises as
         `publish` does; OutcomeUnknown carries the ids of the transaction in question, and those before are accepted.
+        Reused names one id, and nothing of its transaction is accepted.
         """
         count, bulk = 0, []
         named = zip(values, ids, strict=True) if ids is not None else ((value, None) for value in values)
@@ -320,7 +322,10 @@ class SessionOutbox:
         id: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
-        """Stage one message in the session's transaction. Returns its id. Blocks for the statements only."""
+        """Stage one message in the session's transaction. Returns its id. Blocks for the statements only.
+
+        The same `id` is accepted once. Raises Reused for another body under it; the transaction can go on then.
+        """
         outgoing = self._app._compose(channel, value, key, delay, id, headers)
         # Each time: after a commit the session goes on in another transaction, on another connection perhaps.
         unit = self._store.join(self._session, self._lane)

@@ -12,7 +12,7 @@ from flowkit import duration
 from flowkit.channel import Body, Channel, Routed, Split
 from flowkit.errors import DefinitionError, FlowKitError, TooLarge, Unrouted
 from flowkit.foreign import Identifier, IdFrom
-from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_name, check_sent
+from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_name, check_sent, digest
 from flowkit.ports import Clock, Delivery, Ids, Objects, UnitOfWork
 from flowkit.route import REPLY, REPLY_SECONDS, Arguments, Route
 from flowkit.telemetry import OFF, Telemetry
@@ -74,7 +74,9 @@ class Outgoing(NamedTuple):
     message: Message
     delay: float
     digest: str = ""
-    """Of its body, where its id may have been used before for another one, which is refused then."""
+    """Of its body, where its sender chose its id: that of another body, which was accepted before, is refused."""
+    request: str = ""
+    """The same of the HTTP request that it came by, whose body may be packed in another way by another version."""
 
 
 class Context(NamedTuple):
@@ -122,7 +124,7 @@ def compose(
         causation=cause.id if cause else None,
         headers=check_sent(headers) if headers else {},
     )
-    return Outgoing(context.telemetry.sent(message), routed.delay)
+    return Outgoing(context.telemetry.sent(message), routed.delay, digest(body) if id is not None else "")
 
 
 class Outbox:

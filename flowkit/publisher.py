@@ -15,6 +15,7 @@ from flowkit.errors import (
     Unrouted,
 )
 from flowkit.flow import Context, Outgoing, unrouted
+from flowkit.message import Message
 from flowkit.ports import Copy, Delivery, Store, Tally, Unit
 
 TRIES = 10
@@ -41,7 +42,8 @@ class Publisher:
     def publish(self, messages: Sequence[Outgoing], optional: frozenset[str] = frozenset()) -> None:
         """Accept these messages, once per id. `optional` names the channels that may have no subscriber.
 
-        Raises Unrouted, StoreUnavailable (nothing was accepted) or OutcomeUnknown (send again under the same id).
+        Raises Unrouted, Reused, StoreUnavailable (nothing was accepted) or OutcomeUnknown (send again under the same
+        id).
         """
         flow = handling.get()
         if flow is not None:
@@ -111,31 +113,47 @@ def stage(
     """Stage one copy for each subscribed flow of messages that were not accepted before. Returns those flows.
 
     An id is accepted once: it is claimed in the inbox under the channel's name, so that a resend after an unknown
-    outcome changes nothing, however late the first one commits. Where a digest of the body is given, that is claimed
-    too, together with the id: who can claim it under an id that was accepted before has another body, and is refused.
+    outcome changes nothing, however late the first one commits. The claim keeps the digest of the body, where there is
+    one. The digest of a request is claimed besides, as instances of the version before do, and look for it: a digest
+    that can be claimed under an id that was accepted before is that of another request. Raises Reused for those.
     """
     routes = unit.subscribers({one.message.channel for one in messages})
     for one in messages:
         if not routes.get(one.message.channel) and one.message.channel not in optional:
             raise Unrouted(unrouted(one.message.channel))
-    digests = [
-        Delivery(one.message._replace(source=one.digest), f"digest:{one.message.channel}")
+    entries = [Delivery(one.message, f"channel:{one.message.channel}", digest=one.digest) for one in messages]
+    requests = [
+        Delivery(one.message._replace(source=one.request), f"digest:{one.message.channel}")
         for one in messages
-        if one.digest
+        if one.request
     ]
-    fresh = unit.claim([*(Delivery(one.message, f"channel:{one.message.channel}") for one in messages), *digests])
+    fresh = unit.claim([*entries, *requests])
     copies: list[Copy] = []
-    for one in messages:
-        identity = (f"channel:{one.message.channel}", one.message.source, one.message.id)
-        new = fresh.pop(identity, None) is not None
+    again: list[Delivery] = []
+    for one, entry in zip(messages, entries, strict=True):
+        new = fresh.pop(entry.identity, None) is not None
         if new:
             copies += address(one, routes, context)
-        known = (f"digest:{one.message.channel}", one.digest, one.message.id)
-        if fresh.pop(known, None) is not None and one.digest and not new:
-            raise Reused(f"message {one.message.id} was accepted before with another body; give this one another id")
+        elif one.digest:
+            again.append(entry)
+        known = (f"digest:{one.message.channel}", one.request, one.message.id)
+        if fresh.pop(known, None) is not None and one.request and not new:
+            raise reused(one.message)
+    digests = unit.digests(again) if again else {}
+    for entry in again:
+        if digests.get(entry.identity) not in (None, "", entry.digest):
+            raise reused(entry.message)
     unit.stage(copies)
     unit.count(accepted(copies))
     return {copy.flow for copy in copies}
+
+
+def reused(message: Message) -> Reused:
+    """What to say of an id that was accepted before with another body."""
+    return Reused(
+        f"channel {message.channel}: message {message.id} was accepted before with another body; give this one another "
+        "id, or send what was sent before"
+    )
 
 
 def address(one: Outgoing, routes: Mapping[str, Sequence[str]], context: Context) -> list[Copy]:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from flowkit import App
+from flowkit import App, Reused
 from flowkit.message import Message
 from flowkit.ports import Done, Duplicate
 from flowkit.testing import Harness
@@ -174,6 +174,71 @@ def test_a_duplicate_with_another_body_is_told_and_counted(
         f"flow {FLOW}: message same: duplicate: Reused: this id came before with another body, which alone counts; "
         "if both are meant, let id_from= name what tells them apart"
     ]
+
+
+def plain_app() -> App:
+    app = new_app()
+
+    @app.flow(app.channel("numbers", Number))
+    def accept(number: Number, db: Session) -> None:
+        db.add(Effect(name=str(number.n)))
+
+    return app
+
+
+def test_row_a2_one_id_for_two_bodies_is_refused_by_name(database_url: str) -> None:
+    with running(plain_app(), database_url) as harness:
+        harness.publish("numbers", Number(n=1), id="order-1")
+        with pytest.raises(Reused, match="channel numbers: message order-1 was accepted before with another body"):
+            harness.publish("numbers", Number(n=2), id="order-1")
+        harness.publish("numbers", Number(n=1), id="order-1")
+        harness.until_quiet()
+        harness.publish("numbers", Number(n=1), id="order-1")
+        with pytest.raises(Reused):
+            harness.publish("numbers", Number(n=2), id="order-1")
+        harness.until_quiet()
+        once(harness, "1")
+
+
+def test_row_a2_many_are_refused_together(database_url: str) -> None:
+    """Also if both bodies come at once."""
+    with running(plain_app(), database_url) as harness:
+        numbers = [Number(n=number) for number in range(4)]
+        for ids in (["a", "b", "c", "a"], ["1", "2", "3", "a"]):
+            with pytest.raises(Reused, match="message a "):
+                harness.app.publish_many("numbers", numbers, ids=ids)
+            harness.publish("numbers", Number(n=9), id="a")
+        assert harness.app.publish_many("numbers", numbers[:2] * 2, ids=["1", "2", "1", "2"]) == 4
+        harness.until_quiet()
+        once(harness, "9", "0", "1")
+
+
+def test_row_a2_a_session_is_told_as_well_and_goes_on(database_url: str) -> None:
+    with running(plain_app(), database_url) as harness:
+        engine = harness.store.dialect.engine.execution_options(isolation_level="SERIALIZABLE")
+        with Session(engine) as session:
+            outbox = harness.app.outbox(session)
+            outbox.send("numbers", Number(n=1), id="order-1")
+            with pytest.raises(Reused, match="message order-1"):
+                outbox.send("numbers", Number(n=2), id="order-1")
+            outbox.send("numbers", Number(n=1), id="order-1")
+            session.add(Effect(name="mine"))
+            session.commit()
+        with pytest.raises(Reused):
+            harness.publish("numbers", Number(n=2), id="order-1")
+        harness.until_quiet()
+        once(harness, "1", "mine")
+
+
+def test_row_a2_what_an_older_version_accepted_may_be_sent_again(database_url: str) -> None:
+    """It noted no digest: the body is taken to be the same, as it was then."""
+    with running(plain_app(), database_url) as harness:
+        harness.publish("numbers", Number(n=1), id="order-1")
+        with harness.store.transaction() as unit:
+            unit.write("UPDATE flowkit_inbox SET digest = ''", [()])
+        harness.publish("numbers", Number(n=1), id="order-1")
+        harness.until_quiet()
+        once(harness, "1")
 
 
 # ------------------------------------------------------------ faults of the envelope

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from hashlib import blake2b
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -23,7 +22,7 @@ from flowkit.config import Services
 from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError, OutcomeUnknown, Reused, StoreConflict, TooLarge, Unavailable, Undecodable
 from flowkit.flow import Flow, Outgoing, compose
-from flowkit.message import is_name
+from flowkit.message import digest, is_name
 from flowkit.publisher import Publisher
 from flowkit.route import REPLY, Arguments, Route
 from flowkit.web.bucket import Bucket
@@ -44,7 +43,6 @@ KEY = "idempotency-key"
 """The header by which a client may send a request again: it becomes the message's id."""
 TRY = "flowkit-request-id"
 """The same, of a balancer that sends a request to another instance."""
-DIGEST_BYTES = 16
 T = TypeVar("T")
 
 
@@ -162,9 +160,7 @@ class Ingress:
             outgoing = compose(self._context, route(arguments.pack(*asked, content)), self._app.name, id)
             # Whoever chose the id: it may be told to the client, who then sends it as its key. And of what came, not of
             # what becomes of it: another version of the app may have packed it otherwise.
-            return outgoing._replace(
-                digest=blake2b(json.dumps(asked).encode() + content, digest_size=DIGEST_BYTES).hexdigest()
-            )
+            return outgoing._replace(digest="", request=digest(json.dumps(asked).encode() + content))
         except TooLarge as error:
             raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
         except Undecodable as error:

@@ -19,7 +19,7 @@ from flowkit.transports.rabbitmq.connection import Connection
 
 MOST = 50
 """Bytes of a frame of a body, here."""
-Got = list[tuple[int, int, bool, object, bytes]]
+Got = list[tuple[int, int, bool, object, object, bytes]]
 
 
 def message(tag: int, body: bytes, consumer: str = "work", channel: int = 1) -> bytes:
@@ -46,7 +46,7 @@ def feed(kind: type[Any], chunks: Sequence[bytes]) -> tuple[Got, Any]:
 
     def consume(channel: Any, method: Basic.Deliver, found: BasicProperties, body: bytes) -> None:
         tag = int(method.delivery_tag or 0)
-        got.append((channel.channel_number, tag, bool(method.redelivered), found.headers, body))
+        got.append((channel.channel_number, tag, bool(method.redelivered), method.exchange, found.headers, body))
 
     for number in (1, 2):
         channel: Any = Channel(connection, number, lambda _: None)

@@ -20,8 +20,9 @@ from flowkit import App, ConfigError, DefinitionError, Message, RetryPolicy
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.foreign import Identifier
-from flowkit.ports import EXCHANGE, Dead, Done, Duplicate, Outcome, Retried
+from flowkit.ports import EXCHANGE, Copy, Dead, Done, Duplicate, Outcome, Retried
 from flowkit.testing import Harness
+from flowkit.transports.rabbitmq.envelope import delivery, event, properties
 from flowkit.transports.rabbitmq.servers import servers
 from tests.shop import FAST, Base, Effect, Order, effects, new_app, running
 
@@ -178,6 +179,67 @@ def test_what_others_receive_is_a_cloud_event(site: Site, supplier: Supplier, ch
     }
     assert (properties.content_type, properties.message_id, properties.app_id) == ("application/json", id, "shop")
     assert properties.delivery_mode == 2
+
+
+def test_an_event_with_copied_headers_is_one_of_its_own(site: Site, supplier: Supplier, channel: str) -> None:
+    with site.worker():
+        queue = supplier.subscribe(channel)
+        site.app.publish(site.orders, Order(name="a"))
+        found, body = supplier.get(queue)
+        headers: dict[str, Any] = dict(found.headers or {})
+        supplier.send(channel, body, headers=headers, message_id=found.message_id, app_id=found.app_id)  # a true copy
+        supplier.send(channel, b'{"name": "b"}', headers=headers | {"ce-id": "b"})
+        supplier.send(channel, b'{"name": "c"}', headers=headers | {"ce-source": "erp"})
+        supplier.send(channel, body, headers=headers | {"ce-id": "again"}, message_id=found.message_id)
+        wait_until(lambda: site.effects() == {"a": 2, "b": 1, "c": 1})
+        site.rest()
+    assert site.outcomes == [Done()] * 4
+    assert site.store.ledger.balances()["shop.accept"].accepted == 4
+
+
+def test_the_envelope_of_a_copy_that_comes_by_an_exchange_is_not_ours(
+    site: Site, supplier: Supplier, channel: str
+) -> None:
+    copied = properties(Copy("row", Message("id-1", "shop", channel, b""), "shop.accept"), time.time())
+    headers: dict[str, Any] = dict(copied.headers or {})
+    with site.worker():
+        supplier.send(channel, b'{"name": "a"}', headers=headers | {"ce-id": "A-1", "ce-source": "erp"})
+        wait_until(lambda: site.effects() == {"a": 1})
+        site.rest()
+    assert [(message.id, message.source) for message in site.seen] == [("A-1", "erp")]
+
+
+@pytest.mark.parametrize(
+    ("changed", "own"),
+    [
+        ({}, True),
+        ({"channel": "invoices"}, False),
+        ({"store": "other"}, False),
+        ({"body": b"{}"}, False),
+        ({"headers": {"ce-id": "2"}}, False),
+        ({"headers": {"ce-source": "erp"}}, False),
+        ({"headers": {"ce-id": 1}}, False),
+        ({"headers": {"ce-id": None}}, False),
+        ({"headers": {"flowkit": '[["row", "0"], "store"]'}}, False),
+        ({"headers": {"flowkit": '[[], "store"]'}}, False),
+        ({"headers": {"flowkit": '{"row": "store"}'}}, False),
+        # As instances of the version before send it.
+        ({"headers": {"flowkit": '["row", "store"]'}}, True),
+        ({"headers": {"flowkit": '["row", "store"]', "ce-id": "2"}}, False),
+        ({"headers": {"flowkit": '["row", "other"]'}}, False),
+    ],
+)
+def test_only_what_this_store_gave_to_an_exchange_is_known_for_its_own(changed: dict[str, Any], own: bool) -> None:
+    sent = event(Copy("row", Message("1", "shop", "orders", b"[]", "Order"), EXCHANGE + "orders"), "store")
+    headers: dict[str, Any] = dict(sent.headers or {})
+    sent.headers = headers | changed.get("headers", {})
+    came = "shop.accept", changed.get("store", "store"), sent, changed.get("body", b"[]"), 1
+    found = delivery(*came, changed.get("channel", "orders"))
+    assert (found is None) == own
+    assert found is None or found.foreign
+    straight = delivery(*came)
+    assert straight is not None, "what is put into the queue of a flow is no copy of what its exchange had"
+    assert straight.foreign
 
 
 @pytest.mark.parametrize("prefix", ["ce-", "ce_", "cloudEvents:", "cloudEvents_"])

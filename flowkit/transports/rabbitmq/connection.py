@@ -87,7 +87,10 @@ class Connection(AsyncioConnection):
             missing -= len(parts[-1])
         if missing or read[last - 1] != FRAME_END:
             return None
-        method = Basic.Deliver(name, *TAG.unpack_from(read, after))
+        exchange = after + TAG.size + 1
+        by = read[exchange : exchange + read[exchange - 1]].decode("utf-8", "replace")
+        number, again = TAG.unpack_from(read, after)
+        method = Basic.Deliver(name, number, again, by)
         return partial(consumer, channel, method, BasicProperties().decode(properties), b"".join(parts)), last
 
     def _adapter_emit_data(self, data: bytes) -> None:

@@ -7,6 +7,7 @@ in the AMQP binding of CloudEvents, which is for AMQP 1.0 and has other prefixes
 import struct
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -15,14 +16,14 @@ from pika import BasicProperties, DeliveryMode
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from flowkit.message import CONTENT_TYPE, CONTROL, LAST_SECOND, Message
+from flowkit.message import CONTENT_TYPE, CONTROL, LAST_SECOND, Message, digest
 from flowkit.ports import Copy, Delivery
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Time = Annotated[float, Field(ge=0, le=LAST_SECOND)]
 HEADER = "flowkit"
 """The header that holds the envelope, as a JSON array: AMQP's own properties end at 255 bytes. What goes to an exchange
-has the row and the id of the store in it, and nothing else. Foreign messages have none."""
+has the row with a seal, and the id of the store in it, no more. Foreign messages have none, or a copied one."""
 ENVELOPE: TypeAdapter[tuple[Any, ...]] = TypeAdapter(
     tuple[str, Count, Count, Time, str, str, str, str, str | None, Time, str | None, str | None],
     config=ConfigDict(strict=True),
@@ -77,7 +78,7 @@ def event(copy: Copy, store: str) -> BasicProperties:
         headers={
             **headers,
             **{PREFIX + name: value for name, value in attributes.items() if value},
-            HEADER: to_json([copy.row, store]).decode(),
+            HEADER: to_json([[copy.row, seal(id, source, copy.exchange, copy.message.body)], store]).decode(),
         },
     )
 
@@ -90,37 +91,52 @@ def routing_key(copy: Copy) -> str:
 def row(found: BasicProperties) -> str:
     """The row of a copy that came back."""
     headers: dict[str, Any] = dict(found.headers or {})
-    return str(from_json(headers[HEADER])[0])
+    sent = from_json(headers[HEADER])[0]
+    return str(sent[0] if isinstance(sent, list) else sent)
 
 
-def delivery(flow: str, store: str, found: BasicProperties, body: bytes, tag: object) -> Delivery | None:
-    """What the broker delivered to a flow of a store. None for what that store itself gave to an exchange: its own
-    flows got copies of their own."""
+def delivery(
+    flow: str, store: str, found: BasicProperties, body: bytes, tag: object, channel: str = ""
+) -> Delivery | None:
+    """What the broker delivered to a flow of a store: by the exchange of a shared `channel`, or straight to its queue.
+
+    None for what that store itself gave to the exchange: its own flows got copies of their own. Only these come with an
+    envelope of FlowKit's, and never by an exchange.
+    """
     headers: dict[str, Any] = dict(found.headers or {})
     redelivered = headers.pop(COUNT, 0)
     count = redelivered + 1 if isinstance(redelivered, int) else 1
     own = headers.pop(HEADER, None)
-    if isinstance(own, str):
-        try:
-            _, generation, attempts, staged, id, source, channel, kind, key, time, correlation, causation = (
+    if isinstance(own, str) and not channel:
+        with suppress(ValidationError):
+            _, generation, attempts, staged, id, source, named, kind, key, time, correlation, causation = (
                 ENVELOPE.validate_json(own)
             )
-        except ValidationError:
-            if origin(own) == store:
-                return None
-        else:
-            message = Message(id, source, channel, body, kind, key, time, correlation, causation, headers)
+            message = Message(id, source, named, body, kind, key, time, correlation, causation, headers)
             return Delivery(message, flow, generation, attempts, count, staged, None, tag)
+    if isinstance(own, str) and channel and is_own(own, store, channel, found, body):
+        return None
     return Delivery(foreign(found, headers, body), flow, deliveries=count, tag=tag, foreign=True)
 
 
-def origin(header: str) -> str | None:
-    """The store that gave a copy to an exchange; None if the header is no such copy's."""
+def seal(id: str, source: str, channel: str, body: bytes) -> str:
+    """What tells a copy for the exchange of a channel from another event that has its headers."""
+    return digest(to_json([id, source, channel]) + body)
+
+
+def is_own(header: str, store: str, channel: str, found: BasicProperties, body: bytes) -> bool:
+    """Whether an event at the exchange of a channel is what this store gave to it, and nothing else with its header."""
     try:
-        _, store = from_json(header)
+        sent, origin = from_json(header)
     except (TypeError, ValueError):
-        return None
-    return store if isinstance(store, str) else None
+        return False
+    headers: Mapping[str, Any] = found.headers or {}
+    id, source = headers.get(PREFIX + "id"), headers.get(PREFIX + "source")
+    if origin != store or not isinstance(id, str) or not isinstance(source, str):
+        return False
+    if isinstance(sent, str):  # an instance of the version before sent it, which knows no seal
+        return (found.message_id, found.app_id) == (_short(id), _short(source))
+    return isinstance(sent, list) and sent[1:] == [seal(id, source, channel, body)]
 
 
 def foreign(found: BasicProperties, headers: Mapping[str, Any], body: bytes) -> Message:

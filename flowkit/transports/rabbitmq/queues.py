@@ -40,6 +40,10 @@ class Queues:
         """The name of a flow's queue."""
         return f"flowkit.{self.store}.{flow}"
 
+    def exchange(self, flow: str) -> str:
+        """The exchange that a flow's queue is bound to; empty for none."""
+        return self._bound.get(flow, "")
+
     async def declare(self, channel: Channel, flow: str) -> None:
         """Make the queue of a flow, or see that it is what it must be. Raises ConfigError when it is not."""
         name = self.name(flow)
@@ -55,8 +59,8 @@ class Queues:
                 "drain it, delete it, and start again"
             ) from None
 
-        exchange = self._bound.get(flow)
-        if exchange is not None:
+        exchange = self.exchange(flow)
+        if exchange:
             await self.declare_exchange(channel, exchange)
             await answer(channel, lambda done: channel.queue_bind(name, exchange, "#", callback=done))
 

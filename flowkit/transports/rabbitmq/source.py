@@ -164,7 +164,9 @@ class RabbitSource:
         tag = int(method.delivery_tag or 0)
         self._last = tag
         try:
-            arrived = delivery(self.flow, self._queues.store, found, body, (self._epoch, tag))
+            came = self.flow, self._queues.store, found, body, (self._epoch, tag)
+            by = method.exchange and (self._queues.exchange(self.flow) or method.exchange)
+            arrived = delivery(*came, by) if by else delivery(*came)
         except Exception:
             # It stays unsettled: raised here it would cost the connection of all flows, again and again.
             self._unsettled[tag] = None

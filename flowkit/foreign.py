@@ -1,4 +1,4 @@
-"""Messages that other programs sent: under which id they take effect once."""
+"""Messages and requests of other programs: under which id they take effect once."""
 
 import dataclasses
 import logging
@@ -13,14 +13,15 @@ from typing_extensions import is_typeddict
 from flowkit.channel import Body
 from flowkit.errors import DefinitionError, Undecodable
 from flowkit.message import Message
+from flowkit.route import Header
 
-IdFrom = str | Callable[[Any], object]
-"""Where the body holds the id: a field such as "order.number", or a function of the body."""
+IdFrom = str | Callable[[Any], object] | Header
+"""Where the id is: a field of the body such as "order.number", a function of the body, or a header of the request."""
 _log = logging.getLogger("flowkit.foreign")
 
 
 class Identifier:
-    """Finds the ids of foreign messages for one flow."""
+    """Finds the ids of foreign messages, or of requests, for one flow."""
 
     def __init__(self, flow: str, id_from: IdFrom | None, body: Body) -> None:
         self._flow = flow
@@ -49,12 +50,14 @@ class Identifier:
         Raises Undecodable when `id_from` finds none, or what the body's own validation raises.
         """
         if self._id_from is not None:
-            return self._key(self._body.decode(message.body))
+            return self.key(message.body)
         if not message.id:
             _ = self._warned
         return message.id
 
-    def _key(self, body: Any) -> str:
+    def key(self, content: bytes) -> str:
+        """What `id_from` finds in a body. Raises as `find` does."""
+        body = self._body.decode(content)
         found = self._id_from(body) if callable(self._id_from) else _walk(body, str(self._id_from))
         if isinstance(found, bool) or not isinstance(found, str | int | UUID) or found == "":
             raise Undecodable(

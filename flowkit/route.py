@@ -23,6 +23,7 @@ SCALARS = (str, int, float, bool, Decimal, date, datetime, time, timedelta, UUID
 """What can stand in a query."""
 NAME = re.compile(r"[a-z_][a-z0-9_]*", re.I)
 SEGMENT = re.compile(r"[^{}/?#\s]*|\{[a-z_][a-z0-9_]*\}", re.I)
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,255}", re.I)
 RESERVED = ("/flowkit", "/livez", "/readyz", "/metrics", "/scale")
 """Where the ingress answers itself."""
 
@@ -68,6 +69,15 @@ class Route(Channel[Any]):
         self.method = method
         self.path = path
         self.names = tuple(names)
+
+
+class Header:
+    """The header that identifies a request: `app.flow(web.post("/hooks"), id_from=web.header("X-GitHub-Delivery"))`."""
+
+    def __init__(self, name: str) -> None:
+        if not TOKEN.fullmatch(name):
+            raise DefinitionError(f"web.header({name!r}): this is no name of a header; write one such as X-Request-Id")
+        self.name = name
 
 
 class Arguments:

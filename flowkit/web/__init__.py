@@ -2,12 +2,13 @@
 
 from functools import partial
 
-from flowkit.route import Route
+from flowkit.route import Header, Route
 
 get = partial(Route, "GET")
 post = partial(Route, "POST")
 put = partial(Route, "PUT")
 patch = partial(Route, "PATCH")
 delete = partial(Route, "DELETE")
+header = Header
 
-__all__ = ["delete", "get", "patch", "post", "put"]
+__all__ = ["delete", "get", "header", "patch", "post", "put"]

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -27,8 +26,9 @@ from flowkit.publisher import Publisher
 from flowkit.route import REPLY, Arguments, Route
 from flowkit.web.bucket import Bucket
 from flowkit.web.gate import Full, Gate
+from flowkit.web.identity import KEY, identifying, identity
 from flowkit.web.metrics import MEDIA, Metrics
-from flowkit.web.openapi import KEYS, described
+from flowkit.web.openapi import described
 from flowkit.web.problem import Problem
 from flowkit.web.replies import Replies
 
@@ -39,10 +39,6 @@ MESSAGES_PATH = "/flowkit/messages/"
 """Below it the status of each message, under its id."""
 DOCUMENT_PATH = "/flowkit/openapi.json"
 JSON = "application/json"
-KEY = "idempotency-key"
-"""The header by which a client may send a request again: it becomes the message's id."""
-TRY = "flowkit-request-id"
-"""The same, of a balancer that sends a request to another instance."""
 T = TypeVar("T")
 
 
@@ -87,14 +83,14 @@ class Ingress:
         assert isinstance(flow.source, Route)
         assert flow.request is not None
         bucket = Bucket(flow.source.rate) if flow.source.rate else None
-        take = partial(self._take, flow.source, flow.request, bucket, flow.name)
+        take = partial(self._take, flow, flow.source, flow.request, bucket)
         return Endpoint(flow.source.path, take, methods=[flow.source.method])
 
     async def _take(
-        self, route: Route, arguments: Arguments, bucket: Bucket | None, flow: str, request: Request
+        self, flow: Flow, route: Route, arguments: Arguments, bucket: Bucket | None, request: Request
     ) -> Response:
         """Accept a request: read, validate, commit, answer."""
-        self._check_open(route, flow, unread=True)
+        self._check_open(route, flow.name, unread=True)
         wait = bucket.take() if bucket else 0
         if wait:
             raise Problem(
@@ -103,8 +99,10 @@ class Ingress:
                 wait,
                 unread=True,
             )
-        outgoing = self._message(route, arguments, request, await self._content(request, arguments))
-        self._check_open(route, flow, unread=False)  # it may be closed since: content comes as slowly as clients like
+        outgoing = self._message(flow, route, arguments, request, await self._content(request, arguments))
+        self._check_open(
+            route, flow.name, unread=False
+        )  # it may be closed since: content comes as slowly as clients like
         id = outgoing.message.id
         try:
             await self._gate.accept([outgoing])
@@ -117,16 +115,16 @@ class Ingress:
         except OutcomeUnknown:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                f"the connection to the store was lost just then, so the message may be accepted or not; send the same "
-                f"request again with the header Idempotency-Key: {id}: it is accepted once",
+                "the connection to the store was lost just then, so the message may be accepted or not; send the same "
+                f"request again{'' if flow.id_from else f' with the header {KEY}: {id}'}: it is accepted once",
                 RETRY_SECONDS,
                 id=id,
             ) from None
         except Reused:
             raise Problem(
                 HTTPStatus.UNPROCESSABLE_ENTITY,
-                f"Idempotency-Key {id}: it was accepted before with another path, query or content; give each request "
-                "a key of its own",
+                f"{identifying(flow)} {id}: it was accepted before with another path, query or content; give each "
+                "request one of its own",
             ) from None
         except (Unavailable, StoreConflict):
             raise Problem(
@@ -149,15 +147,12 @@ class Ingress:
                 unread=unread,
             )
 
-    def _message(self, route: Route, arguments: Arguments, request: Request, content: bytes) -> Outgoing:
+    def _message(self, flow: Flow, route: Route, arguments: Arguments, request: Request, content: bytes) -> Outgoing:
         """The message of a request."""
-        key = request.headers.get(KEY)
-        id = request.headers.get(TRY) if key is None else key
-        if id is not None and not re.fullmatch(KEYS, id):
-            raise Problem(HTTPStatus.BAD_REQUEST, "Idempotency-Key: it has to be 1 to 255 characters of visible ASCII")
         try:
             asked = request.path_params, request.query_params.multi_items()
-            outgoing = compose(self._context, route(arguments.pack(*asked, content)), self._app.name, id)
+            body = arguments.pack(*asked, content)
+            outgoing = compose(self._context, route(body), self._app.name, identity(flow, request.headers, body))
             # Whoever chose the id: it may be told to the client, who then sends it as its key. And of what came, not of
             # what becomes of it: another version of the app may have packed it otherwise.
             return outgoing._replace(digest="", request=digest(json.dumps(asked).encode() + content))

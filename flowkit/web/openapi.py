@@ -7,7 +7,8 @@ from pydantic import TypeAdapter
 
 from flowkit.app import App
 from flowkit.flow import Flow
-from flowkit.route import Arguments, Route
+from flowkit.route import Arguments, Header, Route
+from flowkit.web.identity import KEYS, identifying
 from flowkit.web.problem import MEDIA_TYPE
 
 VERSION = "3.1.0"
@@ -18,7 +19,7 @@ PROBLEMS = {
     HTTPStatus.REQUEST_TIMEOUT: "the content came too slowly",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the content is too large",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "the content is of another type",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "it is not what the route takes, or its Idempotency-Key came with another one",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "it is not what the route takes, or its identity came with another one",
     HTTPStatus.TOO_MANY_REQUESTS: "too many requests; Retry-After says when to come again",
     HTTPStatus.SERVICE_UNAVAILABLE: "it cannot be stored now; Retry-After says when to come again",
 }
@@ -36,15 +37,6 @@ PROBLEM = {
         "detail": {"type": "string"},
     },
     "required": ["type", "title", "status", "detail"],
-}
-KEYS = "[!-~]{1,255}"
-"""What an Idempotency-Key has to be: visible ASCII, which every proxy passes on as it is."""
-KEY = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "description": "Sent again under the same key, the request is accepted once",
-    "schema": {"type": "string", "pattern": f"^{KEYS}$"},
 }
 
 
@@ -66,7 +58,7 @@ def described(app: App) -> dict[str, Any]:
 
 def _operation(flow: Flow, route: Route, arguments: Arguments, schemas: dict[str, Any]) -> dict[str, Any]:
     fields = arguments.model.model_fields if arguments.model else {}
-    parameters = [KEY]
+    parameters = _identity(flow)
     for name in (*arguments.path, *arguments.query):
         place = "path" if name in arguments.path else "query"
         schema = _schema(fields[name].annotation, schemas)
@@ -77,6 +69,10 @@ def _operation(flow: Flow, route: Route, arguments: Arguments, schemas: dict[str
         "parameters": parameters,
         "responses": _responses(flow, route, schemas),
     }
+    if flow.id_from is not None:
+        named = isinstance(flow.id_from, str | Header)
+        what = f"{identifying(flow)} identifies" if named else "Its arguments identify"
+        operation["description"] = f"{what} it: sent again under the same, it is accepted once"
     if summary := (flow.handler.__doc__ or "").strip().partition("\n")[0]:
         operation["summary"] = summary
     if arguments.body is not None:
@@ -86,6 +82,21 @@ def _operation(flow: Flow, route: Route, arguments: Arguments, schemas: dict[str
             "content": {media: {"schema": _schema(arguments.body.annotation, schemas)}},
         }
     return operation
+
+
+def _identity(flow: Flow) -> list[dict[str, Any]]:
+    """The header that identifies a request, where it is one."""
+    if flow.id_from is not None and not isinstance(flow.id_from, Header):
+        return []
+    return [
+        {
+            "name": identifying(flow),
+            "in": "header",
+            "required": flow.id_from is not None,
+            "description": "Sent again under the same, the request is accepted once",
+            "schema": {"type": "string", "pattern": f"^{KEYS}$"},
+        }
+    ]
 
 
 def _responses(flow: Flow, route: Route, schemas: dict[str, Any]) -> dict[str, Any]:

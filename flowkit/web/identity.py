@@ -1,0 +1,52 @@
+"""What identifies a request: the id of its message."""
+
+import re
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+
+from flowkit.flow import Flow
+from flowkit.route import Header
+from flowkit.web.problem import Problem
+
+KEYS = "[!-~]{1,255}"
+"""What an id in a header has to be: visible ASCII, which every proxy passes on as it is."""
+KEY = "Idempotency-Key"
+"""The header by which a client may send a request again, where the route names nothing else."""
+TRY = "FlowKit-Request-Id"
+"""The same, of a balancer that sends a request to another instance."""
+
+
+def identity(flow: Flow, headers: Headers, body: bytes) -> str | None:
+    """The id of a request, whose arguments are in `body`; None for one that has none.
+
+    Raises Problem for a header that cannot be an id, and Undecodable where `id_from` finds none.
+    """
+    key, source, name = headers.get(KEY), flow.id_from, identifying(flow)
+    if source is None:
+        id = headers.get(TRY) if key is None else key
+    elif isinstance(source, Header):
+        id = headers.get(source.name)
+        if id is None:
+            raise _malformed(f"{name}: this header is missing, and it identifies the requests to {flow.source.name}")
+    else:
+        id = flow.identifier.key(body)
+    if (source is None or isinstance(source, Header)) and id is not None and not re.fullmatch(KEYS, id):
+        raise _malformed(f"{name}: it has to be 1 to 255 characters of visible ASCII")
+    if source is not None and key not in (None, id):
+        raise _malformed(
+            f"{KEY}: {name} identifies the requests to {flow.source.name}; leave the key out, or send the same"
+        )
+    return id
+
+
+def identifying(flow: Flow) -> str:
+    """What identifies the requests of a flow, for people."""
+    source = flow.id_from
+    if isinstance(source, Header):
+        return source.name
+    return KEY if source is None else source if isinstance(source, str) else "id"
+
+
+def _malformed(why: str) -> Problem:
+    return Problem(HTTPStatus.BAD_REQUEST, why)

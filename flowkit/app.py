@@ -12,7 +12,7 @@ from flowkit.errors import DefinitionError, StoreConflict, StoreUnavailable, Und
 from flowkit.flow import Context, Flow, Isolation, Outgoing, RetryPolicy, compose
 from flowkit.foreign import IdFrom
 from flowkit.message import MAX_BODY, check_name
-from flowkit.ports import EXCHANGE, Shared
+from flowkit.ports import EXCHANGE, Shared, Store
 from flowkit.publisher import Publisher, stage
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -170,6 +170,30 @@ class App:
                     f"take effect twice; write more than {duration.text(needed)}"
                 )
 
+    def check_moves(self, store: Store) -> None:
+        """Find flows whose subscription is to another channel, and cannot be changed now: a flow has one channel, and
+        what comes to the other one would go nowhere. Raises DefinitionError. Blocks."""
+        recorded = store.subscriptions()
+        for flow in self.flows.values():
+            before, now = recorded.get(flow.name, flow.source.name), flow.source.name
+            why = self._why_stay(store, flow.name, before, recorded) if before != now else ""
+            if why:
+                stop = "; or let its messages come to their end, stop all instances, and start the new ones"
+                raise flow.wrong(
+                    f"it moves from channel {before} to channel {now} while {why}; give the flow at {now} another "
+                    f"name, @app.flow(…, name=…), and keep this one until nothing is sent to {before}"
+                    f"{'' if EXCHANGE + before in recorded else stop}"
+                )
+
+    def _why_stay(self, store: Store, flow: str, channel: str, recorded: Mapping[str, str]) -> str:
+        """Why a flow has to stay at a channel; empty if it may go."""
+        if EXCHANGE + channel in recorded:
+            return f"its queue is bound to the exchange of {channel}"
+        if store.is_staffed(self.name):
+            return f"workers of app {self.name} run, which may receive from {channel}"
+        waiting = store.unfinished([flow])
+        return f"{waiting:,} {'message of it waits' if waiting == 1 else 'messages of it wait'}" if waiting > 0 else ""
+
     def select(self, names: Iterable[str]) -> list[Flow]:
         """The flows of these short or full names. Raises DefinitionError for an unknown one."""
         flows = []
@@ -195,10 +219,14 @@ class App:
     # ------------------------------------------------------------ publishing
 
     def connect(self, services: Services) -> None:
-        """Use these services: create the app's tables where the store does so, and record the subscriptions."""
+        """Use these services: create the app's tables where the store does so, and record the subscriptions.
+
+        Raises DefinitionError where a flow moves to another channel too early.
+        """
         shared = {EXCHANGE + name: name for name, channel in self.channels.items() if channel.shared}
         try:
             services.store.create(self.metadata)
+            self.check_moves(services.store)
             services.store.subscribe({flow.name: flow.source.name for flow in self.flows.values()} | shared)
         except StoreConflict as conflict:
             raise StoreUnavailable(f"{conflict}; another transaction held the database for too long") from conflict

@@ -561,6 +561,9 @@ class Store(Protocol):
         """Record a worker, and the epoch of the rollout that it goes by. Hold its liveness lock for as long as this
         process lives."""
 
+    def is_staffed(self, app: str) -> bool:
+        """Whether a worker of an app lives, ready or not, as far as its lock or its heartbeats tell."""
+
     def beat(self, worker: str, state: str, epoch: int = 0, figures: "Figures | None" = None) -> None:
         """Say that a worker is alive, which epoch of its app's rollout it goes by, and what it handled lately; free the
         leases of those that are dead."""

@@ -17,6 +17,7 @@ def check(name: str) -> None:
     try:
         app.check(services.store.injects, _subscribers(services))
         store: Any = services.store
+        app.check_moves(store)
         store.check_tables(app.name, app.metadata)
         said = services.transport.audit(list(app.flows), app.shared(services.store.subscriptions()))
     finally:

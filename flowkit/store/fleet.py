@@ -37,7 +37,7 @@ class Fleet:
         with self._store.unit("") as unit:
             others = unit.read(self._store.sql.others, (SILENT_MICROSECONDS, worker))
         for other, is_locked, is_silent in others:
-            if self._store.dialect.gone(other) if is_locked else is_silent:
+            if self._ended(other, is_locked, is_silent):
                 _log.warning("worker %s is gone; its messages are taken over", other)
                 self.leave(other)
 
@@ -45,7 +45,17 @@ class Fleet:
         """Whether a worker is dead, or has left."""
         with self._store.unit("") as unit:
             rows = unit.read(self._store.sql.member, (SILENT_MICROSECONDS, worker))
-        return all(self._store.dialect.gone(worker) if is_locked else is_silent for is_locked, is_silent in rows)
+        return all(self._ended(worker, *row) for row in rows)
+
+    def is_staffed(self, app: str) -> bool:
+        """Whether a worker of an app lives."""
+        with self._store.unit("") as unit:
+            rows = unit.read(self._store.sql.crew, (SILENT_MICROSECONDS, app))
+        return not all(self._ended(*row) for row in rows)
+
+    def _ended(self, worker: str, is_locked: int, is_silent: int) -> bool:
+        """Whether a worker is dead, by its lock, or by its silence where others cannot rely on that."""
+        return self._store.dialect.gone(worker) if is_locked else bool(is_silent)
 
     def _write(self, worker: WorkerInfo, state: str, epoch: int, figures: Figures) -> None:
         locked = self._store.dialect.hold(worker.id)

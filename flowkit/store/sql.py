@@ -381,6 +381,9 @@ class SqlStore:
     def join_fleet(self, worker: WorkerInfo, epoch: int = 0) -> None:
         self._fleet.join(worker, epoch)
 
+    def is_staffed(self, app: str) -> bool:
+        return self._fleet.is_staffed(app)
+
     def beat(self, worker: str, state: str, epoch: int = 0, figures: Figures | None = None) -> None:
         self._fleet.beat(worker, state, epoch, figures or Figures())
 

@@ -206,6 +206,7 @@ class Statements:
         since = since - CASE WHEN since > (SELECT now FROM set_to) THEN (SELECT by FROM set_to) ELSE 0 END,
         began = began - CASE WHEN began > (SELECT now FROM set_to) THEN (SELECT by FROM set_to) ELSE 0 END"""
     others: str = "SELECT id, locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id <> ?"
+    crew: str = "SELECT id, locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE app = ?"
     member: str = "SELECT locked, heartbeat < {now} - CAST(? AS bigint) FROM flowkit_workers WHERE id = ?"
     free: str = """
         UPDATE flowkit_messages SET due = {now}, worker = NULL

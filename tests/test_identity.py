@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from flowkit import App, Reused
-from flowkit.message import Message
-from flowkit.ports import Done, Duplicate
+from flowkit.message import Message, check_headers
+from flowkit.ports import Copy, Done, Duplicate
 from flowkit.testing import Harness
 from tests.shop import Effect, new_app, once, running
 
@@ -252,3 +252,61 @@ def test_a_retried_dead_letter_without_an_id_keeps_its_source(kept_url: str) -> 
         letters.retry(letters.select())
         arrive(harness, b'{"n": 17}', id="")
         once(harness, "17")
+
+
+FAULTS: list[tuple[dict[str, Any], dict[str, str]]] = [
+    ({"id": "a\x00b"}, {"ce-id": "a\\x00b", "ce-source": "erp", "tenant": "blue"}),
+    ({"id": "a\ud800"}, {"ce-id": "a\\xd800", "ce-source": "erp", "tenant": "blue"}),
+    ({"id": 7}, {"ce-id": "7", "ce-source": "erp", "tenant": "blue"}),
+    ({"id": "x" * 10_000}, {"ce-id": "x" * 10_000, "ce-source": "erp", "tenant": "blue"}),
+    ({"source": "e\nrp"}, {"ce-source": "e\\x0arp", "tenant": "blue"}),
+    ({"key": ["a"]}, {"ce-source": "erp", "tenant": "blue"}),
+    (
+        {"headers": {"tenant": "b\nlue", "ok": "ö"}},
+        {"ce-source": "erp", "tenant": "b\\x0alue", "ok": "ö"},
+    ),
+    ({"headers": {"n\r" * 200: 7}}, {"ce-source": "erp", "n\\x0d" * 40 + "… (400 characters)": "7"}),
+    ({"headers": [1]}, {"ce-source": "erp", "headers": "[1]"}),
+]
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_dead_letter_for_a_fault_of_the_envelope_keeps_its_id_and_headers(database_url: str, foreign: bool) -> None:
+    good = Message("", "erp", "numbers", b'{"n": 1}', "Number", "k", headers={"tenant": "blue"}, correlation="c")
+    with Harness(strict_app(), database_url, broker=True) as harness:
+        for number, (changed, _) in enumerate(FAULTS):
+            message = good._replace(id=f"id-{number}")._replace(**changed)
+            if foreign:
+                harness.broker.deliver(FLOW, message)
+            else:
+                harness.broker.send([Copy("", message, FLOW)])
+            harness.until_quiet()
+        letters = harness.dead()
+        expected = [{"ce-id": f"id-{number}"} | kept for number, (_, kept) in enumerate(FAULTS)]
+        assert [dict(letter.message.headers) for letter in letters] == expected
+        assert {letter.message.id[:7] for letter in letters} == {"sha256-"}
+        assert {(letter.message.type, letter.message.correlation) for letter in letters} == {("Number", "c")}
+        assert {letter.message.key for letter in letters} == {"k", None}
+
+
+def test_headers_that_are_too_large_are_kept_as_far_as_they_fit(database_url: str) -> None:
+    headers = {f"h{number:02}": "ö" * 5_000 for number in range(30)}
+    with running(strict_app(), database_url, broker=True) as harness:
+        arrive(harness, b'{"n": 1}', headers=headers)
+        (letter,) = harness.dead()
+    kept = check_headers(letter.message.headers)
+    assert list(kept)[:3] == ["ce-id", "ce-source", "h00"]
+    assert len(kept) == 17
+    assert kept["h00"] == "ö" * 2048 + "… (5,000 characters)"
+
+
+def test_a_retry_of_what_had_a_bad_header_takes_effect_under_its_own_id(kept_url: str) -> None:
+    with running(strict_app(id_from="n"), kept_url, broker=True) as harness:
+        arrive(harness, b'{"n": 17}', headers={"tenant": "b\nlue"})
+        letters = harness.store.dead_letters
+        letters.retry(letters.select())
+        harness.until_quiet()
+        arrive(harness, b'{"n": 17}')
+        once(harness, "17")
+        assert harness.dead() == []
+        assert harness.outcomes[1][1].headers["tenant"] == "b\\x0alue"

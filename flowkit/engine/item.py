@@ -160,7 +160,9 @@ def kept(message: Message, id: object) -> dict[str, str]:
     try:
         return check_headers(everything)
     except Undecodable:
-        shorter = [(shortened(name, NAME_BYTES), shortened(value, VALUE_BYTES)) for name, value in everything.items()]
+        shorter = [
+            (shortened(name, NAME_BYTES) or "-", shortened(value, VALUE_BYTES)) for name, value in everything.items()
+        ]
         sizes = accumulate(len(name.encode()) + len(value.encode()) + HEADER_BYTES for name, value in shorter)
         return {name: value for (name, value), size in zip(shorter, sizes, strict=True) if size <= MAX_HEADERS}
 
@@ -168,10 +170,9 @@ def kept(message: Message, id: object) -> dict[str, str]:
 def shortened(value: object, most: int) -> str:
     """Text that a header can hold: escaped, and of so many bytes at most."""
     text = value if isinstance(value, str) else repr(value)
-    text = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-    encoded = text.encode()
+    encoded = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text).encode()
     if len(encoded) <= most:
-        return text or "-"
+        return encoded.decode()
     return f"{encoded[:most].decode(errors='ignore')}… ({len(text):,} characters)"
 
 

@@ -1,6 +1,7 @@
 """The app: the registry of flows, and what other programs publish through."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
@@ -17,6 +18,7 @@ from flowkit.publisher import Publisher, stage
 
 F = TypeVar("F", bound=Callable[..., Any])
 BULK = 500
+_log = logging.getLogger("flowkit.app")
 
 
 class App:
@@ -176,19 +178,22 @@ class App:
         recorded = store.subscriptions()
         for flow in self.flows.values():
             before, now = recorded.get(flow.name, flow.source.name), flow.source.name
-            why = self._why_stay(store, flow.name, before, recorded) if before != now else ""
+            why = self._why_stay(store, flow.name, before) if before != now else ""
             if why:
-                stop = "; or let its messages come to their end, stop all instances, and start the new ones"
                 raise flow.wrong(
                     f"it moves from channel {before} to channel {now} while {why}; give the flow at {now} another "
-                    f"name, @app.flow(…, name=…), and keep this one until nothing is sent to {before}"
-                    f"{'' if EXCHANGE + before in recorded else stop}"
+                    f"name, @app.flow(…, name=…), and keep this one until nothing is sent to {before}; or let its "
+                    "messages come to their end, stop all instances, and start the new ones"
                 )
+            if before != now and EXCHANGE + before in recorded:
+                _log.warning(
+                    "flow %s: it moves from the shared channel %s to channel %s, and its queue at RabbitMQ stays bound "
+                    "to exchange %s: messages of other programs to it still reach the flow; unbind the queue",
+                    flow.name, before, now, before,
+                )  # fmt: skip
 
-    def _why_stay(self, store: Store, flow: str, channel: str, recorded: Mapping[str, str]) -> str:
+    def _why_stay(self, store: Store, flow: str, channel: str) -> str:
         """Why a flow has to stay at a channel; empty if it may go."""
-        if EXCHANGE + channel in recorded:
-            return f"its queue is bound to the exchange of {channel}"
         if store.is_staffed(self.name):
             return f"workers of app {self.name} run, which may receive from {channel}"
         waiting = store.unfinished([flow])

@@ -21,6 +21,8 @@ HEADER_BYTES = 8
 """What a transport adds to a header's name and value, at most."""
 CONTENT_TYPE = "content-type"
 """The header in which messages of shared channels say what their body is."""
+NAMELESS = "foreign"
+"""The source of a message of another program that names none of its own."""
 UNREAD = "flowkit:unread"
 """The source of a dead letter of another program whose message cannot be read: its id is the hash of what came."""
 ORIGINAL_ID, ORIGINAL_SOURCE = "ce-id", "ce-source"

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-from flowkit import App, Reused
+from flowkit import App, Reused, UnitOfWork
 from flowkit.message import Message, check_headers
 from flowkit.ports import Copy, Done, Duplicate
 from flowkit.testing import Harness
@@ -157,6 +157,21 @@ def test_what_still_cannot_be_read_is_dead_again(kept_url: str) -> None:
 
 
 # ------------------------------------------------------------ one id, two bodies
+
+
+def test_an_async_flow_keeps_the_same_rules(database_url: str) -> None:
+    app = new_app()
+
+    @app.flow(app.channel("numbers", Number, shared=True), id_from="n")
+    async def accept(number: Number, work: UnitOfWork) -> None:
+        await work.run(lambda db, outbox: db.add(Effect(name=str(number.n))))
+
+    with running(app, database_url, broker=True) as harness:
+        arrive(harness, b'{"oops": 17}', b'{"n": 17}', b'{"n":17}', id="17")
+        arrive(harness, b'{"n": 17 }', b'{"n": 17}', id="17")
+        once(harness, "17")
+        assert [letter.message.headers["ce-id"] for letter in harness.dead()] == ["17"]
+        assert harness.balances()[FLOW].reused == 2
 
 
 @pytest.mark.parametrize("alone", [False, True])

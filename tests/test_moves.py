@@ -76,11 +76,14 @@ def test_a_dead_worker_holds_up_no_move(url: str) -> None:
     start(version("new"), url)
 
 
-def test_a_flow_does_not_move_away_from_a_shared_channel(url: str) -> None:
+def test_a_move_away_from_a_shared_channel_is_told(url: str, caplog: pytest.LogCaptureFixture) -> None:
     with Harness(version("old", shared=True), url):
         pass
-    with pytest.raises(DefinitionError, match="to channel new while its queue is bound to the exchange of old"):
-        start(version("new"), url)
+    start(version("new"), url)
+    assert [record.message for record in caplog.records if "unbind the queue" in record.message] == [
+        "flow shop.accept: it moves from the shared channel old to channel new, and its queue at RabbitMQ stays bound "
+        "to exchange old: messages of other programs to it still reach the flow; unbind the queue"
+    ]
 
 
 def test_check_tells_of_a_move(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,17 +184,24 @@ def test_what_others_receive_is_a_cloud_event(site: Site, supplier: Supplier, ch
 def test_an_event_with_copied_headers_is_one_of_its_own(site: Site, supplier: Supplier, channel: str) -> None:
     with site.worker():
         queue = supplier.subscribe(channel)
-        site.app.publish(site.orders, Order(name="a"))
+        id = site.app.publish(site.orders, Order(name="a"))
         found, body = supplier.get(queue)
         headers: dict[str, Any] = dict(found.headers or {})
+        wait_until(lambda: site.effects() == {"a": 1})
         supplier.send(channel, body, headers=headers, message_id=found.message_id, app_id=found.app_id)  # a true copy
         supplier.send(channel, b'{"name": "b"}', headers=headers | {"ce-id": "b"})
         supplier.send(channel, b'{"name": "c"}', headers=headers | {"ce-source": "erp"})
         supplier.send(channel, body, headers=headers | {"ce-id": "again"}, message_id=found.message_id)
-        wait_until(lambda: site.effects() == {"a": 2, "b": 1, "c": 1})
+        supplier.send(channel, b'{"name": "d"}', headers=headers, message_id=found.message_id)
+        supplier.send(channel, b'{"name": "e"}', message_id=id, app_id="shop")  # whose id and source are ours: told
+        wait_until(lambda: site.effects() == {"a": 2, "b": 1, "c": 1, "d": 1} and len(site.outcomes) == 6)
         site.rest()
-    assert site.outcomes == [Done()] * 4
-    assert site.store.ledger.balances()["shop.accept"].accepted == 4
+    assert sorted(map(repr, site.outcomes)) == [*[repr(Done())] * 5, repr(Duplicate())]
+    balance = site.store.ledger.balances()["shop.accept"]
+    assert (balance.accepted, balance.reused) == (5, 1)
+    assert {(message.id == id, message.source) for message in site.seen} == {
+        (True, "shop"), (True, "erp"), (True, "foreign"), (False, "foreign")
+    }  # fmt: skip
 
 
 def test_the_envelope_of_a_copy_that_comes_by_an_exchange_is_not_ours(
@@ -214,19 +221,15 @@ def test_the_envelope_of_a_copy_that_comes_by_an_exchange_is_not_ours(
     [
         ({}, True),
         ({"channel": "invoices"}, False),
-        ({"store": "other"}, False),
         ({"body": b"{}"}, False),
         ({"headers": {"ce-id": "2"}}, False),
         ({"headers": {"ce-source": "erp"}}, False),
         ({"headers": {"ce-id": 1}}, False),
         ({"headers": {"ce-id": None}}, False),
-        ({"headers": {"flowkit": '[["row", "0"], "store"]'}}, False),
-        ({"headers": {"flowkit": '[[], "store"]'}}, False),
-        ({"headers": {"flowkit": '{"row": "store"}'}}, False),
+        ({"headers": {"flowkit": '[["row", "shop", "0"], "store"]'}}, False),
         # As instances of the version before send it.
         ({"headers": {"flowkit": '["row", "store"]'}}, True),
         ({"headers": {"flowkit": '["row", "store"]', "ce-id": "2"}}, False),
-        ({"headers": {"flowkit": '["row", "other"]'}}, False),
     ],
 )
 def test_only_what_this_store_gave_to_an_exchange_is_known_for_its_own(changed: dict[str, Any], own: bool) -> None:
@@ -236,10 +239,29 @@ def test_only_what_this_store_gave_to_an_exchange_is_known_for_its_own(changed: 
     came = "shop.accept", changed.get("store", "store"), sent, changed.get("body", b"[]"), 1
     found = delivery(*came, changed.get("channel", "orders"))
     assert (found is None) == own
-    assert found is None or found.foreign
+    assert found is None or (found.foreign and found.message.source in ("foreign", "erp"))
     straight = delivery(*came)
     assert straight is not None, "what is put into the queue of a flow is no copy of what its exchange had"
     assert straight.foreign
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '["row", "other"]',
+        '[["row", "shop", "0"], "other"]',
+        '{"row": "store"}',
+        '[[], "store"]',
+        "no JSON",
+        '[["row", "shop"], "store"]',
+    ],
+)
+def test_an_event_with_another_header_keeps_its_source(header: str) -> None:
+    sent = event(Copy("row", Message("1", "shop", "orders", b"[]", "Order"), EXCHANGE + "orders"), "store")
+    sent.headers = {**(sent.headers or {}), "flowkit": header}
+    found = delivery("shop.accept", "store", sent, b"[]", 1, "orders")
+    assert found is not None
+    assert (found.foreign, found.message.source, found.message.id) == (True, "shop", "1")
 
 
 @pytest.mark.parametrize("prefix", ["ce-", "ce_", "cloudEvents:", "cloudEvents_"])

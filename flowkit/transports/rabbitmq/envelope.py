@@ -16,14 +16,14 @@ from pika import BasicProperties, DeliveryMode
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from flowkit.message import CONTENT_TYPE, CONTROL, LAST_SECOND, Message, digest
+from flowkit.message import CONTENT_TYPE, CONTROL, LAST_SECOND, NAMELESS, Message, digest
 from flowkit.ports import Copy, Delivery
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Time = Annotated[float, Field(ge=0, le=LAST_SECOND)]
 HEADER = "flowkit"
 """The header that holds the envelope, as a JSON array: AMQP's own properties end at 255 bytes. What goes to an exchange
-has the row with a seal, and the id of the store in it, no more. Foreign messages have none, or a copied one."""
+has the row, the source and a seal, and the id of the store. Foreign messages have none, or a copied one."""
 ENVELOPE: TypeAdapter[tuple[Any, ...]] = TypeAdapter(
     tuple[str, Count, Count, Time, str, str, str, str, str | None, Time, str | None, str | None],
     config=ConfigDict(strict=True),
@@ -78,7 +78,7 @@ def event(copy: Copy, store: str) -> BasicProperties:
         headers={
             **headers,
             **{PREFIX + name: value for name, value in attributes.items() if value},
-            HEADER: to_json([[copy.row, seal(id, source, copy.exchange, copy.message.body)], store]).decode(),
+            HEADER: to_json([[copy.row, source, seal(id, source, copy.exchange, copy.message.body)], store]).decode(),
         },
     )
 
@@ -114,9 +114,14 @@ def delivery(
             )
             message = Message(id, source, named, body, kind, key, time, correlation, causation, headers)
             return Delivery(message, flow, generation, attempts, count, staged, None, tag)
-    if isinstance(own, str) and channel and is_own(own, store, channel, found, body):
-        return None
-    return Delivery(foreign(found, headers, body), flow, deliveries=count, tag=tag, foreign=True)
+    message = foreign(found, headers, body)
+    if isinstance(own, str) and channel:
+        sent = given(own, store)
+        if sent is not None and is_own(sent, channel, found, body):
+            return None
+        if sent is not None and sent[0] in ("", message.source):  # it has our name, and must not take an id of ours
+            message = message._replace(source=NAMELESS)
+    return Delivery(message, flow, deliveries=count, tag=tag, foreign=True)
 
 
 def seal(id: str, source: str, channel: str, body: bytes) -> str:
@@ -124,19 +129,28 @@ def seal(id: str, source: str, channel: str, body: bytes) -> str:
     return digest(to_json([id, source, channel]) + body)
 
 
-def is_own(header: str, store: str, channel: str, found: BasicProperties, body: bytes) -> bool:
-    """Whether an event at the exchange of a channel is what this store gave to it, and nothing else with its header."""
+def given(header: str, store: str) -> tuple[str, str] | None:
+    """The source and the seal of what a store gave to an exchange, or of what has its header; None without one.
+
+    Both are empty for what an instance of the version before sent.
+    """
     try:
         sent, origin = from_json(header)
+        _, source, seal = (sent, "", "") if isinstance(sent, str) else sent
     except (TypeError, ValueError):
-        return False
+        return None
+    return (str(source), str(seal)) if origin == store else None
+
+
+def is_own(sent: tuple[str, str], channel: str, found: BasicProperties, body: bytes) -> bool:
+    """Whether an event at the exchange of a channel is what the store gave to it, and no other one with its header."""
     headers: Mapping[str, Any] = found.headers or {}
     id, source = headers.get(PREFIX + "id"), headers.get(PREFIX + "source")
-    if origin != store or not isinstance(id, str) or not isinstance(source, str):
+    if not isinstance(id, str) or not isinstance(source, str):
         return False
-    if isinstance(sent, str):  # an instance of the version before sent it, which knows no seal
+    if sent == ("", ""):
         return (found.message_id, found.app_id) == (_short(id), _short(source))
-    return isinstance(sent, list) and sent[1:] == [seal(id, source, channel, body)]
+    return sent == (source, seal(id, source, channel, body))
 
 
 def foreign(found: BasicProperties, headers: Mapping[str, Any], body: bytes) -> Message:
@@ -153,7 +167,7 @@ def foreign(found: BasicProperties, headers: Mapping[str, Any], body: bytes) -> 
         kept.setdefault(CONTENT_TYPE, properties["content_type"])
     return Message(
         id=attributes.get("id") or properties.get("message_id") or "",
-        source=attributes.get("source") or properties.get("app_id") or "foreign",
+        source=attributes.get("source") or properties.get("app_id") or NAMELESS,
         channel="",
         body=body,
         type=attributes.get("type") or properties.get("type") or "",

@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from flowkit import App, Reused, UnitOfWork
-from flowkit.message import Message, check_headers
-from flowkit.ports import Copy, Done, Duplicate
+from flowkit.message import UNREAD, Message, check_headers
+from flowkit.ports import Copy, Dead, Done, Duplicate
 from flowkit.testing import Harness
 from tests.shop import Effect, new_app, once, running
 
@@ -154,6 +154,19 @@ def test_what_still_cannot_be_read_is_dead_again(kept_url: str) -> None:
         letters.discard(letters.select())
         arrive(harness, b'{"oops": 17}')
         assert harness.dead() == []
+
+
+@pytest.mark.parametrize("headers", [[1], {"ce-id": 7}, {"ce-id": "1", "ce-source": UNREAD}, {}])
+def test_a_message_that_only_claims_to_be_such_a_letter_has_an_end(headers: Any) -> None:
+    forged = Message("sha256-0", UNREAD, "numbers", b'{"n": 17}', headers=headers)
+    with Harness(strict_app(), "sqlite:///:memory:", broker=True) as harness:
+        harness.broker.send([Copy("", forged, FLOW)])
+        harness.broker.deliver(FLOW, forged)
+        harness.until_quiet()
+        ends = {type(outcome) for _, _, outcome in harness.outcomes}
+        assert ends <= {Done, Dead, Duplicate}
+        assert all(message.source != UNREAD for _, message, outcome in harness.outcomes if isinstance(outcome, Done))
+        assert harness.balances()[FLOW].balanced
 
 
 # ------------------------------------------------------------ one id, two bodies

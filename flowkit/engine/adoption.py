@@ -4,7 +4,7 @@ A message that cannot be read has no id of the flow's: the one that its sender g
 dead letter has a source of its own, and the hash of what came as its id; a retry brings it here once more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flowkit.engine.item import Item, describe, renamed
 from flowkit.errors import Reused, Undecodable
@@ -22,7 +22,8 @@ def received(delivery: Delivery, channel: str) -> Delivery:
     """A message of another program as it came, at the channel of its flow."""
     message = delivery.message
     if message.source == UNREAD:
-        id, source = message.headers.get(ORIGINAL_ID, ""), message.headers.get(ORIGINAL_SOURCE, NAMELESS)
+        headers = message.headers if isinstance(message.headers, Mapping) else {}  # whoever wrote the row
+        id, source = headers.get(ORIGINAL_ID, ""), headers.get(ORIGINAL_SOURCE, NAMELESS)
         message = message._replace(id=id, source=source if source != UNREAD else NAMELESS)
     message = message._replace(channel=channel)
     return delivery._replace(message=message, foreign=True, digest=digest(message.body))

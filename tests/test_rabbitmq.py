@@ -25,16 +25,18 @@ from sqlalchemy.orm import Session
 
 from flowkit import ConfigError, Message
 from flowkit.cli import status
-from flowkit.config import Services, Settings, connect, open_store
+from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.relay import record
 from flowkit.engine.worker import Worker
-from flowkit.ports import Copy, Receipt
+from flowkit.message import new_id
+from flowkit.ports import Copy, Delivery, Receipt, Source
 from flowkit.telemetry import Telemetry
 from flowkit.testing.conformance import message
 from flowkit.transports.rabbitmq import sender
-from flowkit.transports.rabbitmq.link import FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS, Link
+from flowkit.transports.rabbitmq.link import FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS, Link, cut
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.servers import servers
+from flowkit.transports.rabbitmq.transport import RabbitTransport
 from tests.conftest import PROOF
 from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQ
@@ -242,6 +244,38 @@ def test_row_9_a_long_handler_does_not_cost_the_connection(
     shop.close()
     assert runs == ["a"]
     assert "no connection" not in caplog.text
+
+
+def test_row_4_what_is_settled_as_its_connection_ends_is_left_to_the_broker(
+    rabbitmq_node: RabbitMQ, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lane acknowledges and gives back in the very turn in which the connection is lost, before anybody was told."""
+    transport = RabbitTransport(rabbitmq_node.url(proxy.port), new_id(), SystemClock(), random.random)
+    with closing(transport):
+        transport.declare(["shop.accept"])
+        source = transport.source("shop.accept", "worker", 10)
+        wait_until(lambda: transport.ready)
+        transport.send([Copy(new_id(), message(), "shop.accept") for number in range(2)])
+        first, second = received(source, 2)
+        assert transport._io is not None
+
+        def end(connection: AsyncioConnection) -> None:
+            cut(connection)
+            source.settle([first])
+            source.release([second])
+
+        transport._io.loop.call(end, transport._io.consuming.connection)
+        again = received(source, 2)
+        assert {one.message.id for one in again} == {first.message.id, second.message.id}
+        source.settle(again)
+    assert "Exception in callback" not in caplog.text
+
+
+def received(source: Source, count: int) -> list[Delivery]:
+    """So many deliveries of a source."""
+    found: list[Delivery] = []
+    wait_until(lambda: found.extend(source.receive(count - len(found))) or len(found) == count)  # type: ignore[func-returns-value]
+    return found
 
 
 def test_row_12_lost_confirms_are_sent_again_and_applied_once(

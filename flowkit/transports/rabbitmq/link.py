@@ -191,6 +191,12 @@ async def open_channel(connection: AsyncioConnection, closed: Callable[[BaseExce
     return channel
 
 
+def close(channel: Channel | None, why: str = "done") -> None:
+    """Close a channel, unless that has begun or it is gone: pika would raise then."""
+    if channel is not None and channel.is_open:
+        channel.close(0, why)
+
+
 async def answer(
     channel: Channel, ask: Callable[[Callable[[Any], None]], object], seconds: float = ANSWER_SECONDS
 ) -> Any:

@@ -15,7 +15,7 @@ from flowkit.errors import ConfigError
 from flowkit.loop import Loop
 from flowkit.ports import Delivery, Random
 from flowkit.transports.rabbitmq.envelope import delivery
-from flowkit.transports.rabbitmq.link import answer, open_channel, resolve, said
+from flowkit.transports.rabbitmq.link import answer, close, open_channel, resolve, said
 from flowkit.transports.rabbitmq.queues import Queues
 
 AHEAD = 2
@@ -140,7 +140,7 @@ class RabbitSource:
         self._channel = channel = await open_channel(connection, resolve(ended))
         await self._queues.declare(channel, self.flow)
         await answer(channel, lambda done: channel.basic_qos(prefetch_count=self._prefetch, callback=done))
-        channel.add_on_cancel_callback(lambda _: channel.close(0, "the queue was deleted"))
+        channel.add_on_cancel_callback(lambda _: close(channel, "the queue was deleted"))
         await answer(
             channel,
             lambda done: channel.basic_consume(self._queues.name(self.flow), self._arrived, callback=done),
@@ -155,8 +155,7 @@ class RabbitSource:
         self._last = 0
         self._unsettled.clear()
         self._buffer.clear()
-        if channel is not None and channel.is_open:
-            channel.close()
+        close(channel)
 
     def _arrived(self, channel: Channel, method: Basic.Deliver, found: BasicProperties, body: bytes) -> None:
         if channel is not self._channel:
@@ -180,7 +179,10 @@ class RabbitSource:
         self._told()
 
     def _current(self, tags: Sequence[tuple[int, int]]) -> list[int]:
-        """The tags of this channel that are not settled yet; those of an earlier one mean nothing any more."""
+        """The tags of this channel that are not settled yet. Those of an earlier channel mean nothing any more, nor do
+        those of one that has just been closed and is not given up yet: the broker hands its deliveries out again."""
+        if self._channel is None or not self._channel.is_open:
+            return []
         known = [tag for epoch, tag in tags if epoch == self._epoch and tag in self._unsettled]
         for tag in known:
             del self._unsettled[tag]

@@ -14,7 +14,7 @@ from flowkit.errors import BrokerUnavailable, ConfigError
 from flowkit.loop import Loop
 from flowkit.message import MAX_BODY
 from flowkit.ports import CANDIDATE, Clock, Copy, Random, Receipt, Shared
-from flowkit.transports.rabbitmq.link import Link, open_channel, refused, said
+from flowkit.transports.rabbitmq.link import Link, close, open_channel, refused, said
 from flowkit.transports.rabbitmq.management import Management
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.sender import Sender
@@ -207,8 +207,7 @@ class Connections:
                 raise ConfigError(f"{why}; check user, password, virtual host and permissions") from None
             raise BrokerUnavailable(f"{why}; check host and port, and whether RabbitMQ runs") from None
         finally:
-            if channel is not None and channel.is_open:
-                channel.close()
+            close(channel)
 
     async def _consume(self, connection: AsyncioConnection) -> None:
         for source in self.sources:

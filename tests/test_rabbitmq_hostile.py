@@ -3,11 +3,14 @@
 import datetime
 import decimal
 import json
+import os
 import random
 import re
+import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -38,7 +41,7 @@ from tests.conftest import CI
 from tests.services import free_port
 from tests.services.rabbitmq import RabbitMQ, find_binaries
 from tests.shop import Order
-from tests.test_rabbitmq import Shop, wait_until
+from tests.test_rabbitmq import ROOT, Shop, wait_until
 
 # ------------------------------------------------------------ settings
 
@@ -637,6 +640,54 @@ def test_threat_tenants_without_the_right_to_make_a_queue_are_told_so(sqlite_url
     with pytest.raises(ConfigError, match=r"access to queue .* refused.*; check user, .* permissions"):
         start(shop(), sqlite_url, rabbitmq_node.url(user="reader", password="secret"))
     rabbitmq_node.ctl("delete_user", "reader")
+
+
+@pytest.mark.processes
+def test_a_worker_that_the_broker_refuses_for_a_while_is_back_afterwards(
+    tmp_path: Path, sqlite_url: str, rabbitmq_node: RabbitMQ
+) -> None:
+    """Its user loses its rights, and gets them again: as long as that lasts, a worker that starts is refused."""
+    rabbitmq_node.start()
+    rabbitmq_node.ctl("add_user", "shaky", "secret")
+    rabbitmq_node.ctl("set_permissions", "shaky", ".*", ".*", ".*")
+    (tmp_path / "shaky.py").write_text(
+        "from flowkit import App\n"
+        "app = App('shop')\n"
+        "app.flow(app.channel('orders', dict), name='orders')(lambda order: None)\n"
+    )
+    broker_url = rabbitmq_node.url(user="shaky", password="secret")
+    urls = {"FLOWKIT_BROKER_URL": broker_url, "FLOWKIT_DATABASE_URL": sqlite_url}
+    store: Any = open_store(Settings(database_url=sqlite_url), check=False)
+    store.upgrade()
+    instance = subprocess.Popen(
+        [sys.executable, "-m", "flowkit", "run", "shaky.py"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **urls},
+    )  # fmt: skip
+    assert instance.stderr is not None
+    try:
+
+        def ready() -> list[int]:
+            return [one.pid for one in store.ledger.workers() if one.state == "ready"]
+
+        wait_until(lambda: bool(ready()))
+        (first,) = ready()
+        rabbitmq_node.ctl("clear_permissions", "shaky")
+        os.kill(first, signal.SIGKILL)
+        for line in instance.stderr:
+            if "was refused (exit status 2) and is started again" in line:
+                break
+        assert instance.poll() is None
+        rabbitmq_node.ctl("set_permissions", "shaky", ".*", ".*", ".*")
+        wait_until(lambda: bool(set(ready()) - {first}))
+        instance.terminate()
+        instance.communicate(timeout=60)
+        assert instance.returncode == 0
+    finally:
+        instance.kill()
+        instance.communicate()
+        store.close()
+        rabbitmq_node.ctl("delete_user", "shaky")
 
 
 def test_row_24_a_body_over_the_limit_is_refused_at_the_send(sqlite_url: str, rabbitmq_url: str) -> None:

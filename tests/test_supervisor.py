@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +53,46 @@ def test_who_ends_for_another_number_of_workers_is_not_replaced(supervisor: Supe
     for _ in range(10):
         assert settled(supervisor, 1)
     assert set(supervisor.pids).isdisjoint(before)
+
+
+REFUSED = """
+import os, pathlib, signal, sys
+from flowkit.engine.slots import Slots
+refused = pathlib.Path(sys.argv[1])
+if refused.exists():
+    sys.exit(2)
+refused.touch()
+slots = Slots(int(os.environ["FLOWKIT_SLOTS"]))
+slots.ready = True
+signal.pause()
+"""
+
+
+@pytest.mark.processes
+def test_a_worker_that_is_refused_once_its_instance_was_ready_is_tried_again(
+    sqlite_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by a broker that has lost its permissions; an instance that never was ready ends with that status."""
+    store = open_store(Settings(database_url=sqlite_url), check=False)
+    store.upgrade()
+    refused = tmp_path / "refused"
+    refused.touch()
+    with closing(store):
+        command = [sys.executable, "-c", REFUSED, str(refused)]
+        never = Supervisor(command, 1, store, SystemClock(), random.random)
+        with closing(never):
+            until(lambda: not never.step())
+            assert never.status == 2
+        assert not caplog.records
+        made = Supervisor(command, 1, store, SystemClock(), random.random)
+        with closing(made):
+            refused.unlink()
+            until(lambda: settled(made, 1))
+            made.kill()
+            until(lambda: made.step() and caplog.text.count("was refused (exit status 2)") == 2)
+            refused.unlink()
+            until(lambda: settled(made, 1))
+            assert made.status == 0
+            made.stopping = True
+            made.kill()
+            until(lambda: not made.step())

@@ -21,11 +21,13 @@ SETTLED_SECONDS = 10.0
 """A worker that lived so long starts its backoff anew."""
 REPLACE = 75
 """Exit status of a worker that asks to be replaced: a handler ran past its deadline."""
+REFUSED = 2
+"""Exit status of a worker that a definition, a setting or a service did not let begin."""
 STOPPED = 76
 """Exit status of a worker one of whose flows stopped."""
 LOST = 77
 """Exit status of a worker whose database was removed or replaced: a new worker would begin an empty one."""
-FINAL = {0: 0, 2: 2, STOPPED: 1, LOST: 2}
+FINAL = {0: 0, REFUSED: 2, STOPPED: 1, LOST: 2}
 """Statuses of a worker that is not started again, because that would not help, and what they make of the supervisor's:
 done, wrong configuration, a flow stopped, the database is gone."""
 SLOTS_VARIABLE = "FLOWKIT_SLOTS"
@@ -88,6 +90,8 @@ class Supervisor:
         """Who replaces the next one of them."""
         self.token = 0
         """Under which the workers of a group may work; 0: they wait, or are of no group."""
+        self._proven = False
+        """Whether a worker was ever ready: the configuration is right, so a refusal is an outage of what refuses."""
         self.stopping = False
         self.status = 0
         """The highest exit status of the workers that ended by themselves."""
@@ -105,6 +109,7 @@ class Supervisor:
     def step(self) -> bool:
         """Reap the dead, charge what they were running, start who is due. Whether any worker lives or will."""
         now = self._clock.monotonic()
+        self._proven = self._proven or any(child.ready for child in self._children)
         for child in self._children:
             if child.process is not None and child.process.poll() is not None:
                 self._bury(child, now)
@@ -206,16 +211,22 @@ class Supervisor:
         status, pid, child.process = child.process.returncode, child.process.pid, None
         victims = _suspects(list(child.slots.in_flight()), status)
         worker = child.slots.worker
-        if status in FINAL and not victims:
+        heir = child is self._heir
+        outage = status == REFUSED and self._proven and not (heir or child.finished or self.stopping)
+        if status in FINAL and not victims and not outage:
             child.finished = True
-            if child is not self._heir:
+            if not heir:
                 self.status = max(self.status, FINAL[status])
             return
         self._charges += [partial(self._charge, victim, worker) for victim in victims]
         if worker:
             self._charges.append(lambda: self._store.leave_fleet(worker))
-        how = "asked to be replaced" if status == REPLACE else f"died ({_named(status)})"
-        if child is self._heir:
+        how = f"died ({_named(status)})"
+        if status == REPLACE:
+            how = "asked to be replaced"
+        elif outage:
+            how = f"was refused (exit status {status}) and is started again, because this instance has worked before,"
+        if heir:
             how += " before it was ready to replace another one, which goes on,"
         _log.warning(
             "worker %d %s with %d message(s) in flight%s", pid, how, len(victims),

@@ -622,6 +622,11 @@ class Transport(Protocol):
     def ready(self) -> bool:
         """Whether `send` has a chance now. Does not block."""
 
+    @property
+    def hindered(self) -> Mapping[str, str]:
+        """Where sources of this transport can receive nothing, while they can elsewhere: address -> why. Empty while
+        the transport as a whole is away, which `wait` raises. Any thread may ask; does not block."""
+
     def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
         """Make the places that these flows receive from, and those where they meet other programs.
 

@@ -39,6 +39,7 @@ from flowkit.transports.rabbitmq.servers import servers
 from flowkit.transports.rabbitmq.transport import RabbitTransport
 from tests.conftest import CI
 from tests.services import free_port
+from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQ, find_binaries
 from tests.shop import Order
 from tests.test_rabbitmq import ROOT, Shop, wait_until
@@ -319,6 +320,71 @@ def test_flowkit_check_audits_the_topology_and_makes_none(
         channel.queue_declare(queue, durable=True)
         with pytest.raises(ConfigError, match=f"FLOWKIT_BROKER_URL.*{queue} that is not as FlowKit declares it"):
             check(str(tmp_path / "checked.py"))
+
+
+@pytest.mark.rabbitmq
+def test_flowkit_check_says_what_was_removed_and_does_not_restore_it(
+    sqlite_url: str, managed: tuple[RabbitMQ, int]
+) -> None:
+    node, port = managed
+    app = App("shop")
+    name = f"bills-{uuid4()}"
+    bills = app.channel(name, dict, shared=True)
+    app.flow(bills, name="bills")(lambda bill: None)
+    settings = Settings(database_url=sqlite_url, broker_url=node.url(), broker_management_url=node.management_url(port))
+    with closing(connect(settings)) as services, closing(BlockingConnection(servers(node.url())[0])) as other:
+        Worker(app, services).close()
+        store: Any = services.store
+        queue = Queues(store.identity()).name("shop.bills")
+
+        def said() -> str:
+            return "\n".join(services.transport.audit(list(app.flows), app.shared(store.subscriptions())))
+
+        assert "RabbitMQ has 1 of the 1 exchanges of shared channels, as they have to be" in said()
+        assert "not bound" not in said()
+        other.channel().queue_unbind(queue, name, "#")
+        for _ in range(2):
+            assert f"queue {queue} is not bound to the exchange {name}" in said()
+        other.channel().exchange_delete(name)
+        for _ in range(2):
+            assert "RabbitMQ has 0 of the 1 exchanges of shared channels" in said()
+            assert f"the first worker makes the exchanges {name}" in said()
+
+
+def test_a_flow_that_cannot_consume_makes_its_worker_unready_by_name(
+    sqlite_url: str, rabbitmq_node: RabbitMQ, rabbitmq_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The broker grants four channels on a connection, and each lane needs one."""
+    environment = "application:set_env(rabbit, channel_max, {})."
+    rabbitmq_node.ctl("eval", environment.format(4))
+    app = shop("a", "b", "c", "d", "e", "f")
+    with Proxy("127.0.0.1", rabbitmq_node.port) as proxy:
+        services = connect(Settings(database_url=sqlite_url, broker_url=rabbitmq_node.url(proxy.port)))
+        worker = Worker(app, services)
+        store: Any = services.store
+        assert len(worker.lanes) > 4
+        (hindered, *_) = sorted(services.transport.hindered)
+        thread = threading.Thread(target=worker.run)
+        thread.start()
+        try:
+
+            def told() -> str:
+                return str(store.ledger.workers()[0].state)
+
+            wait_until(lambda: told().startswith("unready: "))
+            assert hindered in told()
+            assert not worker._slots.ready
+            why = "RabbitMQ grants this connection no more channels (channel_max); each lane needs one"
+            assert services.transport.hindered[hindered] == why
+            assert f"flow {hindered}: its queue cannot be consumed: {why}" in caplog.text
+            rabbitmq_node.ctl("eval", environment.format(2047))
+            proxy.cut()
+            wait_until(lambda: told() == "ready" and worker._slots.ready)
+        finally:
+            rabbitmq_node.ctl("eval", environment.format(2047))
+            worker.stop()
+            thread.join(60)
+            services.close()
 
 
 # ------------------------------------------------------------ messages

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 from pika import BasicProperties, BlockingConnection
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker, UnroutableError
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
@@ -23,6 +23,7 @@ from flowkit.foreign import Identifier
 from flowkit.ports import EXCHANGE, Copy, Dead, Done, Duplicate, Outcome, Retried
 from flowkit.testing import Harness
 from flowkit.transports.rabbitmq.envelope import delivery, event, properties
+from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.servers import servers
 from tests.shop import FAST, Base, Effect, Order, effects, new_app, running
 
@@ -459,6 +460,64 @@ def shared_app(retry: RetryPolicy = FAST, **options: Any) -> App:
         pass
 
     return app
+
+
+def remove(supplier: Supplier, site: Site, gone: str) -> None:
+    """Take the exchange away, or the binding of the flow's queue."""
+    if gone == "exchange":
+        supplier.channel.exchange_delete(site.orders.name)
+    else:
+        queue = Queues(site.store.identity()).name("shop.accept")
+        supplier.channel.queue_unbind(queue, site.orders.name, "#")
+
+
+@pytest.mark.parametrize("gone", ["exchange", "binding"])
+def test_an_exchange_or_binding_that_vanishes_while_a_worker_runs_is_there_again(
+    site: Site,
+    supplier: Supplier,
+    channel: str,
+    gone: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nobody but other programs sends there, so nothing is returned: a look finds it."""
+    monkeypatch.setattr("flowkit.transports.rabbitmq.exchanges.LOOK_SECONDS", 0.1)
+    with site.worker():
+        supplier.send(channel, b'{"name": "a"}', message_id="1")
+        wait_until(lambda: site.effects() == {"a": 1})
+        remove(supplier, site, gone)
+        supplier.channel.confirm_delivery()
+        later = BasicProperties(message_id="2")
+
+        def taken() -> bool:
+            try:
+                supplier.channel.basic_publish(channel, "order", b'{"name": "b"}', later, mandatory=True)
+            except UnroutableError:
+                return False
+            except ChannelClosedByBroker:
+                supplier.channel = supplier.connection.channel()
+                supplier.channel.confirm_delivery()
+                return False
+            return True
+
+        wait_until(taken)
+        wait_until(lambda: site.effects() == {"a": 1, "b": 1})
+        site.rest()
+    told = f"shop.accept: the exchange {channel} of its shared channel was removed" in caplog.text
+    assert told == (gone == "exchange"), "AMQP does not tell of a binding"
+
+
+def test_a_binding_that_vanishes_is_told_when_a_message_comes_back(
+    site: Site, supplier: Supplier, channel: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with site.worker():
+        site.app.publish(site.orders, Order(name="a"))
+        site.rest()
+        remove(supplier, site, "binding")
+        site.app.publish(site.orders, Order(name="b"))
+        wait_until(lambda: f"shop.accept: its queue was not bound to the exchange {channel} any more" in caplog.text)
+        site.rest()
+        assert site.effects() == {"a": 1, "b": 1}
 
 
 def test_a_foreign_message_is_accepted_once_whatever_becomes_of_it(database_url: str) -> None:

@@ -38,6 +38,8 @@ DEADLINE_STEP_SECONDS = 0.05
 DEADLINE_STEPS = 100
 """So many looks in the time of the shortest deadline are enough."""
 BACKOFF_SECONDS = (0.1, 5.0)
+NAMED = 3
+"""How many flows a state names."""
 _log = logging.getLogger("flowkit.worker")
 
 
@@ -135,6 +137,15 @@ class Worker:
         self._state = state
         self._slots.ready = state == "ready"
 
+    @property
+    def condition(self) -> str:
+        """The state, with the flows that keep the worker from being ready."""
+        hindered = sorted(self.services.transport.hindered)
+        if self.state != "unready" or not hindered:
+            return self.state
+        more = f" and {len(hindered) - NAMED} more" if len(hindered) > NAMED else ""
+        return f"unready: {', '.join(hindered[:NAMED])}{more}"
+
     @cached_property
     def _loop(self) -> Loop:
         """Where `async def` handlers run, and what is provided to them lives."""
@@ -217,7 +228,7 @@ class Worker:
         if beat:
             waits = self.state == "ready" and self.versions.role == "none"
             store.check_place()
-            store.beat(self.id, "waiting" if waits else self.state, self.versions.epoch, self._recent.figures())
+            store.beat(self.id, "waiting" if waits else self.condition, self.versions.epoch, self._recent.figures())
             were = self.directions, self.shed
             self.directions = store.directions()
             self.shed = self._shed()
@@ -276,7 +287,7 @@ class Worker:
             threads.append(threading.Thread(target=self._send_due, name="flowkit-relay", daemon=True))
         for thread in threads:
             thread.start()
-        self.state = "ready"
+        self._judge()
         while not self.stopping.is_set():
             self._guarded(self._watch, "broker" if self.services.transport.lease else "store")
         self.state = "unready" if self.overdue else "draining"
@@ -490,6 +501,10 @@ class Worker:
         self.lost = True
         self.stop()
 
+    def _judge(self) -> None:
+        """Nothing is away: the worker is ready, unless one of its flows cannot receive."""
+        self.state = "unready" if self.services.transport.hindered else "ready"
+
     def _guarded(self, step: Callable[[], Any], *needs: str) -> Any:
         """Run a step that needs these services; while one is away wait with backoff and jitter, and say so once."""
         try:
@@ -511,7 +526,7 @@ class Worker:
                 if self._failures.pop(name, 0) and name != "step":
                     _log.info("the %s is back", name)
             if not self._failures and not self.stopping.is_set():
-                self.state = "ready"
+                self._judge()
             return result
         self.state = "unready"
         self._failures[missed] = failures = self._failures.get(missed, 0) + 1

@@ -802,6 +802,13 @@ class TransportConformance:
         assert "kit.nowhere" in receipts[1].reason
         assert len(self.receive(self.source(), 2)) == 2
 
+    def test_a_flow_that_receives_is_not_hindered(self) -> None:
+        self.send(message())
+        source = self.source()
+        self.settle(source, self.receive(source, 1))
+        assert self.transport.hindered == {}
+        source.close()
+
     def test_a_waiter_wakes_when_a_message_comes(self) -> None:
         woken = threading.Event()
         self.source()

@@ -1,6 +1,6 @@
 """Leaving a broker: the database is the queue, and what is left at the broker is brought to its end."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from flowkit.errors import BrokerUnavailable
 from flowkit.ports import Copy, Delivery, Receipt, Shared, Source, Transport
@@ -22,6 +22,11 @@ class DrainingTransport:
     @property
     def ready(self) -> bool:
         return self._rows.ready
+
+    @property
+    def hindered(self) -> Mapping[str, str]:
+        """What is left at the broker is no new work: a flow that cannot have it says so in the log, and goes on."""
+        return self._rows.hindered
 
     def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
         self._rows.declare(flows, shared)

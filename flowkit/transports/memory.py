@@ -38,6 +38,11 @@ class MemoryTransport:
     def ready(self) -> bool:
         return True
 
+    @property
+    def hindered(self) -> dict[str, str]:
+        """Nothing hinders a flow alone."""
+        return {}
+
     def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
         with self._changed:
             for flow in flows:

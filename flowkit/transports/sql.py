@@ -21,6 +21,11 @@ class SqlTransport:
     def ready(self) -> bool:
         return True
 
+    @property
+    def hindered(self) -> dict[str, str]:
+        """Nothing hinders a flow alone: all rows are in one table."""
+        return {}
+
     def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
         """Nothing to make: a flow's rows are found by its name."""
 

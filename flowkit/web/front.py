@@ -49,7 +49,7 @@ class Front:
         if self._leaving.is_set():
             return "this instance is about to end"
         if worker.state != "ready":
-            return f"this worker is {worker.state}"
+            return f"this worker is {worker.condition}"
         if why := worker.refuses():
             return f"app {worker.app.name} is {why}"
         if worker.versions.role == "none":

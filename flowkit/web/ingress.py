@@ -263,12 +263,14 @@ class Ingress:
             store = f"answered in {(time.monotonic() - began) * 1e3:.1f} ms"
         except FlowKitError as error:
             store = str(error)
-        ready = self._services.transport.ready
+        transport = "takes messages" if self._services.transport.ready else "takes no messages now"
+        for flow, why in sorted(self._services.transport.hindered.items()):
+            transport += f"; flow {flow} cannot receive: {why}"
         shed = ", ".join(sorted(self._worker.shed))
         rests = ", ".join(f"{name} is {what}" for what, name in self._worker.rests)
         return {
             "store": store,
-            "transport": "takes messages" if ready else "takes no messages now",
+            "transport": transport,
             "service": "; ".join(filter(None, (f"reduced; shed: {shed}" if shed else "", rests))) or "full",
         }
 

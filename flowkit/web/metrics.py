@@ -55,7 +55,7 @@ class Metrics(Collector):
         for flow, many in self._transport.depths(list(balances)).items():
             backlog.add_metric([flow, "queued"], many)
         workers = GaugeMetricFamily("flowkit_workers", "Worker processes", labels=["app", "group", "version", "state"])
-        fleet = Counter((one.app, one.group, one.version, one.state) for one in ledger.workers())
+        fleet = Counter((one.app, one.group, one.version, one.state.partition(":")[0]) for one in ledger.workers())
         for labels, many in sorted(fleet.items()):
             workers.add_metric(labels, many)
         directions = GaugeMetricFamily("flowkit_directions", "What the fleet is directed to", labels=["what", "name"])

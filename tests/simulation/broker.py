@@ -118,6 +118,10 @@ class Link:
         for flow in flows:
             self.broker.queues.setdefault(flow, deque())
 
+    @property
+    def hindered(self) -> dict[str, str]:
+        return {}
+
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
         return []
 

@@ -17,6 +17,7 @@ from pika.exceptions import (
     AuthenticationError,
     ChannelClosed,
     ConnectionClosed,
+    NoFreeChannels,
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
 )
@@ -251,4 +252,6 @@ def said(error: BaseException) -> str:
         return f"{error.reply_text} ({error.reply_code})"
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, NoFreeChannels):
+        return "RabbitMQ grants this connection no more channels (channel_max); each lane needs one"
     return f"{type(error).__name__}: {error}".split("\n", 1)[0].rstrip(": ")

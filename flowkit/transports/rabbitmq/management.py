@@ -1,4 +1,4 @@
-"""What only RabbitMQ's management API tells: the policies that apply to a queue, whoever set them."""
+"""What only RabbitMQ's management API tells: the policies that apply to a queue, and what it is bound to."""
 
 import json
 import re
@@ -59,9 +59,13 @@ class Management:
                             "vanish silently; leave the queues flowkit.* out of it"
                         )
 
-    def _read(self, kind: str) -> list[dict[str, Any]]:
-        """The policies of a kind in our virtual host."""
-        url = f"{self._root}/api/{kind}/{quote(self._vhost, safe='')}"
+    def is_bound(self, queue: str, exchange: str) -> bool:
+        """Whether a queue is bound to an exchange. Raises as `audit` does."""
+        return bool(self._read("bindings", f"/e/{quote(exchange, safe='')}/q/{quote(queue, safe='')}"))
+
+    def _read(self, kind: str, which: str = "") -> list[dict[str, Any]]:
+        """The things of a kind in our virtual host."""
+        url = f"{self._root}/api/{kind}/{quote(self._vhost, safe='')}{which}"
         request = urllib.request.Request(url, headers=self._headers)  # noqa: S310 - the scheme is checked
         try:
             with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:  # noqa: S310

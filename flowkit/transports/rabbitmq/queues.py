@@ -40,12 +40,13 @@ class Queues:
         """The name of a flow's queue."""
         return f"flowkit.{self.store}.{flow}"
 
-    def exchange(self, flow: str) -> str:
-        """The exchange that a flow's queue is bound to; empty for none."""
-        return self._bound.get(flow, "")
-
     async def declare(self, channel: Channel, flow: str) -> None:
-        """Make the queue of a flow, or see that it is what it must be. Raises ConfigError when it is not."""
+        """Make and bind the queue of a flow, or see that it is what it must be. Raises ConfigError when it is not."""
+        await self.declare_queue(channel, flow)
+        await self.bind(channel, flow)
+
+    async def declare_queue(self, channel: Channel, flow: str) -> None:
+        """The same, without binding it."""
         name = self.name(flow)
         try:
             await answer(
@@ -59,10 +60,26 @@ class Queues:
                 "drain it, delete it, and start again"
             ) from None
 
+    def exchange(self, flow: str) -> str:
+        """The exchange that the queue of a flow is bound to; empty if its channel is not shared."""
+        return self._bound.get(flow, "")
+
+    async def bind(self, channel: Channel, flow: str) -> None:
+        """Bind the queue of a flow to the exchange of its shared channel. Makes that. Raises as `declare_exchange`."""
         exchange = self.exchange(flow)
         if exchange:
             await self.declare_exchange(channel, exchange)
-            await answer(channel, lambda done: channel.queue_bind(name, exchange, "#", callback=done))
+            await answer(channel, lambda done: channel.queue_bind(self.name(flow), exchange, "#", callback=done))
+
+    async def has_exchange(self, channel: Channel, name: str) -> bool:
+        """Whether an exchange is there. If it is not, the channel is closed."""
+        try:
+            await answer(channel, lambda done: channel.exchange_declare(name, passive=True, callback=done))
+        except ChannelClosed as error:
+            if error.reply_code != MISSING:
+                raise
+            return False
+        return True
 
     async def declare_exchange(self, channel: Channel, name: str) -> None:
         """Make the exchange of a shared channel, or see that it is one. Raises ConfigError when it is not."""

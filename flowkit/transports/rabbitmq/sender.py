@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import takewhile
@@ -63,10 +63,12 @@ class Batch:
 class Sender:
     """Publishes on one channel of one connection. `send` may be called by any thread, the rest by the I/O thread."""
 
-    def __init__(self, loop: Loop, queues: Queues, clock: Clock) -> None:
+    def __init__(self, loop: Loop, queues: Queues, clock: Clock, unrouted: Callable[[str], None]) -> None:
+        """`unrouted` is called with the name of an exchange that had no queue for a message."""
         self._loop = loop
         self._queues = queues
         self._clock = clock
+        self._unrouted = unrouted
         self._channel: Channel | None = None
         self._exchanges: set[str] = set()
         """The exchanges that are known to be there: a publish to one that is not would end the channel."""
@@ -265,6 +267,8 @@ class Sender:
     def _came_back(self, channel: Channel, method: Basic.Return, found: BasicProperties, body: bytes) -> None:
         if channel is self._channel:
             missing = f"queue at exchange {method.exchange}" if method.exchange else f"queue {method.routing_key}"
+            if method.exchange:
+                self._unrouted(method.exchange)
             self._returned[row(found)] = f"RabbitMQ has no {missing} ({method.reply_text})"
 
     def _expire(self, batch: Batch) -> None:

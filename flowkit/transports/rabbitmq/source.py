@@ -45,13 +45,19 @@ class RabbitSource:
         limit: int,
         random: Random,
         told: Callable[[], None],
+        judge: Callable[[], None],
     ) -> None:
+        """`told` is called when something came, `judge` when `hindered` has changed."""
         self._loop = loop
         self._queues = queues
         self.flow = flow
         self._prefetch = max(2, limit * AHEAD)
         self._random = random
         self._told = told
+        self._judge = judge
+        self.hindered = "it has not been consumed yet"
+        """Why it cannot consume, though there is a connection; empty while it can, and while it is tried again for the
+        first time: an election of a leader takes a moment."""
         self._buffer: deque[Delivery] = deque()
         self._channel: Channel | None = None
         self._epoch = 0
@@ -105,23 +111,29 @@ class RabbitSource:
         if self._task is not None:
             self._task.cancel()
         self._forget()
+        if self.closed:
+            self._judge()
 
     async def _keep(self, connection: AsyncioConnection, tried: asyncio.Event) -> None:
         """Have one channel that consumes, and another one when it ends."""
-        wait, told = AGAIN_SECONDS, ""
+        wait, told, failed = AGAIN_SECONDS, "", 0
         while connection.is_open and not self.closed:
             try:
                 ended = await self._open(connection)
+                self._find("")
                 tried.set()
                 if told:
                     _log.info("flow %s: its queue is consumed again", self.flow)
-                wait, told = AGAIN_SECONDS, ""
+                wait, told, failed = AGAIN_SECONDS, "", 0
                 error = await ended
             except Exception as failure:
                 # Whatever it was: without this task the flow would receive nothing any more.
                 error = failure
             tried.set()
             self._forget()
+            failed += 1
+            if failed > 1 or self.hindered:
+                self._find(said(error))
             if connection.is_open and said(error) != told:
                 told = said(error)
                 known = isinstance(error, AMQPError | ConfigError | TimeoutError)
@@ -133,6 +145,11 @@ class RabbitSource:
                 )
             await asyncio.sleep(self._random() * wait)
             wait = min(wait * 2, MOST_SECONDS)
+
+    def _find(self, hindered: str) -> None:
+        if hindered != self.hindered:
+            self.hindered = hindered
+            self._judge()
 
     async def _open(self, connection: AsyncioConnection) -> "asyncio.Future[BaseException]":
         """Consume on a new channel. Returns what will say why it ended. Raises what refused it."""

@@ -14,6 +14,7 @@ from flowkit.errors import BrokerUnavailable, ConfigError
 from flowkit.loop import Loop
 from flowkit.message import MAX_BODY
 from flowkit.ports import CANDIDATE, Clock, Copy, Random, Receipt, Shared
+from flowkit.transports.rabbitmq.exchanges import Exchanges
 from flowkit.transports.rabbitmq.link import Link, close, open_channel, refused, said
 from flowkit.transports.rabbitmq.management import Management
 from flowkit.transports.rabbitmq.queues import Queues
@@ -61,6 +62,10 @@ class RabbitTransport:
     def ready(self) -> bool:
         return self._io is not None and self._io.sender.ready
 
+    @property
+    def hindered(self) -> Mapping[str, str]:
+        return self._io.hindered if self._io is not None else {}
+
     def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
         self._queues.share(shared)
         io = self._open()
@@ -71,14 +76,28 @@ class RabbitTransport:
             _log.warning("the policies of RabbitMQ are not audited now: %s", error)
 
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
-        """Which queues are there and which are not; those that are, are what they must be. Blocks."""
+        """Which queues and exchanges are there and which are not; those that are, are what they must be. Blocks."""
         self._queues.share(shared)
         io = self._open()
         found = io.loop.run(io.declared(sorted(flows)))
-        missing = ", ".join(flow for flow, there in found.items() if not there)
-        said = [f"RabbitMQ has {sum(found.values())} of the {len(found)} queues, as they have to be"]
-        said += [f"the first worker makes those of {missing}"] if missing else []
+        exchanges = io.loop.run(io.declared_exchanges(sorted(one.channel for one in shared)))
+        said = [
+            *_counted("queues", "those of", found),
+            *(_counted("exchanges of shared channels", "the exchanges", exchanges) if exchanges else []),
+            *self._audit_bindings([flow for flow, there in found.items() if there]),
+        ]
         return [*said, self._audit_policies([flow for flow, there in found.items() if there])]
+
+    def _audit_bindings(self, flows: Sequence[str]) -> list[str]:
+        """Which of these flows receive nothing from their shared channels."""
+        bound = [(self._queues.name(flow), exchange) for flow in flows if (exchange := self._queues.exchange(flow))]
+        if bound and self._management is None:
+            return ["whether queues are bound to their exchanges is not seen: that needs FLOWKIT_BROKER_MANAGEMENT_URL"]
+        return [
+            f"queue {queue} is not bound to the exchange {exchange}; a worker binds it as it starts, or within 30 s"
+            for queue, exchange in bound
+            if self._management is not None and not self._management.is_bound(queue, exchange)
+        ]
 
     def _audit_policies(self, flows: Sequence[str]) -> str:
         if self._management is None:
@@ -88,7 +107,7 @@ class RabbitTransport:
 
     def source(self, flow: str, worker: str, limit: int) -> RabbitSource:
         io = self._open()
-        source = RabbitSource(io.loop, self._queues, flow, limit, self._random, self._tell)
+        source = RabbitSource(io.loop, self._queues, flow, limit, self._random, self._tell, io.judge)
         io.loop.run(io.attach(source))
         return source
 
@@ -125,7 +144,7 @@ class RabbitTransport:
             return self._io
 
     async def _connections(self, loop: Loop) -> "Connections":
-        return Connections(loop, self._url, self._shown, self._queues, self._clock, self._random)
+        return Connections(loop, self._url, self._shown, self._queues, self._clock, self._random, self._management)
 
     def _tell(self) -> None:
         """Wake who waits."""
@@ -135,15 +154,34 @@ class RabbitTransport:
                 self._changed.notify_all()
 
 
+def _counted(what: str, which: str, found: Mapping[str, bool]) -> list[str]:
+    """How many of these are there, and which are not."""
+    missing = ", ".join(name for name, there in found.items() if not there)
+    said = [f"RabbitMQ has {sum(found.values())} of the {len(found)} {what}, as they have to be"]
+    return [*said, f"the first worker makes {which} {missing}"] if missing else said
+
+
 class Connections:
     """The two connections of a process. Made, and used, on the I/O thread only."""
 
-    def __init__(self, loop: Loop, url: str, shown: str, queues: Queues, clock: Clock, random: Random) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        url: str,
+        shown: str,
+        queues: Queues,
+        clock: Clock,
+        random: Random,
+        management: Management | None,
+    ) -> None:
         self.loop = loop
         self._shown = shown
         self._queues = queues
         self.sources: list[RabbitSource] = []
-        self.sender = Sender(loop, queues, clock)
+        self.hindered: Mapping[str, str] = {}
+        """The flows of which no lane can consume, and why. Replaced, and never changed."""
+        self.exchanges = Exchanges(queues, management, self._ask, self._consumed)
+        self.sender = Sender(loop, queues, clock, self.exchanges.came_back)
         self.publishing = Link(servers(url), random, self.sender.opened, self.sender.lost)
         self.consuming = Link(servers(url), random, self._consume, self._lost)
         self.sender.link = self.publishing
@@ -162,7 +200,17 @@ class Connections:
             async with self._ask() as channel:
                 found[flow] = await self._queues.depth(channel, flow) is not None
                 if found[flow]:
-                    await self._queues.declare(channel, flow)
+                    await self._queues.declare_queue(channel, flow)
+        return found
+
+    async def declared_exchanges(self, names: Sequence[str]) -> dict[str, bool]:
+        """Which of these exchanges are there. Raises as `declare` does."""
+        found = {}
+        for name in names:
+            async with self._ask() as channel:
+                found[name] = await self._queues.has_exchange(channel, name)
+                if found[name]:
+                    await self._queues.declare_exchange(channel, name)
         return found
 
     async def depths(self, flows: Sequence[str]) -> dict[str, int]:
@@ -177,12 +225,20 @@ class Connections:
     async def attach(self, source: RabbitSource) -> None:
         """Consume for a lane, now and after every reconnect."""
         self.sources = [*(one for one in self.sources if not one.closed), source]
+        self.judge()
         if self.consuming.connection is not None and self.consuming.up.is_set():
             await source.consume(self.consuming.connection).wait()
         else:
             await self.consuming.ready(OPEN_SECONDS)
 
+    def judge(self) -> None:
+        """See which flows are hindered. One lane that consumes is enough for its flow."""
+        open = [one for one in self.sources if not one.closed]
+        consumed = {one.flow for one in open if not one.hindered}
+        self.hindered = {one.flow: one.hindered for one in open if one.flow not in consumed}
+
     async def close(self) -> None:
+        self.exchanges.task.cancel()
         await self.consuming.close()
         await self.publishing.close()
 
@@ -212,6 +268,10 @@ class Connections:
     async def _consume(self, connection: AsyncioConnection) -> None:
         for source in self.sources:
             source.consume(connection)
+
+    def _consumed(self) -> list[str]:
+        """The flows that lanes of this process receive for."""
+        return sorted({source.flow for source in self.sources if not source.closed})
 
     def _lost(self) -> None:
         for source in self.sources:

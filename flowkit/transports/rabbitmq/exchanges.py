@@ -71,13 +71,15 @@ class Exchanges:
     async def _look(self, flow: str, exchange: str, unrouted: bool) -> None:
         """Make the exchange of a flow and its binding again, and say which of them was gone."""
         queue = self._queues.name(flow)
-        async with self._ask() as channel:
-            there = await self._queues.has_exchange(channel, exchange)
-        bound = there and not unrouted
+        bound = not unrouted
         if bound and self._management is not None:
             bound = await asyncio.to_thread(self._management.is_bound, queue, exchange)
         async with self._ask() as channel:
-            await self._queues.bind(channel, flow)
+            there = await self._queues.bind_again(channel, flow)
+        if not there:
+            bound = False
+            async with self._ask() as channel:
+                await self._queues.bind(channel, flow)
         if not bound:
             gone = f"its queue was not bound to the exchange {exchange} any more"
             if not there:

@@ -69,7 +69,21 @@ class Queues:
         exchange = self.exchange(flow)
         if exchange:
             await self.declare_exchange(channel, exchange)
-            await answer(channel, lambda done: channel.queue_bind(self.name(flow), exchange, "#", callback=done))
+            await self._bind(channel, flow)
+
+    async def bind_again(self, channel: Channel, flow: str) -> bool:
+        """Bind the queue of a flow to its exchange. False: there is no such exchange, and the channel is closed."""
+        try:
+            await self._bind(channel, flow)
+        except ChannelClosed as error:
+            if error.reply_code != MISSING:
+                raise
+            return False
+        return True
+
+    async def _bind(self, channel: Channel, flow: str) -> None:
+        name, exchange = self.name(flow), self.exchange(flow)
+        await answer(channel, lambda done: channel.queue_bind(name, exchange, "#", callback=done))
 
     async def has_exchange(self, channel: Channel, name: str) -> bool:
         """Whether an exchange is there. If it is not, the channel is closed."""

@@ -29,12 +29,13 @@ Logger = logging.LoggerAdapter[logging.Logger]
 class RetryPolicy:
     """How often a failing message is tried, and how long it waits between: first, first × factor, … up to most.
 
-    `jitter` spreads each wait by that share of it, so that messages that failed together do not return together.
+    `jitter` spreads each wait by that share of it, so that messages that failed together do not return together. The
+    default waits for 39 minutes in all, 31 at least: an outage of what a handler calls costs no message.
     """
 
     def __init__(
         self,
-        attempts: int = 8,
+        attempts: int = 16,
         first: duration.Duration = "1s",
         factor: float = 2.0,
         most: duration.Duration = "5m",

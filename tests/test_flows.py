@@ -138,6 +138,36 @@ def test_waits_stay_within_their_jitter_and_their_sum(failures: int, random: flo
     assert policy.longest >= sum(policy.delay(n, random) for n in range(1, 8)) - 1e-6
 
 
+def test_row_i1_a_downstream_that_is_away_for_ten_minutes_costs_no_message() -> None:
+    """With the default policy."""
+    app = new_app()
+    applied: list[str] = []
+
+    @app.flow(app.channel("orders", Order))
+    def call(order: Order) -> None:
+        if harness.clock.now() < back:
+            raise ConnectionError("the downstream is away")
+        applied.append(order.name)
+
+    with Harness(app) as harness:
+        back = harness.clock.now() + 600
+        for number in range(100):
+            harness.publish("orders", Order(name=str(number)))
+        harness.until_quiet()
+        while harness.clock.now() < back + 360:
+            harness.advance("5s")
+        assert harness.dead() == []
+        assert sorted(applied) == sorted(str(number) for number in range(100))
+        assert harness.balances()["shop.call"].balanced
+
+
+def test_the_default_policy_outlasts_half_an_hour_and_the_retention_it_by_far() -> None:
+    policy = RetryPolicy()
+    assert sum(policy.delay(failures, 0.0) for failures in range(1, policy.attempts)) > 1800
+    app = App("shop")
+    assert policy.longest < 3600 < app.retention - app.max_delay - app.dead_letter_hold
+
+
 # ---------------------------------------------------------------- bodies
 
 

@@ -85,13 +85,15 @@ class Services(NamedTuple):
 
 def connect(settings: Settings | None = None, check: bool = True, create: bool = True) -> Services:
     """Open the services that the settings name. With `check`, refuse a store whose schema is not this version's; with
-    `create`, make a SQLite file that is not there.
+    `create`, make a SQLite file that is not there. With a broker, refuse a copy of the store's database.
 
     Blocks until the database answered. Raises ConfigError, which names the setting and what to write instead.
     """
     settings = settings or Settings.read()
     store = open_store(settings, check, create=create)
     try:
+        if settings.broker_url or settings.drain_url:
+            store.place.check()
         system = "rabbitmq" if settings.broker_url else "flowkit"
         return Services(settings, store, open_transport(settings, store), telemetry=ambient(system))
     except BaseException:

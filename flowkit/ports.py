@@ -564,6 +564,9 @@ class Store(Protocol):
     def is_staffed(self, app: str) -> bool:
         """Whether a worker of an app lives, ready or not, as far as its lock or its heartbeats tell."""
 
+    def members(self) -> set[str]:
+        """The workers of all apps that are recorded."""
+
     def beat(self, worker: str, state: str, epoch: int = 0, figures: "Figures | None" = None) -> None:
         """Say that a worker is alive, which epoch of its app's rollout it goes by, and what it handled lately; free the
         leases of those that are dead."""
@@ -635,6 +638,13 @@ class Transport(Protocol):
 
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> Sequence[str]:
         """What is to be said of these places as they are; none is made. Raises as `declare` does."""
+
+    def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
+        """Who else receives for this store by this transport, whatever its database: worker -> its host and process.
+        From now on this worker answers such questions too, while `is_known`: its database has recorded it lately.
+
+        Blocks, at most for a second. Empty where only who shares the database can receive.
+        """
 
     def source(self, flow: str, worker: str, limit: int) -> Source:
         """A source of one flow's messages for one lane, which receives at most `limit` at once."""

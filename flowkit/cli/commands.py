@@ -292,6 +292,22 @@ def db_check() -> None:
     raise typer.Exit(check())
 
 
+@db_cli.command(name="adopt")
+def db_adopt(
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Both go on: this copy gets an id, and queues, of its own")
+    ] = False,
+) -> None:
+    """Let a copy of a store's database take its place.
+
+    After a dump was restored elsewhere, or pg_upgrade: with a broker, workers refuse a database that the store was not
+    in before. With --apart the copy is a store of its own; its workers have to be stopped.
+    """
+    from flowkit.cli.schema import adopt
+
+    adopt(apart)
+
+
 @sla_cli.command(name="budget")
 def sla_budget(
     availability: Annotated[list[float], typer.Argument(metavar="PERCENT...", help="Such as 99 99.9")],

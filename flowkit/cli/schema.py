@@ -13,6 +13,15 @@ def upgrade() -> None:
         store.close()
 
 
+def adopt(apart: bool) -> None:
+    """Let this database be the place of its store, or a store of its own."""
+    store = open_store(Settings.read(), create=False)
+    try:
+        print(f"this database is store {store.place.adopt(apart)}")
+    finally:
+        store.close()
+
+
 def check() -> int:
     """Say whether the schema is this version's. Returns 1 when it is not."""
     store = open_store(Settings.read(), check=False)

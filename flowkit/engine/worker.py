@@ -38,6 +38,10 @@ DEADLINE_STEP_SECONDS = 0.05
 DEADLINE_STEPS = 100
 """So many looks in the time of the shortest deadline are enough."""
 BACKOFF_SECONDS = (0.1, 5.0)
+KNOWN_SECONDS = 3.0
+"""A worker that could not record its heartbeat for so long may have been removed from the fleet by others."""
+MEETINGS = 5
+"""How often strangers are asked again. Each time takes half a second."""
 NAMED = 3
 """How many flows a state names."""
 _log = logging.getLogger("flowkit.worker")
@@ -94,6 +98,9 @@ class Worker:
             ),
             self.versions.epoch,
         )
+        self._recorded = services.clock.monotonic()
+        """When the store recorded this worker last."""
+        self._meet_others()
         self.versions.look()  # whatever changes from now on waits for this worker
         if self.versions.rollout is not None and self.versions.role == "none":
             _log.warning(
@@ -200,6 +207,29 @@ class Worker:
         if self.versions.beside:
             self._recent.note(items, [source.seconds(item.delivery) for item in items])
 
+    def _meet_others(self) -> None:
+        """See that every worker which receives for this store is known to its database. A copy of that database has
+        workers of its own, and each side would apply a part of the messages. Raises BrokerUnavailable, and the worker
+        is started again: it may be that the other side ends."""
+        store, strangers = self.services.store, {}
+        for _ in range(MEETINGS):  # a worker that is just leaving, or has just joined, is known a moment later
+            found = self.services.transport.others(self.id, self._is_known)
+            known = store.members() if found else set()
+            strangers = {id: where for id, where in found.items() if id not in known}
+            if not strangers:
+                return
+        store.leave_fleet(self.id)
+        id, where = next(iter(strangers.items()))
+        raise BrokerUnavailable(
+            f"{len(strangers)} worker(s) at the broker receive for this store and are unknown to its database, such as "
+            f"worker {id} ({where}): one of two databases is a copy of the other, and each would apply a part of the "
+            "messages; stop those workers, or let the copy be a store of its own: flowkit db adopt --apart"
+        )
+
+    def _is_known(self) -> bool:
+        """Whether the database has recorded this worker lately. Any thread may ask."""
+        return self.services.clock.monotonic() - self._recorded < KNOWN_SECONDS
+
     # ------------------------------------------------------------ steps
 
     def step(self) -> bool:
@@ -238,7 +268,7 @@ class Worker:
                 self._heat({lane.flow.name for lane in self.lanes})
                 with self._changed:  # some of them may be hot, and go on now
                     self._changed.notify_all()
-            self._beaten = now
+            self._beaten = self._recorded = now
         if now - self._renewed >= self.services.settings.lease / 3:
             rows = [(one.row, one.deliveries) for lane in self.lanes for one in lane.in_hand if one.row is not None]
             if rows:

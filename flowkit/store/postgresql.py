@@ -18,6 +18,7 @@ from flowkit.errors import ConfigError, Fenced, StoreConflict, StoreUnavailable,
 from flowkit.ports import Clock
 from flowkit.store.insert import plain_insert
 from flowkit.store.listener import Listener, key
+from flowkit.store.place import UNKNOWN
 from flowkit.store.servers import Refusals, Servers, places
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import ENVELOPE, Statements
@@ -222,6 +223,10 @@ class PostgresDialect:
                 "INSERT, UPDATE and DELETE on FlowKit's tables"
             )
         return error
+
+    def place(self, connection: Any) -> str:
+        (database,) = connection.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()
+        return f"{connection.system or UNKNOWN}/{database}"
 
     def adopt(self, connection: Any) -> None:
         if connection.autocommit and connection.info.transaction_status.name == "IDLE":

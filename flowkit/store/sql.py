@@ -33,6 +33,7 @@ from flowkit.store.fleet import Fleet
 from flowkit.store.groups import Groups
 from flowkit.store.guard import watch
 from flowkit.store.ledger import Ledger
+from flowkit.store.place import Place
 from flowkit.store.retention import Cleaner
 from flowkit.store.rollouts import Rollouts
 from flowkit.store.statements import Statements
@@ -83,6 +84,9 @@ class Dialect(Protocol):
     def classify(self, error: BaseException, own: bool = False) -> BaseException:
         """The StoreConflict or StoreUnavailable that an error means; else the error. Of a statement of FlowKit's `own`
         that is also what would be a handler's failure."""
+
+    def place(self, connection: Any) -> str:
+        """Which database this is, as parts with a slash between; empty where a copy cannot be told from it."""
 
     def adopt(self, connection: Any) -> None:
         """Prepare a connection that somebody else opened: a transaction is open on it, also if it is in autocommit."""
@@ -162,6 +166,7 @@ class SqlStore:
         self.ids = ids
         self.dead_letters = DeadLetters(self)
         self.ledger = Ledger(self)
+        self.place = Place(self)
         self.fence: Fence | None = None
         self.version = ""
         self._fleet = Fleet(self)
@@ -383,6 +388,9 @@ class SqlStore:
 
     def is_staffed(self, app: str) -> bool:
         return self._fleet.is_staffed(app)
+
+    def members(self) -> set[str]:
+        return {one.id for one in self.ledger.workers()}
 
     def beat(self, worker: str, state: str, epoch: int = 0, figures: Figures | None = None) -> None:
         self._fleet.beat(worker, state, epoch, figures or Figures())

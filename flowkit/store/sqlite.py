@@ -84,6 +84,10 @@ class SqliteDialect:
         event.listen(self.engine, "do_connect", lambda *_: self._check_file())  # it would make a new one
         event.listen(self.engine, "connect", self._prepare)
 
+    def place(self, connection: Any) -> str:
+        """Nothing in a file, nor of it, tells a copy from a file that was moved."""
+        return ""
+
     def adopt(self, connection: Any) -> None:
         self._check_file()
         if not isinstance(connection, self.module.Connection):

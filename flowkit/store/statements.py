@@ -259,6 +259,13 @@ class Statements:
          (SELECT id FROM flowkit_workers) LIMIT ? {skip})
         RETURNING flow, accepted, applied, dead, discarded, expired, unidentified, reused"""
 
+    place: str = "SELECT value FROM flowkit_meta WHERE name = 'database'"
+    first_place: str = "INSERT INTO flowkit_meta (name, value) VALUES ('database', ?) ON CONFLICT (name) DO NOTHING"
+    move: str = """
+        INSERT INTO flowkit_meta (name, value) VALUES ('database', ?)
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
+    rename: str = "UPDATE flowkit_meta SET value = ? WHERE name = 'store'"
+
     # Something to commit, for who only read.
     witness: str = "{witness}"
     select_dead: str = """

@@ -614,6 +614,7 @@ class StoreConformance:
         self.store.beat(worker.id, "ready")
         (seen,) = self.store.ledger.workers()
         assert (seen.id, seen.state) == (worker.id, "ready")
+        assert self.store.members() == {worker.id}
 
     def test_a_gone_flow_keeps_its_subscription(self) -> None:
         self.store.subscribe({FLOW: CHANNEL})
@@ -801,6 +802,9 @@ class TransportConformance:
         assert [one.confirmed for one in receipts] == [True, False, True]
         assert "kit.nowhere" in receipts[1].reason
         assert len(self.receive(self.source(), 2)) == 2
+
+    def test_a_worker_that_is_alone_meets_nobody(self) -> None:
+        assert dict(self.transport.others(new_id(), lambda: True)) == {}
 
     def test_a_flow_that_receives_is_not_hindered(self) -> None:
         self.send(message())

@@ -1,6 +1,6 @@
 """Leaving a broker: the database is the queue, and what is left at the broker is brought to its end."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from flowkit.errors import BrokerUnavailable
 from flowkit.ports import Copy, Delivery, Receipt, Shared, Source, Transport
@@ -34,6 +34,9 @@ class DrainingTransport:
 
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> Sequence[str]:
         return [*self._rows.audit(flows, shared), *self._broker.audit(flows, shared)]
+
+    def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
+        return self._broker.others(worker, is_known)
 
     def source(self, flow: str, worker: str, limit: int) -> "DrainingSource":
         return DrainingSource(self._rows.source(flow, worker, limit), self._broker.source(flow, worker, limit))

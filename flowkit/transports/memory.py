@@ -3,7 +3,7 @@
 import itertools
 import threading
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from flowkit.message import MAX_BODY, Message
 from flowkit.ports import CANDIDATE, Clock, Copy, Delivery, Receipt, Shared
@@ -51,6 +51,9 @@ class MemoryTransport:
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
         """Nothing can be wrong with a queue."""
         return []
+
+    def others(self, worker: str, is_known: Callable[[], bool]) -> dict[str, str]:
+        return {}
 
     def source(self, flow: str, worker: str, limit: int) -> "MemorySource":
         self.declare([flow])

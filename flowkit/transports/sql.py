@@ -1,6 +1,6 @@
 """The database as the queue: message rows are claimed where they were committed, so nothing hops."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from flowkit.message import MAX_BODY
 from flowkit.ports import Copy, Delivery, Receipt, Shared, Store
@@ -32,6 +32,9 @@ class SqlTransport:
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
         """Nothing to look at: a flow's rows are found by its name."""
         return []
+
+    def others(self, worker: str, is_known: Callable[[], bool]) -> dict[str, str]:
+        return {}
 
     def source(self, flow: str, worker: str, limit: int) -> "SqlSource":
         return SqlSource(self._store, flow, worker, self._hold)

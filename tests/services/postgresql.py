@@ -191,9 +191,9 @@ class PostgreSQL:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
-    def create_database(self, name: str) -> str:
-        """Make an empty database and return its URL."""
-        self._administer("CREATE DATABASE {}", name)
+    def create_database(self, name: str, template: str = "template1") -> str:
+        """Make a database, empty or a copy of one that nobody is connected to, and return its URL."""
+        self._administer("CREATE DATABASE {} TEMPLATE {}", name, template)
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
@@ -229,9 +229,11 @@ class PostgreSQL:
         if made.returncode:
             raise RuntimeError(f"initdb failed:\n{made.stdout}{made.stderr}")
 
-    def _administer(self, statement: Literal["CREATE DATABASE {}", "DROP DATABASE {} WITH (FORCE)"], name: str) -> None:
+    def _administer(
+        self, statement: Literal["CREATE DATABASE {} TEMPLATE {}", "DROP DATABASE {} WITH (FORCE)"], *names: str
+    ) -> None:
         with contextlib.closing(psycopg.connect(self.url("postgres"), autocommit=True)) as connection:
-            connection.execute(sql.SQL(statement).format(sql.Identifier(name)))
+            connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
 
 def _unprivileged() -> pwd.struct_passwd:

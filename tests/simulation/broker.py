@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from flowkit.errors import BrokerUnavailable
@@ -124,6 +124,9 @@ class Link:
 
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
         return []
+
+    def others(self, worker: str, is_known: Callable[[], bool]) -> dict[str, str]:
+        return {}
 
     def source(self, flow: str, worker: str, limit: int) -> "Source":
         source = Source(self, flow, max(2, limit))

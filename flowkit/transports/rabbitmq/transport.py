@@ -3,7 +3,7 @@
 import logging
 import ssl
 import threading
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from pika.adapters.asyncio_connection import AsyncioConnection
@@ -17,6 +17,7 @@ from flowkit.ports import CANDIDATE, Clock, Copy, Random, Receipt, Shared
 from flowkit.transports.rabbitmq.exchanges import Exchanges
 from flowkit.transports.rabbitmq.link import Link, close, open_channel, refused, said
 from flowkit.transports.rabbitmq.management import Management
+from flowkit.transports.rabbitmq.presence import Presence
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.sender import Sender
 from flowkit.transports.rabbitmq.servers import servers
@@ -105,6 +106,10 @@ class RabbitTransport:
         self._management.audit([self._queues.name(flow) for flow in flows])
         return "no policy of RabbitMQ lets these queues lose messages"
 
+    def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
+        io = self._open()
+        return io.loop.run(io.others(worker, is_known))
+
     def source(self, flow: str, worker: str, limit: int) -> RabbitSource:
         io = self._open()
         source = RabbitSource(io.loop, self._queues, flow, limit, self._random, self._tell, io.judge)
@@ -180,6 +185,7 @@ class Connections:
         self.sources: list[RabbitSource] = []
         self.hindered: Mapping[str, str] = {}
         """The flows of which no lane can consume, and why. Replaced, and never changed."""
+        self.presence: Presence | None = None
         self.exchanges = Exchanges(queues, management, self._ask, self._consumed)
         self.sender = Sender(loop, queues, clock, self.exchanges.came_back)
         self.publishing = Link(servers(url), random, self.sender.opened, self.sender.lost)
@@ -231,6 +237,18 @@ class Connections:
         else:
             await self.consuming.ready(OPEN_SECONDS)
 
+    async def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
+        """Ask which workers are there, and answer as this one from now on. Raises as `declare` does."""
+        if self.presence is None:
+            self.presence = Presence(self._queues, worker, is_known)
+        link = self.consuming
+        try:
+            if not await link.ready(OPEN_SECONDS) or link.connection is None:
+                raise ConnectionError from link.error
+            return await self.presence.meet(link.connection)
+        except (AMQPError, OSError) as error:
+            raise self._refusal(error) from None
+
     def judge(self) -> None:
         """See which flows are hindered. One lane that consumes is enough for its flow."""
         open = [one for one in self.sources if not one.closed]
@@ -255,17 +273,23 @@ class Connections:
         except ConfigError as error:
             raise ConfigError(f"{self._shown}: {error}") from None
         except (AMQPError, OSError) as error:
-            cause = error.__cause__ or error
-            why = f"{self._shown}, which cannot be used: {said(cause)}"
-            if isinstance(cause, ssl.SSLError):
-                raise ConfigError(f"{why}; check the host's name and its certificate, and cacertfile=") from None
-            if refused(cause):
-                raise ConfigError(f"{why}; check user, password, virtual host and permissions") from None
-            raise BrokerUnavailable(f"{why}; check host and port, and whether RabbitMQ runs") from None
+            raise self._refusal(error) from None
         finally:
             close(channel)
 
+    def _refusal(self, error: BaseException) -> ConfigError | BrokerUnavailable:
+        """What it means that the broker gave no answer, or said no."""
+        cause = error.__cause__ or error
+        why = f"{self._shown}, which cannot be used: {said(cause)}"
+        if isinstance(cause, ssl.SSLError):
+            return ConfigError(f"{why}; check the host's name and its certificate, and cacertfile=")
+        if refused(cause):
+            return ConfigError(f"{why}; check user, password, virtual host and permissions")
+        return BrokerUnavailable(f"{why}; check host and port, and whether RabbitMQ runs")
+
     async def _consume(self, connection: AsyncioConnection) -> None:
+        if self.presence is not None:
+            self.presence.resume(connection)
         for source in self.sources:
             source.consume(connection)
 

@@ -1,0 +1,73 @@
+"""The place of a store: which database it lives in. A copy of that database is another place."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from flowkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flowkit.store.sql import SqlStore
+
+UNKNOWN = "unknown"
+"""What a server does not tell."""
+FRESH_SECONDS = 5.0
+"""A worker whose heartbeat is not older is alive."""
+_log = logging.getLogger("flowkit.store")
+
+
+class Place:
+    """Compares where a store is with where it was. Every call blocks; any thread may call it.
+
+    A broker's queues are named by the store's id, which a copy of the database shares: workers of both would each apply
+    a part of the messages.
+    """
+
+    def __init__(self, store: "SqlStore") -> None:
+        self._store = store
+
+    def check(self) -> None:
+        """Note where the store is, if nobody has; raise ConfigError where that is another database now."""
+        here = self._here()
+        with self._store.transaction(fenced=False) as unit:
+            unit.write(self._store.sql.first_place, [(here,)] if here else [])
+        with self._store.unit("") as unit:
+            noted = unit.read(self._store.sql.place)
+        was = str(noted[0][0]) if noted else here
+        if here.startswith(UNKNOWN):
+            _log.info(
+                "the server does not tell its system identifier; a copy on another server is not recognised by it"
+            )
+        if not _same(here, was):
+            raise ConfigError(
+                f"FLOWKIT_DATABASE_URL names a copy: store {self._store.identity()} was in database {was}, and this is "
+                f"{here} (system identifier/oid); with a broker, workers of both would each apply a part of the "
+                "messages; if the other database is given up, run: flowkit db adopt; if both go on, run here: "
+                "flowkit db adopt --apart"
+            )
+
+    def adopt(self, apart: bool = False) -> str:
+        """Let this database be the store's; with `apart`, a store of its own. Returns the store's id.
+
+        Raises ConfigError while workers of it are alive: they would go on with the queues of the id before.
+        """
+        alive = [one.id for one in self._store.ledger.workers() if one.silent < FRESH_SECONDS]
+        if apart and alive:
+            raise ConfigError(f"{len(alive)} worker(s) of this database are alive; stop them, and run this again")
+        here = self._here()
+        with self._store.transaction(fenced=False) as unit:
+            unit.write(self._store.sql.move, [(here,)] if here else [])
+            unit.write(self._store.sql.rename, [(self._store.ids(),)] if apart else [])
+        return self._store.identity()
+
+    def _here(self) -> str:
+        """The database that this is; empty where nothing tells a copy from a file that was moved."""
+        try:
+            with self._store.dialect.engine.connect() as connection:
+                return self._store.dialect.place(connection.connection.driver_connection)
+        except Exception as error:
+            raise self._store.classify(error) from error
+
+
+def _same(here: str, was: str) -> bool:
+    """Whether two places can be one: what is unknown of one of them is not compared."""
+    return all(UNKNOWN in pair or pair[0] == pair[1] for pair in zip(here.split("/"), was.split("/"), strict=True))

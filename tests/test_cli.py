@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from flowkit.cli import main
+from flowkit.config import Settings, open_store
 from flowkit.store.tables import VERSION
 
 ROOT = Path(__file__).parent.parent
@@ -555,6 +556,29 @@ def test_dead_list_and_show(flowkit: Terminal) -> None:
     shown = flowkit("dead", "show", letters[0], "--body", "--json").json
     assert json.loads(shown["body"]) == {"id": 0, "deed": "reject"}
     assert shown["flow"] == "shop.done"
+
+
+def test_many_dead_letters_are_listed_by_pages_without_their_bodies(
+    flowkit: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowkit.cli.dead.BATCH", 2)
+    letters = flowkit.dead(5)
+    told = "the oldest 4 are shown, and there are more: --limit shows them, --group counts\n"
+    result = flowkit("dead", "list", "--limit", "4")
+    lines = result.out.splitlines()
+    assert lines[0].strip() == "Dead letters"
+    assert lines[1].split() == ["letter", "flow", "message", "attempts", "died", "reason", "error"]
+    assert [line.split()[0] for line in lines[2:]] == letters[:4]
+    assert result.err == told
+    listed = flowkit("dead", "list", "--limit", "4", "--json")
+    assert [one["letter"] for one in listed.json] == letters[:4]
+    assert listed.err == told
+    assert flowkit("dead", "list", "--limit", "5").err == ""
+    with closing(open_store(Settings.read())) as store:
+        for one in store.dead_letters.read(letters, whole=False):
+            assert (one.message.body, one.stack) == (b"", "")
+            (whole,) = store.dead_letters.read([one.letter])
+            assert whole._replace(message=whole.message._replace(body=b""), stack="") == one
 
 
 def test_a_body_that_is_no_text_is_shown(flowkit: Terminal) -> None:

@@ -1,7 +1,6 @@
 """`flowkit dead`: what became of messages that failed for good."""
 
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,7 +10,7 @@ import typer
 from rich.progress import Progress
 
 from flowkit.cli.plain import plain
-from flowkit.cli.show import as_json, table
+from flowkit.cli.show import as_json, as_json_list, table, tables
 from flowkit.config import Settings, open_store
 from flowkit.errors import FlowKitError
 
@@ -33,27 +32,23 @@ def show_list(flow: str | None, error: str | None, limit: int, group: bool, json
         show_groups(flow, error, limit, json)
         return
     with _letters() as letters:
-        found = [one for batch in batches(letters.select(flow, error, limit)) for one in letters.read(batch)]
-    if json:
-        as_json([_fields(one) for one in found])
-    else:
-        table(
-            "Dead letters",
-            ["letter", "flow", "message", "attempts", "died", "reason", "error"],
-            [
-                (one.letter, one.flow, one.message.id, one.attempts, _time(one.died), one.reason, one.error)
-                for one in found
-            ],
+        found = letters.select(flow, error, limit + 1)  # one more tells that there are more
+        pages = (letters.read(batch, whole=False) for batch in batches(found[:limit]))
+        if json:
+            as_json_list(_fields(one) for page in pages for one in page)
+        else:
+            columns = ["letter", "flow", "message", "attempts", "died", "reason", "error"]
+            tables("Dead letters", columns, ([_cells(one) for one in page] for page in pages))
+    if len(found) > limit:
+        print(
+            f"the oldest {limit:,} are shown, and there are more: --limit shows them, --group counts", file=sys.stderr
         )
 
 
 def show_groups(flow: str | None, error: str | None, limit: int, json: bool) -> None:
     """Count by flow and error, the most frequent first."""
-    counts: Counter[tuple[str, str, str]] = Counter()
     with _letters() as letters:
-        for batch in batches(letters.select(flow, error)):
-            counts.update((one.flow, one.reason, one.error) for one in letters.read(batch))
-    rows = [(*key, count) for key, count in counts.most_common(limit)]
+        rows = letters.groups(flow, error, limit)
     columns = ["flow", "reason", "error", "count"]
     if json:
         as_json([dict(zip(columns, row, strict=True)) for row in rows])
@@ -106,6 +101,10 @@ def settle(
     print(f"{done} of {len(wanted)} dead letters: {'sent again' if verb == 'retry' else 'discarded'}")
     if done < len(chosen):
         raise FlowKitError(f"{len(chosen) - done} of the letters named are not there; see flowkit dead list")
+
+
+def _cells(one: Any) -> tuple[object, ...]:
+    return one.letter, one.flow, one.message.id, one.attempts, _time(one.died), one.reason, one.error
 
 
 def _fields(one: Any) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from textwrap import indent
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -11,28 +13,58 @@ from rich.text import Text
 from flowkit import duration
 from flowkit.cli.plain import plain
 
-PIPED_WIDTH = 100_000
-"""Wide enough that a row is a line, for grep and cut."""
-
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table. Numbers are set right; what a message brought is never read as markup."""
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    shown = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    rows = list(rows)
-    for number, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[number], int | float) for row in rows)
-        shown.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    _page(title, columns, list(rows))
+
+
+def tables(title: str, columns: Sequence[str], pages: Iterable[Sequence[Sequence[object]]]) -> None:
+    """Print a table page by page, as each comes: one that is long takes no more memory. Columns fit their page."""
+    rows: Sequence[Sequence[object]] = ()
+    for number, rows in enumerate(pages):
+        _page("" if number else title, () if number else columns, rows)
+    if not rows:
+        _page(title, columns, rows)
+
+
+def _page(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    width = len(columns or rows[0])
+    numeric = [bool(rows) and all(isinstance(row[n], int | float) for row in rows) for n in range(width)]
+    if not sys.stdout.isatty():
+        _lines(title, columns, rows, numeric)
+        return
+    shown = Table(
+        title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold",
+        show_header=bool(columns),
+    )  # fmt: skip
+    for column, right in zip(columns or [""] * width, numeric, strict=True):
+        shown.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        shown.add_row(*(cell(value) for value in row))
-    console.print(shown)
+        shown.add_row(*(Text(cell(value)) for value in row))
+    Console().print(shown)
 
 
-def cell(value: object) -> Text:
+def _lines(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[bool]) -> None:
+    """The same where nobody looks on: a row is a line of any width, for grep and cut."""
+    lines = [tuple(columns)] if columns else []
+    lines += [tuple(cell(value) for value in row) for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    for heading in [title] if title else []:
+        print(heading)
+    for line in lines:
+        padded = []
+        for text, width, right in zip(line, widths, numeric, strict=True):
+            gap = " " * (width - cell_len(text))
+            padded.append(gap + text if right else text + gap)
+        print("  ".join(padded))
+
+
+def cell(value: object) -> str:
     """One value as text on one line, without control characters."""
     if isinstance(value, int) and not isinstance(value, bool):
-        return Text(f"{value:,}")
-    return Text(plain("" if value is None else str(value), ""))
+        return f"{value:,}"
+    return plain("" if value is None else str(value), "")
 
 
 def ago(seconds: float | None) -> str:
@@ -45,3 +77,13 @@ def ago(seconds: float | None) -> str:
 def as_json(value: object) -> None:
     """Print JSON and nothing else, in ASCII: any terminal and any locale can take it."""
     print(json.dumps(value, indent=2))
+
+
+def as_json_list(values: Iterable[object]) -> None:
+    """The same for a list, whose items are printed as each comes."""
+    before = "["
+    for value in values:
+        print(before)
+        print(indent(json.dumps(value, indent=2), "  "), end="")
+        before = ","
+    print("[]" if before == "[" else "\n]")

@@ -45,8 +45,15 @@ class DeadLetters:
         with self._store.unit("") as unit:
             return [letter for (letter,) in unit.read(self._store.sql.dead_of_version, (version, flows, flows, app))]
 
-    def read(self, letters: Sequence[str]) -> list[DeadLetter]:
-        """These letters, with everything that is known of them."""
+    def groups(self, flow: str | None, error: str | None, limit: int) -> list[tuple[str, str, str, int]]:
+        """Flow, reason, error, and how many letters have them, the most frequent first; chosen as by `select`."""
+        with self._store.unit("") as unit:
+            return [tuple(row) for row in unit.read(self._store.sql.group_dead, (flow, error, limit))]
+
+    def read(self, letters: Sequence[str], whole: bool = True) -> list[DeadLetter]:
+        """These letters, with everything that is known of them. Unless `whole`, body and stack are empty: they are
+        what takes memory."""
+        sql = self._store.sql
         with self._store.unit("") as unit:
             return [
                 DeadLetter(
@@ -61,7 +68,7 @@ class DeadLetters:
                     stack,
                 )
                 for letter, flow, *rest, generation, attempts, died, reason, error, stack in unit.read(
-                    self._store.sql.read_dead, (_names(letters),)
+                    sql.read_dead if whole else sql.list_dead, (_names(letters),)
                 )
             ]
 

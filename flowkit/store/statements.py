@@ -274,11 +274,21 @@ class Statements:
         WHERE (asked.flow IS NULL OR dead.flow = asked.flow)
         AND (asked.error IS NULL OR replace(dead.error, asked.error, '') <> dead.error)
         ORDER BY died, letter LIMIT ?"""
+    group_dead: str = """
+        WITH asked (flow, error) AS (SELECT CAST(? AS text), CAST(? AS text))
+        SELECT dead.flow, dead.reason, dead.error, count(*) AS many FROM flowkit_dead AS dead, asked
+        WHERE (asked.flow IS NULL OR dead.flow = asked.flow)
+        AND (asked.error IS NULL OR replace(dead.error, asked.error, '') <> dead.error)
+        GROUP BY dead.flow, dead.reason, dead.error ORDER BY many DESC, dead.flow, dead.reason, dead.error LIMIT ?"""
     dead_of_version: str = """
         SELECT letter FROM flowkit_dead WHERE version = ? AND substr(flow, 1, length(CAST(? AS text))) = ?
         AND died >= (SELECT began FROM flowkit_rollouts WHERE app = ?) ORDER BY letter"""
     read_dead: str = f"""
         SELECT letter, flow, {ENVELOPE}, generation, attempts, died, reason, error, stack FROM flowkit_dead
+        WHERE letter IN (SELECT value ->> 0 FROM {{each}}) ORDER BY died, letter"""
+    list_dead: str = f"""
+        SELECT letter, flow, {ENVELOPE.replace(" body,", " '' AS body,")}, generation, attempts, died, reason, error,
+               '' AS stack FROM flowkit_dead
         WHERE letter IN (SELECT value ->> 0 FROM {{each}}) ORDER BY died, letter"""
     # What is addressed to an exchange is beside the ledger: nobody here can say what becomes of it. So is what another
     # program sent and a dead letter's retry brings back: it is accepted when it is first recorded.

@@ -639,6 +639,10 @@ class Transport(Protocol):
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> Sequence[str]:
         """What is to be said of these places as they are; none is made. Raises as `declare` does."""
 
+    def doubts(self, deadlines: Mapping[str, float]) -> Sequence[str]:
+        """What is to be said of flows whose handlers may take so many seconds: where the transport hands a message out
+        again meanwhile. Does not block."""
+
     def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
         """Who else receives for this store by this transport, whatever its database: worker -> its host and process.
         From now on this worker answers such questions too, while `is_known`: its database has recorded it lately.

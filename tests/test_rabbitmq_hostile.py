@@ -27,6 +27,7 @@ from pika.exceptions import UnsupportedAMQPFieldException
 
 from flowkit import App, ConfigError, Message, RetryPolicy, TooLarge
 from flowkit.cli.describe import check
+from flowkit.cli.load import load
 from flowkit.config import Settings, SystemClock, connect, open_store
 from flowkit.engine.relay import Relay
 from flowkit.engine.worker import Worker
@@ -320,6 +321,31 @@ def test_flowkit_check_audits_the_topology_and_makes_none(
         channel.queue_declare(queue, durable=True)
         with pytest.raises(ConfigError, match=f"FLOWKIT_BROKER_URL.*{queue} that is not as FlowKit declares it"):
             check(str(tmp_path / "checked.py"))
+
+
+def test_a_handler_that_may_outlast_the_brokers_timeout_is_warned_of(
+    sqlite_url: str,
+    rabbitmq_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "long.py").write_text(
+        "from flowkit import App\n"
+        "app = App('shop')\n"
+        "orders = app.channel('orders', dict)\n"
+        "app.flow(orders, name='long', deadline='2h')(lambda order: None)\n"
+        "app.flow(orders, name='short', deadline='29m')(lambda order: None)\n"
+    )
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", sqlite_url)
+    monkeypatch.setenv("FLOWKIT_BROKER_URL", rabbitmq_url)
+    check(str(tmp_path / "long.py"))
+    said = capsys.readouterr().out
+    assert "flow shop.long may take 2h (deadline=), and RabbitMQ hands a message out again after" in said
+    assert "app shop: 2 flows, 1 channels: 1 warnings\n" in said
+    start(load(str(tmp_path / "long.py")), sqlite_url, rabbitmq_url).services.close()
+    assert caplog.text.count("its consumer_timeout, 30m unless its configuration says otherwise") == 1
 
 
 @pytest.mark.rabbitmq

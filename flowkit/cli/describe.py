@@ -20,9 +20,10 @@ def check(name: str) -> None:
         app.check_moves(store)
         store.check_tables(app.name, app.metadata)
         said = services.transport.audit(list(app.flows), app.shared(services.store.subscriptions()))
+        found: list[object] = list(services.transport.doubts({flow.name: flow.deadline for flow in app.flows.values()}))
     finally:
         services.close()
-    found = [trap for flow in app.flows.values() for trap in traps(flow)]
+    found += [trap for flow in app.flows.values() for trap in traps(flow)]
     for line in (*said, *found):
         print(line)
     verdict = f"{len(found)} warnings" if found else "nothing wrong"

@@ -79,6 +79,8 @@ class Worker:
         app.connect(services)
         shared = app.shared(store.subscriptions())
         transport.declare([flow.name for flow in flows or app.flows.values()], shared)
+        for doubt in transport.doubts({flow.name: flow.deadline for flow in flows or app.flows.values()}):
+            _log.warning("%s", doubt)
         if transport.lease:
             store.unpark([*app.flows, *(f + CANDIDATE for f in app.flows), *(EXCHANGE + one.channel for one in shared)])
         elif shared:

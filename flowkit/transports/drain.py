@@ -35,6 +35,9 @@ class DrainingTransport:
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> Sequence[str]:
         return [*self._rows.audit(flows, shared), *self._broker.audit(flows, shared)]
 
+    def doubts(self, deadlines: Mapping[str, float]) -> Sequence[str]:
+        return self._broker.doubts(deadlines)
+
     def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
         return self._broker.others(worker, is_known)
 

@@ -3,7 +3,7 @@
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from flowkit.message import MAX_BODY, Message
 from flowkit.ports import CANDIDATE, Clock, Copy, Delivery, Receipt, Shared
@@ -50,6 +50,9 @@ class MemoryTransport:
 
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
         """Nothing can be wrong with a queue."""
+        return []
+
+    def doubts(self, deadlines: Mapping[str, float]) -> list[str]:
         return []
 
     def others(self, worker: str, is_known: Callable[[], bool]) -> dict[str, str]:

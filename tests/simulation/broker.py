@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from flowkit.errors import BrokerUnavailable
@@ -123,6 +123,9 @@ class Link:
         return {}
 
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
+        return []
+
+    def doubts(self, deadlines: Mapping[str, float]) -> list[str]:
         return []
 
     def others(self, worker: str, is_known: Callable[[], bool]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import AMQPError
 
+from flowkit import duration
 from flowkit.errors import BrokerUnavailable, ConfigError
 from flowkit.loop import Loop
 from flowkit.message import MAX_BODY
@@ -26,6 +27,8 @@ from flowkit.url import mask
 
 _log = logging.getLogger("flowkit.rabbitmq")
 LEASE_SECONDS = 30.0
+CONSUMER_TIMEOUT_SECONDS = 1800.0
+"""RabbitMQ's own. What it is set to, neither AMQP nor the management API tells."""
 OPEN_SECONDS = 10.0
 """How long a start waits for the broker."""
 
@@ -105,6 +108,15 @@ class RabbitTransport:
             return "the policies of RabbitMQ are not audited: that needs FLOWKIT_BROKER_MANAGEMENT_URL"
         self._management.audit([self._queues.name(flow) for flow in flows])
         return "no policy of RabbitMQ lets these queues lose messages"
+
+    def doubts(self, deadlines: Mapping[str, float]) -> list[str]:
+        return [
+            f"flow {flow} may take {duration.text(seconds)} (deadline=), and RabbitMQ hands a message out again after "
+            f"its consumer_timeout, {duration.text(CONSUMER_TIMEOUT_SECONDS)} unless its configuration says otherwise: "
+            "the handler would then run several times at once; see that consumer_timeout is longer than the deadline"
+            for flow, seconds in deadlines.items()
+            if seconds >= CONSUMER_TIMEOUT_SECONDS
+        ]
 
     def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
         io = self._open()

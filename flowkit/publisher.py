@@ -1,5 +1,6 @@
 """Accepting messages from outside the flows: validate, commit, answer."""
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -15,6 +16,7 @@ from flowkit.errors import (
     Unrouted,
 )
 from flowkit.flow import Context, Outgoing, unrouted
+from flowkit.fork import refuse_child
 from flowkit.message import Message
 from flowkit.ports import Copy, Delivery, Store, Tally, Unit
 
@@ -38,6 +40,7 @@ class Publisher:
         self._gate = threading.Lock()
         self._committing = threading.Lock()
         self._waiting: list[Waiting] = []
+        self._process = os.getpid()
 
     def publish(self, messages: Sequence[Outgoing], optional: frozenset[str] = frozenset()) -> None:
         """Accept these messages, once per id. `optional` names the channels that may have no subscriber.
@@ -51,6 +54,7 @@ class Publisher:
                 f"flow {flow} published from inside its handler: the message would leave even if the handler's "
                 "transaction does not commit; return it, or take a parameter `outbox: Outbox` and send it there"
             )
+        refuse_child(self._process)  # a thread that is not in the child may hold these locks
         mine: Future[None] = Future()
         with self._gate:
             self._waiting.append((messages, mine))

@@ -90,7 +90,9 @@ def run(name: str, options: Options) -> int:
     configure(app.name)
     services = connect(settings, create=not descriptor)  # that of a worker was there: its supervisor has opened it
     if descriptor:
-        return _work(app, services, options, grace, Slots(int(descriptor)), signals)
+        slots = Slots(int(descriptor))
+        os.close(int(descriptor))  # it is mapped, and no program that a handler starts is to have it
+        return _work(app, services, options, grace, slots, signals)
     try:
         return _supervise(app, services, options, grace)
     finally:

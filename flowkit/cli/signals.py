@@ -8,6 +8,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from flowkit.fork import part_with
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 PARENT_VARIABLE = "FLOWKIT_SUPERVISOR"
 """The process id of the supervisor, for its workers."""
@@ -32,13 +35,15 @@ class Signals:
         self._at_hangup: Callable[[], None] = self.hangup.set
         self._calling = threading.Lock()
         self._terminal = os.isatty(0)
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        reading, writing = os.pipe()
+        reading, writing = self._pipe = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in numbers:
+        for number in NUMBERS:
             signal.signal(number, lambda *_: None)
-        threading.Thread(target=self._read, args=(reading, bytes(numbers)), name="flowkit-signals", daemon=True).start()
+        self._before = threading.local()
+        os.register_at_fork(before=self._hold_off, after_in_parent=self._let_come, after_in_child=self._give_up)
+        part_with(self, lambda one: one._pipe)
+        threading.Thread(target=self._read, args=(reading, bytes(NUMBERS)), name="flowkit-signals", daemon=True).start()
 
     def call(self, function: Callable[[], None]) -> None:
         """Call this at the first signal; at once, when it came already."""
@@ -58,8 +63,23 @@ class Signals:
 
     def ignore(self) -> None:
         """From now on they change nothing: the interpreter, as it ends, would let them kill the process."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in NUMBERS:
             signal.signal(number, signal.SIG_IGN)
+
+    def _hold_off(self) -> None:
+        """What comes for a child before `_give_up` waits until then: by the pipe it would be told to this process."""
+        self._before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
+
+    def _let_come(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before.mask)
+
+    def _give_up(self) -> None:
+        """A forked child obeys signals as any process does, and they are none of its parent's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        self._let_come()
 
     def _read(self, descriptor: int, numbers: bytes) -> None:
         while byte := os.read(descriptor, 1):

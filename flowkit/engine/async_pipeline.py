@@ -12,6 +12,7 @@ from flowkit.engine.item import ConnectionDied, Exhausted, Item, Refused, Supers
 from flowkit.engine.pipeline import Pipeline
 from flowkit.errors import FlowKitError, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.flow import Outbox
+from flowkit.fork import end_child
 from flowkit.ports import Copy, Delivery, Objects, Unit
 from flowkit.publisher import handling
 
@@ -77,6 +78,7 @@ class AsyncPipeline(Pipeline):
                 )
             item.error = checked(error)
         finally:
+            end_child(self.process, self.flow.name)
             item.outbox.close()
         item.handled = True
 
@@ -152,7 +154,10 @@ class AsyncPipeline(Pipeline):
         unit.settings = self.flow.settings
         try:
             with unit.access() as access:
-                result = function(access.give(self.store.session), outbox)
+                try:
+                    result = function(access.give(self.store.session), outbox)
+                finally:
+                    end_child(self.process, self.flow.name)
                 if given_up():
                     raise TimeoutError("it was cancelled while it ran")
             return result

@@ -1,5 +1,6 @@
 """The path of a batch: decode → claim → handle → stage → commit → settle → publish."""
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from flowkit.errors import (
     Undecodable,
 )
 from flowkit.flow import Call, Context, Flow, Outbox
+from flowkit.fork import end_child
 from flowkit.ports import (
     Claim,
     Copy,
@@ -100,6 +102,8 @@ class Pipeline:
     """How long handlers took, on average of each batch: without what they waited for the transaction."""
     spent: float = 0.0
     """How long the handlers of this batch took."""
+    process: int = field(default_factory=os.getpid)
+    """Where handlers run. A process that one of them forks ends with it."""
 
     items: list[Item] = field(default_factory=list)
     """The batch that runs, or ran last."""
@@ -251,6 +255,7 @@ class Pipeline:
                 try:
                     self.call(item.body, delivery, item.outbox, access)
                 finally:
+                    end_child(self.process, self.flow.name)
                     self.spent += self.context.clock.monotonic() - began
         except Superseded:
             raise

@@ -3,13 +3,15 @@
 import importlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DisconnectionError
 
 from flowkit.errors import ConfigError
+from flowkit.fork import part_with
 from flowkit.url import mask
 
 TRANSACTION = "transaction"
@@ -65,6 +67,12 @@ class Servers:
         self._timelines: dict[int, int] = {}
         """The highest that was seen, by system. A server of a lower one was replaced, and does not know it."""
         self._lock = threading.Lock()
+        self._connections: WeakSet[Any] = WeakSet()
+        part_with(self, Servers._sockets)
+
+    def _sockets(self) -> Iterator[int]:
+        """What a forked child must not have: the server would take a dead worker for alive, and keep its locks."""
+        return (one.pgconn.socket for one in self._connections if not one.closed)
 
     def connect(self, dialect: Any, record: Any, names: Sequence[Any], settings: dict[str, Any]) -> Any:
         """Connect, as SQLAlchemy asks for it: to the first of the hosts that was not replaced by another. Blocks."""
@@ -74,6 +82,7 @@ class Servers:
         for _ in hosts:
             several = {"host": ",".join(hosts), "port": ",".join(ports)} if len(hosts) > 1 else {}
             connection = Connection.connect(*names, **settings | several, autocommit=True)
+            self._connections.add(connection)
             encoding = connection.info.parameter_status("server_encoding")
             if encoding not in (None, "UTF8"):
                 connection.close()

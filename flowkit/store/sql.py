@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, MetaData, event, inspect, select
 from sqlalchemy.orm import Session
 
 from flowkit.errors import ConfigError
+from flowkit.fork import refuse_child
 from flowkit.message import new_id
 from flowkit.ports import (
     Clock,
@@ -183,11 +184,7 @@ class SqlStore:
     def unit(
         self, flow: str, deadline: float = SHORT_SECONDS, lane: str = "", fenced: bool = True
     ) -> Iterator[SqlUnit]:
-        if os.getpid() != self._process:
-            raise ConfigError(
-                "this process was forked after FlowKit had opened its store, whose connections belong to the parent; "
-                "start processes by multiprocessing's spawn, or connect the app after the fork"
-            )
+        refuse_child(self._process)
         try:
             pooled = self.dialect.engine.raw_connection()
         except Exception as error:

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from flowkit.errors import ConfigError, Fenced, StoreConflict, StoreLost, StoreUnavailable, TransactionEnded
+from flowkit.fork import never_close, part_with
 from flowkit.ports import Clock
 from flowkit.store.library import FileId, file_id, files, refuse, sqlite_driver
 from flowkit.store.sql import SqlStore
@@ -73,6 +74,8 @@ class SqliteDialect:
         self._told = 0.0
         """When there was news last."""
         self._locks: dict[str, int] = {}
+        self._open: set[Any] = set()
+        """The connections: the driver's have no weak references."""
         self.engine = create_engine(
             "sqlite://" if memory else f"sqlite:///{self.path}",
             module=self.module,
@@ -83,6 +86,15 @@ class SqliteDialect:
         )
         event.listen(self.engine, "do_connect", lambda *_: self._check_file())  # it would make a new one
         event.listen(self.engine, "connect", self._prepare)
+        event.listen(self.engine, "close", lambda connection, record: self._open.discard(connection))
+        part_with(self, SqliteDialect._lent)
+
+    def _lent(self) -> Iterable[int]:
+        """What a forked child must not have: it would hold the locks. SQLite's own descriptors stay: closed in the
+        child, a connection would undo what its parent has begun, and delete the parent's log."""
+        for connection in self._open:
+            never_close(connection)
+        return self._locks.values()
 
     def place(self, connection: Any) -> str:
         """Nothing in a file, nor of it, tells a copy from a file that was moved."""
@@ -101,6 +113,7 @@ class SqliteDialect:
         connection.create_function("flowkit_now", 0, lambda: int(clock.now() * 1_000_000))
 
     def _prepare(self, connection: Any, record: Any) -> None:
+        self._open.add(connection)
         self._tell_time(connection)
         mode = "WAL" if safe_wal(self.module) else "DELETE"
         connection.execute(f"PRAGMA journal_mode = {mode}")

@@ -1,6 +1,7 @@
 """The front of a worker process: the ingress, its server, and how they leave before the worker does."""
 
 import logging
+import os
 import socket
 import threading
 
@@ -22,6 +23,7 @@ class Front:
         self._leaving = threading.Event()
         self._closing = threading.Lock()
         self._ingress = Ingress(app, services, worker, self._why_not)
+        os.set_inheritable(descriptor, False)  # programs that handlers start are not to hold the port
         self._server = Server(self._ingress.asgi, socket.socket(fileno=descriptor))
 
     def leave(self, drain: float, grace: float) -> None:

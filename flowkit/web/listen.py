@@ -3,6 +3,7 @@
 import socket
 
 from flowkit.errors import ConfigError
+from flowkit.fork import part_with
 
 BACKLOG = 2048
 """So many connections wait to be accepted."""
@@ -26,6 +27,7 @@ def bind(address: str, option: str) -> socket.socket:
         raise ConfigError(
             f"{option} {address}: {error.strerror or error}; is another program listening there?"
         ) from None
+    part_with(made, lambda one: [one.fileno()])
     return made
 
 

@@ -2,9 +2,12 @@
 
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+
+from flowkit.fork import part_with
 
 KEEP_ALIVE_SECONDS = 20
 
@@ -22,7 +25,9 @@ class Server:
             server_header=False,
             date_header=True,
         )
+        self._listening = listening
         self._server = uvicorn.Server(config)
+        part_with(self, Server._sockets)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [listening]}, name="flowkit-http", daemon=True
         )
@@ -33,3 +38,9 @@ class Server:
         self._server.should_exit = True
         self._thread.join(seconds)
         return not self._thread.is_alive()
+
+    def _sockets(self) -> Iterator[int]:
+        """What a forked child must not have: the port would not be free, and clients of a dead worker would wait."""
+        yield self._listening.fileno()
+        for connection in self._server.server_state.connections:
+            yield connection.transport.get_extra_info("socket").fileno()

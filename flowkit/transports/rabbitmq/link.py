@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from pika import ConnectionParameters
@@ -23,6 +23,7 @@ from pika.exceptions import (
 )
 
 from flowkit.errors import ConfigError
+from flowkit.fork import part_with
 from flowkit.ports import Random
 from flowkit.transports.rabbitmq.connection import Connection
 
@@ -65,7 +66,14 @@ class Link:
         """Set while it is up, and when it was refused twice: waiting would not help."""
         self.error: BaseException = ConnectionError("not connected yet")
         """Why it is not up."""
+        part_with(self, Link._sockets)
         self.task = asyncio.get_running_loop().create_task(self._keep())
+
+    def _sockets(self) -> Iterator[int]:
+        """What a forked child must not have: the broker would take a dead worker for alive, and keep its messages."""
+        for one in [self.connection, *self._ending]:
+            if one is not None and one._transport is not None:  # type: ignore[attr-defined]
+                yield one._transport._sock.fileno()  # type: ignore[attr-defined]
 
     async def ready(self, seconds: float) -> bool:
         """Wait until it is up, at most so long, and not when nobody lets us in. Whether it is up."""

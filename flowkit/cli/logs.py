@@ -2,7 +2,11 @@
 
 import json
 import logging
-import sys
+import os
+import queue
+import select
+import threading
+import traceback
 from datetime import UTC, datetime
 
 from flowkit.cli.plain import PlainFormatter
@@ -12,6 +16,13 @@ from flowkit.telemetry import ids
 
 FIELDS = ("flow", "message_id", "correlation_id")
 """What the loggers of handlers say of their message."""
+LINES = 10_000
+"""This many lines may wait to be written. Further ones are dropped."""
+ATOMIC_BYTES = select.PIPE_BUF
+"""Processes that share a pipe do not mix what each writes at once, up to this size."""
+FLUSH_SECONDS = 1.0
+"""Longest wait for the last lines to be written, in seconds."""
+STANDARD_ERROR = 2
 
 
 class JsonFormatter(logging.Formatter):
@@ -31,12 +42,80 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(found, ensure_ascii=True, default=str)
 
 
+class LogWriter(logging.Handler):
+    """Writes lines to a descriptor, on a thread of its own. No other thread waits for it: nobody may read the pipe.
+    Lines that find no room are dropped and counted, and the log says how many when it goes on."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes] = queue.Queue(LINES)
+        self._refused = 0
+        """Lines that found no room."""
+        self._threaded = True
+        os.register_at_fork(after_in_child=self._stand_alone)
+        threading.Thread(target=self._keep_writing, name="flowkit-log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self._line(record)
+        except Exception:
+            line = f"a line of the log cannot be written: {record.msg!r}\n{traceback.format_exc()}".encode()
+        if not self._threaded:
+            self._write(line)
+            return
+        try:
+            self._lines.put_nowait(line)
+        except queue.Full:
+            self._refused += 1
+
+    def flush(self) -> None:
+        """Wait until the lines are written, at most FLUSH_SECONDS. Blocks."""
+        lines = self._lines
+        if self._threaded:
+            with lines.all_tasks_done:
+                lines.all_tasks_done.wait_for(lambda: not lines.unfinished_tasks, FLUSH_SECONDS)
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode(errors="backslashreplace")
+
+    def _stand_alone(self) -> None:
+        """A forked child has no such thread: it writes its lines itself."""
+        self._threaded = False
+
+    def _keep_writing(self) -> None:
+        told, waiting = 0, self._lines.queue
+        while True:
+            together = [self._lines.get()]
+            while waiting and sum(map(len, together)) + len(waiting[0]) <= ATOMIC_BYTES:
+                together.append(self._lines.get())
+            refused = self._refused
+            self._write(b"".join(together))
+            if refused > told:
+                text = f"{refused - told} lines of the log were dropped: it was not read as fast as it was written"
+                said = {"name": "flowkit.log", "levelno": logging.WARNING, "levelname": "WARNING", "msg": text}
+                self._write(self._line(logging.makeLogRecord(said)))
+                told = refused
+            for _ in together:
+                self._lines.task_done()
+
+    def _write(self, line: bytes) -> None:
+        """Write all of it; it is lost if nobody can read it any more. Blocks."""
+        while line:
+            try:
+                line = line[os.write(self._descriptor, line) :]
+            except BlockingIOError:
+                select.select([], [self._descriptor], [])
+            except OSError:
+                return
+
+
 def log(settings: Settings) -> None:
     """Write the logs of this process as the settings say. Raises ConfigError."""
     known = logging.getLevelNamesMapping()
     if settings.log_level.upper() not in known:
         raise ConfigError(f"FLOWKIT_LOG_LEVEL is {settings.log_level!r}; write DEBUG, INFO, WARNING or ERROR")
     plain = PlainFormatter("%(asctime)s %(levelname)s %(name)s %(message)s")
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogWriter(STANDARD_ERROR)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
     logging.basicConfig(level=known[settings.log_level.upper()], handlers=[handler])

@@ -172,6 +172,7 @@ def _watch(name: str, settings: Settings, surroundings: dict[str, str]) -> int:
         watch.close()
         store.close()
     _log.warning("app %s: no group is active; this instance starts", app)
+    logging.shutdown()
     os.execve(sys.executable, [*command, *sys.argv[1:], "--standby", "none"], surroundings)  # noqa: S606 - our own
 
 

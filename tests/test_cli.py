@@ -834,3 +834,22 @@ def test_until_idle_says_what_it_waits_for(flowkit: Terminal) -> None:
     assert code == 0, said
     assert said.count("only delayed messages and retries are left; waiting for 1") == 1
     assert flowkit("audit", "--json").json["flows"]["shop.note"]["applied"] == 1
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("patch", ["gevent.monkey.patch_all", "eventlet.monkey_patch"])
+@pytest.mark.parametrize("command", [["run", "shop.py", "--until-idle"], ["check", "shop.py"]], ids=["run", "check"])
+def test_an_app_that_replaces_threads_is_refused_by_the_librarys_name(
+    shop: Path, patch: str, command: list[str]
+) -> None:
+    library = patch.partition(".")[0]
+    (shop / "shop.py").write_text(f"import {patch.rpartition('.')[0]}\n{patch}()\n{APP}")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "flowkit", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert f"lets {library} replace thread.start_new_thread" in done.stderr

@@ -5,7 +5,7 @@ from typing import Any
 from flowkit import duration
 from flowkit.app import App
 from flowkit.cli import show
-from flowkit.cli.load import load
+from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.statelessness import traps
 from flowkit.config import Services, connect
 
@@ -13,6 +13,7 @@ from flowkit.config import Services, connect
 def check(name: str) -> None:
     """Check definitions and configuration, and warn of state outside of the database."""
     app = load(name)
+    refuse_green_threads(name)
     services = connect()
     try:
         app.check(services.store.injects, _subscribers(services))
@@ -33,6 +34,7 @@ def check(name: str) -> None:
 def describe(name: str, json: bool) -> None:
     """Show flows and channels."""
     app = load(name)
+    refuse_green_threads(name)  # a warm spare asks this command whether the app can run
     services = connect()
     try:
         subscriptions = dict(services.store.subscriptions())

@@ -1,14 +1,22 @@
 """Finding the app that a command names."""
 
+import _thread
 import importlib
 import importlib.util
+import select
+import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 from flowkit.app import App
 from flowkit.errors import DefinitionError
+
+GREEN = ("gevent", "eventlet")
+"""Libraries that replace what waits, in the modules of others."""
+REPLACED = ((_thread, "start_new_thread"), (time, "sleep"), (socket, "socket"), (select, "select"))
 
 
 def load(name: str) -> App:
@@ -33,6 +41,20 @@ def load(name: str) -> App:
         how_many = f"{len(apps)} apps, name the one meant" if apps else "no App; write app = App(…) there, or name one"
         raise DefinitionError(f"{target} has {how_many}: {target}:app")
     return next(iter(apps.values()))
+
+
+def refuse_green_threads(name: str) -> None:
+    """Raise DefinitionError if an app, or what it imports, has let a library replace threads, sockets or sleep.
+
+    FlowKit's threads, and the database's driver, would wait for a loop that nobody runs.
+    """
+    for module, attribute in REPLACED:
+        library = getattr(module, attribute).__module__.partition(".")[0]
+        if library in GREEN:
+            raise DefinitionError(
+                f"{name} lets {library} replace {module.__name__.lstrip('_')}.{attribute}, and no worker would run; "
+                "leave out monkey patching where flows run, and write async def handlers for what waits on a network"
+            )
 
 
 def load_function(name: str, function: str) -> Callable[..., object]:

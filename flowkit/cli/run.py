@@ -16,7 +16,7 @@ from flowkit import duration
 from flowkit.app import App
 from flowkit.cli.directed import Directed
 from flowkit.cli.idle import Idle
-from flowkit.cli.load import load
+from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.logs import log
 from flowkit.cli.signals import Signals, die_with_parent, name_parent
 from flowkit.cli.systemd import ServiceManager
@@ -87,6 +87,7 @@ def run(name: str, options: Options) -> int:
     if options.standby == "warm" and not descriptor:
         return _watch(name, settings, {**surroundings, "FLOWKIT_GROUP": settings.group})
     app = load(name)
+    refuse_green_threads(name)
     configure(app.name)
     services = connect(settings, create=not descriptor)  # that of a worker was there: its supervisor has opened it
     if descriptor:

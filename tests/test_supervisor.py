@@ -2,11 +2,15 @@
 
 import os
 import random
+import resource
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,11 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
+from flowkit.cli.systemd import ServiceManager
 from flowkit.config import Settings, SystemClock, open_store
-from flowkit.engine.supervisor import Supervisor
+from flowkit.engine.supervisor import Child, Supervisor
+from flowkit.web.agent import Agent
+from flowkit.web.listen import listen
 from tests.services.postgresql import PostgreSQL
 from tests.test_web import until
 
@@ -151,3 +158,98 @@ def test_a_worker_that_the_database_refuses_for_a_while_is_back_afterwards(
         store.close()
         database.execute("DROP OWNED BY shaky; DROP ROLE shaky")
         database.close()
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process can open no more files."""
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as highest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest.fileno(), most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, most))
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("deed", ["kill", "roll", "resize"])
+def test_row_e1_without_files_the_other_workers_go_on(supervisor: Supervisor, deed: str) -> None:
+    until(lambda: settled(supervisor, 2))
+    one, other = supervisor.pids
+    with no_more_files():
+        if deed == "kill":
+            os.kill(one, signal.SIGKILL)
+            until(lambda: supervisor.step() and one not in supervisor.pids)
+        elif deed == "roll":
+            supervisor.roll()
+        else:
+            supervisor.resize(3)
+        for _ in range(20):
+            assert supervisor.step()
+        assert supervisor.pids == ([other] if deed == "kill" else [one, other])
+    until(lambda: settled(supervisor, 3 if deed == "resize" else 2))
+    assert deed != "roll" or {one, other}.isdisjoint(supervisor.pids)
+
+
+@pytest.mark.processes
+def test_row_e1_a_program_that_is_gone_for_a_moment_is_started_again(supervisor: Supervisor, tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    supervisor._command[0] = str(program)
+    for _ in range(5):
+        assert supervisor.step()
+    assert supervisor.pids == []
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    program.chmod(0o755)
+    until(lambda: settled(supervisor, 2))
+
+
+@pytest.mark.processes
+def test_row_e1_no_directory_for_temporary_files_is_needed(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    until(lambda: settled(supervisor, 2))
+
+
+def test_row_e1_room_for_what_workers_note_is_taken_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapping of a file that the disk has no room for would end the process by SIGBUS."""
+    least, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, most))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            _ = Child().slots
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (least, most))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_row_e1_the_agent_answers_again_when_files_can_be_opened_again(closing: bool) -> None:
+    listening = listen("127.0.0.1:0", "--agent")
+    where = listening.getsockname()
+    agent = Agent(listening, lambda: "up")
+    asking = socket.create_connection(where, 10)
+    with asking:
+        assert asking.recv(100) == b"up\n"
+    asking = socket.socket()
+    with no_more_files():
+        asking.connect(where)
+        if closing:
+            agent.close()
+    with asking:
+        asking.settimeout(30)
+        assert closing or asking.recv(100) == b"up\n"
+    if not closing:
+        agent.close()
+    until(lambda: all(one.name != "flowkit-agent" for one in threading.enumerate()))
+
+
+@pytest.mark.parametrize("deed", ["nobody listens", "no more files"])
+def test_row_e1_a_sign_of_life_that_does_not_arrive_ends_nothing(
+    deed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    with no_more_files() if deed == "no more files" else nullcontext():
+        ServiceManager().step(True)

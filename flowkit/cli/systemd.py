@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from contextlib import suppress
 
 
 class ServiceManager:
@@ -32,5 +33,7 @@ class ServiceManager:
 
     def _tell(self, state: str) -> None:
         if self._address:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as speaking:
+            # What does not arrive is no reason to end: the next sign of life may.
+            with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as speaking:
+                speaking.setblocking(False)
                 speaking.sendto(state.encode(), self._address)

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -38,9 +39,8 @@ class Child:
     """One worker process and its place."""
 
     def __init__(self) -> None:
-        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as its place
-        self.file.truncate(HEADER + SLOT * COUNT)
-        self.slots = Slots(self.file.fileno())
+        self._file: IO[bytes] | None = None
+        self._slots: Slots | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.started = 0.0
         self.failures = 0
@@ -50,12 +50,35 @@ class Child:
         self.replaced = False
 
     @property
+    def slots(self) -> Slots:
+        """What it notes, in a file that is made at the first use. Raises OSError."""
+        if self._slots is None:
+            self._file = _allocated(HEADER + SLOT * COUNT)
+            self._slots = Slots(self._file.fileno())
+        return self._slots
+
+    def start(self, command: Sequence[str], token: int, inherited: Sequence[int]) -> None:
+        """Start the process. Raises OSError, and changes nothing, where the machine has no room for it."""
+        self.slots.clear()
+        self.slots.token = token
+        assert self._file is not None
+        file = self._file.fileno()
+        self.process = subprocess.Popen(  # noqa: S603 - our own command
+            command,
+            env={**os.environ, SLOTS_VARIABLE: str(file)},
+            pass_fds=(file, *inherited),
+            start_new_session=True,
+        )
+
+    @property
     def ready(self) -> bool:
         return self.process is not None and self.slots.ready
 
     def close(self) -> None:
-        self.slots.close()
-        self.file.close()
+        if self._slots is not None:
+            self._slots.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Supervisor:
@@ -125,7 +148,8 @@ class Supervisor:
         """Let the workers of a group that is active now begin: they wait for this token."""
         self.token = token
         for child in self._children:
-            child.slots.token = token
+            if child.process is not None:
+                child.slots.token = token
 
     def begin_anew(self) -> None:
         """End the workers at once, because another group is active. Those that follow wait. What was running is none of
@@ -195,15 +219,15 @@ class Supervisor:
             child.process.send_signal(number)
 
     def _start(self, child: Child, now: float) -> None:
-        child.slots.clear()
-        child.slots.token = self.token
         child.started = now
-        child.process = subprocess.Popen(  # noqa: S603 - our own command
-            self._command,
-            env={**os.environ, SLOTS_VARIABLE: str(child.file.fileno())},
-            pass_fds=(child.file.fileno(), *self._inherited),
-            start_new_session=True,
-        )
+        try:
+            child.start(self._command, self.token, self._inherited)
+        except OSError as error:
+            self._back_off(child, now)
+            _log.error(
+                "cannot start a worker: %s; the others go on, and it is tried again in %.1fs; see to open files "
+                "(ulimit -n), processes and memory", error, child.due - now
+            )  # fmt: skip
 
     def _bury(self, child: Child, now: float) -> None:
         """A worker ended: what it was running becomes a suspect, or is charged an attempt; then it starts again."""
@@ -232,6 +256,10 @@ class Supervisor:
             "worker %d %s with %d message(s) in flight%s", pid, how, len(victims),
             "".join(f"; {victim.identity[0]}: {victim.identity[2]}" for victim in victims[:5]),
         )  # fmt: skip
+        self._back_off(child, now)
+
+    def _back_off(self, child: Child, now: float) -> None:
+        """Start a worker again soon, and later each time that it ends soon."""
         child.failures = 0 if now - child.started > SETTLED_SECONDS else child.failures + 1
         wait = min(MOST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(child.failures, 20))
         child.due = now + wait * (0.5 + self._random() / 2)
@@ -252,6 +280,23 @@ class Supervisor:
                 self._pays = now + PAY_SECONDS
                 return
             self._charges.pop(0)
+
+
+def _allocated(size: int) -> IO[bytes]:
+    """An open file without a name, whose space is there. Raises OSError where there is none: without space, a write to
+    its mapping ends the process by SIGBUS."""
+    made: IO[bytes]
+    if sys.platform == "linux":  # needs no directory for temporary files
+        made = os.fdopen(os.memfd_create("flowkit-slots"), "r+b")
+    else:
+        made = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as its place
+    try:
+        made.write(bytes(size))
+        made.flush()
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def _suspects(noted: list[InFlight], status: int) -> list[InFlight]:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 
 ANSWER_SECONDS = 1.0
+PAUSE_SECONDS = 0.1
 
 
 class Agent:
@@ -14,10 +15,12 @@ class Agent:
         """`answer`: `up ready 100%`, `drain` or `down`; it must not block."""
         self._listening = listening
         self._answer = answer
+        self._closing = threading.Event()
         threading.Thread(target=self._serve, name="flowkit-agent", daemon=True).start()
 
     def close(self) -> None:
         """Answer no more."""
+        self._closing.set()
         self._listening.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._listening.close()
 
@@ -25,8 +28,10 @@ class Agent:
         while True:
             try:
                 asking, _ = self._listening.accept()
-            except OSError:
-                return
+            except OSError:  # closed, or no more files can be open now
+                if self._closing.wait(PAUSE_SECONDS):
+                    return
+                continue
             with asking:
                 asking.settimeout(ANSWER_SECONDS)
                 try:

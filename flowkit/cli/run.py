@@ -7,14 +7,15 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 from flowkit import duration
 from flowkit.app import App
 from flowkit.cli.directed import Directed
+from flowkit.cli.ending import STEP_SECONDS, Ending, end, end_after
 from flowkit.cli.idle import Idle
 from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.logs import log
@@ -34,16 +35,14 @@ from flowkit.url import mask
 from flowkit.web.agent import Agent
 from flowkit.web.listen import BACKLOG, bind, listen
 
-STEP_SECONDS = 0.05
 WAIT_SECONDS = 0.02
 STOPPED_SECONDS = 0.2
-INTERRUPTED = 130
 HTTP_VARIABLE = "FLOWKIT_HTTP_SOCKET"
 """The open file of the socket that the supervisor's workers share."""
 SPARE = "standby"
 """The group of instances that are meant as spare ones."""
-MARGIN_SECONDS = 2.0
-"""Granted to the workers beyond their grace before they are killed."""
+LATE_SECONDS = 1.0
+"""Granted to a worker beyond its grace before it ends itself."""
 _log = logging.getLogger("flowkit.run")
 
 
@@ -85,7 +84,7 @@ def run(name: str, options: Options) -> int:
     if settings.group and options.until_idle:
         raise ConfigError("--until-idle ends what is idle, and a spare instance always is; leave out one of the two")
     if options.standby == "warm" and not descriptor:
-        return _watch(name, settings, {**surroundings, "FLOWKIT_GROUP": settings.group})
+        return _watch(name, settings, grace, {**surroundings, "FLOWKIT_GROUP": settings.group})
     app = load(name)
     refuse_green_threads(name)
     configure(app.name)
@@ -126,14 +125,17 @@ def _work(app: App, services: Services, options: Options, grace: float, slots: S
         signals.call_at_hangup(worker.stop)
     if options.until_idle:
         threading.Thread(target=_end_when_stopped, args=(worker,), name="flowkit-stopped", daemon=True).start()
-    ended = worker.run(grace, _abandon)
+    threading.Thread(target=_keep_grace, args=(worker, grace), name="flowkit-stopping", daemon=True).start()
+    # The supervisor charges the message of a handler that hangs in a thread, which cannot be ended.
+    abandon = partial(end, REPLACE)
+    ended = worker.run(grace, abandon)
     if front is not None:
         front.close(grace)
     if worker.lost:
         slots.clear()  # nobody is to blame
-        _abandon(LOST)
+        end(LOST)
     if worker.overdue or worker.crippled or not ended:
-        _abandon()
+        abandon()
     services.telemetry.close()
     services.close()
     signals.ignore()
@@ -152,7 +154,7 @@ def _let_begin(app: App, services: Services, slots: Slots, signals: Signals) -> 
     return True
 
 
-def _watch(name: str, settings: Settings, surroundings: dict[str, str]) -> int:
+def _watch(name: str, settings: Settings, grace: float, surroundings: dict[str, str]) -> int:
     """The life of a warm spare: a small process that has not loaded the app, and becomes an instance when the lease of
     the active group is over. That it can is seen before, in a process of its own."""
     command = [sys.executable, "-m", "flowkit"]
@@ -163,6 +165,7 @@ def _watch(name: str, settings: Settings, surroundings: dict[str, str]) -> int:
         return described.returncode
     app = json.loads(described.stdout)["app"]
     signals, manager, store = Signals(), ServiceManager(), open_store(settings)
+    signals.call(lambda: end_after(grace, 0, f"this spare is ended, because it did not finish within {grace:g}s"))
     watch = Standby(store, SystemClock(), _info(new_id(), app, settings), settings.group_lease, spare=True, takes=False)
     try:
         while not watch.over:
@@ -181,17 +184,20 @@ def _info(id: str, app: str, settings: Settings) -> WorkerInfo:
     return WorkerInfo(id, app, socket.gethostname(), os.getpid(), settings.group, settings.site, settings.version)
 
 
+def _keep_grace(worker: Worker, grace: float) -> None:
+    """See to it that a worker that is to stop ends, whatever hangs: a database, or a thread of a handler."""
+    worker.stopping.wait()
+    end_after(
+        grace + LATE_SECONDS, REPLACE, f"this worker is ended, because it did not finish within {grace:g}s: does the "
+        "database hang, or a thread that a handler started? Its messages are taken over"
+    )  # fmt: skip
+
+
 def _end_when_stopped(worker: Worker) -> None:
     """End a worker of which a flow stopped: what that flow holds would stay pending, and never be idle."""
     while not worker.stopping.wait(STOPPED_SECONDS):
         if any(lane.stopped for lane in worker.lanes):
             worker.stop()
-
-
-def _abandon(status: int = REPLACE) -> None:
-    """End this process though a handler hangs in a thread that cannot be ended; the supervisor charges its message."""
-    logging.shutdown()
-    os._exit(status)
 
 
 def _supervise(app: App, services: Services, options: Options, grace: float) -> int:
@@ -219,6 +225,7 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
         services.random,
         [one.fileno() for one in serving],
     )
+    ending = Ending(supervisor, grace, signals)
     standby = _standby(app, services, options.standby != "none")
     if standby is None:
         _serve(serving)
@@ -247,7 +254,7 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
         manager.stopping()
         for one in serving:
             one.close()  # or who connects once the workers have closed theirs would wait for nobody
-        return _finish(supervisor, grace, signals)
+        return ending.wait()
     finally:
         supervisor.kill()
         supervisor.close()
@@ -324,20 +331,3 @@ def _capacity(supervisor: Supervisor, standby: Standby | None, share: float) -> 
     if not share:
         return "drain #its version has no share"
     return f"up ready {max(0.01, supervisor.ready * share):.0%}" if supervisor.ready else "down"
-
-
-def _finish(supervisor: Supervisor, grace: float, signals: Signals) -> int:
-    """Let the workers end, at most for their grace or until a second signal. Returns the exit code."""
-    supervisor.stop()
-    end = time.monotonic() + grace + MARGIN_SECONDS
-    killed = False
-    while supervisor.step():
-        if not killed and (signals.again.is_set() or time.monotonic() > end):
-            why = "at the second signal" if signals.again.is_set() else f"because they did not finish within {grace:g}s"
-            _log.error("workers %s are killed %s; their messages are taken over", supervisor.pids, why)
-            supervisor.kill()
-            killed = True
-        time.sleep(STEP_SECONDS)
-    if signals.again.is_set():
-        return INTERRUPTED
-    return max(supervisor.status, int(killed))

@@ -15,6 +15,7 @@ PR_SET_PDEATHSIG = 1
 PARENT_VARIABLE = "FLOWKIT_SUPERVISOR"
 """The process id of the supervisor, for its workers."""
 LOOK_SECONDS = 1.0
+END_SECONDS = 10.0
 
 
 class Signals:
@@ -62,7 +63,10 @@ class Signals:
         function()
 
     def ignore(self) -> None:
-        """From now on they change nothing: the interpreter, as it ends, would let them kill the process."""
+        """From now on they change nothing: the interpreter, as it ends, would let them kill the process. If that end
+        hangs, by text that nobody reads say, SIGALRM ends the process."""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
         for number in NUMBERS:
             signal.signal(number, signal.SIG_IGN)
 

@@ -84,7 +84,7 @@ class Child:
 class Supervisor:
     """Starts `workers` processes of `command`, replaces those that die, and stops them in order.
 
-    One thread steps it; `stop` may be called from a signal handler.
+    One thread steps it; any may call `stop` and `kill`.
     """
 
     def __init__(
@@ -122,7 +122,8 @@ class Supervisor:
     @property
     def pids(self) -> list[int]:
         """The worker processes that live."""
-        return [child.process.pid for child in self._children if child.process is not None]
+        processes = [child.process for child in list(self._children)]
+        return [process.pid for process in processes if process is not None]
 
     @property
     def ready(self) -> float:
@@ -211,12 +212,13 @@ class Supervisor:
             child.close()
 
     def _signal(self, number: signal.Signals) -> None:
-        for child in self._children:
+        for child in list(self._children):  # another thread than the one that steps may call this
             self._ask(child, number)
 
     def _ask(self, child: Child, number: signal.Signals) -> None:
-        if child.process is not None and child.process.poll() is None:
-            child.process.send_signal(number)
+        process = child.process
+        if process is not None and process.poll() is None:
+            process.send_signal(number)
 
     def _start(self, child: Child, now: float) -> None:
         child.started = now

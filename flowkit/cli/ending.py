@@ -1,0 +1,82 @@
+"""The end of a process: within its grace, whatever hangs."""
+
+import logging
+import os
+import threading
+import time
+
+from flowkit.cli.signals import Signals
+from flowkit.engine.supervisor import Supervisor
+
+STEP_SECONDS = 0.05
+INTERRUPTED = 130
+MARGIN_SECONDS = 2.0
+"""Granted to the workers beyond their grace before they are killed."""
+REST_SECONDS = 2.0
+"""How long the supervisor may take to end when no worker is left."""
+_log = logging.getLogger("flowkit.run")
+
+
+def end(status: int) -> None:
+    """End this process at once, with what its log has to say. No thread, lock or pipe can hold it up."""
+    logging.shutdown()
+    os._exit(status)
+
+
+def end_after(seconds: float, status: int, why: str) -> None:
+    """End this process after so many seconds, if it is still there then. Does not block."""
+
+    def late() -> None:
+        time.sleep(seconds)
+        _log.error("%s", why)
+        end(status)
+
+    threading.Thread(target=late, name="flowkit-grace", daemon=True).start()
+
+
+class Ending:
+    """How a supervisor ends with its workers. It begins when a signal asks for it, or by `begin`.
+
+    The thread that steps the supervisor may wait for a database that is frozen: the time is kept by another one.
+    """
+
+    def __init__(self, supervisor: Supervisor, grace: float, signals: Signals) -> None:
+        self._supervisor = supervisor
+        self._grace = grace
+        self._signals = signals
+        self._killed = False
+        self._beginning = threading.Lock()
+        self._begun = False
+        signals.call(self.begin)
+
+    def begin(self) -> None:
+        """Ask the workers to finish, and see to it that they do. Does not block."""
+        self._supervisor.stop()
+        with self._beginning:
+            begun, self._begun = self._begun, True
+        if not begun:
+            threading.Thread(target=self._keep_time, name="flowkit-ending", daemon=True).start()
+
+    def wait(self) -> int:
+        """Step the supervisor until no worker is left. Returns the exit code. Blocks."""
+        self.begin()
+        while self._supervisor.step():
+            time.sleep(STEP_SECONDS)
+        return self._status
+
+    @property
+    def _status(self) -> int:
+        return INTERRUPTED if self._signals.again.is_set() else max(self._supervisor.status, int(self._killed))
+
+    def _keep_time(self) -> None:
+        again = self._signals.again.wait(self._grace + MARGIN_SECONDS)
+        if self._supervisor.pids:
+            why = "at the second signal" if again else f"because they did not finish within {self._grace:g}s"
+            _log.error("workers %s are killed %s; their messages are taken over", self._supervisor.pids, why)
+            self._killed = True
+            self._supervisor.kill()
+        time.sleep(REST_SECONDS)
+        _log.error(
+            "the supervisor is ended, because it did not finish within %gs: does the database hang?", self._grace
+        )
+        end(max(self._status, 1))

@@ -1,0 +1,91 @@
+"""The end of an instance: within its grace, whatever hangs."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowkit.cli.ending import MARGIN_SECONDS, REST_SECONDS
+from flowkit.config import Settings, open_store
+from tests.services import free_port
+from tests.services.postgresql import PostgreSQL
+from tests.shop import Base
+from tests.test_web_processes import until
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+ROOT = Path(__file__).parent.parent
+GRACE = 2.0
+MOST = 3 * (GRACE + MARGIN_SECONDS + REST_SECONDS)
+"""What is granted here to a busy machine."""
+
+
+class Instance:
+    """One instance of an app on PostgreSQL, which can be frozen."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self._environment = {
+            **os.environ, "FLOWKIT_DATABASE_URL": url, "CHILDREN_DIR": str(folder), "PYTHONPATH": str(ROOT)
+        }  # fmt: skip
+        self.store: Any = open_store(Settings(database_url=url), check=False)
+        self.store.upgrade()
+        Base.metadata.create_all(self.store.dialect.engine)
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "flowkit", "run", "tests.children_app:app", "--grace", f"{GRACE}s", *options]
+        self.process = subprocess.Popen(command, env=self._environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        return self.process
+
+    def ready(self) -> bool:
+        return any(one.state in ("ready", "spare") for one in self.store.ledger.workers())
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+        self.store.close()
+
+
+@pytest.fixture
+def instance(postgresql_url: str, tmp_path: Path) -> Iterator[Instance]:
+    made = Instance(postgresql_url, tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("options", [[], ["--http"], ["--standby", "warm"]], ids=["plain", "http", "warm"])
+def test_the_grace_is_kept_while_the_database_is_frozen(
+    instance: Instance, postgresql: PostgreSQL, options: list[str]
+) -> None:
+    if options == ["--http"]:
+        options = ["--http", f"127.0.0.1:{free_port()}", "--drain", "1s"]
+    run = instance.start(*options)
+    until(instance.ready)
+    postgresql.pause()
+    began = time.monotonic()
+    run.terminate()
+    told = run.communicate(timeout=120)[1]
+    taken = time.monotonic() - began
+    print(f"{taken:.1f} s with a grace of {GRACE:g} s: exit {run.returncode}\n{told}")
+    assert taken < MOST
+    assert "did not finish within 2s" in told
+
+
+def test_a_second_signal_ends_an_instance_while_the_database_is_frozen(
+    instance: Instance, postgresql: PostgreSQL
+) -> None:
+    run = instance.start("--grace", "100s")
+    until(instance.ready)
+    postgresql.pause()
+    began = time.monotonic()
+    for _ in range(2):
+        run.terminate()
+        time.sleep(0.5)  # or the kernel makes one of them
+    run.wait(120)
+    assert time.monotonic() - began < MOST
+    assert run.returncode == 130

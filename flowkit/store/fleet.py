@@ -66,9 +66,10 @@ class Fleet:
             unit.write(self._store.sql.keep_mark, [()])
 
     def leave(self, worker: str) -> None:
-        """Free the leases of a worker, fold its counters, and forget it."""
+        """Free the leases of a worker, that of the cleaner too, and forget it."""
         sql = self._store.sql
         with self._store.transaction(fenced=False) as unit:
+            unit.write(sql.hand_over, [(worker,)])
             unit.write(sql.free, [(worker,)])
             unit.write(sql.leave, [(worker,)])
         self._members.pop(worker, None)

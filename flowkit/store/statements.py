@@ -217,6 +217,7 @@ class Statements:
         VALUES (?, ?, {now} + CAST(? AS bigint))
         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
         WHERE lease.holder = excluded.holder OR lease.until < {now} RETURNING holder"""
+    hand_over: str = "DELETE FROM flowkit_leases WHERE holder = ? AND substr(name, 1, 8) = 'cleaner:'"
     # Two statements: one that may change the key would wait, and let others wait, for each commit that shares it.
     keep_active: str = """
         UPDATE flowkit_leases SET until = {now} + CAST(? AS bigint) WHERE name = ? AND holder = ?"""

@@ -560,6 +560,17 @@ class StoreConformance:
         assert self.store.clean(policy, "two") == 0
         assert self.store.clean(policy, "one") == 1
 
+    def test_a_cleaner_that_leaves_hands_over(self) -> None:
+        policy = Retention("kit", [FLOW], [CHANNEL], 0, 3600)
+        worker = WorkerInfo(new_id(), "kit", "host", 1)
+        self.store.join_fleet(worker)
+        self.claim(delivery(message()))
+        assert self.store.clean(policy, worker.id) == 1
+        self.claim(delivery(message()))
+        assert self.store.clean(policy, "another") == 0
+        self.store.leave_fleet(worker.id)
+        assert self.store.clean(policy, "another") == 1
+
     def test_an_accepted_id_is_remembered_twice_as_long_as_what_a_flow_did_with_it(self) -> None:
         one = message()
         self.claim(delivery(one), delivery(one, f"channel:{CHANNEL}"))

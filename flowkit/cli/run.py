@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from flowkit import duration
 from flowkit.app import App
@@ -27,7 +28,7 @@ from flowkit.engine.slots import Slots
 from flowkit.engine.supervisor import LOST, REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.versions import named
 from flowkit.engine.worker import Worker
-from flowkit.errors import ConfigError
+from flowkit.errors import ConfigError, StoreConflict, Unavailable
 from flowkit.message import new_id
 from flowkit.ports import Fence, WorkerInfo
 from flowkit.telemetry import configure
@@ -36,6 +37,9 @@ from flowkit.web.agent import Agent
 from flowkit.web.listen import BACKLOG, bind, listen
 
 WAIT_SECONDS = 0.02
+START_SECONDS = 10.0
+"""A supervisor tries for so long to reach what it needs as it starts."""
+AGAIN_SECONDS = 0.25
 STOPPED_SECONDS = 0.2
 HTTP_VARIABLE = "FLOWKIT_HTTP_SOCKET"
 """The open file of the socket that the supervisor's workers share."""
@@ -43,6 +47,7 @@ SPARE = "standby"
 """The group of instances that are meant as spare ones."""
 LATE_SECONDS = 1.0
 """Granted to a worker beyond its grace before it ends itself."""
+T = TypeVar("T")
 _log = logging.getLogger("flowkit.run")
 
 
@@ -88,11 +93,12 @@ def run(name: str, options: Options) -> int:
     app = load(name)
     refuse_green_threads(name)
     configure(app.name)
-    services = connect(settings, create=not descriptor)  # that of a worker was there: its supervisor has opened it
     if descriptor:
+        services = connect(settings, create=False)  # it was there: the supervisor has opened it
         slots = Slots(int(descriptor))
         os.close(int(descriptor))  # it is mapped, and no program that a handler starts is to have it
         return _work(app, services, options, grace, slots, signals)
+    services = _patiently(lambda: connect(settings))
     try:
         return _supervise(app, services, options, grace)
     finally:
@@ -201,16 +207,10 @@ def _end_when_stopped(worker: Worker) -> None:
 
 
 def _supervise(app: App, services: Services, options: Options, grace: float) -> int:
-    """The life of the supervisor. Mistakes are found here, so that they are told once."""
+    """The life of the supervisor."""
     store: Any = services.store
-    subscribed: dict[str, list[str]] = {}
-    for flow, channel in store.subscriptions().items():
-        subscribed.setdefault(channel, []).append(flow)
-    app.check(store.injects, subscribed)
-    store.check_tables(app.name, app.metadata)
-    _check_channels(app, services)
+    _patiently(lambda: _check(app, services))
     chosen = [flow.name for flow in (app.select(options.flows) if options.flows else app.flows.values())]
-    app.connect(services)
     signals, manager = Signals(), ServiceManager()
     name_parent()
     serving = []
@@ -226,7 +226,7 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
         [one.fileno() for one in serving],
     )
     ending = Ending(supervisor, grace, signals)
-    standby = _standby(app, services, options.standby != "none")
+    standby = _patiently(lambda: _standby(app, services, options.standby != "none"))
     if standby is None:
         _serve(serving)
     broker = bool(services.settings.broker_url or services.settings.drain_url)
@@ -263,6 +263,32 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
         if standby is not None:
             standby.close()
         signals.ignore()
+
+
+def _patiently(step: Callable[[], T]) -> T:
+    """Do a step of a supervisor's start, and again for START_SECONDS while a service cannot be reached: one connection
+    that is cut ends no start. Raises what it raised last. Blocks."""
+    end = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return step()
+        except (Unavailable, StoreConflict) as error:
+            if time.monotonic() > end:
+                raise
+            _log.warning("cannot start yet: %s", error)
+        time.sleep(AGAIN_SECONDS)
+
+
+def _check(app: App, services: Services) -> None:
+    """Find mistakes before any worker starts, so that they are told once. Raises ConfigError and DefinitionError."""
+    store: Any = services.store
+    subscribed: dict[str, list[str]] = {}
+    for flow, channel in store.subscriptions().items():
+        subscribed.setdefault(channel, []).append(flow)
+    app.check(store.injects, subscribed)
+    store.check_tables(app.name, app.metadata)
+    _check_channels(app, services)
+    app.connect(services)
 
 
 def _standby(app: App, services: Services, spare: bool) -> Standby | None:

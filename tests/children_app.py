@@ -60,6 +60,8 @@ def start(deed: str) -> int:
         child = fork(deed)
         if child:
             os.waitpid(child, 0)
+    elif deed == "orphan":
+        os.system("sh -c 'exit 3' &")
     elif deed == "leave open":
         return subprocess.Popen(SLEEP, close_fds=False, start_new_session=True).pid
     elif deed == "spawn and leave":
@@ -80,4 +82,4 @@ def work(order: Order, db: Session) -> None:
 
 @app.flow(pages)
 def serve(order: Order) -> None:
-    note(order)
+    start(order.deed)

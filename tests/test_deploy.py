@@ -1,6 +1,7 @@
 """The files under examples/deploy are what their readers take, by the schemas of these."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,10 +11,12 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
+from flowkit.cli.ending import MARGIN_SECONDS, REST_SECONDS
 from tests.conftest import CI
 
 DEPLOY = Path(__file__).parent.parent / "examples" / "deploy"
 KUBERNETES = "1.31"
+TIMEOUT = re.compile(r"^TimeoutStopSec=(\d+)s$", re.MULTILINE)
 KEDA = "keda.sh/v1alpha1"
 """Of no schema here."""
 
@@ -45,6 +48,27 @@ def test_what_kubernetes_is_told_fits_together() -> None:
     assert pods["spec"]["terminationGracePeriodSeconds"] > before + seconds["--grace"]
     probes = {container[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert probes == {"/livez", "/readyz"}
+
+
+def test_the_time_to_end_is_longer_than_flowkit_takes() -> None:
+    """Or a supervisor that ends what hangs is killed before it has."""
+    pods = next(one for one in documents() if one["kind"] == "Deployment")["spec"]["template"]["spec"]
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["x-shop"]
+    unit = (DEPLOY / "flowkit.service").read_text()
+    before = int(pods["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
+    granted = [pods["terminationGracePeriodSeconds"] - before, compose["stop_grace_period"], *TIMEOUT.findall(unit)]
+    commands = " ".join([*pods["containers"][0]["args"], compose["command"], unit])
+    graces = [int(seconds) for seconds in re.findall(r"--grace (\d+)s", commands)]
+    for seconds, grace in zip(granted, graces, strict=True):
+        assert int(str(seconds).removesuffix("s")) > grace + MARGIN_SECONDS + REST_SECONDS
+
+
+def test_the_balancer_gets_the_file_that_the_comment_says() -> None:
+    """Docker Compose looks for it beside its own file, and makes a folder of this name where it finds none."""
+    text = (DEPLOY / "compose.yaml").read_text()
+    [written] = re.findall(r"> (\S+haproxy.cfg)", text)
+    [mounted] = yaml.safe_load(text)["services"]["balancer"]["volumes"]
+    assert DEPLOY / mounted.split(":")[0] == DEPLOY.parent.parent / written
 
 
 def test_docker_takes_this(tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 """The command line."""
 
-from flowkit.cli.commands import main
+from flowkit.cli.init import obey_signals
+
+obey_signals()  # before the other imports, which take their time
+
+from flowkit.cli.commands import main  # noqa: E402
 
 __all__ = ["main"]

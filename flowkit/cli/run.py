@@ -18,6 +18,7 @@ from flowkit.app import App
 from flowkit.cli.directed import Directed
 from flowkit.cli.ending import STEP_SECONDS, Ending, end, end_after
 from flowkit.cli.idle import Idle
+from flowkit.cli.init import reap_orphans
 from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.logs import log
 from flowkit.cli.signals import Signals, die_with_parent, name_parent
@@ -178,6 +179,7 @@ def _watch(name: str, settings: Settings, grace: float, surroundings: dict[str, 
             if signals.asked.wait(STEP_SECONDS):
                 return 0
             manager.step(True)
+            reap_orphans(())
     finally:
         watch.close()
         store.close()
@@ -241,6 +243,7 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
         agent = Agent(listen(options.agent, "--agent"), lambda: _capacity(supervisor, standby, directed.share))
     try:
         while supervisor.step() and not signals.asked.wait(STEP_SECONDS):
+            reap_orphans(supervisor.pids)
             directed.step()
             manager.step(supervisor.ready == 1)
             if standby is not None and standby.token != supervisor.token:
@@ -268,14 +271,16 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
 def _patiently(step: Callable[[], T]) -> T:
     """Do a step of a supervisor's start, and again for START_SECONDS while a service cannot be reached: one connection
     that is cut ends no start. Raises what it raised last. Blocks."""
-    end = time.monotonic() + START_SECONDS
+    end, told = time.monotonic() + START_SECONDS, ""
     while True:
         try:
             return step()
         except (Unavailable, StoreConflict) as error:
             if time.monotonic() > end:
                 raise
-            _log.warning("cannot start yet: %s", error)
+            if str(error) != told:
+                _log.warning("cannot start yet, and try again: %s", error)
+            told = str(error)
         time.sleep(AGAIN_SECONDS)
 
 

@@ -1,0 +1,6 @@
+"""An app that takes long to import."""
+
+import time
+
+print("importing", flush=True)
+time.sleep(600)

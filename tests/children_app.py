@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from flowkit import web
+from flowkit import Outbox, UnitOfWork, web
 from tests.shop import FAST, Effect, Order, new_app
 
 RUNS = Path(os.environ.get("CHILDREN_DIR", ".")) / "runs"
@@ -18,6 +18,7 @@ SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 app = new_app("children")
 orders = app.channel("orders", Order)
+calls = app.channel("calls", Order)
 pages = web.post("/pages")
 
 
@@ -78,6 +79,20 @@ def work(order: Order, db: Session) -> None:
     worker, child = os.getpid(), start(order.deed)
     if os.getpid() == worker:
         note(order, child)
+
+
+@app.flow(calls, retry=FAST)
+async def call(order: Order, work: UnitOfWork) -> None:
+    if order.deed == "in a coroutine":
+        start("come back")
+
+    def write(db: Session, outbox: Outbox) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed == "in its work":
+            start("come back")
+
+    await work.run(write)
+    note(order)
 
 
 @app.flow(pages)

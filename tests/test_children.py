@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from flowkit.config import Services, Settings, connect, open_store
-from tests.children_app import app, orders
+from tests.children_app import app, calls, orders
 from tests.services import free_port
 from tests.shop import Base, Order, effects
 from tests.test_web_processes import until
@@ -23,6 +23,7 @@ from tests.test_web_processes import until
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parent.parent
 SHORT = ("fork", "forkserver", "spawn", "subprocess", "system", "come back", "publish", "")
+AWAITED = ("in a coroutine", "in its work")
 FORKED = ("fork and sleep",)
 EXECUTED = ("fork and exec", "leave open", "spawn and leave")
 
@@ -66,9 +67,9 @@ class Nursery:
             return effects(session)
 
     def close(self) -> None:
-        for _, child in self.runs().values():
+        for child in filter(None, (child for _, child in self.runs().values())):
             with suppress(ProcessLookupError):
-                os.kill(child or 2**22 + 1, signal.SIGKILL)
+                os.kill(child, signal.SIGKILL)
         for process in self._started:
             if process.poll() is None:
                 process.terminate()
@@ -87,14 +88,16 @@ def nursery(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Nursery]
 
 def test_a_process_that_a_handler_starts_ends_no_service_and_applies_nothing(nursery: Nursery) -> None:
     nursery.publish(*SHORT)
+    app.publish_many(calls, [Order(name=deed, deed=deed) for deed in AWAITED])
     run = nursery.start("--until-idle")
-    told = run.communicate(timeout=60)[1]
+    told = run.communicate(timeout=120)[1]
     assert run.returncode == 0, told
-    assert nursery.effects() == {deed or "none": 1 for deed in SHORT}, told
+    assert nursery.effects() == {deed or "none": 1 for deed in SHORT + AWAITED}, told
     runs = nursery.runs()
-    assert set(runs) == {deed or "none" for deed in SHORT}
+    assert set(runs) == {deed or "none" for deed in SHORT + AWAITED}
     assert len({worker for worker, _ in runs.values()}) == 1, f"a worker was replaced\n{told}"
-    assert "children.work" in told and "os._exit" in told, "the child that comes back is told by name"
+    for flow in ("work", "call"):
+        assert f"flow children.{flow}: a process that its handler forked" in told
 
 
 def test_a_child_that_outlives_its_worker_keeps_nothing_of_it(nursery: Nursery) -> None:

@@ -1,7 +1,6 @@
 """When nothing is left to do."""
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 
@@ -42,7 +41,7 @@ class Idle:
             return False
         if later and not now_pending and not self._told:
             self._told = True
-            print(f"flowkit: only delayed messages and retries are left; waiting for {later}", file=sys.stderr)
+            _log.warning("only delayed messages and retries are left; waiting for %d", later)
         self._seen = 0 if now_pending or later else self._seen + 1
         return self._seen >= 2
 

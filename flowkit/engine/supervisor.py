@@ -224,10 +224,10 @@ class Supervisor:
         child.started = now
         try:
             child.start(self._command, self.token, self._inherited)
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             self._back_off(child, now)
             _log.error(
-                "cannot start a worker: %s; the others go on, and it is tried again in %.1fs; see to open files "
+                "cannot start a worker: %r; the others go on, and it is tried again in %.1fs; see to open files "
                 "(ulimit -n), processes and memory", error, child.due - now
             )  # fmt: skip
 

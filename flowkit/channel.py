@@ -1,18 +1,25 @@
 """Channels: names that messages are published to, and the type of what they carry."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import is_dataclass
+from functools import cached_property
+from types import NoneType
 from typing import Any, Generic, TypeVar, get_origin
 
-from pydantic import PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import is_typeddict
 
 from flowkit import duration
+from flowkit.document import check_finite, exact
 from flowkit.errors import DefinitionError, Undecodable
+from flowkit.fidelity import Fidelity, difference
 from flowkit.message import check_name
 
 T = TypeVar("T")
 RAW = (str, bytes)
+MOST_TYPES = 1000
 
 
 class Channel(Generic[T]):
@@ -29,7 +36,13 @@ class Channel(Generic[T]):
         self.type = type
         self.optional = optional
         self.shared = shared
-        self.body = Body(type, f"channel {name}")
+        self._body = Body(type, f"channel {name}")
+        self._body.check()
+
+    @property
+    def body(self) -> "Body":
+        """How its values become bytes and come back."""
+        return self._body
 
     def __call__(
         self,
@@ -70,9 +83,11 @@ class Split(Generic[T]):
 class Body:
     """How values of one annotation become bytes and come back: text and bytes as they are, all else as JSON."""
 
-    def __init__(self, annotation: Any, where: str) -> None:
+    def __init__(self, annotation: Any, where: str, untyped: bool = False) -> None:
+        """`untyped`: the channel has no type, so that text is JSON there too."""
         self.annotation = annotation
         self.where = where
+        self._untyped = untyped
         self.raw = annotation if annotation in RAW else None
         try:
             self._adapter: TypeAdapter[Any] = TypeAdapter(annotation)
@@ -83,6 +98,12 @@ class Body:
             ) from None
         plain = isinstance(annotation, type) and get_origin(annotation) is None and not is_typeddict(annotation)
         self._instance: type | None = annotation if plain and annotation is not Any else None
+        self._types: set[tuple[type, ...]] = set()
+        """Of the fields of flat objects that came out as they went in."""
+        self._others: dict[type, Body] = {}
+        """Without an annotation: how objects of these types become bytes."""
+
+    # ------------------------------------------------------------ bytes to values
 
     def decode(self, body: bytes) -> Any:
         """The value of a received body. Raises Undecodable with the fields at fault."""
@@ -90,36 +111,140 @@ class Body:
             if self.raw is bytes:
                 return body
             if self.raw is str:
-                return body.decode()
-            return self._adapter.validate_json(body)
+                return self._text(body) if self._untyped else body.decode()
+            value = self._adapter.validator.validate_json(body)
+            return self._exact(body, value) if self._fidelity.decimals else value
         except ValidationError as error:
             raise Undecodable(_faults(error)) from None
         except UnicodeDecodeError as error:
             raise Undecodable(f"the body is not UTF-8 text: {error}") from None
 
-    def content_type(self, value: Any) -> str:
-        """The media type of a value's bytes."""
-        kind = type(value) if self.annotation is Any else self.raw
-        if kind is bytes:
-            return "application/octet-stream"
-        return "text/plain; charset=utf-8" if kind is str else "application/json"
+    def _text(self, body: bytes) -> str:
+        """The text of a JSON string. Everything else is text itself, so that a flow can look at any JSON, and at what
+        earlier versions sent."""
+        if body.startswith(b'"'):
+            with suppress(ValueError):
+                return str(from_json(body))
+        return body.decode()
 
-    def encode(self, value: Any) -> bytes:
-        """The bytes of a value. Raises TypeError when it is not what the annotation says."""
-        if isinstance(value, bytes) and self.raw in (bytes, None) and self._instance is not dict:
+    def _exact(self, body: bytes, value: Any) -> Any:
+        """The value, with all digits of its decimals: pydantic reads them by way of floats."""
+        document = exact(body)
+        if document is None:
             return value
         try:
-            if isinstance(value, str) and self.raw is str:
-                return value.encode()
+            return self._adapter.validator.validate_python(document)
+        except ValidationError as error:
+            raise Undecodable(
+                f"a number has more digits than are read of it; send it as text ({_faults(error)})"
+            ) from None
+
+    @cached_property
+    def _fidelity(self) -> Fidelity:
+        return Fidelity(self._adapter.core_schema, _name(self.annotation))
+
+    # ------------------------------------------------------------ values to bytes
+
+    @property
+    def content_type(self) -> str:
+        """The media type of the bytes."""
+        if self.raw is bytes:
+            return "application/octet-stream"
+        return "text/plain; charset=utf-8" if self.raw is str else "application/json"
+
+    def check(self) -> None:
+        """Find what of the annotation never comes out as it went in. Raises DefinitionError with what to write
+        instead. What is not defined yet is found at the first send."""
+        with suppress(PydanticUserError):
+            _ = self._sent
+
+    @cached_property
+    def _sent(self) -> Fidelity:
+        if self._fidelity.faults:
+            raise DefinitionError(f"{self.where}: {'; '.join(self._fidelity.faults)}")
+        return self._fidelity
+
+    @cached_property
+    def _by_alias(self) -> bool | None:
+        """Whether fields are written by their aliases. A channel without a type does so wherever it can."""
+        ways = self._sent.ways
+        return True if self._untyped and True in ways else ways[0]
+
+    def encode(self, value: Any) -> bytes:
+        """The bytes of a value. Raises TypeError when it is not what the annotation says, or would not come out as it
+        went in, and DefinitionError when nothing of this annotation does."""
+        if self.raw is not None:
+            return self._encode_raw(value)
+        try:
             if self.annotation is Any:
-                return value.encode() if isinstance(value, str) else to_json(value)
+                return self._encode_untyped(value)
             if self._instance is None or not isinstance(value, self._instance):
-                value = self._adapter.validate_python(value)
-            return self._adapter.dump_json(value)
+                value = self._adapter.validator.validate_python(value)
+            return self._encode_typed(value)
         except ValidationError as error:
             raise TypeError(f"{self.where} carries {_name(self.annotation)}: {_faults(error)}") from None
-        except (PydanticSerializationError, UnicodeEncodeError) as error:
+        except PydanticSerializationError as error:
             raise TypeError(f"{self.where}: {type(value).__name__} cannot be serialised: {error}") from None
+
+    def _encode_raw(self, value: Any) -> bytes:
+        if isinstance(value, bytes) and self.raw is bytes:
+            return value
+        if not isinstance(value, str) or self.raw is not str:
+            raise TypeError(f"{self.where} carries {_name(self.annotation)}, and this is {type(value).__name__}")
+        try:
+            return value.encode()
+        except UnicodeEncodeError as error:
+            raise TypeError(f"{self.where}: {type(value).__name__} cannot be serialised: {error}") from None
+
+    def _encode_untyped(self, value: Any) -> bytes:
+        """JSON, or an object of a type that says how it becomes JSON: what comes out, the flow's annotation says."""
+        kind = type(value)
+        if issubclass(kind, BaseModel) or is_dataclass(kind):
+            if kind not in self._others:
+                self._others[kind] = Body(kind, self.where, untyped=True)
+            return self._others[kind].encode(value)
+        return self._compared(value, to_json(value))
+
+    def _encode_typed(self, value: Any) -> bytes:
+        sent, kind = self._sent, type(value)
+        if sent.flat and kind is self._instance:
+            return self._encode_flat(value)
+        serializer = self._adapter.serializer
+        if sent.plain and self._instance in (None, kind) and not any(one.__subclasses__() for one in sent.parts):
+            try:
+                body = serializer.to_json(value, by_alias=self._by_alias, warnings="error")
+            except PydanticSerializationError:
+                pass  # it has, where its annotation says otherwise, what may come out all the same
+            else:
+                if not sent.may_differ(body):
+                    return body
+        return self._compared(value, serializer.to_json(value, by_alias=self._by_alias, warnings=False))
+
+    def _encode_flat(self, value: Any) -> bytes:
+        """Nothing but types has to be looked at, and those are mostly the same."""
+        body = self._adapter.serializer.to_json(value, by_alias=self._by_alias, warnings=False)
+        types = tuple(map(type, value.__dict__.values()))
+        if types not in self._types or self._sent.may_differ(body, types.count(NoneType)):
+            self._compared(value, body)
+            if len(self._types) < MOST_TYPES:
+                self._types.add(types)
+        return body
+
+    def _compared(self, value: Any, body: bytes) -> bytes:
+        """The bytes of a value, if they come out as that value. Raises TypeError otherwise."""
+        try:
+            check_finite(body)
+        except ValueError as error:
+            raise TypeError(f"{self.where}: JSON has no NaN and no infinity: {error}") from None
+        try:
+            why = difference(value, self.decode(body))
+        except Undecodable as error:
+            why = f"{error}" + (" (null may stand for NaN or an infinity)" if b"null" in body else "")
+        if not why:
+            return body
+        if self.annotation is Any:
+            why += "; a channel without a type carries what JSON knows, so give it one: app.channel(name, type)"
+        raise TypeError(f"{self.where}: this {type(value).__name__} would not come out as it went in: {why}")
 
 
 def _name(annotation: Any) -> str:

@@ -96,10 +96,12 @@ def compose(
     source: str,
     id: str | None = None,
     cause: Message | None = None,
+    encoded: bool = False,
 ) -> Outgoing:
-    """The message of a routed value. Raises TypeError, TooLarge or Undecodable when it cannot be one."""
+    """The message of a routed value, or of bytes that are `encoded` already. Raises TypeError, TooLarge or Undecodable
+    when it cannot be one."""
     channel = routed.channel
-    body = channel.body.encode(routed.value)
+    body = routed.value if encoded else channel.body.encode(routed.value)
     if len(body) > context.max_body:
         raise TooLarge(
             f"a message of {len(body):,} bytes to channel {channel.name} exceeds the limit of {context.max_body:,} "
@@ -112,7 +114,7 @@ def compose(
         )
     headers = routed.headers
     if channel.shared:
-        headers = {CONTENT_TYPE: channel.body.content_type(routed.value), **headers}
+        headers = {CONTENT_TYPE: channel.body.content_type, **headers}
     message = Message(
         id=check_name("a message's id", id) if id is not None else context.ids(),
         source=source,
@@ -214,6 +216,8 @@ class Flow:
     """In a reduced service those with less rest first."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.source, Route):
+            self.source.takes = lambda: self.body
         if (self.concurrency is not None and self.concurrency < 1) or self.batch < 1:
             raise self.wrong("concurrency and batch are at least 1")
         if self.concurrent and (self.concurrency or 0) > MOST_IN_FLIGHT:
@@ -254,7 +258,8 @@ class Flow:
         first = self.parameters[0]
         if self.hints.get(first.name) is Message:
             raise self.wrong("its first parameter is the body; take the envelope as a second one, `message: Message`")
-        return Body(self.hints.get(first.name, self.source.type), f"flow {self.name}, parameter {first.name}")
+        annotation = self.hints.get(first.name, self.source.type)
+        return Body(annotation, f"flow {self.name}, parameter {first.name}", untyped=self.source.type is Any)
 
     @cached_property
     def identifier(self) -> Identifier:
@@ -296,6 +301,11 @@ class Flow:
                     f"{', '.join(sorted(_named(one) for one in known))}; provide others with app.provide(type, factory)"
                 )
         self._check_identity()
+        if self.source.type is Any and self.body.raw is bytes and self.request is None:
+            raise self.wrong(
+                f"its body is bytes, and channel {self.source.name} has no type, so it carries JSON only; write "
+                f"app.channel({self.source.name!r}, bytes)"
+            )
         self._check_return(self.hints.get("return"))
 
     def _check_identity(self) -> None:

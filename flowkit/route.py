@@ -2,7 +2,7 @@
 
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -69,6 +69,13 @@ class Route(Channel[Any]):
         self.method = method
         self.path = path
         self.names = tuple(names)
+        self.takes: Callable[[], Body] = lambda: self._body
+        """How the flow at it reads what comes."""
+
+    @property
+    def body(self) -> Body:
+        """How a program that publishes to it writes what a request would bring."""
+        return self.takes()
 
 
 class Header:

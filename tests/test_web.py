@@ -522,6 +522,6 @@ def test_nobody_is_refused_for_a_key_that_somebody_else_sent(site: Site, monkeyp
     monkeypatch.setattr(Publisher, "_accept", answer)
     context, route = site.worker.app.context(site.services), site.worker.app.flows["shop.note"].source
     assert isinstance(route, Route)
-    waiting: list[Waiting] = [([compose(context, route(b"{}"), "shop")], Future()) for _ in range(3)]
+    waiting: list[Waiting] = [([compose(context, route(b"{}"), "shop", encoded=True)], Future()) for _ in range(3)]
     Publisher(site.services.store, context).commit(waiting)
     assert all(isinstance(future.exception(), StoreUnavailable) for _, future in waiting)

@@ -152,7 +152,8 @@ class Ingress:
         try:
             asked = request.path_params, request.query_params.multi_items()
             body = arguments.pack(*asked, content)
-            outgoing = compose(self._context, route(body), self._app.name, identity(flow, request.headers, body))
+            id = identity(flow, request.headers, body)
+            outgoing = compose(self._context, route(body), self._app.name, id, encoded=True)
             # Whoever chose the id: it may be told to the client, who then sends it as its key. And of what came, not of
             # what becomes of it: another version of the app may have packed it otherwise.
             return outgoing._replace(digest="", request=digest(json.dumps(asked).encode() + content))

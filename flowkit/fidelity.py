@@ -1,0 +1,291 @@
+"""Fidelity: whether the values of an annotation come out of JSON as they went in."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from math import isfinite
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from flowkit.document import may_be_too_long, may_have_offset
+
+Schema = Mapping[str, Any]
+"""A core schema, or a part of one."""
+LEAVES = frozenset({"str", "bytes", "int", "bool", "none", "float", "decimal", "uuid", "date", "datetime", "timedelta"})
+FIELDS = frozenset({"schema", "validation_alias", "serialization_alias", "frozen"})
+PLAIN: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(LEAVES, frozenset({"microseconds_precision"})),
+    "nullable": frozenset({"schema"}),
+    "default": frozenset({"schema", "default", "default_factory", "default_factory_takes_data", "copy_default"}),
+    "list": frozenset({"items_schema"}),
+    "dict": frozenset({"keys_schema", "values_schema"}),
+    "literal": frozenset({"expected"}),
+    "enum": frozenset({"cls", "members", "sub_type"}),
+    "model": frozenset({"cls", "schema", "config", "frozen", "generic_origin"}),
+    "model-fields": frozenset({"fields", "model_name"}),
+    "model-field": FIELDS,
+    "dataclass": frozenset({"cls", "schema", "config", "fields", "frozen", "generic_origin"}),
+    "dataclass-args": frozenset({"fields", "dataclass_name"}),
+    "dataclass-field": FIELDS | {"name", "kw_only"},
+    "definitions": frozenset({"schema", "definitions"}),
+    "definition-ref": frozenset({"schema_ref"}),
+}
+"""The kinds of schema whose values come out as they went in, with the keys that say nothing against that. What is not
+named here, in this version of pydantic or a later one, is not trusted: its values are compared one by one."""
+ALWAYS = frozenset({"type", "ref", "metadata", "strict"})
+FLAT = LEAVES | {"nullable", "default", "enum", "model", "model-fields", "dataclass", "dataclass-args"}
+CONFIG = frozenset(
+    {"title", "validate_by_name", "validate_by_alias", "serialize_by_alias", "from_attributes", "strict"}
+)
+PARTS = (
+    "schema", "items_schema", "keys_schema", "values_schema", "extras_schema", "lax_schema", "strict_schema",
+    "json_schema", "python_schema", "choices", "steps",
+)  # fmt: skip
+"""Where schemas have parts, besides fields."""
+
+
+class Alias(NamedTuple):
+    """Under which names a field is read and written."""
+
+    field: str
+    read: frozenset[str]
+    name: str
+    alias: str
+    """As it is written by alias."""
+    default: str
+    """As it is written unless told otherwise."""
+
+
+class Fidelity:
+    """What the core schema of an annotation says of the way of its values into JSON and back."""
+
+    def __init__(self, schema: Schema, where: str) -> None:
+        self.faults: list[str] = []
+        """What never comes out, and what to write instead."""
+        self.plain = True
+        """Whether a valid value comes out as it went in. See `may_differ` and `parts` for what else to look at."""
+        self.kinds: set[str] = set()
+        self.parts: set[type] = set()
+        """Models and dataclasses in it. A subclass may stand in the place of one, and its further fields are lost."""
+        self._aliases: list[Alias] = []
+        self._definitions: dict[str, Schema] = {}
+        self._read: set[str] = set()
+        self._open: set[str] = set()
+        self._look(schema, where, {})
+        self.parts.discard(schema.get("cls", object))
+        self.ways = self._find_ways()
+        """Of writing fields, so that all are found again: by their names, by their aliases, or as their models say."""
+        self.decimals = "decimal" in self.kinds
+        self._floats, self._times = "float" in self.kinds, "datetime" in self.kinds
+        self.flat = self.plain and self.kinds <= FLAT and not self.parts and "cls" in schema
+        """Whether it is an object of plain fields without parts: the types of their values tell whether it is valid."""
+
+    def may_differ(self, body: bytes, nones: int = 0) -> bool:
+        """Whether a valid value of a plain annotation may come out as another one. It became `body`, and so many of its
+        fields are None."""
+        return (
+            (self._floats and body.count(b"null") > nones)  # NaN and infinities are written as null
+            or (self.decimals and (b"NaN" in body or b"Infinity" in body))
+            or (self._times and may_have_offset(body))
+            or may_be_too_long(body)
+        )
+
+    def _look(self, schema: Schema, where: str, config: Schema) -> None:
+        """Read a schema and its parts. `where` says whose it is."""
+        kind = schema["type"]
+        self.kinds.add(kind)
+        self.plain = self.plain and _is_plain(schema)
+        if written := schema.get("serialization"):
+            function = written.get("function")
+            module = getattr(function, "__module__", None) or ""
+            if module == "pydantic.types" and "secret" in getattr(function, "__name__", ""):
+                self.faults.append(
+                    f"{where} is a secret, which is written as asterisks; write str, or send a reference to it. A flow "
+                    "that only reads it can take it from a channel without a type"
+                )
+            if not module.startswith("pydantic"):
+                return  # what the user's own serializer makes of it, only its values tell
+        if kind == "definition-ref":
+            self._refer(schema["schema_ref"], where)
+        for one in schema.get("definitions", ()):
+            self._definitions[one["ref"]] = one
+        if kind in ("model", "dataclass"):
+            self.parts.add(schema["cls"])
+        if kind in ("model", "dataclass", "typed-dict"):
+            where, config = _name(schema.get("cls")), schema.get("config") or {}
+        for name, field in _fields(schema):
+            self._field(f"field {name} of {where}", name, field, config)
+        for part in _parts(schema):
+            self._look(part, where, config)
+
+    def _refer(self, reference: str, where: str) -> None:
+        """Read a definition once. One that refers to itself has values of any depth, and decoders have a limit."""
+        if reference in self._open:
+            self.plain = False
+        if reference in self._read:
+            return
+        self._read.add(reference)
+        self._open.add(reference)
+        self._look(self._definitions.get(reference, {"type": "unknown"}), where, {})
+        self._open.discard(reference)
+
+    def _field(self, where: str, name: str, field: Schema, config: Schema) -> None:
+        if field.get("serialization_exclude"):
+            self.faults.append(
+                f"{where} is excluded (exclude=True), so that no message holds it; write it without, or send another "
+                "model that has no such field"
+            )
+        read, written = field.get("validation_alias"), field.get("serialization_alias") or name
+        if read is not None or written != name:
+            found = set(_names(read)) if read is not None and config.get("validate_by_alias", True) else set()
+            if read is None or config.get("validate_by_name"):
+                found.add(name)
+            default = written if config.get("serialize_by_alias") else name
+            self._aliases.append(Alias(where, frozenset(found), name, written, default))
+        self.plain = self.plain and _is_plain(field)
+        self._look(field["schema"], where, config)
+
+    def _find_ways(self) -> list[bool | None]:
+        written = {None: "default", True: "alias", False: "name"}
+        ways = [way for way, how in written.items() if all(getattr(one, how) in one.read for one in self._aliases)]
+        if any(len(one.read) > 1 for one in self._aliases):
+            self.plain = False  # a name may be the alias of another field
+        if not ways:
+            lost = next((one for one in self._aliases if one.alias not in one.read), self._aliases[0])
+            found = " or ".join(sorted(lost.read)) or "nothing"
+            self.faults.append(
+                f"{lost.field} is written as {lost.name} or {lost.alias}, and read as {found}, so that a flow would not "
+                "find it; write one alias=, or ConfigDict(validate_by_name=True)"
+            )
+        return ways
+
+
+def _is_plain(schema: Schema) -> bool:
+    """Whether a schema says nothing, besides its parts, that could change a value."""
+    kind = schema["type"]
+    allowed = PLAIN.get(kind)
+    if allowed is None or schema.get("init") is False:
+        return False
+    if any(one not in allowed and one not in ALWAYS and _says(value) for one, value in schema.items()):
+        return False
+    if kind == "dict":
+        return bool((schema.get("keys_schema") or {}).get("type") == "str")
+    if kind == "literal":
+        return all(type(one) is str for one in schema["expected"])
+    if kind == "enum":
+        return all(type(one.value) is str for one in schema["members"])
+    config = schema.get("config") or {}
+    return config.keys() <= CONFIG or (
+        config.keys() <= CONFIG | {"extra_fields_behavior"} and config["extra_fields_behavior"] != "allow"
+    )
+
+
+def _says(value: Any) -> bool:
+    """Whether something is set. A bound of 0 is."""
+    return value is not None and value is not False and value != []
+
+
+def _fields(schema: Schema) -> Iterator[tuple[str, Schema]]:
+    """The fields of a model, a dataclass or a TypedDict."""
+    fields = schema.get("fields", {})
+    if isinstance(fields, Mapping):
+        yield from fields.items()
+    else:
+        yield from ((one["name"], one) for one in fields if isinstance(one, Mapping))
+
+
+def _parts(schema: Schema) -> Iterator[Schema]:
+    """The schemas that a schema is made of."""
+    for name in PARTS:
+        part = schema.get(name, ())
+        if isinstance(part, Mapping) and "type" in part:
+            yield part
+            continue
+        for one in part.values() if isinstance(part, Mapping) else part:
+            chosen = one[0] if isinstance(one, tuple) else one
+            if isinstance(chosen, Mapping):
+                yield chosen
+
+
+def _names(alias: Any) -> Iterator[str]:
+    """The names of a validation alias: a name, a path, or a choice of paths. Nothing is written along a path."""
+    if isinstance(alias, str):
+        yield alias
+    elif len(alias) == 1 and isinstance(alias[0], str):
+        yield alias[0]
+    elif alias and isinstance(alias[0], list):
+        for one in alias:
+            yield from _names(one)
+
+
+def difference(went: Any, came: Any, where: str = "") -> str:
+    """Where a value that came out is not the one that went in, and how; empty if they are equal."""
+    if _equal(went, came):
+        return ""
+    if isinstance(went, datetime) and isinstance(came, datetime):
+        return _of_times(went, came, where)
+    held, left = _held(went), _held(came)
+    if held is None or left is None or not _alike(went, came):
+        return f"{_at(where)}{_kind(went)}{_change(went, came)}"
+    if lost := [name for name in held if name not in left]:
+        return f"{_at(where)}{lost[0]} of {_kind(went)} is not in what comes out, a {_kind(came)}"
+    if len(held) < len(left):
+        return f"{_at(where)}it has less than what comes out"
+    found = (difference(value, left[name], f"{where}.{name}".lstrip(".")) for name, value in held.items())
+    return next(filter(None, found), "")
+
+
+def _of_times(went: datetime, came: datetime, where: str) -> str:
+    """Python takes no two times of different zones for equal in an hour that comes twice."""
+    before, after = went.utcoffset(), came.utcoffset()
+    if before is not None and after is not None and before != after:
+        return f"{_at(where)}a datetime loses the seconds of its UTC offset, {before}; send it in UTC"
+    if before == after and went.replace(tzinfo=None, fold=0) == came.replace(tzinfo=None, fold=0):
+        return ""
+    return f"{_at(where)}{_kind(went)}{_change(went, came)}"
+
+
+def _alike(went: Any, came: Any) -> bool:
+    """Whether one may stand for the other if they hold the same: a subclass for its model."""
+    objects = isinstance(came, BaseModel) or dataclasses.is_dataclass(came)
+    return isinstance(went, type(came)) if objects else type(went) is type(came)
+
+
+def _held(value: Any) -> dict[Any, Any] | None:
+    """What a value holds, by name, key or place; None for what holds nothing. What a model hides does not count."""
+    if isinstance(value, BaseModel):
+        names = type(value).model_fields
+        return {name: getattr(value, name) for name in names if hasattr(value, name)} | (value.model_extra or {})
+    if dataclasses.is_dataclass(value):
+        return {one.name: getattr(value, one.name) for one in dataclasses.fields(value) if hasattr(value, one.name)}
+    if isinstance(value, dict):
+        return value
+    return dict(enumerate(value)) if isinstance(value, list | tuple) else None
+
+
+def _equal(went: Any, came: Any) -> bool:
+    try:
+        return bool(went == came)
+    except Exception:
+        return False  # arrays, and others that cannot say
+
+
+def _change(went: Any, came: Any) -> str:
+    if isinstance(went, float) and not isfinite(went):
+        return f" is {went}, and JSON has no NaN and no infinity"
+    if type(went) is type(came):
+        return " is changed each time that it is read, by a validator or a serializer"
+    return f" comes out as {_kind(came)}"
+
+
+def _at(where: str) -> str:
+    return f"{where}: " if where else ""
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _name(kind: Any) -> str:
+    return str(getattr(kind, "__name__", kind))

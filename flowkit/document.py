@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
+DEEPEST = 200
+"""How far objects and arrays may be nested for decoders."""
 LONGEST = 4300
 """Digits of the longest integer that decoders take."""
 _DIGITS = frozenset(b"0123456789")
@@ -20,6 +22,12 @@ def check_finite(document: bytes) -> None:
     """Raise ValueError where a JSON document has NaN or an infinity: many encoders write them, and JSON has neither."""
     if b"NaN" in document or b"Infinity" in document:
         from_json(document, allow_inf_nan=False)
+
+
+def check_readable(document: bytes) -> None:
+    """Raise ValueError where decoders do not take a JSON document: encoders nest deeper, and write longer integers."""
+    if may_be_too_long(document) or document.count(b"[") + document.count(b"{") > DEEPEST:
+        from_json(document)
 
 
 def may_be_too_long(document: bytes) -> bool:

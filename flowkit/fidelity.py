@@ -155,8 +155,8 @@ class Fidelity:
             lost = next((one for one in self._aliases if one.alias not in one.read), self._aliases[0])
             found = " or ".join(sorted(lost.read)) or "nothing"
             self.faults.append(
-                f"{lost.field} is written as {lost.name} or {lost.alias}, and read as {found}, so that a flow would not "
-                "find it; write one alias=, or ConfigDict(validate_by_name=True)"
+                f"{lost.field} is written as {lost.name} or {lost.alias}, and read as {found}, so that no flow finds "
+                "it; write one alias=, or ConfigDict(validate_by_name=True)"
             )
         return ways
 

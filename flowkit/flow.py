@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, Union, get_args, get_origin, get_type_hints
 
+from pydantic_core import to_json
+
 from flowkit import duration
 from flowkit.channel import Body, Channel, Routed, Split
+from flowkit.document import check_finite
 from flowkit.errors import DefinitionError, FlowKitError, TooLarge, Unrouted
 from flowkit.foreign import Identifier, IdFrom
 from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_name, check_sent, digest
@@ -426,11 +429,20 @@ class Flow:
     def _finish(self, result: object, delivery: Delivery, outbox: Outbox, giver: Giver) -> None:
         """What becomes of what the handler returned."""
         if self.replies:
+            self._check_reply(result)
             giver.finish()
             objects: Any = giver.give(Objects)
             objects.put(REPLY + self.source.name + delivery.message.id, result, REPLY_SECONDS)
         else:
             self._send(result, outbox)
+
+    def _check_reply(self, result: object) -> None:
+        try:
+            check_finite(to_json(result))
+        except ValueError as error:
+            raise TypeError(
+                f"flow {self.name}: its reply is no JSON, which has no NaN and no infinity: {error}"
+            ) from None
 
     def _send(self, result: object, outbox: Outbox) -> None:
         """Returning is publishing: None, a value, a routed value, or many of them by a generator or Split."""

@@ -2,6 +2,7 @@
 
 import re
 import types
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -10,11 +11,12 @@ from inspect import Parameter
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, create_model
-from pydantic_core import from_json, to_json
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, create_model
+from pydantic_core import to_json
 
 from flowkit import duration
 from flowkit.channel import Body, Channel
+from flowkit.document import check_finite
 from flowkit.errors import DefinitionError, Undecodable
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -33,6 +35,20 @@ REPLY = "flowkit:reply:"
 REPLY_SECONDS = 86_400.0
 """For so long any instance can tell it."""
 WAIT_SECONDS = 10.0
+
+
+def _boxed(content: bytes) -> dict[str, str]:
+    return {BOX: b64encode(content).decode()}
+
+
+def _unboxed(content: Any) -> Any:
+    """Content that is written as text instead is that of an earlier version."""
+    return b64decode(content[BOX], validate=True) if isinstance(content, dict) and BOX in content else content
+
+
+BOX = "base64"
+Blob = Annotated[bytes, BeforeValidator(_unboxed), PlainSerializer(_boxed, when_used="json")]
+"""Bytes in JSON, in a form that text has not."""
 
 
 class Route(Channel[Any]):
@@ -118,8 +134,11 @@ class Arguments:
         self.model: type[BaseModel] | None = None
         """Of the body of a message, where it is more than the content: an object with a field for each argument."""
         if not self.alone:
+            kinds = dict(hints)
+            if first is not None and self.body is not None and self.body.raw is bytes:
+                kinds[first] = Blob
             fields: dict[str, Any] = {
-                name: (hints.get(name, str), ... if found[name].default is Parameter.empty else found[name].default)
+                name: (kinds.get(name, str), ... if found[name].default is Parameter.empty else found[name].default)
                 for name in self.names
             }
             self.model = create_model("Arguments", __config__=ConfigDict(extra="forbid"), **fields)
@@ -128,8 +147,9 @@ class Arguments:
 
     def pack(self, path: Mapping[str, str], query: Sequence[tuple[str, str]], content: bytes) -> bytes:
         """The body of the message of a request. Raises Undecodable, which names the field at fault."""
-        if self.body is not None and self.alone:
-            self.body.decode(content)
+        if self.body is not None:
+            self._check_content(self.body, content)
+        if self.alone:
             return content
         given: dict[str, Any] = {name: path[name] for name in self.path}
         for name, value in query:
@@ -140,12 +160,28 @@ class Arguments:
                 given.setdefault(name, []).append(value)
             elif given.setdefault(name, value) is not value:
                 raise Undecodable(f"{name}: it came more than once")
-        if self.content is not None and self.body is not None:
-            self.body.decode(content)
-            given[self.content] = content.decode() if self.body.raw is str else from_json(content)
         body = to_json(given)
+        if self.content is not None:
+            # As it came: read and written again, its numbers would lose digits.
+            body = b"".join(
+                (body[:-1], b"," if given else b"", to_json(self.content), b":", self._written(content), b"}")
+            )
         self.message.decode(body)
         return body
+
+    def _check_content(self, body: Body, content: bytes) -> None:
+        try:
+            if body.raw is None:
+                check_finite(content)
+        except ValueError as error:
+            raise Undecodable(f"the content is no JSON, which has no NaN and no infinity: {error}") from None
+        body.decode(content)
+
+    def _written(self, content: bytes) -> bytes:
+        """The content as JSON."""
+        if self.body is None or self.body.raw is None:
+            return content
+        return to_json(content.decode() if self.body.raw is str else _boxed(content))
 
     def unpack(self, body: Any) -> dict[str, Any]:
         """The arguments of the body of a message, by name."""

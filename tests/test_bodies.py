@@ -24,7 +24,7 @@ from pydantic import (
     computed_field,
 )
 
-from flowkit import App, DefinitionError, web
+from flowkit import App, DefinitionError, Objects, RetryPolicy, web
 from flowkit.channel import Body, Channel
 from flowkit.errors import Undecodable
 from flowkit.testing import Harness
@@ -507,3 +507,23 @@ def test_bodies_of_the_version_before_stay_readable(carried: Any, body: bytes, v
     came = Channel("in", carried).body.decode(body)
     assert (came[:1] if isinstance(came, list) else came) == value
     assert Body(str, "flow", untyped=True).decode(b"hello") == "hello"
+
+
+# ------------------------------------------------------------ siblings
+
+
+@pytest.mark.parametrize("value", [int("9" * 4300) * 10, nested(201)], ids=["integer", "nesting"])
+def test_an_object_that_could_not_be_read_again_is_refused(value: Any) -> None:
+    app = App("shop")
+
+    @app.flow(app.channel("in", int), retry=RetryPolicy(attempts=1))
+    def keep(number: int, objects: Objects) -> None:
+        objects.put("it", value if number else nested(200))
+        objects.get("it")
+
+    with Harness(app) as harness:
+        for number in (0, 1):
+            harness.publish("in", number)
+        harness.until_quiet()
+        assert harness.balances()["shop.keep"].applied == 1
+        assert "object it: " in harness.dead()[0].error

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from flowkit import duration
+from flowkit.document import check_readable
 from flowkit.errors import StoreConflict
 from flowkit.message import check_name
 
@@ -31,7 +32,8 @@ class SqlObjects:
     def put(self, key: str, value: Any, ttl: duration.Duration | None = None) -> None:
         try:
             body = to_json(value)
-        except PydanticSerializationError as error:
+            check_readable(body)
+        except (PydanticSerializationError, ValueError) as error:
             raise TypeError(f"object {key}: {error}") from None
         lasts = None if ttl is None else int(duration.seconds(ttl, "an object's ttl") * 1_000_000)
         row = (self._space, check_name("an object's key", key), body, lasts)

@@ -4,10 +4,11 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
+from email.message import Message
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from pydantic_core import from_json, to_json
 from starlette.applications import Starlette
@@ -17,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route as Endpoint
 
 from flowkit.app import App
+from flowkit.channel import Body
 from flowkit.config import Services
 from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError, OutcomeUnknown, Reused, StoreConflict, TooLarge, Unavailable, Undecodable
@@ -149,6 +151,7 @@ class Ingress:
 
     def _message(self, flow: Flow, route: Route, arguments: Arguments, request: Request, content: bytes) -> Outgoing:
         """The message of a request."""
+        _check_text(request)
         try:
             asked = request.path_params, request.query_params.multi_items()
             body = arguments.pack(*asked, content)
@@ -164,11 +167,8 @@ class Ingress:
 
     async def _content(self, request: Request, arguments: Arguments) -> bytes:
         """The content of a request, if it is of a type and a size that its route takes, and comes in time."""
-        media = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        if arguments.body is not None and arguments.body.raw is None and media and not _is_json(media):
-            raise Problem(
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the content is {media}; this route takes {JSON}", unread=True
-            )
+        if arguments.body is not None:
+            _check_media(arguments.body, request)
         parts, size, limit = [], 0, self._context.max_body
         try:
             async with asyncio.timeout(CONTENT_SECONDS):
@@ -276,6 +276,32 @@ class Ingress:
         }
 
 
+def _check_text(request: Request) -> None:
+    """Refuse a path and a query whose escaped bytes are no text: the server puts other characters in their place."""
+    for what, escaped in (("path", request.scope["raw_path"]), ("query", request.scope["query_string"])):
+        try:
+            unquote_to_bytes(escaped).decode()
+        except UnicodeDecodeError as error:
+            raise Problem(HTTPStatus.BAD_REQUEST, f"the {what} is not UTF-8 text: {error}") from None
+
+
+def _check_media(body: Body, request: Request) -> None:
+    """Refuse content of a type, charset or encoding that the route would read as something else."""
+    said = Message()
+    said["content-type"] = request.headers.get("content-type") or JSON
+    media, charset = said.get_content_type(), said.get_content_charset("utf-8")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if body.raw is None and not _is_json(media):
+        why = f"the content is {media}; this route takes {JSON}"
+    elif body.raw is str and charset not in ("utf-8", "utf8", "us-ascii"):
+        why = f"the charset of the content is {charset}; this route takes utf-8"
+    elif encoding != "identity":
+        why = f"its content-encoding is {encoding}; send it as it is"
+    else:
+        return
+    raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, why, unread=True)
+
+
 def _is_json(media: str) -> bool:
     return media == JSON or (media.startswith("application/") and media.endswith("+json"))
 
@@ -284,7 +310,7 @@ def _unprocessable(arguments: Arguments, content: bytes, why: str) -> Problem:
     """What is no JSON is malformed; what is something else is not what the route takes."""
     if arguments.body is not None and arguments.body.raw is None:
         try:
-            from_json(content)
+            from_json(content, allow_inf_nan=False)
         except ValueError:
             return Problem(HTTPStatus.BAD_REQUEST, why)
     return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, why)

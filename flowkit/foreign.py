@@ -1,7 +1,9 @@
-"""Messages and requests of other programs: under which id they take effect once."""
+"""Messages and requests of other programs: what their bodies are, and under which id they take effect once."""
 
 import dataclasses
 import logging
+import re
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -12,12 +14,41 @@ from typing_extensions import is_typeddict
 
 from flowkit.channel import Body
 from flowkit.errors import DefinitionError, Undecodable
-from flowkit.message import Message
+from flowkit.message import CONTENT_ENCODING, Message
 from flowkit.route import Header
 
 IdFrom = str | Callable[[Any], object] | Header
 """Where the id is: a field of the body such as "order.number", a function of the body, or a header of the request."""
+COMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
+UNCHANGED = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii", "binary", "7bit", "8bit"})
+"""What programs write as the content encoding of a body that is as it is."""
+GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _log = logging.getLogger("flowkit.foreign")
+
+
+def expand(message: Message, limit: int) -> Message:
+    """A foreign message with the body that was compressed, of at most `limit` bytes. Raises Undecodable."""
+    said = message.headers.get(CONTENT_ENCODING, "") if isinstance(message.headers, Mapping) else ""
+    encodings = set(re.split(r"[\s,:;]+", str(said).strip().lower())) - UNCHANGED
+    if not encodings:
+        return message
+    if len(encodings) > 1 or not encodings <= COMPRESSED:
+        raise Undecodable(f"its content_encoding is {said!r:.80}; it may be gzip, deflate or none")
+    body, rest = b"", message.body
+    while True:  # gzip may have several members
+        expanding = zlib.decompressobj(GZIP_OR_ZLIB)
+        try:
+            body += expanding.decompress(rest, limit + 1 - len(body))
+        except zlib.error as error:
+            raise Undecodable(f"its content_encoding is {said!r:.80}, and its body is not: {error}") from None
+        if len(body) > limit:
+            raise Undecodable(f"its {said} body exceeds the limit of {limit:,} bytes when it is expanded")
+        if not expanding.eof:
+            raise Undecodable(f"its {said} body is cut off")
+        if not (rest := expanding.unused_data):
+            break
+    headers = {name: value for name, value in message.headers.items() if name != CONTENT_ENCODING}
+    return message._replace(body=body, headers=headers)
 
 
 class Identifier:

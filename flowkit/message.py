@@ -28,6 +28,8 @@ UNREAD = "flowkit:unread"
 ORIGINAL_ID, ORIGINAL_SOURCE = "ce-id", "ce-source"
 """The headers in which such a letter keeps the id and the source that it came with."""
 DIGEST_BYTES = 16
+CONTENT_ENCODING = "content-encoding"
+"""The header in which messages of other programs say how their body is compressed."""
 
 
 RESERVED = re.compile(

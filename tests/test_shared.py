@@ -1,8 +1,10 @@
 """Channels shared with other stores and with programs that know nothing of FlowKit."""
 
+import gzip
 import json
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,8 @@ from sqlalchemy.orm import Session
 from flowkit import App, ConfigError, DefinitionError, Message, RetryPolicy
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
-from flowkit.foreign import Identifier
+from flowkit.errors import Undecodable
+from flowkit.foreign import Identifier, expand
 from flowkit.ports import EXCHANGE, Copy, Dead, Done, Duplicate, Outcome, Retried
 from flowkit.testing import Harness
 from flowkit.transports.rabbitmq.envelope import delivery, event, properties
@@ -620,3 +623,63 @@ def test_a_channel_is_shared_or_it_is_not() -> None:
     app.channel("orders", Order, shared=True)
     with pytest.raises(DefinitionError, match="orders is declared twice"):
         app.channel("orders", Order)
+
+
+GOOD = b'{"name": "a"}'
+COMPRESSED = gzip.compress(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", COMPRESSED),
+        ("GZIP", gzip.compress(GOOD[:5]) + gzip.compress(GOOD[5:])),
+        ("deflate", zlib.compress(GOOD)),
+        ("gzip:UTF-8", COMPRESSED),
+        ("utf-8", GOOD),
+        ("", GOOD),
+    ],
+)
+def test_row_e21_what_others_compress_is_expanded(encoding: str, body: bytes) -> None:
+    expanded = expand(Message("a", "erp", "in", body, headers={"content-encoding": encoding, "h": "v"}), len(GOOD))
+    assert expanded.body == GOOD
+    assert ("content-encoding" in expanded.headers) == (body == GOOD), "the headers say what the body is now"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "said"),
+    [
+        ("br", GOOD, "its content_encoding is 'br'; it may be gzip, deflate or none"),
+        ("gzip, deflate", COMPRESSED, "it may be gzip, deflate or none"),
+        ("gzip", GOOD, "its body is not"),
+        ("gzip", b"", "is cut off"),
+        ("gzip", COMPRESSED[:-9], "is cut off"),
+        ("gzip", gzip.compress(b" " * 10_000_000), "exceeds the limit of 1,000 bytes"),
+        ("gzip", COMPRESSED + gzip.compress(b" " * 10_000_000), "exceeds the limit of 1,000 bytes"),
+        ("gzip", COMPRESSED + b"junk", "its body is not"),
+    ],
+)
+def test_row_e21_what_cannot_be_expanded_is_refused(encoding: str, body: bytes, said: str) -> None:
+    with pytest.raises(Undecodable, match=said):
+        expand(Message("a", "erp", "in", body, headers={"content-encoding": encoding}), 1_000)
+
+
+def test_row_e21_what_others_compress_takes_effect_or_is_dead(site: Site, supplier: Supplier, channel: str) -> None:
+    blobs: list[Message] = []
+
+    def keep(body: bytes, message: Message) -> None:
+        blobs.append(message)
+
+    site.app.flow(site.app.channel(f"{channel}-blobs", bytes, shared=True))(keep)
+    site.app.connect(site.services)
+    with site.worker():
+        supplier.send(channel, COMPRESSED, message_id="a", content_encoding="gzip")
+        supplier.send(channel, GOOD, message_id="b", content_encoding="br")
+        supplier.send(f"{channel}-blobs", COMPRESSED, message_id="c", content_encoding="gzip")
+        wait_until(lambda: len(blobs) == 1 and site.effects() == {"a": 1})
+        wait_until(lambda: site.store.ledger.balances()["shop.accept"].dead == 1)
+        site.rest()
+    (letter,) = site.store.dead_letters.read(site.store.dead_letters.select())
+    assert (letter.message.id, letter.message.body) == ("b", GOOD)
+    assert "its content_encoding is 'br'" in letter.error
+    assert (blobs[0].body, blobs[0].headers) == (COMPRESSED, {"content-encoding": "gzip"}), "bytes come as they are"

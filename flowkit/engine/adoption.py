@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from flowkit.engine.item import Item, describe, renamed
 from flowkit.errors import Reused, Undecodable
 from flowkit.flow import Context, Flow
+from flowkit.foreign import expand
 from flowkit.message import NAMELESS, ORIGINAL_ID, ORIGINAL_SOURCE, UNREAD, digest
 from flowkit.ports import Delivery, Duplicate, Unit
 
@@ -32,11 +33,13 @@ def received(delivery: Delivery, channel: str) -> Delivery:
 def adopted(delivery: Delivery, flow: Flow, context: Context) -> Delivery:
     """A received message under the id by which it takes effect once; a fresh one if it has none.
 
-    Raises Undecodable when `id_from` finds none.
+    Raises Undecodable when its body cannot be expanded, or `id_from` finds none.
     """
     message = delivery.message
     if len(message.body) > context.max_body:
         raise Undecodable(f"its body of {len(message.body):,} bytes exceeds the limit of {context.max_body:,} bytes")
+    if flow.body.raw is not bytes:
+        message = expand(message, context.max_body)
     try:
         id = flow.identifier.find(message)
     except Undecodable:

@@ -16,7 +16,7 @@ from pika import BasicProperties, DeliveryMode
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from flowkit.message import CONTENT_TYPE, CONTROL, LAST_SECOND, NAMELESS, Message, digest
+from flowkit.message import CONTENT_ENCODING, CONTENT_TYPE, CONTROL, LAST_SECOND, NAMELESS, Message, digest
 from flowkit.ports import Copy, Delivery
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
@@ -165,6 +165,8 @@ def foreign(found: BasicProperties, headers: Mapping[str, Any], body: bytes) -> 
     properties = {name: _plain(value) for name in PROPERTIES if (value := getattr(found, name)) is not None}
     if "content_type" in properties:
         kept.setdefault(CONTENT_TYPE, properties["content_type"])
+    if found.content_encoding is not None:
+        kept[CONTENT_ENCODING] = _text(found.content_encoding)
     return Message(
         id=attributes.get("id") or properties.get("message_id") or "",
         source=attributes.get("source") or properties.get("app_id") or NAMELESS,

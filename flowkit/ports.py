@@ -640,11 +640,12 @@ class Transport(Protocol):
         """What is to be said of these places as they are; none is made. Raises as `declare` does."""
 
     def doubts(self, deadlines: Mapping[str, float]) -> Sequence[str]:
-        """What is to be said of flows whose handlers may take so many seconds: where the transport hands a message out
-        again meanwhile. Does not block."""
+        """Warnings of flows whose handlers may take so many seconds that the transport hands a message out again
+        meanwhile. Does not block."""
 
     def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
-        """Who else receives for this store by this transport, whatever its database: worker -> its host and process.
+        """The workers that receive for this store by this transport too, whatever their database: worker -> its host
+        and process.
         From now on this worker answers such questions too, while `is_known`: its database has recorded it lately.
 
         Blocks, at most for a second. Empty where only who shares the database can receive.

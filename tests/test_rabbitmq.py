@@ -272,7 +272,7 @@ def test_row_4_what_is_settled_as_its_connection_ends_is_left_to_the_broker(
 
 
 def received(source: Source, count: int) -> list[Delivery]:
-    """So many deliveries of a source."""
+    """`count` deliveries of a source."""
     found: list[Delivery] = []
     wait_until(lambda: found.extend(source.receive(count - len(found))) or len(found) == count)  # type: ignore[func-returns-value]
     return found

@@ -336,7 +336,7 @@ class Worker:
 
     def close(self) -> None:
         """Give back what is held and leave the fleet. Nobody steps the worker any more."""
-        self._recorded = float("-inf")  # who starts meanwhile would ask a database that has forgotten this worker
+        self._recorded = float("-inf")  # the database forgets this worker, and others would take it for a stranger
         with self._opened as last:
             last.callback(self.services.store.leave_fleet, self.id)
             last.callback(self.relay.flush)

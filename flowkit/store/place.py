@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
 
 UNKNOWN = "unknown"
-"""What a server does not tell."""
+"""Stands for a part that the server does not tell."""
 FRESH_SECONDS = 5.0
 """A worker whose heartbeat is not older is alive."""
 _log = logging.getLogger("flowkit.store")

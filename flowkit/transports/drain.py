@@ -25,7 +25,7 @@ class DrainingTransport:
 
     @property
     def hindered(self) -> Mapping[str, str]:
-        """What is left at the broker is no new work: a flow that cannot have it says so in the log, and goes on."""
+        """Those of the rows: a flow that cannot have what is left at the broker says so in the log, and goes on."""
         return self._rows.hindered
 
     def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:

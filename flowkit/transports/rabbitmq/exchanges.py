@@ -1,4 +1,4 @@
-"""The exchanges of shared channels, watched: whoever has the rights may remove one, or unbind a queue from it."""
+"""The exchanges of shared channels, watched: other programs may remove one, or unbind a queue from it."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What only RabbitMQ's management API tells: the policies that apply to a queue, and what it is bound to."""
+"""RabbitMQ's management API, which alone tells the policies that apply to a queue, and its bindings."""
 
 import json
 import re

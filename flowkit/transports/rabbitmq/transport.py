@@ -28,7 +28,7 @@ from flowkit.url import mask
 _log = logging.getLogger("flowkit.rabbitmq")
 LEASE_SECONDS = 30.0
 CONSUMER_TIMEOUT_SECONDS = 1800.0
-"""RabbitMQ's own. What it is set to, neither AMQP nor the management API tells."""
+"""RabbitMQ's default. Neither AMQP nor the management API tells how it is set."""
 OPEN_SECONDS = 10.0
 """How long a start waits for the broker."""
 
@@ -290,7 +290,7 @@ class Connections:
             close(channel)
 
     def _refusal(self, error: BaseException) -> ConfigError | BrokerUnavailable:
-        """What it means that the broker gave no answer, or said no."""
+        """The error for a broker that gave no answer, or said no."""
         cause = error.__cause__ or error
         why = f"{self._shown}, which cannot be used: {said(cause)}"
         if isinstance(cause, ssl.SSLError):

@@ -645,10 +645,10 @@ class Transport(Protocol):
 
     def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
         """The workers that receive for this store by this transport too, whatever their database: worker -> its host
-        and process.
-        From now on this worker answers such questions too, while `is_known`: its database has recorded it lately.
+        and process. From now on this worker answers the same question, while `is_known`: its database has recorded it
+        lately.
 
-        Blocks, at most for a second. Empty where only who shares the database can receive.
+        Blocks, at most for a second. Empty where all that receive share the database.
         """
 
     def source(self, flow: str, worker: str, limit: int) -> Source:

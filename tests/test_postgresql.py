@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 GRANTS = (ROOT / "docs" / "postgresql.md").read_text().split("```sql\n")[1].split("```")[0]
 CANCEL = """
     SELECT pg_cancel_backend(pid) FROM pg_stat_activity
-    WHERE datname = current_database() AND wait_event_type = 'Lock' AND pid <> pg_backend_pid()"""
+    WHERE datname = current_database() AND wait_event_type IN ('Lock', 'Timeout') AND pid <> pg_backend_pid()"""
 
 
 def administer(url: str, *statements: str) -> None:
@@ -67,7 +67,7 @@ def role_of(url: str) -> Iterator[str]:
 
 
 class Cancelling:
-    """Cancels, on a thread of its own, whatever waits for a lock, until the block ends."""
+    """Cancels, on a thread of its own, each statement that waits for a lock or sleeps, until the block ends."""
 
     def __init__(self, beside: psycopg.Connection[Any]) -> None:
         self._beside = beside
@@ -135,6 +135,31 @@ def test_row_c2_a_handlers_own_statement_that_is_cancelled_is_its_failure(postgr
         with locked(postgresql_url, "effects") as beside, Cancelling(beside):
             harness.until_quiet()
         assert ["user request" in letter.error for letter in harness.dead()] == [True] * many
+
+
+def test_row_c2_a_handlers_trigger_that_is_cancelled_at_the_commit_is_its_failure(postgresql_url: str) -> None:
+    """Its transaction would otherwise be tried again for ever."""
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, retry=RetryPolicy(attempts=1))
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+
+    with running(app, postgresql_url) as harness:
+        administer(
+            postgresql_url,
+            "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN PERFORM pg_sleep(30) WHERE NEW.name = 'slow'; RETURN NEW; END $$",
+            "CREATE CONSTRAINT TRIGGER dawdle AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION dawdle()",
+        )
+        for name in ("a", "slow", "b"):
+            harness.publish(orders, Order(name=name))
+        with psycopg.connect(postgresql_url, autocommit=True) as beside, Cancelling(beside):
+            harness.until_quiet()
+        once(harness, "a", "b")
+        assert ["user request" in letter.error for letter in harness.dead()] == [True]
 
 
 def test_row_c2_sessions_that_the_server_ends_while_they_are_idle_are_replaced(

@@ -211,7 +211,7 @@ class PostgresDialect:
             return StoreConflict(f"PostgreSQL ({state}): {_first_line(error)}")
         if (
             (state or "").startswith(_UNAVAILABLE)
-            or (own and state == _CANCELLED)
+            or (own and state == _CANCELLED and _is_flowkits(error))
             or (state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError))
         ):
             return StoreUnavailable(f"PostgreSQL ({state or 'connection'}): {_first_line(error)}")
@@ -329,6 +329,13 @@ def _limits(deadline: float) -> str:
         f"SET LOCAL statement_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}; "
         f"SET LOCAL lock_timeout = {LOCK_SECONDS * 1000}"
     )
+
+
+def _is_flowkits(error: BaseException) -> bool:
+    """Whether a statement was cancelled in FlowKit's tables, and not in a function of somebody else, such as a trigger
+    that handlers set off and that runs at the commit."""
+    context = getattr(getattr(error, "diag", None), "context", None) or ""
+    return not context or "flowkit_" in context
 
 
 def _first_line(error: BaseException) -> str:

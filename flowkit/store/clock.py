@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 STEP_MICROSECONDS = 2_000_000
 """A clock that is further than this from where it should be was set. Heartbeats keep the mark as fresh as this."""
-MOVE_SECONDS = 600.0
+MOVE_SECONDS = 120.0
 """The deadline of the transaction that moves what waits: that may be millions of rows."""
 _log = logging.getLogger("flowkit.store")
 
@@ -53,8 +53,9 @@ class Hands:
             elif mark is not None and not mark <= should <= mark + passed + STEP_MICROSECONDS:
                 should = mark  # it was set several times since
         if mark is not None and mark - now > STEP_MICROSECONDS:
-            self._set_back(mark, should, since)
-        self._before = here
+            self._set_back(mark, should, since)  # the last look before the step counts until that is done
+        else:
+            self._before = here
 
     def _set_back(self, mark: int, should: int, since: int) -> None:
         """It should be later than it is. The clock was set not before `since`, in its new time.

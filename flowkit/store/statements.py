@@ -177,8 +177,10 @@ class Statements:
         WHERE NOT EXISTS (SELECT 1 FROM flowkit_leases WHERE name = 'clock') ON CONFLICT DO NOTHING"""
     keep_mark: str = "UPDATE flowkit_leases SET until = {now} WHERE name = 'clock' AND until < {now} - 900000"
     mark: str = "SELECT {now}, (SELECT until FROM flowkit_leases WHERE name = 'clock')"
+    # One that another process holds, a frozen one perhaps, is passed over: no heartbeat waits for it.
     set_mark: str = """
-        UPDATE flowkit_leases SET until = {now} WHERE name = 'clock' AND until = ? AND until > {now} RETURNING until"""
+        UPDATE flowkit_leases SET until = {now} WHERE name IN (SELECT name FROM flowkit_leases
+        WHERE name = 'clock' AND until = CAST(? AS bigint) AND until > {now} {skip}) RETURNING until"""
     # The time as it is now comes as a parameter, before any other: the clock may be set again at any statement.
     move_messages: str = """
         WITH set_to (now, by) AS (SELECT CAST(? AS bigint), CAST(? AS bigint))

@@ -488,6 +488,12 @@ def an_id_is_accepted_twice() -> Iterator[None]:
 
 
 @mutant
+def another_body_under_a_known_id_is_taken_for_a_resend() -> Iterator[None]:
+    with _wrap(SqlUnit, "digests", lambda original, self, deliveries: {}):
+        yield
+
+
+@mutant
 def the_answer_comes_before_the_commit() -> Iterator[None]:
     def accept(original: Any, self: Any, messages: Any, optional: Any) -> Any:
         try:

@@ -87,6 +87,8 @@ def check(
     early = [name for client in clients for name, told in client.refused.items() if since.get(name, told) < told]
     early = early if not machine.world.settings else []  # the two times are not of one clock
     assert not early, f"accepted, though the client was told that they were not: {early}"
+    swallowed = [name for client in clients for name in client.swallowed]
+    assert not swallowed, f"another body was accepted under a name that was known: {swallowed}"
     if machine.broker:
         published = set(machine.broker.published)
         assert published <= staged, f"published, and never committed: {published - staged}"

@@ -15,6 +15,8 @@ from tests.simulation.world import Process
 
 Change = Callable[[Rollout], Rollout]
 NEW = "v2"
+CONTRADICTED = 5
+"""Under every fifth name another body is sent as well."""
 KEYS = 3
 """So few that messages share them."""
 
@@ -33,6 +35,8 @@ class Client:
         """Name -> ok, unknown or fail: what it may believe. Once unknown, no later failure makes it a fail."""
         self.refused: dict[str, float] = {}
         """Name -> when it was told last that nothing of it was accepted."""
+        self.swallowed: list[str] = []
+        """Names under which another body was accepted."""
         self._started = 0
         self.start()
 
@@ -75,6 +79,12 @@ class Client:
                 continue
             self.log[order.name] = "ok"
             self.todo.pop(0)
+            if int(order.name[1:]) % CONTRADICTED == 0:
+                other = order.model_copy(update={"deed": "another"})
+                # It may fail for other reasons too: it must not succeed.
+                with suppress(FlowKitError):
+                    publisher.publish([compose(context, channel(other, key=_key(order)), "client", id=order.name)])
+                    self.swallowed.append(order.name)
             world.sleep(self._pause * world.random.random())
 
 

@@ -330,6 +330,7 @@ def test_no_handler_switches_off_that_its_commit_is_synchronous(
         on("postgresql", ["SELECT 1 AS x INTO TEMP mine", "SELECT x FROM mine"]),
         on("postgresql", ["PREPARE mine AS SELECT 1", "EXECUTE mine"]),
         on("postgresql", ["DECLARE mine CURSOR WITH HOLD FOR SELECT 1", "FETCH mine"]),
+        on("postgresql", ["DECLARE mine CURSOR FOR SELECT 1", "FETCH mine"]),
     ],
 )
 @ISOLATIONS

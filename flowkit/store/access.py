@@ -113,8 +113,13 @@ class Access:
     def look(self, statement: str) -> None:
         """The handler executes a statement. Raises Apart when others in this transaction would meet what it leaves."""
         left = residue(statement)
+        if left & Residue.LASTING and not self.unit.private:
+            raise FlowKitError(
+                f"flow {self.unit.flow}: `{_short(statement)}` leaves something in the session at the server, which a "
+                "pooler in transaction mode gives to others; use what ends with the transaction (ON COMMIT DROP)"
+            )
         if left and not self.unit.alone:
-            self.unit.fail(Apart(" ".join(statement.split())[:80]))
+            self.unit.fail(Apart(_short(statement)))
         self.unit.residue |= left
 
     def postpone(self, statement: str, rows: Sequence[Any]) -> bool:
@@ -197,3 +202,7 @@ class Access:
         if session is not None:
             session.release()
         self._open = False
+
+
+def _short(statement: str) -> str:
+    return " ".join(statement.split())[:80]

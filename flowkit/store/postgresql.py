@@ -110,6 +110,7 @@ class PostgresDialect:
                 **({"prepare_threshold": None} if self.pooled else {}),
             },
         )
+        self.private = not self.pooled
         self.error = importlib.import_module("psycopg").Error
         self._doubtful: WeakSet[Any] = WeakSet()
         """Connections whose commit was told as done without the standby."""

@@ -18,6 +18,9 @@ _LASTING = re.compile(
     + r"|.*\binto\s+temp(?:orary)?\b|.*\bpg_(?:try_)?advisory_lock(?:_shared)?\s*\(",
     re.IGNORECASE | re.DOTALL,
 )
+_PASSING = re.compile(
+    _BEFORE + r"(?:declare\b(?!.*\bwith\s+hold\b)|create\b.*\bon\s+commit\s+drop\b)", re.IGNORECASE | re.DOTALL
+)
 _PRAGMA = re.compile(_BEFORE + r"pragma\s+(?:\w+\.)?(\w+)\s*(=|\(|;|$)", re.IGNORECASE | re.DOTALL)
 _TELLS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info", "index_xinfo"} | {
     "foreign_key_list", "foreign_key_check", "integrity_check", "quick_check"
@@ -33,13 +36,15 @@ class Residue(IntFlag):
     """A setting, a role: put back within the transaction."""
     LASTING = 2
     """A name or a lock that lives as long as its connection, which is not used again."""
+    PASSING = 4
+    """A name that ends with the transaction."""
 
 
 @lru_cache(1024)
 def residue(statement: str) -> Residue:
     """What a statement leaves behind. A function that it calls may do more, unseen: see `App.flow(settings=)`."""
     if _LASTING.match(statement):
-        return Residue.LASTING
+        return Residue.PASSING if _PASSING.match(statement) else Residue.LASTING
     return Residue.SETTING if _SETTING.match(statement) else Residue.NONE
 
 

@@ -60,6 +60,8 @@ class Dialect(Protocol):
     statements: Statements
     error: type[Exception]
     """The driver's errors."""
+    private: bool
+    """Whether what is left on a connection ends with it, because nobody shares its session at the server."""
 
     def begin(self, connection: Any, deadline: float) -> None:
         """Begin a transaction that the server ends some seconds after `deadline`."""

@@ -56,6 +56,7 @@ class SqliteDialect:
 
     name = "sqlite"
     serial = True
+    private = True
     statements = Statements.render(
         now="flowkit_now()", each="json_each(?)", among="IN (SELECT value ->> 0 FROM {each})", skip="", marker="?"
     )

@@ -54,6 +54,7 @@ class SqlUnit:
         self.flow = flow
         self.engine = store.dialect.engine
         self.pooled = pooled
+        self.private = store.dialect.private
         self.sql = store.sql
         self.refusals = (store.dialect.error, StoreConflict, StoreUnavailable)
         """What the database, or FlowKit in its place, raises at a statement of a handler."""

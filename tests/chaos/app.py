@@ -6,12 +6,16 @@ CHAOS_DIR gets a file for each process, with a line for each run of a handler, a
 import asyncio
 import os
 import random
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from flowkit import Message, Objects, Outbox, Reject, RetryPolicy
+from flowkit import FlowKitError, Message, Objects, Outbox, Reject, RetryPolicy
 from tests.shop import Effect, Order, new_app
 
 # A worker that is killed while a suspect runs alone in it costs that one an attempt: many are killed here.
@@ -49,12 +53,48 @@ def perhaps_fail(order: Order) -> None:
         raise RuntimeError("one of the failures that pass")
 
 
+def trespass(order: Order, db: Session) -> None:
+    """Do with a session what must reach no other message."""
+    match order.deed:
+        case "swallow" if random.random() < 0.5:
+            note(FAILED)
+            for _ in range(2):
+                with suppress(IntegrityError):  # the second: the handler goes on, and must not count
+                    db.execute(text("INSERT INTO uniques (name) VALUES (:name)"), {"name": order.name})
+        case "leave":
+            threading.Thread(target=write_late, args=(db,)).start()
+        case "fork":
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+
+
+def write_late(db: Session) -> None:
+    """What a thread does that a handler left behind."""
+    time.sleep(SLOW_SECONDS)
+    with suppress(FlowKitError):
+        db.execute(text("INSERT INTO effects (name) VALUES ('late nobody -')"))
+
+
+def see_a_neighbour(db: Session) -> bool:
+    """Whether what another message has set is seen. Sets it."""
+    if db.connection().dialect.name == "sqlite":
+        seen = db.scalar(text("SELECT count(*) FROM temp.sqlite_master WHERE name = 'mine'"))
+        db.execute(text("CREATE TEMP TABLE IF NOT EXISTS mine (name TEXT)"))
+    else:
+        seen = db.scalar(text("SELECT coalesce(current_setting('chaos.mine', true), '') <> ''"))
+        db.execute(text("SET chaos.mine = 'set'"))
+    return bool(seen)
+
+
 @app.flow(orders, to=accepted, retry=RETRY)
 def accept(order: Order, message: Message, db: Session) -> Order:
     ran("accept", order)
     if order.deed == "reject":
         raise Reject("as ordered")
     db.add(Effect(name=f"accept {order.name} {message.id}"))
+    trespass(order, db)
     if order.deed == "slow":
         time.sleep(SLOW_SECONDS)
     perhaps_fail(order)
@@ -82,4 +122,6 @@ async def audit(order: Order, objects: Objects, outbox: Outbox) -> None:
 @app.flow(audited, retry=RETRY)
 def record(order: Order, message: Message, db: Session) -> None:
     ran("record", order)
+    if order.deed == "set" and see_a_neighbour(db):
+        db.add(Effect(name=f"seen {order.name} {message.id}"))
     db.add(Effect(name=f"audit {order.name} {message.id}"))

@@ -37,7 +37,8 @@ def publish(batch: list[Order], drawn: random.Random) -> str:
 
 
 def deed(drawn: random.Random) -> str:
-    return drawn.choices(("", "slow", "fail", "reject"), (85, 10, 4, 1))[0]
+    deeds = {"": 80, "slow": 10, "fail": 4, "reject": 1, "swallow": 2, "set": 1, "leave": 1, "fork": 1}
+    return drawn.choices(list(deeds), list(deeds.values()))[0]
 
 
 def main(name: str, log: Path) -> None:

@@ -27,7 +27,8 @@ class Verdict(NamedTuple):
     again: list[str]
     """Several messages had the same effect for an order: a handler's messages were sent under other ids once more."""
     unfounded: list[str]
-    """An effect is there of an order that must have none, or that the store does not know."""
+    """An effect is there of an order that must have none, or that the store does not know; what a handler's thread
+    wrote after it; or a message saw what another one had set."""
     invented: list[str]
     """The client was told that nothing was accepted, and it was."""
     wrong: list[str]
@@ -41,7 +42,7 @@ class Verdict(NamedTuple):
     failed: int
     """Runs that failed as ordered."""
     moved: int
-    """Messages, of orders that never fail, that ran in several processes: taken over from one by another."""
+    """Messages, of orders whose handlers never fail, that ran in several processes: taken over from one by another."""
     charged: int
     """Attempts that the store counts of what took effect, beyond the runs that failed as ordered."""
     losses: list[Loss]
@@ -112,7 +113,7 @@ def judge(store: Any, depths: Mapping[str, int], folder: Path, takeovers: Sequen
         needed=applied.total() + len(objects) + len(letters),
         runs=sum(found.total() for found in runs.values()),
         failed=failed,
-        moved=sum(many > 1 and deeds[run.split()[1]] != "fail" for run, many in places.items()),
+        moved=sum(many > 1 and deeds[run.split()[1]] not in ("fail", "swallow") for run, many in places.items()),
         charged=int(attempts or 0) - failed,
         losses=losses([times[name] for name in missing], takeovers),
     )

@@ -1,0 +1,51 @@
+"""What statements leave behind for others on the same transaction or connection."""
+
+import pytest
+
+from flowkit.store.residue import Residue, refusal, residue
+
+
+@pytest.mark.parametrize(
+    ("statement", "left"),
+    [
+        ("SELECT 1", Residue.NONE),
+        ("INSERT INTO settings (name) VALUES ('x')", Residue.NONE),
+        ("UPDATE t SET a = 1", Residue.NONE),
+        ("SAVEPOINT mine", Residue.NONE),
+        ("CREATE TABLE temporary_orders (id int)", Residue.NONE),
+        ("SET LOCAL app.tenant = 'x'", Residue.SETTING),
+        ("-- who\n set role weak", Residue.SETTING),
+        ("/* a */ RESET ALL", Residue.SETTING),
+        ("SELECT set_config('a.b', 'x', true)", Residue.SETTING),
+        ("WITH x AS (SELECT\nset_config ('a.b', 'x', false)) SELECT * FROM x", Residue.SETTING),
+        ("PREPARE mine AS SELECT 1", Residue.LASTING),
+        ("LISTEN news", Residue.LASTING),
+        ("CREATE TEMP TABLE mine (a int)", Residue.LASTING),
+        ("CREATE OR REPLACE TEMP VIEW mine AS SELECT 1", Residue.LASTING),
+        ("SELECT 1 INTO TEMPORARY mine", Residue.LASTING),
+        ("SELECT pg_try_advisory_lock(1)", Residue.LASTING),
+        ("SELECT pg_advisory_xact_lock(1)", Residue.NONE),
+        ("DECLARE mine CURSOR WITH HOLD FOR SELECT 1", Residue.LASTING),
+        ("DECLARE mine CURSOR FOR SELECT 1", Residue.PASSING),
+        ("CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT 1", Residue.PASSING),
+    ],
+)
+def test_what_a_statement_leaves_behind(statement: str, left: Residue) -> None:
+    assert residue(statement) is left
+
+
+@pytest.mark.parametrize(
+    ("statement", "refused"),
+    [
+        ("COMMIT", "SQL COMMIT"),
+        (" /* x */ rollback work", "SQL ROLLBACK"),
+        ("ROLLBACK TO SAVEPOINT mine", ""),
+        ("PREPARE TRANSACTION 'mine'", "SQL PREPARE TRANSACTION"),
+        ("PRAGMA query_only = 1", "PRAGMA query_only"),
+        ("PRAGMA main.synchronous(0)", "PRAGMA synchronous"),
+        ("PRAGMA table_info(orders)", ""),
+        ("PRAGMA foreign_keys", ""),
+    ],
+)
+def test_what_a_statement_may_not_do(statement: str, refused: str) -> None:
+    assert refusal(statement) == refused

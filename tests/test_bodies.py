@@ -263,6 +263,7 @@ class Sized(BaseModel):
     ("carried", "value", "said"),
     [
         (Base, Base.model_construct(name=5), "name: Input should be a valid string"),
+        (Base, Base.model_construct(), "name: Field required"),
         (Sized, Sized.model_construct(size=-1), "size: Input should be greater than 0"),
         (Plain, Plain(name=None), "name: Input should be a valid string"),  # type: ignore[arg-type]
     ],

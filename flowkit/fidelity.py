@@ -20,14 +20,13 @@ PLAIN: Mapping[str, frozenset[str]] = {
     "default": frozenset({"schema", "default", "default_factory", "default_factory_takes_data", "copy_default"}),
     "list": frozenset({"items_schema"}),
     "dict": frozenset({"keys_schema", "values_schema"}),
-    "literal": frozenset({"expected"}),
     "enum": frozenset({"cls", "members", "sub_type"}),
     "model": frozenset({"cls", "schema", "config", "frozen", "generic_origin"}),
     "model-fields": frozenset({"fields", "model_name"}),
     "model-field": FIELDS,
     "dataclass": frozenset({"cls", "schema", "config", "fields", "frozen", "generic_origin"}),
     "dataclass-args": frozenset({"fields", "dataclass_name"}),
-    "dataclass-field": FIELDS | {"name", "kw_only"},
+    "dataclass-field": FIELDS | {"name", "kw_only", "init"},
     "definitions": frozenset({"schema", "definitions"}),
     "definition-ref": frozenset({"schema_ref"}),
 }
@@ -77,7 +76,7 @@ class Fidelity:
         self.ways = self._find_ways()
         """Of writing fields, so that all are found again: by their names, by their aliases, or as their models say."""
         self.decimals = "decimal" in self.kinds
-        self._floats, self._times = "float" in self.kinds, "datetime" in self.kinds
+        self._times = "datetime" in self.kinds
         self.flat = self.plain and self.kinds <= FLAT and not self.parts and "cls" in schema
         """Whether it is an object of plain fields without parts: the types of their values tell whether it is valid."""
 
@@ -85,7 +84,7 @@ class Fidelity:
         """Whether a valid value of a plain annotation may come out as another one. It became `body`, and so many of its
         fields are None."""
         return (
-            (self._floats and body.count(b"null") > nones)  # NaN and infinities are written as null
+            body.count(b"null") > nones  # so NaN and infinities are written, and None where it must not be
             or (self.decimals and (b"NaN" in body or b"Infinity" in body))
             or (self._times and may_have_offset(body))
             or may_be_too_long(body)
@@ -171,8 +170,6 @@ def _is_plain(schema: Schema) -> bool:
         return False
     if kind == "dict":
         return bool((schema.get("keys_schema") or {}).get("type") == "str")
-    if kind == "literal":
-        return all(type(one) is str for one in schema["expected"])
     if kind == "enum":
         return all(type(one.value) is str for one in schema["members"])
     config = schema.get("config") or {}

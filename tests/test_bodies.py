@@ -6,7 +6,7 @@ import json
 import math
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -254,6 +254,16 @@ def test_what_a_model_computes_and_forbids_is_refused_and_what_it_hides_does_not
     assert handled(Kept, value).name == "a"
 
 
+class Tagged(BaseModel):
+    tags: list[str] = []
+    kind: Literal["order"] = "order"
+
+
+class Listed(BaseModel):
+    names: list[str]
+    count: int = 0
+
+
 class Sized(BaseModel):
     size: int = Field(gt=0)
     name: str = ""
@@ -264,6 +274,9 @@ class Sized(BaseModel):
     [
         (Base, Base.model_construct(name=5), "name: Input should be a valid string"),
         (Base, Base.model_construct(), "name: Field required"),
+        (Tagged, Tagged.model_construct(kind="invoice"), "kind: Input should be 'order'"),
+        (Listed, Listed.model_construct(names=None), "names: Input should be a valid array"),
+        (Listed, Listed.model_construct(names=["a"], count=None), "count: Input should be a valid integer"),
         (Sized, Sized.model_construct(size=-1), "size: Input should be greater than 0"),
         (Plain, Plain(name=None), "name: Input should be a valid string"),  # type: ignore[arg-type]
     ],

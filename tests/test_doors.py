@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from flowkit import App, FlowKitError, Message, Outbox, RetryPolicy, web
 from flowkit.cli.send import Values
+from flowkit.message import ORIGINAL_ID
 from flowkit.message import Message as Envelope
 from flowkit.testing import Harness
 from flowkit.testing.harness import MEMORY
@@ -342,7 +343,7 @@ def test_row_e21_out_equals_in_or_is_refused(house: House) -> None:
         asked = [(door, thing, f"id-{next(IDS)}") for thing in sent for door in DOORS]
         whys = [getattr(house, door)(thing, id) for door, thing, id in asked]
         house.harness.until_quiet()
-        dead = {letter.message.id: letter.error for letter in house.harness.dead()}
+        dead = {one.message.headers.get(ORIGINAL_ID, one.message.id): one.error for one in house.harness.dead()}
         for (door, thing, id), why in zip(asked, whys, strict=True):
             house.check(door, thing, id, why, dead)
 

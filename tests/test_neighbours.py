@@ -179,7 +179,7 @@ def test_an_error_that_cannot_be_recorded_is_recorded_as_that(database_url: str,
     app = new_app()
     orders = app.channel("orders", Order)
 
-    @app.flow(orders, concurrency=1)
+    @app.flow(orders, concurrency=1, retry=RetryPolicy(attempts=8))
     def accept(order: Order) -> None:
         raise Reject("no")
 

@@ -46,7 +46,7 @@ def counted(app: App, url: str, read: Callable[[Objects], int]) -> int:
             wait_until(lambda: store.unfinished(list(app.flows)) == 0)
         assert store.ledger.balances()["shop.count"].applied == ORDERS
         with store.unit("shop.count") as unit:
-            return read(unit.give(Objects))
+            return read(unit.access().give(Objects))
 
 
 def by_get_and_put(app: App) -> None:
@@ -123,7 +123,7 @@ def test_row_b2_messages_of_one_async_lane_that_share_an_object_soon_take_turns(
         app.publish_many(app.channels["orders"], [Order(name=str(number)) for number in range(ORDERS)])
         harness.until_quiet()
         with harness.store.unit("shop.count") as unit:
-            assert unit.give(Objects).get("orders") == ORDERS
+            assert unit.access().give(Objects).get("orders") == ORDERS
         assert sorted(order.name for order in harness.sent(sent)) == sorted(map(str, range(ORDERS)))
         assert [outcome for _, _, outcome in harness.outcomes] == [Done()] * ORDERS
         assert len(runs) < 5 * ORDERS, "they go on working beside each other for nothing"

@@ -241,7 +241,7 @@ class StoreConformance:
         """Add one to an object so many times, each again where it collides with others."""
         while times:
             with suppress(StoreConflict), self.store.unit(FLOW) as unit:
-                objects = unit.give(Objects)
+                objects = unit.access().give(Objects)
                 objects.put("count", (objects.get("count") or 0) + 1)
                 unit.commit()
                 times -= 1
@@ -253,13 +253,13 @@ class StoreConformance:
         for one in counters:
             one.join(DEADLINE_SECONDS)
         with self.store.unit(FLOW) as unit:
-            assert unit.give(Objects).get("count") == 100
+            assert unit.access().give(Objects).get("count") == 100
 
     def conflicts(self, before: object, after: object, change: Callable[[Any], object]) -> bool:
         """Whether the store refuses a change of an object that another one has changed since it was read."""
         self.write("object", before)
         with self.store.unit(FLOW) as unit:
-            objects = unit.give(Objects)
+            objects = unit.access().give(Objects)
             assert objects.get("object") == before
             self.write("object", after)
             refused = raises(StoreConflict, lambda: change(objects))
@@ -278,7 +278,7 @@ class StoreConformance:
     def write(self, key: str, value: object) -> None:
         """Put an object, or delete it, without a look."""
         with self.store.unit(FLOW) as unit:
-            objects = unit.give(Objects)
+            objects = unit.access().give(Objects)
             objects.delete(key) if value is None else objects.put(key, value)
             unit.commit()
 

@@ -43,6 +43,7 @@ class Access:
         self._careful = careful
         self._open = True
         self._closing = False
+        self._finished = False
         self._exposed = False
         """Whether the handler may write by the driver, unseen."""
         self._savepoint: NestedTransaction | None = None
@@ -145,6 +146,9 @@ class Access:
     def finish(self) -> None:
         """The handler has returned: send what it wrote, and put back the settings that it changed."""
         self._check()
+        if self._finished:
+            return
+        self._finished = True
         session = self.__dict__.get("session")
         if session is not None:
             self._finish_session(session)
@@ -199,9 +203,11 @@ class Access:
         session = self.__dict__.pop("session", None)  # which knows this access: without, no garbage is left to find
         self.__dict__.pop("connection", None)
         self._closing = True
-        if session is not None:
-            session.release()
-        self._open = False
+        try:
+            if session is not None:
+                session.release()
+        finally:
+            self._open = False
 
 
 def _short(statement: str) -> str:

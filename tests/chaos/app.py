@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
@@ -61,6 +62,10 @@ def trespass(order: Order, db: Session) -> None:
             for _ in range(2):
                 with suppress(IntegrityError):  # the second: the handler goes on, and must not count
                     db.execute(text("INSERT INTO uniques (name) VALUES (:name)"), {"name": order.name})
+        case "close" if random.random() < 0.5:
+            note(FAILED)
+            driver: Any = db.connection().connection.driver_connection
+            driver.close()
         case "leave":
             threading.Thread(target=write_late, args=(db,)).start()
         case "fork":

@@ -37,7 +37,7 @@ def publish(batch: list[Order], drawn: random.Random) -> str:
 
 
 def deed(drawn: random.Random) -> str:
-    deeds = {"": 80, "slow": 10, "fail": 4, "reject": 1, "swallow": 2, "set": 1, "leave": 1, "fork": 1}
+    deeds = {"": 79, "slow": 10, "fail": 4, "reject": 1, "swallow": 2, "set": 1, "leave": 1, "fork": 1, "close": 1}
     return drawn.choices(list(deeds), list(deeds.values()))[0]
 
 

@@ -113,7 +113,9 @@ def judge(store: Any, depths: Mapping[str, int], folder: Path, takeovers: Sequen
         needed=applied.total() + len(objects) + len(letters),
         runs=sum(found.total() for found in runs.values()),
         failed=failed,
-        moved=sum(many > 1 and deeds[run.split()[1]] not in ("fail", "swallow") for run, many in places.items()),
+        moved=sum(
+            many > 1 and deeds[run.split()[1]] not in ("fail", "swallow", "close") for run, many in places.items()
+        ),
         charged=int(attempts or 0) - failed,
         losses=losses([times[name] for name in missing], takeovers),
     )

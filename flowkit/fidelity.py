@@ -61,7 +61,7 @@ class Fidelity:
 
     def __init__(self, schema: Schema, where: str) -> None:
         self.faults: list[str] = []
-        """What never comes out, and what to write instead."""
+        """The faults of a type whose values never come out, each with what to write instead."""
         self.plain = True
         """Whether a valid value comes out as it went in. See `may_differ` and `parts` for what else to look at."""
         self.kinds: set[str] = set()

@@ -21,7 +21,7 @@ IdFrom = str | Callable[[Any], object] | Header
 """Where the id is: a field of the body such as "order.number", a function of the body, or a header of the request."""
 COMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
 UNCHANGED = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii", "binary", "7bit", "8bit"})
-"""What programs write as the content encoding of a body that is as it is."""
+"""Words that programs write as the content encoding of a body that is as it is."""
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _log = logging.getLogger("flowkit.foreign")
 

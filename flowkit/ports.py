@@ -338,7 +338,7 @@ class UnitOfWork(Protocol):
 
 
 class Access(Protocol):
-    """What one handler gets of a unit of work: a context around its call.
+    """The objects that one handler gets of a unit of work: a context around its call.
 
     At its end what the handler wrote is sent. It raises then if the handler caught an error of the database: going on
     would commit half of its work. Whatever it gave raises FlowKitError when it is used later.
@@ -348,7 +348,7 @@ class Access(Protocol):
     """Whether the handler touched the transaction."""
 
     def give(self, wanted: type) -> object:
-        """What a handler gets for a parameter of this type, one of `Store.injects`, guarded against its ending."""
+        """The object for a parameter of this type, one of `Store.injects`. It cannot end the transaction."""
 
     def finish(self) -> None:
         """Send what the handler wrote, and put back the settings of the transaction that it changed."""
@@ -397,7 +397,7 @@ class Unit(Protocol):
         """The flows subscribed to each of these channels."""
 
     def access(self, careful: bool = False) -> Access:
-        """What the next handler gets. `careful`: in a savepoint, so that just it is undone when it fails."""
+        """The objects for the next handler. `careful`: in a savepoint, so that just it is undone when it fails."""
 
     def broken(self) -> BaseException | None:
         """Why the transaction cannot go on, by a local look; else None. TransactionEnded if somebody ended it."""

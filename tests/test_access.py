@@ -1,4 +1,4 @@
-"""What a handler gets of its unit of work, and that nothing of it outlives its message: on both stores."""
+"""The objects that a handler gets of its unit of work: nothing of them outlives its message, on both stores."""
 
 import threading
 from collections.abc import Callable, Iterator

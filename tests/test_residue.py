@@ -1,4 +1,4 @@
-"""What statements leave behind for others on the same transaction or connection."""
+"""The residue of statements, for others on the same transaction or connection."""
 
 import pytest
 

@@ -29,7 +29,7 @@ class Directed:
         self._lanes: dict[str, int] | None = None
         self._looked = float("-inf")
         self._failed = ""
-        """What the last look failed with."""
+        """The error of the last look."""
         self.share = 1.0
         """What this instance should get of the requests, beside what an instance with the largest share gets."""
 

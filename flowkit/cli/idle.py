@@ -24,7 +24,7 @@ class Idle:
         self._seen = 0
         self._told = False
         self._failed = ""
-        """What the last look failed with."""
+        """The error of the last look."""
 
     def reached(self) -> bool:
         """Look, if it is time to. While a service is away the answer is no: the workers wait for it too."""

@@ -51,7 +51,7 @@ class Child:
 
     @property
     def slots(self) -> Slots:
-        """What it notes, in a file that is made at the first use. Raises OSError."""
+        """Its notes, in a file that is made at the first use. Raises OSError."""
         if self._slots is None:
             self._file = _allocated(HEADER + SLOT * COUNT)
             self._slots = Slots(self._file.fileno())

@@ -36,7 +36,7 @@ class Triage:
         self.conflicts = 0
         """How often this batch collided with others."""
         self.later: list[Delivery] = []
-        """What collided again and again: it waits for the next batch."""
+        """Messages that collided again and again: they wait for the next batch."""
         self._stumbled: list[Spoiled] = []
         """Handlers that failed while their batch shared a transaction."""
         self._deaths: dict[Hashable, tuple[str, int]] = {}
@@ -48,7 +48,7 @@ class Triage:
         self.later, self._stumbled = [], []
 
     def again(self, error: BaseException, part: Sequence[Delivery], verdict: BaseException | None) -> list[Part]:
-        """What runs after a part failed with an error, the last one first. Raises what keeps all of it waiting."""
+        """The parts to run after a part failed, the last one first. Raises the error if all of them have to wait."""
         match error:
             case Spoiled():
                 return self._spoiled(error, part)
@@ -99,8 +99,8 @@ class Triage:
     def _refused(
         self, delivery: Delivery, verdict: BaseException | None, cause: BaseException | None
     ) -> BaseException | None:
-        """What to record of a message whose transaction the database refused. Raises StoreUnavailable when it refuses
-        whatever is recorded: a right or a column is missing, or a trigger objects."""
+        """The failure to record of a message whose transaction the database refused. Raises StoreUnavailable when the
+        database refuses every record: a right or a column is missing, or a trigger objects."""
         known = error_of(verdict)
         if known is None:
             return cause
@@ -112,8 +112,8 @@ class Triage:
         return Unrecordable(f"the database refused to record how it failed: {describe(cause)}")
 
     def died(self, delivery: Delivery, error: ConnectionDied) -> BaseException:
-        """What to record of a message whose connection died as it ran alone, if it is to blame. Raises the error while
-        that may as well be the database, which restarts or cannot be reached."""
+        """The failure to record of a message whose connection died as it ran alone. Raises the error as long as the
+        database may be to blame: it restarts, or cannot be reached."""
         started = self._pipeline.store.started()
         known, deaths = self._deaths.get(handle_of(delivery), (started, 0))
         deaths = deaths + 1 if known == started else 1

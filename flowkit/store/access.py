@@ -1,4 +1,4 @@
-"""Access to a unit of work: what one handler gets of it, for as long as it runs."""
+"""Access to a unit of work: the objects that one handler gets, for as long as it runs."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -70,7 +70,7 @@ class Access:
         finally:
             self.close()
 
-    # ------------------------------------------------------------ what the handler gets
+    # ------------------------------------------------------------ objects for the handler
 
     def give(self, wanted: type) -> object:
         if wanted is Objects:

@@ -1,4 +1,4 @@
-"""What handlers get to write with: a Connection and a Session of their message, which cannot end the transaction."""
+"""The Connection and the Session that a handler writes with: of its message only, and unable to end the transaction."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -33,7 +33,7 @@ class HandlerConnection(Connection):
         self.begin()  # for SQLAlchemy, which asks for the driver's connection; the database has begun, or will
         self.access = access
         self.failures: list[BaseException | None] = [None]
-        """What the database refused, in the transaction and in each savepoint that is open in it."""
+        """The errors of the database, one for the transaction and one for each savepoint that is open in it."""
 
     @property
     def connection(self) -> PoolProxiedConnection:

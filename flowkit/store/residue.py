@@ -1,4 +1,4 @@
-"""What a statement of a handler leaves behind, that others on the same transaction or connection would meet."""
+"""Residue: the settings, names and locks that a handler's statement leaves on its transaction or connection."""
 
 import re
 from enum import IntFlag
@@ -29,7 +29,7 @@ _TELLS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info",
 
 
 class Residue(IntFlag):
-    """What the next message would meet, if it ran on the same transaction or connection."""
+    """The kinds of residue, by how long it lasts."""
 
     NONE = 0
     SETTING = 1
@@ -42,7 +42,7 @@ class Residue(IntFlag):
 
 @lru_cache(1024)
 def residue(statement: str) -> Residue:
-    """What a statement leaves behind. A function that it calls may do more, unseen: see `App.flow(settings=)`."""
+    """The residue of a statement. A function that it calls may leave more, unseen: see `App.flow(settings=)`."""
     if _LASTING.match(statement):
         return Residue.PASSING if _PASSING.match(statement) else Residue.LASTING
     return Residue.SETTING if _SETTING.match(statement) else Residue.NONE
@@ -50,7 +50,7 @@ def residue(statement: str) -> Residue:
 
 @lru_cache(1024)
 def refusal(statement: str) -> str:
-    """What a handler may not do by a statement: end its transaction, or set a pragma. Else empty."""
+    """The part of a statement that a handler may not execute, because it ends the transaction or sets a pragma."""
     ending, pragma = _ENDING.match(statement), _PRAGMA.match(statement)
     if ending:
         return f"SQL {ending[1].upper()}"

@@ -71,7 +71,7 @@ class Servers:
         part_with(self, Servers._sockets)
 
     def _sockets(self) -> Iterator[int]:
-        """What a forked child must not have: the server would take a dead worker for alive, and keep its locks."""
+        """A forked child must not have these: the server would take a dead worker for alive, and keep its locks."""
         return (one.pgconn.socket for one in self._connections if not one.closed)
 
     def connect(self, dialect: Any, record: Any, names: Sequence[Any], settings: dict[str, Any]) -> Any:

@@ -91,7 +91,7 @@ class SqliteDialect:
         part_with(self, SqliteDialect._lent)
 
     def _lent(self) -> Iterable[int]:
-        """What a forked child must not have: it would hold the locks. SQLite's own descriptors stay: closed in the
+        """A forked child must not have these: it would hold the locks. SQLite's own descriptors stay: closed in the
         child, a connection would undo what its parent has begun, and delete the parent's log."""
         for connection in self._open:
             never_close(connection)

@@ -57,13 +57,13 @@ class SqlUnit:
         self.private = store.dialect.private
         self.sql = store.sql
         self.refusals = (store.dialect.error, StoreConflict, StoreUnavailable)
-        """What the database, or FlowKit in its place, raises at a statement of a handler."""
+        """The errors by which the database, or FlowKit in its place, refuses a statement of a handler."""
         self.failure: BaseException | None = None
         """The last one of those."""
         self.undone = False
         """Whether a session rolled the transaction back, because a flush failed."""
         self.residue = Residue.NONE
-        """What handlers left behind."""
+        """The residue of the handlers' statements, not put back yet."""
         self.sessions: list[HandlerSession] = []
         """Those that want to know how the transaction ends."""
         self._store = store

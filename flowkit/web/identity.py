@@ -1,4 +1,4 @@
-"""What identifies a request: the id of its message."""
+"""The identity of a request: the id of its message."""
 
 import re
 from http import HTTPStatus

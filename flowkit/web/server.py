@@ -40,7 +40,7 @@ class Server:
         return not self._thread.is_alive()
 
     def _sockets(self) -> Iterator[int]:
-        """What a forked child must not have: the port would not be free, and clients of a dead worker would wait."""
+        """A forked child must not have these: the port would not be free, and clients of a dead worker would wait."""
         yield self._listening.fileno()
         for connection in self._server.server_state.connections:
             yield connection.transport.get_extra_info("socket").fileno()

@@ -76,7 +76,7 @@ def trespass(order: Order, db: Session) -> None:
 
 
 def write_late(db: Session) -> None:
-    """What a thread does that a handler left behind."""
+    """Write as a thread does that a handler left behind."""
     time.sleep(SLOW_SECONDS)
     with suppress(FlowKitError):
         db.execute(text("INSERT INTO effects (name) VALUES ('late nobody -')"))

@@ -70,7 +70,7 @@ class Link:
         self.task = asyncio.get_running_loop().create_task(self._keep())
 
     def _sockets(self) -> Iterator[int]:
-        """What a forked child must not have: the broker would take a dead worker for alive, and keep its messages."""
+        """A forked child must not have these: the broker would take a dead worker for alive, and keep its messages."""
         for one in [self.connection, *self._ending]:
             if one is not None and one._transport is not None:  # type: ignore[attr-defined]
                 yield one._transport._sock.fileno()  # type: ignore[attr-defined]

@@ -396,6 +396,17 @@ class Unit(Protocol):
     def subscribers(self, channels: Collection[str]) -> Mapping[str, Sequence[str]]:
         """The flows subscribed to each of these channels."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone."""
+
+    @property
+    def shut(self) -> bool:
+        """Whether this process itself has closed the connection: a handler did."""
+
+    def check(self) -> None:
+        """Raise TransactionEnded if a handler ended the transaction by the driver. Undoes what handlers did."""
+
     def access(self, careful: bool = False) -> Access:
         """The objects for the next handler. `careful`: in a savepoint, so that just it is undone when it fails."""
 

@@ -617,6 +617,124 @@ def test_a_function_of_the_work_that_ends_its_connection_is_charged(
         assert f"its connection died {DEATHS} times as the message ran alone" in letter.error
 
 
+def commit_and_close(db: Session) -> None:
+    driver: Any = db.connection().connection.driver_connection
+    driver.commit()
+    driver.close()
+
+
+def commit_and_fail(db: Session) -> None:
+    driver: Any = db.connection().connection.driver_connection
+    driver.execute("COMMIT")
+    driver.execute("BEGIN")
+    raise ValueError("no")
+
+
+@ISOLATIONS
+@pytest.mark.parametrize("deed", [commit_and_close, commit_and_fail])
+def test_row_50_a_commit_by_the_driver_loses_nothing_whatever_follows(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any, deed: Deed
+) -> None:
+    @app.flow(orders, retry=FAST, isolate=isolate, concurrency=1)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            db.flush()
+            deed(db)
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        assert "flow shop.accept is stopped" in harness.worker.lanes[0].stopped
+        balance = harness.balances()["shop.accept"]
+        assert balance.accepted == 10 == balance.applied + balance.dead + balance.pending
+        assert balance.pending == 5
+
+
+@ISOLATIONS
+@pytest.mark.parametrize("wanted", [Connection, Objects])
+def test_nothing_is_written_after_a_swallowed_error_by_other_ways(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any, wanted: type
+) -> None:
+    def accept(order: Order, db: Session, other: Any) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            swallow(db)
+            if wanted is Objects:
+                other.put("leak", 1)
+            else:
+                other.execute(text("INSERT INTO effects (name) VALUES ('leak')"))
+
+    accept.__annotations__["other"] = wanted
+    app.flow(orders, retry=FAST, isolate=isolate)(accept)
+    with running(app, database_url) as harness:
+        there(harness, "there")
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        assert len(harness.dead()) == 1
+        with harness.session() as session:
+            assert not session.scalar(text("SELECT count(*) FROM flowkit_objects"))
+
+
+@ISOLATIONS
+def test_a_message_sees_what_those_before_it_in_its_batch_added(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any
+) -> None:
+    seen: list[int] = []
+
+    @app.flow(orders, isolate=isolate, concurrency=1)
+    def accept(order: Order, db: Session, connection: Connection) -> None:
+        way = (len(seen) % 3, text("SELECT count(*) FROM effects"))
+        count = (
+            connection.scalar(way[1])
+            if way[0] == 0
+            else db.scalar(way[1])
+            if way[0] == 1
+            else len(db.query(Effect).all())
+        )
+        seen.append(int(count))
+        db.add(Effect(name=order.name))
+        assert db.scalar(text("SELECT count(*) FROM effects")) == count + 1, "its own are sent first"
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *NAMES)
+        assert seen == list(range(10))
+
+
+def test_a_statement_by_which_sqlite_rolls_back_costs_its_message_only(
+    app: App, orders: Channel[Order], sqlite_url: str
+) -> None:
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            db.execute(text("INSERT OR ROLLBACK INTO uniques (name) VALUES ('there')"))
+
+    with running(app, sqlite_url) as harness:
+        there(harness, "there")
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        (letter,) = harness.dead()
+        assert "IntegrityError" in letter.error
+
+
+@ISOLATIONS
+def test_row_50_flowkits_own_savepoint_is_not_a_handlers(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any
+) -> None:
+    @app.flow(orders, retry=FAST, isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            db.execute(text("ROLLBACK TO flowkit_unit"))
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        (letter,) = harness.dead()
+        assert "FlowKit's own savepoint" in letter.error
+
+
 def test_a_restart_of_the_database_charges_nobody(
     app: App, orders: Channel[Order], postgresql: Any, postgresql_url: str
 ) -> None:

@@ -27,6 +27,17 @@ from flowkit.store.residue import Residue, refusal, residue
         ("SELECT pg_advisory_xact_lock(1)", Residue.NONE),
         ("DECLARE mine CURSOR WITH HOLD FOR SELECT 1", Residue.LASTING),
         ("DECLARE mine CURSOR FOR SELECT 1", Residue.PASSING),
+        ("SET CONSTRAINTS ALL IMMEDIATE", Residue.PASSING),
+        ("INSERT INTO temp (name) VALUES ('x')", Residue.NONE),
+        ("INSERT INTO notes (text) VALUES ('select set_config(1); set role x')", Residue.NONE),
+        ("INSERT INTO notes (text) VALUES ($x$ into temp y; set a = 1 $x$)", Residue.NONE),
+        ("SELECT 1; SET LOCAL app.tenant = 'x'", Residue.SETTING),
+        (";SET ROLE weak", Residue.SETTING),
+        ("SELECT \"set_config\"('a.b', 'x', true)", Residue.SETTING),
+        ("SELECT set_config/* */('a.b', 'x', true)", Residue.SETTING),
+        ("UPDATE pg_settings SET setting = 'x'", Residue.SETTING),
+        ("CREATE TABLE pg_temp.mine (a int)", Residue.LASTING),
+        ("/* a */ " * 40 + "SELECT 1", Residue.NONE),
         ("CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT 1", Residue.PASSING),
     ],
 )
@@ -45,6 +56,10 @@ def test_what_a_statement_leaves_behind(statement: str, left: Residue) -> None:
         ("PRAGMA main.synchronous(0)", "PRAGMA synchronous"),
         ("PRAGMA table_info(orders)", ""),
         ("PRAGMA foreign_keys", ""),
+        ("SELECT 1; COMMIT AND CHAIN", "SQL COMMIT"),
+        ("; COMMIT", "SQL COMMIT"),
+        ("SELECT 'x; COMMIT'", ""),
+        ("ROLLBACK TO flowkit_unit", "SQL with FlowKit's own savepoint flowkit_unit"),
     ],
 )
 def test_what_a_statement_may_not_do(statement: str, refused: str) -> None:

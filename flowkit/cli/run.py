@@ -195,8 +195,9 @@ def _info(id: str, app: str, settings: Settings) -> WorkerInfo:
 def _keep_grace(worker: Worker, grace: float) -> None:
     """See to it that a worker that is to stop ends, whatever hangs: a database, or a thread of a handler."""
     worker.stopping.wait()
+    status = LOST if worker.lost else REPLACE
     end_after(
-        grace + LATE_SECONDS, REPLACE, f"this worker is ended, because it did not finish within {grace:g}s: does the "
+        grace + LATE_SECONDS, status, f"this worker is ended, because it did not finish within {grace:g}s: does the "
         "database hang, or a thread that a handler started? Its messages are taken over"
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from flowkit.engine.desk import Desk
 from flowkit.engine.item import ConnectionDied, Exhausted, Item, Refused, Superseded, checked, handle_of
-from flowkit.engine.pipeline import Pipeline
+from flowkit.engine.pipeline import CLOSED, Pipeline
 from flowkit.errors import FlowKitError, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.flow import Outbox
 from flowkit.fork import end_child
@@ -136,13 +136,19 @@ class AsyncPipeline(Pipeline):
     def _apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
         self.items, self.early = [item], True
         item.claimed = False
-        with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
-            self.claim(unit, [item])
-            if item.claim is None:
-                raise Superseded
-            self.routes = unit.subscribers(self._channels)
-            result = self._call(unit, item, function, given_up)
-            copies = self._commit(unit, item)
+        try:
+            with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
+                self.claim(unit, [item])
+                if item.claim is None:
+                    raise Superseded
+                self.routes = unit.subscribers(self._channels)
+                result = self._call(unit, item, function, given_up)
+                copies = self._commit(unit, item)
+        except ConnectionDied as died:
+            if died.shut and self._are_claimed([item]):
+                self.severed, item.handled = TransactionEnded(CLOSED), True
+                raise self.severed from died
+            raise
         self.observe([item])
         self.settle([item])
         self.publish(copies)
@@ -162,17 +168,25 @@ class AsyncPipeline(Pipeline):
                     raise TimeoutError("it was cancelled while it ran")
             return result
         except BaseException as error:
-            cause = unit.ended(error)
+            cause = unit.ended(error) or self._found(unit)
             if isinstance(cause, TransactionEnded):
                 self.severed, item.handled = cause, True
-            if isinstance(cause, StoreUnavailable):
-                raise ConnectionDied(str(cause)) from error
+            if isinstance(cause, StoreUnavailable) and unit.lost:
+                raise ConnectionDied(str(cause), unit.shut) from error
             if cause is None or cause is error:
                 raise
             raise cause from error
         finally:
             outbox.close()
             handling.reset(token)
+
+    def _found(self, unit: Unit) -> TransactionEnded | None:
+        """That a function which failed had ended its transaction by the driver, if it had."""
+        try:
+            unit.check()
+        except TransactionEnded as ended:
+            return ended
+        return None
 
     def _commit(self, unit: Unit, item: Item) -> list[Copy]:
         item.handled = True

@@ -69,6 +69,11 @@ class Spoiled(Exception):
 class ConnectionDied(StoreUnavailable):
     """The connection was lost while a handler ran. The handler did it, or the database went away."""
 
+    def __init__(self, why: str, shut: bool) -> None:
+        """`shut`: this process has closed it."""
+        super().__init__(why)
+        self.shut = shut
+
 
 class Exhausted(FlowKitError):
     """The attempts of a message are used up by deaths of its process or by its deadline."""

@@ -149,14 +149,14 @@ class Lane:
             try:
                 items = self.pipeline.run(part, alone, careful, error_of(verdict))
             except TransactionEnded as error:
-                self._hold(todo)
+                self._hold([*todo, (triage.later, None)])
                 self._ended = error
                 return self._quarantine()
             except BaseException as error:
                 try:
                     todo += triage.again(error, part, verdict)
                 except BaseException:
-                    self._hold([*todo, (part, None)])
+                    self._hold([*todo, (part, None), (triage.later, None)])
                     self.working = ()
                     raise
             else:

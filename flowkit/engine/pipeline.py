@@ -59,6 +59,7 @@ from flowkit.publisher import accepted, address, handling
 BOX_SECONDS = 0.25
 SERIAL_BOX_SECONDS = 0.05
 """How long handlers of one batch may run: on a serial store the others wait for its transaction."""
+CLOSED = "a handler committed by the driver and closed the connection"
 BORN = 1
 """The token of a row that is born leased to the lane that wrote it."""
 SLOW_SECONDS = 0.001
@@ -131,13 +132,18 @@ class Pipeline:
         """
         items = self.items = [Item(delivery) for delivery in deliveries]
         self.early = self.claims_first() or (self.transactional and len(items) > 1)
-        with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
-            self.decode(items)
-            self.claim(unit, items) if self.early else self.look(unit, items)
-            self.handle(unit, items, alone, careful, verdict)
-            if not self.early:
-                self.claim(unit, items)
-            copies = self.commit(unit, items)
+        try:
+            with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
+                self.decode(items)
+                self.claim(unit, items) if self.early else self.look(unit, items)
+                self.handle(unit, items, alone, careful, verdict)
+                if not self.early:
+                    self.claim(unit, items)
+                copies = self.commit(unit, items)
+        except ConnectionDied as died:
+            if died.shut and self._are_claimed(items):
+                raise TransactionEnded(CLOSED) from died
+            raise
         self.observe(items)
         self.settle(items)
         self.publish(copies)
@@ -264,13 +270,14 @@ class Pipeline:
                 raise  # somebody's Ctrl-C
             ended = unit.ended(error)
             if ended is not None:
-                raise (ConnectionDied(str(ended)) if isinstance(ended, StoreUnavailable) else ended) from error
+                raise (ConnectionDied(str(ended), unit.shut) if unit.lost else ended) from error
             item.error = checked(error)
         finally:
             self.since = None
             self.slot.strike()
             item.outbox.close()
         if item.error is not None and access.used and not careful:
+            unit.check()
             raise Spoiled(delivery) from item.error
 
     def _flush(self, unit: Unit) -> None:
@@ -414,6 +421,12 @@ class Pipeline:
                 owners[identity] = item
             if claim and item.delivery.deliveries >= SUSPECT_DELIVERIES and self.together([item.delivery]) == 1:
                 item.claim = claim._replace(suspect=True)
+
+    def _are_claimed(self, items: Sequence[Item]) -> bool:
+        """Whether the claims of a transaction that did not come to its end are there: somebody committed it."""
+        claimed = [item.delivery for item in items if item.claimed]
+        with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
+            return bool(claimed) and not unit.look(claimed)
 
     def _claim_or_leave(self, unit: Unit, items: Sequence[Item]) -> None:
         """A handler's first statement begins the transaction: its message must still be ours."""

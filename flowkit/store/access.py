@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, NestedTransaction
+from sqlalchemy.exc import DBAPIError
 
-from flowkit.errors import Apart, FlowKitError
+from flowkit.errors import Apart, FlowKitError, TransactionEnded
 from flowkit.ports import Objects
 from flowkit.store.guard import HandlerConnection, HandlerSession
 from flowkit.store.objects import SqlObjects
@@ -41,9 +43,11 @@ class Access:
         self.unit = unit
         self.used = False
         self._careful = careful
+        self._thread = get_ident()
         self._open = True
         self._closing = False
         self._finished = False
+        self._undoing = False
         self._exposed = False
         """Whether the handler may write by the driver, unseen."""
         self._savepoint: NestedTransaction | None = None
@@ -93,14 +97,18 @@ class Access:
     def touch(self) -> None:
         """The handler uses the transaction. Raises FlowKitError when it has returned: a thread that it left behind
         would write into the transaction of another message."""
-        if not self._open:
+        if not self._open or (self._finished and get_ident() != self._thread):
             raise FlowKitError(
                 f"flow {self.unit.flow}: a session, connection or objects of a message were used after its handler had "
                 "returned; wait in the handler for the threads that it starts, and keep nothing of its session"
             )
-        if not self._closing:
-            self.used = True
-            self.unit.touch()
+        if self._closing:
+            return
+        self.used = True
+        savepoint = self._savepoint
+        if self.unit.undone or (savepoint is not None and not savepoint.is_active and not self._undoing):
+            raise self.unit.swallowed()
+        self.unit.touch()
 
     def touch_own(self, what: str) -> None:
         """FlowKit is to read or write its own tables for the handler, whose role or path must not hide them."""
@@ -113,6 +121,9 @@ class Access:
 
     def look(self, statement: str) -> None:
         """The handler executes a statement. Raises Apart when others in this transaction would meet what it leaves."""
+        if self.unit.rolled_back:
+            self.unit.fail(TransactionEnded("the handler ended the transaction by the driver"))
+        self.unit.flush_common(self)
         left = residue(statement)
         if left & Residue.LASTING and not self.unit.private:
             raise FlowKitError(
@@ -130,14 +141,19 @@ class Access:
 
     def expose(self) -> None:
         """The handler gets the driver's connection, or SQLAlchemy does, to roll back."""
+        if self.unit.undone:
+            return
         self.touch()
+        self.unit.flush_common(self)
         self.unit.send()
+        self.unit.residue |= Residue.DRIVER
         self._exposed = True
 
     def note(self, error: BaseException) -> None:
         """Remember what the database refused: a handler that goes on all the same has failed."""
         if isinstance(error, self.unit.refusals):
             self.unit.failure = error
+            self.unit.undone = self.unit.undone or self.unit.rolled_back  # SQLite may do so by itself
             failures = self.connection.failures
             failures[-1] = failures[-1] or error
 
@@ -157,7 +173,7 @@ class Access:
 
     def _finish_session(self, session: HandlerSession) -> None:
         if not session.awake and session.added:
-            if self._careful or self.unit.alone or "dispatch" in session.__dict__:  # somebody listens to it
+            if self._careful or self.unit.alone or session.__dict__.keys() - {"access", "added"}:  # or listened to
                 session.wake()
             else:
                 self.unit.gather(session.added)
@@ -174,7 +190,7 @@ class Access:
         if connection is not None:
             failure = next((one for one in connection.failures if one is not None), None)
             if failure is not None or (self._savepoint is not None and not self._savepoint.is_active):
-                raise self.unit.swallowed()
+                raise self.unit.swallowed(failure)
         broken = self.unit.broken()
         if broken is not None:
             raise broken
@@ -194,9 +210,15 @@ class Access:
         session, connection = self.__dict__.get("session"), self.__dict__.get("connection")
         if session is not None and session.awake:
             self.unit.tell(session, "after_rollback")
+        self._undoing = True
         if self._savepoint is not None and connection is not None:
             for savepoint in iter(connection.get_nested_transaction, None):
-                savepoint.rollback()
+                try:
+                    savepoint.rollback()
+                except DBAPIError as error:
+                    if self.unit.token_gone(error) and not self.unit.undone:
+                        self.unit.fail(TransactionEnded("the handler ended the transaction by the driver"))
+                    raise
 
     def close(self) -> None:
         """Let nobody use it any more."""

@@ -133,6 +133,8 @@ def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
     def noted(self: HandlerConnection | HandlerSession, *arguments: Any, **options: Any) -> Any:
         if self.access is not None:
             self.access.touch()
+        if isinstance(self, HandlerSession) and not self.awake:
+            self.wake()
         return method(self, *arguments, **options)
 
     return noted
@@ -150,13 +152,13 @@ for _name in _USES.split():
 
 
 def _executing(name: str) -> Callable[..., Any]:
-    """A method of the session that executes. While it is a list of objects, statements that know nothing of the ORM go
+    """A method of the session that executes. While nothing was done with it, statements that know nothing of the ORM go
     to the connection, as they would in the end: SQLAlchemy's sessions ask a statement the same."""
     by_session, by_connection = getattr(Session, name), getattr(HandlerConnection, name)
 
     @wraps(by_session)
     def executed(self: HandlerSession, statement: Any, params: Any = None, **options: Any) -> Any:
-        if self.awake or options or getattr(statement, "_propagate_attrs", True):
+        if self.awake or self.added or options or getattr(statement, "_propagate_attrs", True):
             self.access.touch()
             return by_session(self, statement, params, **options)
         return by_connection(self.access.connection, statement, params)
@@ -207,6 +209,11 @@ def watch(engine: Engine) -> None:
     def undo(connection: Connection) -> None:
         if isinstance(connection, HandlerConnection) and connection.access is not None:
             connection.access.unit.undone = True
+
+    @event.listens_for(engine, "commit")
+    def keep(connection: Connection) -> None:
+        if isinstance(connection, HandlerConnection) and connection.access is not None:
+            _refuse("commit() of a session of its own on this connection")
 
     @event.listens_for(engine, "savepoint")
     def set_savepoint(connection: Connection, name: str) -> None:

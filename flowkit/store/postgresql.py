@@ -128,7 +128,7 @@ class PostgresDialect:
         # RESET ALL also ends what was SET LOCAL; the role is not among what it puts back.
         connection.execute(f"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; {_limits(deadline)}", prepare=False)
 
-    def cleanse(self, connection: Any) -> bool:
+    def cleanse(self, connection: Any, exposed: bool) -> bool:
         return False  # DISCARD ALL would also forget what the driver has prepared
 
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
@@ -194,6 +194,9 @@ class PostgresDialect:
 
     def lost(self, connection: Any) -> bool:
         return bool(connection.closed or connection.broken)
+
+    def shut(self, connection: Any) -> bool:
+        return bool(connection.closed and not connection.broken)
 
     def denied(self, connection: Any, error: BaseException) -> bool:
         # A server that ends a session finishes the commit that it writes to disk; the driver then says what it will.
@@ -312,7 +315,7 @@ class PostgresDialect:
             ) from error
 
     def check_place(self) -> None:
-        """Nothing to do: each connection is asked which server it reaches (`_fence`)."""
+        """Nothing to do: each connection is asked which server it reaches (`Servers.check`)."""
 
     def tidy(self) -> None:
         """Nothing to do: autovacuum does it."""

@@ -72,6 +72,9 @@ class Dialect(Protocol):
     def lost(self, connection: Any) -> bool:
         """Whether the connection is gone."""
 
+    def shut(self, connection: Any) -> bool:
+        """Whether this process itself has closed the connection."""
+
     def denied(self, connection: Any, error: BaseException) -> bool:
         """Whether a commit that failed like this did not happen: the database itself said so."""
 
@@ -81,8 +84,9 @@ class Dialect(Protocol):
     def restore(self, connection: Any, deadline: float) -> None:
         """Put back the settings and the role of an open transaction; those of `begin` hold again."""
 
-    def cleanse(self, connection: Any) -> bool:
-        """Remove what handlers left on a connection, outside of a transaction. False when it has to be discarded."""
+    def cleanse(self, connection: Any, exposed: bool) -> bool:
+        """Remove what handlers left on a connection, outside of a transaction. False when it has to be discarded.
+        `exposed`: a handler had the driver's connection in hand."""
 
     def classify(self, error: BaseException, own: bool = False) -> BaseException:
         """The StoreConflict or StoreUnavailable that an error means; else the error. Of a statement of FlowKit's `own`

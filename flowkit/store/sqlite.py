@@ -213,10 +213,15 @@ class SqliteDialect:
             return True
         return False
 
+    def shut(self, connection: Any) -> bool:
+        return SqliteDialect.lost(self, connection)
+
     def restore(self, connection: Any, deadline: float) -> None:
         """Nothing to do: a handler's statement that sets a pragma is refused."""
 
-    def cleanse(self, connection: Any) -> bool:
+    def cleanse(self, connection: Any, exposed: bool) -> bool:
+        if exposed and self.path != ":memory:":
+            return False
         made = "SELECT type, replace(name, '\"', '\"\"') FROM temp.sqlite_master WHERE type IN ('table', 'view')"
         for kind, name in connection.execute(made).fetchall():
             connection.execute(f'DROP {kind} IF EXISTS temp."{name}"')

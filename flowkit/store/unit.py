@@ -15,7 +15,7 @@ from flowkit.message import Message
 from flowkit.ports import Claim, Copy, Delivery, Fence, Identity, Letter, Reopening, Tally
 from flowkit.store.access import Access, hooked
 from flowkit.store.guard import HandlerSession
-from flowkit.store.residue import Residue
+from flowkit.store.residue import TOKEN, Residue
 from flowkit.store.tables import DEAD, OPEN
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ SWALLOWED = (
     "a database error was caught inside the handler, but it had failed the transaction; let the error pass, or guard "
     "the statement with `with db.begin_nested():`"
 )
+ENDED = "a handler ended the transaction by the driver and began another"
 _log = logging.getLogger("flowkit.store")
-TOKEN = "flowkit_unit"
-"""A savepoint set before a handler gets the transaction. It is gone if the handler ended that transaction."""
 
 
 class SqlUnit:
@@ -213,6 +212,12 @@ class SqlUnit:
         self._failed = error
         raise error
 
+    def flush_common(self, access: Access | None = None) -> None:
+        """Send the objects that messages only added, before another message looks at what they wrote."""
+        common = self._common
+        if common is not None and access is not common and self._guarded and common.session.new:
+            common.session.flush()
+
     def gather(self, objects: Sequence[object]) -> None:
         """Flush these with those of the other messages."""
         if self._common is None:
@@ -253,14 +258,44 @@ class SqlUnit:
             cause = cause.__cause__
         return None
 
-    def swallowed(self) -> BaseException:
+    def swallowed(self, failure: BaseException | None = None) -> BaseException:
         """A handler caught a database error: a collision, which runs again, or its own mistake."""
-        cause = self._store.classify(self.failure) if self.failure is not None else None
-        return cause if isinstance(cause, StoreConflict | StoreUnavailable) else RuntimeError(SWALLOWED)
+        failure = failure or self.failure
+        cause = self._store.classify(failure) if failure is not None else None
+        if not isinstance(cause, StoreConflict | StoreUnavailable):
+            return RuntimeError(SWALLOWED)
+        self._met = cause
+        return cause
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is gone."""
+        return self._store.dialect.lost(self._driver)
+
+    @property
+    def shut(self) -> bool:
+        return self._store.dialect.shut(self._driver)
+
+    def check(self) -> None:
+        if self.undone or not self._guarded:
+            return
+        try:
+            self._cursor.execute(f"ROLLBACK TO SAVEPOINT {TOKEN}")
+        except Exception as error:  # all is undone in any case
+            if self.token_gone(error):
+                raise TransactionEnded(ENDED) from error
+
+    def token_gone(self, error: BaseException) -> bool:
+        """Whether a statement failed because a savepoint is gone: somebody ended the transaction by the driver."""
+        return self._store.dialect.token_gone(getattr(error, "orig", None) or error)
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether the transaction that was open is not any more, by a local look."""
+        return self._guarded and isinstance(self._store.dialect.broken(self._driver), TransactionEnded)
 
     def flush(self) -> None:
-        if self._common is not None and self._guarded:
-            self._common.session.flush()
+        self.flush_common()
         self.send()
 
     def restore(self) -> None:
@@ -298,7 +333,7 @@ class SqlUnit:
             if isinstance(cause, StoreUnavailable) and not self._store.dialect.denied(self._driver, met):
                 raise CommitUnknown(str(cause)) from error
             if cause is error and self._store.dialect.token_gone(error):
-                raise TransactionEnded("a handler ended the transaction by the driver and began another") from error
+                raise TransactionEnded(ENDED) from error
             raise cause from error
         self._begun = False
         if self._store.dialect.doubtful(self._driver):
@@ -316,7 +351,7 @@ class SqlUnit:
             self._cursor.close()
         dialect = self._store.dialect
         kept = not self._gone and not dialect.lost(self._driver) and (not self._begun or self._rolled_back())
-        if kept and (not self.residue & Residue.LASTING or self._cleansed()):
+        if kept and (not self.residue & (Residue.LASTING | Residue.DRIVER) or self._cleansed()):
             self.pooled.close()
         else:
             dialect.discard(self._driver)
@@ -338,7 +373,7 @@ class SqlUnit:
     def _cleansed(self) -> bool:
         """Whether nothing is left on the connection of what handlers made there."""
         try:
-            return self._store.dialect.cleanse(self._driver)
+            return self._store.dialect.cleanse(self._driver, bool(self.residue & Residue.DRIVER))
         except Exception:
             return False
 

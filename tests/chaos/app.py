@@ -66,8 +66,6 @@ def trespass(order: Order, db: Session) -> None:
             note(FAILED)
             driver: Any = db.connection().connection.driver_connection
             driver.close()
-        case "leave":
-            threading.Thread(target=write_late, args=(db,)).start()
         case "fork":
             child = os.fork()
             if child == 0:
@@ -103,6 +101,8 @@ def accept(order: Order, message: Message, db: Session) -> Order:
     if order.deed == "slow":
         time.sleep(SLOW_SECONDS)
     perhaps_fail(order)
+    if order.deed == "leave":
+        threading.Thread(target=write_late, args=(db,)).start()
     return order
 
 

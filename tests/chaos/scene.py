@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-import sqlite3
 import subprocess
 import tempfile
 import time
@@ -12,6 +11,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Protocol
 
+from flowkit import sqlite_driver
 from flowkit.config import Settings, open_store
 from flowkit.transports.rabbitmq.queues import Queues
 from tests.chaos.oracle import FLOWS
@@ -72,7 +72,7 @@ class Sqlite:
 
     def lock(self) -> None:
         """Another program writes, and takes its time."""
-        with closing(sqlite3.connect(self._path, isolation_level=None, timeout=30)) as connection:
+        with closing(sqlite_driver().connect(self._path, isolation_level=None, timeout=30)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             time.sleep(self._drawn.uniform(0.1, 2))
             connection.execute("ROLLBACK")

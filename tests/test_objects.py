@@ -39,8 +39,8 @@ def counted(app: App, url: str, read: Callable[[Objects], int]) -> int:
     """What a counter says when two workers have handled so many orders, none of them failed."""
     store = open_store(Settings(database_url=url), check=False)
     store.upgrade()
-    with closing(store), closing(app):
-        app.connect(connect(Settings(database_url=url)))
+    with closing(store), closing(connect(Settings(database_url=url))) as services:
+        app.connect(services)
         app.publish_many(app.channels["orders"], [Order(name=str(number)) for number in range(ORDERS)])
         with worker(app, url), worker(app, url):
             wait_until(lambda: store.unfinished(list(app.flows)) == 0)

@@ -11,9 +11,11 @@ _TEXT = re.compile(
 """Comments, texts and spaces of SQL: a space stands for each of them. A quoted name loses its quotes."""
 _ENDING = re.compile(
     r"(commit|end|abort|begin|start\s+transaction|prepare\s+transaction|"
+    r"set\s+(?:(?:local|session)\s+)?(?:characteristics|transaction\w*)|"
     r"rollback(?!\s+(?:(?:work|transaction)\s+)?to\b))\b",
     re.IGNORECASE,
 )
+"""Words that end a transaction, or change what it is: FlowKit begins it."""
 _PASSING = re.compile(
     r"set\s+constraints\b|declare\b(?!.*\bwith\s+hold\b)|create\b.*\bon\s+commit\s+drop\b", re.IGNORECASE
 )

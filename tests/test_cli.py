@@ -829,7 +829,7 @@ def test_a_flow_that_stopped_is_the_exit_code(flowkit: Terminal) -> None:
 
 @pytest.mark.processes
 def test_until_idle_says_what_it_waits_for(flowkit: Terminal) -> None:
-    flowkit("send", "shop.py", "notes", "x", "--delay", "2s")
+    flowkit("send", "shop.py", "notes", "x", "--delay", "8s")
     with running(flowkit, "--until-idle", "--flows", "note, shop.done") as run:
         code, said = run.end()
     assert code == 0, said

@@ -680,6 +680,6 @@ def test_row_e21_what_others_compress_takes_effect_or_is_dead(site: Site, suppli
         wait_until(lambda: site.store.ledger.balances()["shop.accept"].dead == 1)
         site.rest()
     (letter,) = site.store.dead_letters.read(site.store.dead_letters.select())
-    assert (letter.message.id, letter.message.body) == ("b", GOOD)
+    assert (letter.message.headers["ce-id"], letter.message.body) == ("b", GOOD)
     assert "its content_encoding is 'br'" in letter.error
     assert (blobs[0].body, blobs[0].headers) == (COMPRESSED, {"content-encoding": "gzip"}), "bytes come as they are"

@@ -137,6 +137,9 @@ class Claim(NamedTuple):
     attempts: int = 0
     suspect: bool = False
     """It may have killed its process, so it runs alone."""
+    at: int = 0
+    """Microseconds of the database's clock as it was made, which tell it from another worker's claim of the same
+    message; 0 where it was only looked for."""
 
 
 class Reopening(NamedTuple):
@@ -389,6 +392,9 @@ class Unit(Protocol):
 
     def claim(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
         """Claim these in the inbox. Those missing from the answer are duplicates."""
+
+    def holds(self, claims: Mapping[Identity, Claim]) -> bool:
+        """Whether all of these very claims are in the inbox: the transaction that made them was committed."""
 
     def digests(self, deliveries: Sequence[Delivery]) -> dict[Identity, str]:
         """The digests with which these identities were claimed; empty where there was none."""

@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -84,6 +86,18 @@ def note_and_raise(db: Session) -> None:
     except IntegrityError:
         db.add(Effect(name="leak"))
         raise
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("wanted", [Connection, Session])
+def test_a_handler_writes_on_the_connection_that_replaces_a_dead_one(postgresql_url: str, wanted: type) -> None:
+    with closing(open_store(Settings(database_url=postgresql_url), check=False)) as opened:
+        store: Any = opened
+        with store.unit("shop.accept") as unit, unit.access() as access, psycopg.connect(postgresql_url) as beside:
+            given = access.give(wanted)
+            ((pid,),) = unit.read("SELECT pg_backend_pid()")
+            beside.execute("SELECT pg_terminate_backend(%s, 60000)", (pid,))
+            assert given.execute(text("SELECT pg_backend_pid()")).scalar() != pid
 
 
 # ---------------------------------------------------------------- what a failed message wrote is gone

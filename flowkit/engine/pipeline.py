@@ -424,9 +424,9 @@ class Pipeline:
 
     def _are_claimed(self, items: Sequence[Item]) -> bool:
         """Whether the claims of a transaction that did not come to its end are there: somebody committed it."""
-        claimed = [item.delivery for item in items if item.claimed]
+        claims = {item.delivery.identity: item.claim for item in items if item.claimed and item.claim is not None}
         with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
-            return bool(claimed) and not unit.look(claimed)
+            return bool(claims) and unit.holds(claims)
 
     def _claim_or_leave(self, unit: Unit, items: Sequence[Item]) -> None:
         """A handler's first statement begins the transaction: its message must still be ours."""

@@ -108,7 +108,13 @@ class Access:
         savepoint = self._savepoint
         if self.unit.undone or (savepoint is not None and not savepoint.is_active and not self._undoing):
             raise self.unit.swallowed()
-        self.unit.touch()
+        self.unit.touch(self)
+
+    def follow(self) -> None:
+        """The transaction begins on another connection, since the pooled one had died while it was idle."""
+        connection: HandlerConnection | None = self.__dict__.get("connection")
+        if connection is not None:
+            connection.move(self.unit.pooled)
 
     def touch_own(self, what: str) -> None:
         """FlowKit is to read or write its own tables for the handler, whose role or path must not hide them."""

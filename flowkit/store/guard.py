@@ -42,6 +42,10 @@ class HandlerConnection(Connection):
             self.access.expose()
         return super().connection
 
+    def move(self, driver: PoolProxiedConnection) -> None:
+        """Go on with another connection of the driver's: nothing was done on the old one."""
+        self._dbapi_connection = driver
+
     def commit(self) -> None:
         _refuse("commit()")
 

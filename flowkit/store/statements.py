@@ -20,7 +20,7 @@ class Statements:
     """Every statement, rendered for one database."""
 
     look: str = """
-        SELECT box.flow, box.source, box.id, box.state, box.generation, box.attempts, box.suspect, box.digest
+        SELECT box.flow, box.source, box.id, box.state, box.generation, box.attempts, box.suspect, box.digest, box.changed
         FROM {each} JOIN flowkit_inbox AS box
         ON box.flow = value ->> 0 AND box.source = value ->> 1 AND box.id = value ->> 2"""
     # One claim for all generations: a missing row and an open row that expects no later generation can be claimed.
@@ -32,7 +32,7 @@ class Statements:
         SET state = 1, generation = excluded.generation, changed = excluded.changed,
             digest = CASE WHEN excluded.digest = '' THEN box.digest ELSE excluded.digest END
         WHERE box.state = 0 AND box.generation <= excluded.generation
-        RETURNING flow, source, id, attempts, suspect"""
+        RETURNING flow, source, id, attempts, suspect, changed"""
     set_inbox: str = """
         INSERT INTO flowkit_inbox AS box (state, generation, attempts, suspect, flow, source, id, changed)
         VALUES (?, ?, ?, ?, ?, ?, ?, {now})

@@ -84,7 +84,9 @@ class SqlUnit:
     def look(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
         found = {
             (flow, source, id): (state, generation, attempts, suspect)
-            for flow, source, id, state, generation, attempts, suspect, _ in self._look(deliveries)
+            for flow, source, id, state, generation, attempts, suspect, *_ in self._look(
+                one.identity for one in deliveries
+            )
         }
         claims = {}
         for one in deliveries:
@@ -103,16 +105,21 @@ class SqlUnit:
         rows = [(*identity, *wanted[identity]) for identity in sorted(wanted)]
         self.begin()
         return {
-            (flow, source, id): Claim(attempts, bool(suspect))
-            for flow, source, id, attempts, suspect in self.read(self.sql.claim, (to_json(rows).decode(),))
+            (flow, source, id): Claim(attempts, bool(suspect), at)
+            for flow, source, id, attempts, suspect, at in self.read(self.sql.claim, (to_json(rows).decode(),))
         }
 
-    def digests(self, deliveries: Sequence[Delivery]) -> dict[Identity, str]:
-        return {(flow, source, id): digest for flow, source, id, *_, digest in self._look(deliveries)}
+    def holds(self, claims: Mapping[Identity, Claim]) -> bool:
+        written = {(flow, source, id): at for flow, source, id, *_, at in self._look(claims)}
+        return all(written.get(identity) == claim.at for identity, claim in claims.items())
 
-    def _look(self, deliveries: Sequence[Delivery]) -> list[Any]:
+    def digests(self, deliveries: Sequence[Delivery]) -> dict[Identity, str]:
+        rows = self._look(one.identity for one in deliveries)
+        return {(flow, source, id): digest for flow, source, id, *_, digest, _ in rows}
+
+    def _look(self, identities: Iterable[Identity]) -> list[Any]:
         """The rows of the inbox for these."""
-        return self.read(self.sql.look, (to_json(sorted({one.identity for one in deliveries})).decode(),))
+        return self.read(self.sql.look, (to_json(sorted({*identities})).decode(),))
 
     def reopen(self, rows: Sequence[Reopening]) -> None:
         self.write(
@@ -192,7 +199,7 @@ class SqlUnit:
     def hooked(self) -> bool:
         return hooked()
 
-    def touch(self) -> None:
+    def touch(self, access: Access) -> None:
         """A handler uses the transaction: see to it that there is one and that its end is noticed."""
         if self._failed is not None:
             raise self._failed
@@ -200,6 +207,7 @@ class SqlUnit:
             return
         try:
             self.begin()
+            access.follow()
             if self.opening is not None:
                 self.opening()
             self._execute(f"SAVEPOINT {TOKEN}")

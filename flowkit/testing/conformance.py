@@ -222,6 +222,17 @@ class StoreConformance:
         assert set(seen) == {fresh.identity, again.identity}
         assert seen[again.identity].attempts == 5
 
+    def test_a_claim_is_told_from_that_of_another_worker(self) -> None:
+        """After a connection was lost amid a transaction: another may have claimed the message meanwhile."""
+        one, claims = delivery(message()), list[Any]()
+        for committed in (False, True):
+            with self.store.unit(FLOW) as unit:
+                claims.append(unit.claim([one]))
+                if committed:
+                    unit.commit()
+        with self.store.unit(FLOW) as unit:
+            assert [unit.holds(each) for each in claims] == [False, True]
+
     def test_row_34_two_transactions_cannot_both_claim(self) -> None:
         one = delivery(message())
         won: list[list[str]] = []

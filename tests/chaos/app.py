@@ -73,9 +73,17 @@ def trespass(order: Order, db: Session) -> None:
             os.waitpid(child, 0)
 
 
+class Left(threading.local):
+    """The session that the last handler of this thread left to a thread of its own."""
+
+    session: Session | None = None
+
+
+left = Left()
+
+
 def write_late(db: Session) -> None:
-    """Write as a thread does that a handler left behind."""
-    time.sleep(SLOW_SECONDS)
+    """Write as a thread does that a handler left behind, while the next handler has the connection."""
     with suppress(FlowKitError):
         db.execute(text("INSERT INTO effects (name) VALUES ('late nobody -')"))
 
@@ -101,8 +109,11 @@ def accept(order: Order, message: Message, db: Session) -> Order:
     if order.deed == "slow":
         time.sleep(SLOW_SECONDS)
     perhaps_fail(order)
-    if order.deed == "leave":
-        threading.Thread(target=write_late, args=(db,)).start()
+    if left.session is not None:
+        late = threading.Thread(target=write_late, args=(left.session,))
+        late.start()
+        late.join()
+    left.session = db if order.deed == "leave" else None
     return order
 
 

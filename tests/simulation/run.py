@@ -37,9 +37,6 @@ KINDS = (
 """What can break."""
 VERSIONS, GROUPS, SUSPECTS, CLOCK = 0.15, 0.15, 0.05, 0.05
 """In how many runs a version is rolled out, there are two groups, many orders kill their workers, or clocks are set."""
-DEADLY = ("poison", "bomb", "hang")
-DEADLY_SHARE = 0.2
-"""How many orders more kill their workers in a run about them."""
 HOUR = 3600.0
 SET_SECONDS = 5.0
 """In how many seconds from the beginning the clock is set."""
@@ -263,10 +260,10 @@ def _settings(drawn: random.Random) -> list[tuple[float, float]]:
 def _deed(drawn: random.Random, serial: bool, deadly: bool) -> str:
     """Poison and hangs cost many processes, so they are rare in most runs. Where several may write, SQLite cannot stand
     for the server that would end the transaction of one that hangs."""
-    deed = drawn.choice(DEADLY if deadly and drawn.random() < DEADLY_SHARE else DEEDS)
+    deed = drawn.choice(DEEDS)
     if deed == "hang" and not serial:
         return ""
-    return deed if deed not in DEADLY or deadly or drawn.random() < 0.1 else ""
+    return deed if deed not in ("poison", "bomb", "hang") or deadly or drawn.random() < 0.1 else ""
 
 
 @contextmanager

@@ -20,7 +20,8 @@ class Statements:
     """Every statement, rendered for one database."""
 
     look: str = """
-        SELECT box.flow, box.source, box.id, box.state, box.generation, box.attempts, box.suspect, box.digest, box.changed
+        SELECT box.flow, box.source, box.id, box.state, box.generation, box.attempts, box.suspect, box.digest,
+               box.changed
         FROM {each} JOIN flowkit_inbox AS box
         ON box.flow = value ->> 0 AND box.source = value ->> 1 AND box.id = value ->> 2"""
     # One claim for all generations: a missing row and an open row that expects no later generation can be claimed.

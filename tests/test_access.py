@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import psycopg
@@ -605,6 +605,49 @@ def test_a_handler_that_ends_its_connection_is_charged(
         assert letter.attempts == 2
         assert f"its connection died {DEATHS} times as the message ran alone" in letter.error
         assert len(runs) >= 2 * DEATHS
+
+
+def leave_a_copy_open(driver: Any) -> Any:
+    copy = driver.cursor().copy("COPY effects (name) FROM STDIN")
+    copy.__enter__()
+    return copy
+
+
+def leave_a_stream_open(driver: Any) -> Any:
+    rows = driver.cursor().stream("SELECT generate_series(1, 100000)")
+    next(rows)
+    return rows
+
+
+def leave_a_pipeline_open(driver: Any) -> Any:
+    pipeline = driver.pipeline()
+    pipeline.__enter__()
+    driver.execute("INSERT INTO effects (name) VALUES ('unseen')")
+    return pipeline
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize("deed", [leave_a_copy_open, leave_a_stream_open, leave_a_pipeline_open])
+def test_a_handler_that_leaves_a_command_of_the_driver_open_is_charged(
+    app: App, orders: Channel[Order], postgresql_url: str, deed: Callable[[Any], Any]
+) -> None:
+    left: list[Any] = []
+
+    @app.flow(orders, retry=RetryPolicy(attempts=1))
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            left.append(deed(db.connection().connection.driver_connection))
+
+    with running(app, postgresql_url) as harness:
+        for name in NAMES:
+            harness.publish(orders, Order(name=name, deed="x" if name == CULPRIT else ""))
+        for _ in range(DEATHS + 1):
+            with suppress(FlowKitError):  # the store seems to be away: a worker tries again
+                harness.advance("1s")
+        once(harness, *OTHERS)
+        (letter,) = harness.dead()
+        assert "left a COPY, a stream or a pipeline of the driver open" in letter.error
 
 
 @pytest.mark.parametrize(("database", "deed"), [on("sqlite", close), on("postgresql", close)])

@@ -184,6 +184,11 @@ class PostgresDialect:
     def broken(self, connection: Any) -> BaseException | None:
         """Why the transaction cannot go on. A local look at what the server said last."""
         status = connection.info.transaction_status.name
+        if status == "ACTIVE" or connection.lock.locked() or connection.info.pipeline_status.name != "OFF":
+            connection.close()  # the next statement would wait for the handler, for ever
+            return StoreUnavailable(
+                "PostgreSQL: the handler left a COPY, a stream or a pipeline of the driver open; use it in a with block"
+            )
         if status == "INTRANS":
             return None
         if status == "INERROR":

@@ -249,7 +249,11 @@ class SqlUnit:
         if self.undone:
             return self.swallowed()
         broken = self._store.dialect.broken(self._driver) if self._guarded else None
-        return self.swallowed() if isinstance(broken, RuntimeError) else broken
+        if isinstance(broken, RuntimeError):
+            return self.swallowed()
+        if isinstance(broken, StoreUnavailable):
+            self._failed = broken  # the first look knows most
+        return broken
 
     def ended(self, error: BaseException) -> BaseException | None:
         broken = self.broken()

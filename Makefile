@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-FAST := -m "not postgresql and not rabbitmq and not processes and not slow" --numprocesses 2 --dist worksteal
+FAST := -m "not postgresql and not rabbitmq and not processes and not slow" --numprocesses 3 --dist worksteal
 # They wait as well as compute: three at a time keep two cores busy. Who dies is not run again and again.
 SLOW := -m "postgresql or rabbitmq or processes or slow" --numprocesses 3 --dist loadgroup --max-worker-restart 0
 # Every process that a test starts would compile FlowKit anew.

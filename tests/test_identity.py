@@ -204,6 +204,17 @@ def test_a_duplicate_with_another_body_is_told_and_counted(
     ]
 
 
+@pytest.mark.parametrize("source", ["shop", "shop.other"])
+def test_a_stranger_takes_no_identity_of_the_app(database_url: str, source: str) -> None:
+    app = strict_app()
+    with running(app, database_url, broker=True) as harness:
+        harness.broker.deliver(FLOW, Message("order-1", source, "", b'{"n": 1}'))
+        harness.until_quiet()
+        harness.publish(app.channels["numbers"], Number(n=2), id="order-1")
+        harness.until_quiet()
+        once(harness, "1", "2")
+
+
 def plain_app() -> App:
     app = new_app()
 

@@ -20,12 +20,16 @@ def is_foreign(delivery: Delivery) -> bool:
 
 
 def received(delivery: Delivery, channel: str) -> Delivery:
-    """A message of another program as it came, at the channel of its flow."""
+    """A message of another program as it came, at the channel of its flow. One that claims to be of this app must not
+    take an identity that a message of the app has, or will have."""
     message = delivery.message
     if message.source == UNREAD:
         headers = message.headers if isinstance(message.headers, Mapping) else {}  # whoever wrote the row
         id, source = headers.get(ORIGINAL_ID, ""), headers.get(ORIGINAL_SOURCE, NAMELESS)
         message = message._replace(id=id, source=source if source != UNREAD else NAMELESS)
+    app = delivery.flow.partition(".")[0]
+    if message.source == app or message.source.startswith(f"{app}."):
+        message = message._replace(source=NAMELESS)
     message = message._replace(channel=channel)
     return delivery._replace(message=message, foreign=True, digest=digest(message.body))
 
@@ -65,19 +69,10 @@ def find_reused(unit: Unit, items: Sequence[Item]) -> int:
     """
     duplicates = [item for item in items if item.delivery.digest and isinstance(item.outcome, Duplicate)]
     known = unit.digests([item.delivery for item in duplicates]) if duplicates else {}
-    found = [one for one in duplicates if _differs(one.delivery, known.get(one.delivery.identity))]
+    found = [one for one in duplicates if known.get(one.delivery.identity) not in (None, "", one.delivery.digest)]
     for item in found:
         item.error = Reused(
             "this id came before with another body, which alone counts; if both are meant, let id_from= name what "
             "tells them apart"
         )
     return len(found)
-
-
-def _differs(duplicate: Delivery, known: str | None) -> bool:
-    """Whether a body is another one than that whose digest is known."""
-    if known:
-        return known != duplicate.digest
-    # Our own messages have no digest there. Their true copies never come here: the transport knows them.
-    app, source = duplicate.flow.partition(".")[0], duplicate.message.source
-    return known == "" and (source == app or source.startswith(f"{app}."))

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from flowkit import App, Channel, Objects, RetryPolicy
 from flowkit.config import Settings, connect, open_store
+from flowkit.engine.triage import SOLO_BATCHES, SOLO_TRIES
 from flowkit.engine.worker import Worker
 from flowkit.ports import Duplicate
 from tests.conftest import PROOF
@@ -562,6 +563,31 @@ def test_row_33_a_thousand_serialization_failures_are_no_attempt(postgresql_url:
         assert len(met) == 1000
         once(harness, *names)
         assert harness.dead() == []
+
+
+def test_a_handler_that_always_collides_fails_in_the_end(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowkit.engine.triage.CONFLICT_SECONDS", 0.0)
+    app = new_app()
+    orders = app.channel("orders", Order)
+    runs: list[str] = []
+
+    @app.flow(orders, retry=RetryPolicy(attempts=2, first="10ms", factor=1, jitter=0))
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.name == "3":
+            runs.append(order.name)
+            db.execute(text("DO $$ BEGIN RAISE EXCEPTION 'stale' USING ERRCODE = '40001'; END $$"))
+
+    with running(app, postgresql_url) as harness:
+        names = [str(number) for number in range(10)]
+        app.publish_many(orders, [Order(name=name) for name in names])
+        for _ in range(2):
+            harness.advance("1s")
+        once(harness, *(name for name in names if name != "3"))
+        (letter,) = harness.dead()
+        assert letter.attempts == 2
+        assert f"collided with others {SOLO_BATCHES * SOLO_TRIES} times as it ran alone" in letter.error
+        assert len(runs) < 3 * SOLO_BATCHES * (SOLO_TRIES + 1)
 
 
 def test_row_68_two_hundred_flows_share_a_few_connections(postgresql_url: str) -> None:

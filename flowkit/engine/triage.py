@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 from flowkit.engine.item import ConnectionDied, Item, Refused, Spoiled, describe, handle_of
@@ -12,6 +13,9 @@ from flowkit.ports import Delivery
 CONFLICT_SECONDS = 0.005
 SOLO_TRIES = 20
 """How often one message alone may collide with others before it waits for a later batch."""
+SOLO_BATCHES = 5
+"""In how many batches one message alone may collide so often until that is its own failure: its handler may raise what
+looks like a collision, each time."""
 DEATHS = 3
 """A message that ran alone is to blame for so many dead connections, if the server has not restarted meanwhile."""
 Part = tuple[Sequence[Delivery], BaseException | None]
@@ -41,6 +45,8 @@ class Triage:
         """Handlers that failed while their batch shared a transaction."""
         self._deaths: dict[Hashable, tuple[str, int]] = {}
         """Messages whose connection died as they ran alone: since when the server ran, and how often."""
+        self._crowded: Counter[Hashable] = Counter()
+        """In how many batches a message collided again and again, as it ran alone."""
 
     def begin(self) -> None:
         """A batch begins."""
@@ -67,6 +73,7 @@ class Triage:
         for item in items:
             if item.outcome is not None:
                 self._deaths.pop(handle_of(item.delivery), None)
+                self._crowded.pop(handle_of(item.delivery), None)
         for spoiled in self._stumbled:
             if any(item.delivery is spoiled.delivery and item.handled and item.error is None for item in items):
                 assert spoiled.delivery is not None
@@ -126,13 +133,19 @@ class Triage:
         )
 
     def _collided(self, error: StoreConflict, part: Sequence[Delivery], verdict: BaseException | None) -> list[Part]:
-        """Never an attempt: the fewer run together, the less they collide."""
+        """No attempt: the fewer run together, the less they collide. Of a handler that always collides it is one."""
         self.conflicts += 1
         if len(part) > 1:
             return halves(part)
         time.sleep(CONFLICT_SECONDS * self.conflicts * self._pipeline.random())
         if self.conflicts <= SOLO_TRIES:
             return [(part, verdict)]
+        handle = handle_of(part[0])
+        self._crowded[handle] += any(item.handled for item in self._pipeline.items)
+        if self._crowded[handle] >= SOLO_BATCHES:
+            often = SOLO_BATCHES * SOLO_TRIES
+            failure = RuntimeError(f"its transaction collided with others {often} times as it ran alone: {error}")
+            return [(part, failure)]
         self._log.warning("flow %s: %s; the message waits for the next batch", self._flow.name, error)
         self.later += part
         return []

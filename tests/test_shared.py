@@ -197,7 +197,7 @@ def test_an_event_with_copied_headers_is_one_of_its_own(site: Site, supplier: Su
         supplier.send(channel, b'{"name": "c"}', headers=headers | {"ce-source": "erp"})
         supplier.send(channel, body, headers=headers | {"ce-id": "again"}, message_id=found.message_id)
         supplier.send(channel, b'{"name": "d"}', headers=headers, message_id=found.message_id)
-        supplier.send(channel, b'{"name": "e"}', message_id=id, app_id="shop")  # whose id and source are ours: told
+        supplier.send(channel, b'{"name": "e"}', message_id=id, app_id="shop")  # foreign too, under the id of d: told
         wait_until(lambda: site.effects() == {"a": 2, "b": 1, "c": 1, "d": 1} and len(site.outcomes) == 6)
         site.rest()
     assert sorted(map(repr, site.outcomes)) == [*[repr(Done())] * 5, repr(Duplicate())]

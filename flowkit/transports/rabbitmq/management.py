@@ -1,25 +1,54 @@
 """RabbitMQ's management API, which alone tells the policies that apply to a queue, and its bindings."""
 
-import json
-import re
+import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from http.client import HTTPException
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
+
+from pydantic import BaseModel, Field, TypeAdapter
 
 from flowkit.errors import BrokerUnavailable, ConfigError
 from flowkit.url import mask
 
+T = TypeVar("T")
 SETTING = "FLOWKIT_BROKER_MANAGEMENT_URL"
 ANSWER_SECONDS = 10.0
+TELL_SECONDS, ASK_SECONDS = 15.0, 0.5
+"""How long a start waits for RabbitMQ to tell the policy of a new queue, and how often it asks."""
+MOST_BYTES = 16 * 1024 * 1024
+"""The longest answer that is read."""
+NOT_FOUND, REDIRECTS = 404, range(300, 400)
 KEEPS = {"overflow": "reject-publish"}
 DISCARDS = ("overflow", "message-ttl", "expires", "delivery-limit")
 """What a policy must not say, unless it says what `KEEPS` does. A policy's overflow wins over a quorum queue's own
 argument, and of two limits the lower one holds."""
-APPLY = ("all", "queues", "quorum_queues")
-"""To what a policy applies that concerns a quorum queue."""
+Empty = Annotated[list[Any], Field(max_length=0)]
+
+
+class _Policy(BaseModel):
+    """A policy of the virtual host, whatever it applies to."""
+
+    definition: dict[str, Any]
+
+
+class _Queue(BaseModel):
+    """What RabbitMQ tells of the policies of a queue, in the end."""
+
+    policy: str | None = None
+    operator_policy: str | None = None
+    effective_policy_definition: dict[str, Any] | Empty | None = None
+    """What both say together. None: not told yet. Old versions tell an empty one as a list."""
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the password would go along, to whatever host the answer names."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """No other request is made: the redirect itself is the answer."""
 
 
 class Management:
@@ -38,46 +67,64 @@ class Management:
         self._root = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         self._headers = {"Authorization": f"Basic {b64encode(login.encode()).decode()}"}
         self._vhost = vhost
+        self._opener = urllib.request.build_opener(_StayHere)
 
-    def audit(self, queues: Sequence[str]) -> None:
+    def audit(self, queues: Sequence[str], patience: float = TELL_SECONDS) -> None:
         """Raise ConfigError where a policy lets one of these queues lose messages silently; BrokerUnavailable when
         the API does not answer.
 
-        What the API says of a queue itself lags behind by seconds, so the policies are matched here, as RabbitMQ does.
+        Which policy a queue has only RabbitMQ knows. It tells within ten seconds of a change. Where the virtual host
+        has a policy to be afraid of, this waits up to `patience` seconds until RabbitMQ tells the one of a new queue,
+        and raises BrokerUnavailable if it does not.
         """
-        for kind in ("policies", "operator-policies"):
-            policies = self._read(kind)
-            policy: dict[str, Any]
-            for queue in queues:
-                matching = [one for one in policies if one["apply-to"] in APPLY and re.search(one["pattern"], queue)]
-                policy = max(matching, key=lambda one: int(one["priority"]), default={"definition": {}})
-                for rule in DISCARDS:
-                    said = policy["definition"].get(rule)
-                    if said is not None and said != KEEPS.get(rule):
-                        raise ConfigError(
-                            f"RabbitMQ's policy {policy['name']} gives queue {queue} {rule}={said}, by which messages "
-                            "vanish silently; leave the queues flowkit.* out of it"
-                        )
+        policies = [one for kind in ("policies", "operator-policies") for one in self._read(kind, list[_Policy])]
+        if not any(_discards(one.definition) for one in policies):
+            return
+        deadline = time.monotonic() + patience
+        for name in queues:
+            queue = self._queue(name)
+            while queue.effective_policy_definition is None:
+                if time.monotonic() >= deadline:
+                    raise BrokerUnavailable(f"RabbitMQ does not tell yet which policy queue {name} has")
+                time.sleep(ASK_SECONDS)
+                queue = self._queue(name)
+            for rule, said in _discards(dict(queue.effective_policy_definition)).items():
+                policy = " and ".join(filter(None, (queue.policy, queue.operator_policy)))
+                raise ConfigError(
+                    f"RabbitMQ's policy {policy} gives queue {name} {rule}={said}, by which messages vanish silently; "
+                    "leave the queues flowkit.* out of it"
+                )
 
     def is_bound(self, queue: str, exchange: str) -> bool:
         """Whether a queue is bound to an exchange. Raises as `audit` does."""
-        return bool(self._read("bindings", f"/e/{quote(exchange, safe='')}/q/{quote(queue, safe='')}"))
+        return bool(self._read("bindings", list[Any], f"/e/{quote(exchange, safe='')}/q/{quote(queue, safe='')}"))
 
-    def _read(self, kind: str, which: str = "") -> list[dict[str, Any]]:
-        """The things of a kind in our virtual host."""
+    def _queue(self, name: str) -> _Queue:
+        """The policies of a queue, as far as RabbitMQ tells them. Of a queue that is gone it tells nothing."""
+        columns = "name,policy,operator_policy,effective_policy_definition"  # without a name, nothing is told as a list
+        return self._read("queues", _Queue, f"/{quote(name, safe='')}?columns={columns}", missing=_Queue())
+
+    def _read(self, kind: str, type: type[T], which: str = "", missing: T | None = None) -> T:
+        """The things of a kind in our virtual host; `missing`, if given, where there are none of that name."""
         url = f"{self._root}/api/{kind}/{quote(self._vhost, safe='')}{which}"
         request = urllib.request.Request(url, headers=self._headers)  # noqa: S310 - the scheme is checked
         try:
-            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:  # noqa: S310
-                found = json.load(answer)
+            with self._opener.open(request, timeout=ANSWER_SECONDS) as answer:
+                return TypeAdapter(type).validate_json(answer.read(MOST_BYTES))
         except urllib.error.HTTPError as error:
             error.close()
-            raise ConfigError(
-                f"{SETTING} is {self._shown}, which answers {error.code} {error.reason}; check user and password, and "
-                "that it is RabbitMQ's management API"
-            ) from None
+            if error.code == NOT_FOUND and missing is not None:
+                return missing
+            why = "check user and password, and that it is RabbitMQ's management API"
+            if error.code in REDIRECTS:
+                why = "a redirect is not followed, for the password would go along; name the API's own address"
+            raise ConfigError(f"{SETTING} is {self._shown}, which answers {error.code} {error.reason}; {why}") from None
         except OSError as error:
             raise BrokerUnavailable(f"{SETTING} is {self._shown}, which cannot be reached: {error}") from None
-        except ValueError:
+        except (HTTPException, ValueError):
             raise ConfigError(f"{SETTING} is {self._shown}, which is no management API of RabbitMQ") from None
-        return list(found)
+
+
+def _discards(definition: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a policy lets messages vanish."""
+    return {rule: definition[rule] for rule in DISCARDS if definition.get(rule) not in (None, KEEPS.get(rule))}

@@ -18,6 +18,7 @@ from flowkit.ports import CANDIDATE, Clock, Copy, Random, Receipt, Shared
 from flowkit.transports.rabbitmq.exchanges import Exchanges
 from flowkit.transports.rabbitmq.link import Link, close, open_channel, refused, said
 from flowkit.transports.rabbitmq.management import Management
+from flowkit.transports.rabbitmq.policies import Policies
 from flowkit.transports.rabbitmq.presence import Presence
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.sender import Sender
@@ -199,6 +200,7 @@ class Connections:
         """The flows of which no lane can consume, and why. Replaced, and never changed."""
         self.presence: Presence | None = None
         self.exchanges = Exchanges(queues, management, self._ask, self._consumed)
+        self._policies = Policies(management, self._consumed_queues) if management is not None else None
         self.sender = Sender(loop, queues, clock, self.exchanges.came_back)
         self.publishing = Link(servers(url), random, self.sender.opened, self.sender.lost)
         self.consuming = Link(servers(url), random, self._consume, self._lost)
@@ -269,6 +271,8 @@ class Connections:
 
     async def close(self) -> None:
         self.exchanges.task.cancel()
+        if self._policies is not None:
+            self._policies.task.cancel()
         await self.consuming.close()
         await self.publishing.close()
 
@@ -308,6 +312,9 @@ class Connections:
     def _consumed(self) -> list[str]:
         """The flows that lanes of this process receive for."""
         return sorted({source.flow for source in self.sources if not source.closed})
+
+    def _consumed_queues(self) -> list[str]:
+        return [self._queues.name(flow) for flow in self._consumed()]
 
     def _lost(self) -> None:
         for source in self.sources:

@@ -13,6 +13,10 @@ class ConfigError(FlowKitError):
     """A setting is wrong or a service cannot be used as configured. Names the setting."""
 
 
+class StoreMissing(ConfigError):
+    """The database's file is not there, and nobody asked to make it."""
+
+
 class Reject(FlowKitError):
     """Raised by a handler: this message is a dead letter now, whatever the retry policy says."""
 

@@ -394,7 +394,7 @@ class Flow:
         getters: list[tuple[str, Getter]] = []
         for name, wanted in self.wants().items():
             if wanted is Message:
-                getters.append((name, lambda delivery, outbox, giver: delivery.message))
+                getters.append((name, lambda delivery, outbox, giver: _attempt(delivery)))
             elif wanted is Outbox:
                 getters.append((name, lambda delivery, outbox, giver: outbox))
             elif wanted == Logger:
@@ -473,6 +473,11 @@ class Flow:
 
 Getter = Callable[[Delivery, Outbox, Giver], object]
 """Finds one argument of a handler."""
+
+
+def _attempt(delivery: Delivery) -> Message:
+    """The message, which says which attempt this is."""
+    return delivery.message._replace(attempt=delivery.attempts + 1) if delivery.attempts else delivery.message
 
 
 def _from_giver(wanted: type) -> Getter:

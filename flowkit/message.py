@@ -43,6 +43,8 @@ class Message(NamedTuple):
 
     `(source, id)` is its identity: two producers may use the same id. `time` is in seconds since the epoch.
     `correlation` is the id of the message that began the conversation, `causation` that of its direct cause.
+    `attempt` tells a handler which attempt this is: 1, and one more for each recorded failure. Outside
+    of a handler it is 1, for it does not travel.
     """
 
     id: str
@@ -55,6 +57,7 @@ class Message(NamedTuple):
     correlation: str | None = None
     causation: str | None = None
     headers: Mapping[str, str] = {}
+    attempt: int = 1
 
 
 def new_id() -> str:

@@ -14,6 +14,15 @@ EXITS = (
     "or definition; 3 the store cannot be reached; 130 interrupted."
 )
 
+STORE = "Environment: FLOWKIT_DATABASE_URL."
+SERVICES = "Environment: FLOWKIT_DATABASE_URL, FLOWKIT_BROKER_URL, FLOWKIT_BROKER_MANAGEMENT_URL and FLOWKIT_DRAIN_URL."
+EVERYTHING = (
+    "Environment: FLOWKIT_DATABASE_URL, FLOWKIT_BROKER_URL, FLOWKIT_BROKER_MANAGEMENT_URL, FLOWKIT_DRAIN_URL, "
+    "FLOWKIT_THREADS, FLOWKIT_LEASE, FLOWKIT_GROUP, FLOWKIT_GROUP_LEASE, FLOWKIT_SITE, FLOWKIT_VERSION, "
+    "FLOWKIT_LOG_FORMAT and FLOWKIT_LOG_LEVEL; for telemetry OTEL_TRACES_EXPORTER and the others of OpenTelemetry."
+)
+NOTHING = "Environment: no variable is read."
+
 cli = typer.Typer(
     name="flowkit",
     help="Reliable messaging: flows that take effect once, whatever crashes.",
@@ -78,7 +87,7 @@ def options(
     """Reliable messaging: flows that take effect once, whatever crashes."""
 
 
-@cli.command()
+@cli.command(epilog=EVERYTHING)
 def run(
     app: AppName,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes")] = 1,
@@ -101,7 +110,7 @@ def run(
     raise typer.Exit(run(app, options))
 
 
-@cli.command()
+@cli.command(epilog=SERVICES)
 def check(app: AppName) -> None:
     """Find what is wrong in APP and its configuration.
 
@@ -112,7 +121,7 @@ def check(app: AppName) -> None:
     check(app)
 
 
-@cli.command()
+@cli.command(epilog="Environment: FLOWKIT_LEASE. The database and the broker are none of the settings'.")
 def prove(
     app: AppName,
     scenario: Annotated[str, typer.Argument(help="A function of APP's module, or tests.py:function")],
@@ -134,7 +143,7 @@ def prove(
     raise typer.Exit(prove(app, scenario, directory, observe, points, as_json))
 
 
-@cli.command()
+@cli.command(epilog=SERVICES)
 def describe(app: AppName, as_json: Json = False) -> None:
     """Show the flows and channels of APP."""
     from flowkit.cli.describe import describe
@@ -142,7 +151,7 @@ def describe(app: AppName, as_json: Json = False) -> None:
     describe(app, as_json)
 
 
-@cli.command()
+@cli.command(epilog=SERVICES)
 def send(
     app: AppName,
     channel: Annotated[str, typer.Argument(help="The channel's name")],
@@ -157,7 +166,7 @@ def send(
     send(app, channel, body, key, id, delay)
 
 
-@cli.command()
+@cli.command(epilog=SERVICES)
 def status(as_json: Json = False) -> None:
     """Show workers, what waits for each flow, and its ledger."""
     from flowkit.cli.status import status
@@ -165,7 +174,7 @@ def status(as_json: Json = False) -> None:
     status(as_json)
 
 
-@cli.command()
+@cli.command(epilog=STORE)
 def pause(names: Names) -> None:
     """Let flows, or all of an app, begin nothing, in the whole fleet.
 
@@ -176,7 +185,7 @@ def pause(names: Names) -> None:
     pause(names)
 
 
-@cli.command()
+@cli.command(epilog=STORE)
 def drain(
     names: Names, wait: Annotated[str, typer.Option(help="How long to wait until nothing is left")] = "10m"
 ) -> None:
@@ -190,7 +199,7 @@ def drain(
     raise typer.Exit(drain(names, wait))
 
 
-@cli.command()
+@cli.command(epilog=STORE)
 def scale(
     name: Annotated[str, typer.Argument(metavar="FLOW|APP", help="By its full name")],
     many: Annotated[int, typer.Argument(min=1, max=256, help="How many")],
@@ -205,7 +214,7 @@ def scale(
     scale(name, many)
 
 
-@cli.command()
+@cli.command(epilog=STORE)
 def resume(names: Names) -> None:
     """Let flows or apps be as defined: not paused, drained or scaled."""
     from flowkit.cli.direct import resume
@@ -213,7 +222,7 @@ def resume(names: Names) -> None:
     resume(names)
 
 
-@cli.command()
+@cli.command(epilog=SERVICES)
 def audit(as_json: Json = False) -> None:
     """Check that no message was lost or counted twice.
 
@@ -224,7 +233,7 @@ def audit(as_json: Json = False) -> None:
     raise typer.Exit(audit(as_json))
 
 
-@dead_cli.command(name="list")
+@dead_cli.command(name="list", epilog=STORE)
 def dead_list(
     flow: Flow = None,
     error: Error = None,
@@ -238,7 +247,7 @@ def dead_list(
     show_list(flow, error, limit, group, as_json)
 
 
-@dead_cli.command(name="show")
+@dead_cli.command(name="show", epilog=STORE)
 def dead_show(
     letter: Annotated[str, typer.Argument(help="The letter's id")],
     body: Annotated[bool, typer.Option("--body", help="Show the payload too")] = False,
@@ -253,7 +262,7 @@ def dead_show(
     show(letter, body, as_json)
 
 
-@dead_cli.command(name="retry")
+@dead_cli.command(name="retry", epilog=STORE)
 def dead_retry(
     letters: Letters = None, flow: Flow = None, error: Error = None, all: All = False, yes: Yes = False
 ) -> None:
@@ -263,7 +272,7 @@ def dead_retry(
     settle("retry", letters or [], flow, error, all, yes)
 
 
-@dead_cli.command(name="discard")
+@dead_cli.command(name="discard", epilog=STORE)
 def dead_discard(
     letters: Letters = None, flow: Flow = None, error: Error = None, all: All = False, yes: Yes = False
 ) -> None:
@@ -273,7 +282,7 @@ def dead_discard(
     settle("discard", letters or [], flow, error, all, yes)
 
 
-@db_cli.command(name="upgrade")
+@db_cli.command(name="upgrade", epilog=STORE)
 def db_upgrade() -> None:
     """Bring the schema of the store to this version."""
     from flowkit.cli.schema import upgrade
@@ -281,7 +290,7 @@ def db_upgrade() -> None:
     upgrade()
 
 
-@db_cli.command(name="check")
+@db_cli.command(name="check", epilog=STORE)
 def db_check() -> None:
     """Say whether the schema is of this version.
 
@@ -292,7 +301,7 @@ def db_check() -> None:
     raise typer.Exit(check())
 
 
-@db_cli.command(name="adopt")
+@db_cli.command(name="adopt", epilog=STORE)
 def db_adopt(
     apart: Annotated[
         bool, typer.Option("--apart", help="Both go on: this copy gets an id, and queues, of its own")
@@ -308,7 +317,7 @@ def db_adopt(
     adopt(apart)
 
 
-@sla_cli.command(name="budget")
+@sla_cli.command(name="budget", epilog=NOTHING)
 def sla_budget(
     availability: Annotated[list[float], typer.Argument(metavar="PERCENT...", help="Such as 99 99.9")],
     as_json: Json = False,
@@ -319,7 +328,20 @@ def sla_budget(
     budget(availability, as_json)
 
 
-@sla_cli.command(name="plan")
+@sla_cli.command(name="init", epilog=NOTHING)
+def sla_init(
+    agreement: Annotated[Path, typer.Argument(metavar="[SLA.TOML]", help="The file to write")] = Path("sla.toml"),
+) -> None:
+    """Write an agreement with examples and comments, to be changed.
+
+    A file that is there is kept.
+    """
+    from flowkit.cli.sla import init
+
+    init(agreement)
+
+
+@sla_cli.command(name="plan", epilog=NOTHING)
 def sla_plan(
     agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")], as_json: Json = False
 ) -> None:
@@ -332,7 +354,7 @@ def sla_plan(
     raise typer.Exit(plan(agreement, as_json))
 
 
-@sla_cli.command(name="apply")
+@sla_cli.command(name="apply", epilog=STORE)
 def sla_apply(
     app: Annotated[str, typer.Argument(metavar="APP", help="Its name, as flowkit status shows it")],
     agreement: Annotated[Path | None, typer.Argument(metavar="SLA.TOML", help="The agreement, unless --off")] = None,
@@ -351,7 +373,7 @@ def sla_apply(
     reduce(app, agreement, workers)
 
 
-@sla_cli.command(name="report")
+@sla_cli.command(name="report", epilog=STORE)
 def sla_report(
     app: Annotated[str, typer.Argument(metavar="APP", help="Its name, as flowkit status shows it")],
     agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
@@ -368,7 +390,7 @@ def sla_report(
     raise typer.Exit(report(app, agreement, last, as_json))
 
 
-@sla_cli.command(name="measure")
+@sla_cli.command(name="measure", epilog=EVERYTHING)
 def sla_measure(
     app: AppName,
     send: Send,
@@ -387,7 +409,7 @@ def sla_measure(
     raise typer.Exit(measure(app, send, content, response, percentile, seconds, as_json))
 
 
-@sla_cli.command(name="verify")
+@sla_cli.command(name="verify", epilog=EVERYTHING)
 def sla_verify(
     app: AppName,
     agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
@@ -409,7 +431,7 @@ def sla_verify(
     raise typer.Exit(verify(app, agreement, Plan(send, content, nodes, kill, seconds), chart, as_json))
 
 
-@rollout_cli.command(name="start")
+@rollout_cli.command(name="start", epilog=SERVICES)
 def rollout_start(
     given: typer.Context,
     version: Annotated[str, typer.Argument(help="What flowkit run --version said")],
@@ -436,7 +458,7 @@ def rollout_start(
     raise typer.Exit(start(version, weight, app, Ramp(percents(steps), every, errors, p99) if auto else None))
 
 
-@rollout_cli.command(name="shift")
+@rollout_cli.command(name="shift", epilog=SERVICES)
 def rollout_shift(
     weight: Annotated[int, typer.Argument(min=1, max=100, metavar="PERCENT", help="Of the messages")], app: OfApp = ""
 ) -> None:
@@ -446,7 +468,7 @@ def rollout_shift(
     shift(weight, app)
 
 
-@rollout_cli.command(name="promote")
+@rollout_cli.command(name="promote", epilog=SERVICES)
 def rollout_promote(
     version: Annotated[
         str | None, typer.Argument(help="The candidate, if nothing else is said; '(none)' for the one without a name")
@@ -462,7 +484,7 @@ def rollout_promote(
     promote(version, app)
 
 
-@rollout_cli.command(name="rollback")
+@rollout_cli.command(name="rollback", epilog=SERVICES)
 def rollout_rollback(app: OfApp = "") -> None:
     """Let the baseline have all messages again.
 
@@ -473,7 +495,7 @@ def rollout_rollback(app: OfApp = "") -> None:
     rollback(app)
 
 
-@rollout_cli.command(name="status")
+@rollout_cli.command(name="status", epilog=SERVICES)
 def rollout_status(app: OfApp = "", as_json: Json = False) -> None:
     """Show the versions of an app, what each gets and how it does."""
     from flowkit.cli.rollout import status
@@ -481,7 +503,7 @@ def rollout_status(app: OfApp = "", as_json: Json = False) -> None:
     status(app, as_json)
 
 
-@lb_cli.command(name="haproxy")
+@lb_cli.command(name="haproxy", epilog=NOTHING)
 def lb_haproxy(
     instances: Instances,
     listen: Listen = ":8000",
@@ -493,7 +515,7 @@ def lb_haproxy(
     haproxy(instances, listen, agent_port)
 
 
-@lb_cli.command(name="nginx")
+@lb_cli.command(name="nginx", epilog=NOTHING)
 def lb_nginx(instances: Instances, listen: Listen = "8000") -> None:
     """Print a configuration of nginx for these instances."""
     from flowkit.cli.balancer import nginx

@@ -7,14 +7,17 @@ from flowkit.app import App
 from flowkit.cli import show
 from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.statelessness import traps
-from flowkit.config import Services, connect
+from flowkit.config import Services, Settings, connect
+from flowkit.errors import StoreMissing
+
+MEMORY = "sqlite:///:memory:"
 
 
 def check(name: str) -> None:
     """Check definitions and configuration, and warn of state outside of the database."""
     app = load(name)
     refuse_green_threads(name)
-    services = connect()
+    services = _look()
     try:
         app.check(services.store.injects, _subscribers(services))
         store: Any = services.store
@@ -35,7 +38,7 @@ def describe(name: str, json: bool) -> None:
     """Show flows and channels."""
     app = load(name)
     refuse_green_threads(name)  # a warm spare asks this command whether the app can run
-    services = connect()
+    services = _look()
     try:
         subscriptions = dict(services.store.subscriptions())
     finally:
@@ -68,6 +71,15 @@ def describe(name: str, json: bool) -> None:
     )
     for orphan in found["orphaned"]:
         print(f"\norphaned: {orphan} is subscribed, but the app has no such flow; its messages wait")
+
+
+def _look() -> Services:
+    """The services of the settings, of which nothing is made: a database that is not there yet is as an empty one."""
+    settings = Settings.read()
+    try:
+        return connect(settings, create=False)
+    except StoreMissing:
+        return connect(settings.model_copy(update={"database_url": MEMORY}))
 
 
 def _description(app: App, subscriptions: dict[str, str], serial: bool) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from flowkit.ports import Fence, WorkerInfo
 from flowkit.telemetry import configure
 from flowkit.url import mask
 from flowkit.web.agent import Agent
-from flowkit.web.listen import BACKLOG, bind, listen
+from flowkit.web.listen import BACKLOG, bind, listen, named_place
 
 WAIT_SECONDS = 0.02
 START_SECONDS = 10.0
@@ -232,6 +232,8 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
     standby = _patiently(lambda: _standby(app, services, options.standby != "none"))
     if standby is None:
         _serve(serving)
+    for one in serving:
+        _log.info("app %s: serves http://%s", app.name, named_place(one))
     broker = bool(services.settings.broker_url or services.settings.drain_url)
     idle = Idle(store, services.transport, chosen, broker) if options.until_idle else None
     _log.info(

@@ -6,12 +6,16 @@ from collections.abc import Iterable, Sequence
 from textwrap import indent
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.table import Table
 from rich.text import Text
 
 from flowkit import duration
 from flowkit.cli.plain import plain
+
+FOLDED = 20
+"""So wide is at least what is folded: sentences."""
+GAP = 2
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -38,11 +42,21 @@ def _page(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold",
         show_header=bool(columns),
     )  # fmt: skip
-    for column, right in zip(columns or [""] * width, numeric, strict=True):
-        shown.add_column(column, justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(cell(value)) for value in row))
-    Console().print(shown)
+    cells = [[cell(value) for value in row] for row in rows]
+    least = [_least(texts) for texts in zip(columns or [""] * width, *cells, strict=True)]
+    for column, right, wide in zip(columns or [""] * width, numeric, least, strict=True):
+        shown.add_column(column, justify="right" if right else "left", overflow="fold", min_width=wide)
+    for texts in cells:
+        shown.add_row(*map(Text, texts))
+    console = Console()
+    # The terminal itself breaks lines that are longer.
+    console.size = ConsoleDimensions(max(console.width, sum(least) + GAP * (width - 1)), console.height)
+    console.print(shown)
+
+
+def _least(texts: Sequence[str]) -> int:
+    """How wide a column is at least. What is one word, such as an id, is to be copied and keeps its line."""
+    return max(min(cell_len(text), FOLDED) if " " in text else cell_len(text) for text in texts)
 
 
 def _lines(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[bool]) -> None:

@@ -32,6 +32,18 @@ def budget(availabilities: Sequence[float], json: bool) -> None:
     )
 
 
+def init(path: Path) -> None:
+    """Write an agreement to begin with. Raises ConfigError where a file is there already."""
+    try:
+        with path.open("x", encoding="utf-8") as made:
+            made.write(agreement.TEMPLATE)
+    except FileExistsError:
+        raise ConfigError(f"{path} is there already, and is kept; name another file") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+    print(f"{path} is written; change it, then: flowkit sla plan {path}")
+
+
 def plan(path: Path, json: bool) -> int:
     """The instances that an agreement needs, and why. Returns 1 when none of these numbers keeps it."""
     agreed = agreement.read(path)

@@ -10,6 +10,38 @@ from flowkit import duration
 from flowkit.errors import ConfigError, DefinitionError
 
 WEEK_SECONDS = 7 * 86400.0
+TEMPLATE = """\
+# What the service promises. All numbers are examples.
+availability = 99.9          # percent of the time with the minimum service or better
+
+[normal]                     # when nothing is broken
+tps = 1000                   # requests a second
+response = "250ms"           # the longest response time of ...
+percentile = 99              # ... so many percent of the requests
+
+[minimum]                    # whatever of the planned failures happens
+tps = 100                    # requests a second
+response = "2s"              # the longest response time
+at_most = "10m"              # how long the service may be below normal ...
+per = "7d"                   # ... in each period of this length
+
+[node]                       # one instance of the application
+tps = 750                    # requests a second within the response time: flowkit sla measure finds it
+fails_every = "30d"          # mean time between two failures
+repaired_in = "15m"          # mean time until it is repaired
+
+[tiers.broker]               # what every request needs besides: one table for each; leave out what you do not have
+nodes = 3                    # how many there are
+needed = 2                   # how many of them have to be up
+availability = 99.9          # percent of the time that one of them is up, in place of fails_every and repaired_in
+
+[tiers.database]             # the same for the database
+nodes = 2                    # a primary and its standby
+needed = 1                   # one of them is enough
+fails_every = "90d"          # mean time between two failures
+repaired_in = "30s"          # mean time until the standby has taken over
+"""
+"""An agreement to begin with: `flowkit sla init`."""
 
 
 def _seconds(value: object) -> float:

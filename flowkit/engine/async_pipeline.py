@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowkit.engine.desk import Desk
-from flowkit.engine.item import ConnectionDied, Exhausted, Item, Refused, Superseded, checked, handle_of
+from flowkit.engine.item import ConnectionDied, Exhausted, Item, Refused, Superseded, attempted, checked, handle_of
 from flowkit.engine.pipeline import CLOSED, Pipeline
 from flowkit.errors import FlowKitError, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.flow import Outbox
@@ -61,7 +61,7 @@ class AsyncPipeline(Pipeline):
         bound = desk.bound = asyncio.timeout(self.flow.deadline)
         try:
             async with bound:
-                running = self.call(item.body, item.delivery, item.outbox, desk)
+                running = self.call(item.body, attempted(item.delivery, item.claim), item.outbox, desk)
                 assert running is not None
                 await running
         except asyncio.CancelledError as error:

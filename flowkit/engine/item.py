@@ -98,6 +98,13 @@ def handle_of(delivery: Delivery) -> Hashable:
     return delivery.row, delivery.deliveries, delivery.tag
 
 
+def attempted(delivery: Delivery, claim: Claim | None) -> Delivery:
+    """A delivery with the attempts that the inbox knows of: its own are as old as its copy."""
+    return (
+        delivery if claim is None or claim.attempts == delivery.attempts else delivery._replace(attempts=claim.attempts)
+    )
+
+
 def check_envelope(delivery: Delivery) -> None:
     """Raise Undecodable when the envelope holds what the tables or the transports cannot."""
     message = delivery.message
@@ -134,7 +141,7 @@ def legible(delivery: Delivery) -> Delivery:
     except Undecodable:
         # The same each time that it arrives: an id that it got here is none of its bytes.
         message = delivery.message._replace(body=b"", id="" if delivery.unidentified else delivery.message.id)
-        return renamed(delivery, UNKNOWN, repr(message))
+        return renamed(delivery, UNKNOWN, repr(message).replace(", attempt=1", ""))  # it was none of it once
     return delivery
 
 

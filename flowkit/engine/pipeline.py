@@ -16,6 +16,7 @@ from flowkit.engine.item import (
     Refused,
     Spoiled,
     Superseded,
+    attempted,
     check_envelope,
     checked,
     finished,
@@ -259,7 +260,7 @@ class Pipeline:
         try:
             with access:
                 try:
-                    self.call(item.body, delivery, item.outbox, access)
+                    self.call(item.body, attempted(delivery, item.claim), item.outbox, access)
                 finally:
                     end_child(self.process, self.flow.name)
                     self.spent += self.context.clock.monotonic() - began

@@ -31,6 +31,8 @@ LOST = 77
 FINAL = {0: 0, REFUSED: 2, STOPPED: 1, LOST: 2}
 """Statuses of a worker that is not started again, because that would not help, and what they make of the supervisor's:
 done, wrong configuration, a flow stopped, the database is gone."""
+ASKED = (-signal.SIGTERM, -signal.SIGHUP)
+"""Statuses of a worker that a supervisor's signal ended, before it could finish by itself."""
 SLOTS_VARIABLE = "FLOWKIT_SLOTS"
 _log = logging.getLogger("flowkit.supervisor")
 
@@ -187,7 +189,7 @@ class Supervisor:
             if self._old and not self.stopping:
                 self._heir = Child()
                 self._children.append(self._heir)
-        elif heir.finished:
+        elif heir.finished and not self.stopping:
             _log.error("a new worker ended at once, so no more are replaced: the old ones go on")
             heir.replaced = True
             self._old.clear()
@@ -238,6 +240,10 @@ class Supervisor:
         victims = _suspects(list(child.slots.in_flight()), status)
         worker = child.slots.worker
         heir = child is self._heir
+        asked = self.stopping or child.replaced
+        if asked and status in ASKED and not worker and not victims:  # it had not begun to hear signals itself
+            child.finished = True
+            return
         outage = status == REFUSED and self._proven and not (heir or child.finished or self.stopping)
         if status in FINAL and not victims and not outage:
             child.finished = True

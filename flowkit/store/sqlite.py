@@ -20,7 +20,15 @@ from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from flowkit.errors import ConfigError, Fenced, StoreConflict, StoreLost, StoreUnavailable, TransactionEnded
+from flowkit.errors import (
+    ConfigError,
+    Fenced,
+    StoreConflict,
+    StoreLost,
+    StoreMissing,
+    StoreUnavailable,
+    TransactionEnded,
+)
 from flowkit.fork import never_close, part_with
 from flowkit.ports import Clock
 from flowkit.store.library import FileId, file_id, files, refuse, sqlite_driver
@@ -334,14 +342,15 @@ class SqliteDialect:
 
 
 def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) -> SqlStore:
-    """Open the SQLite store of a URL; with `create`, make it where there is none. Raises ConfigError."""
+    """Open the SQLite store of a URL; with `create`, make it where there is none. Raises ConfigError, StoreMissing if
+    there is none."""
     path = make_url(url).database or ":memory:"
     if path != ":memory:":
         folder = Path(path).absolute().parent
         if not folder.is_dir():
             raise ConfigError(f"FLOWKIT_DATABASE_URL names {path}, but the folder {folder} does not exist; create it")
         if not create and not Path(path).exists():
-            raise ConfigError(
+            raise StoreMissing(
                 f"FLOWKIT_DATABASE_URL names {path}, and there is no such file here; go to the folder where the flows "
                 "run, or set it to their database"
             )

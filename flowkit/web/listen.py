@@ -31,6 +31,12 @@ def bind(address: str, option: str) -> socket.socket:
     return made
 
 
+def named_place(bound: socket.socket) -> str:
+    """HOST:PORT of a socket, as a URL has it."""
+    host, port, *_ = bound.getsockname()
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def listen(address: str, option: str) -> socket.socket:
     """The same, listening."""
     made = bind(address, option)

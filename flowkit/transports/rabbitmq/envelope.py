@@ -43,7 +43,7 @@ PREFIXES = (PREFIX, "ce_", "cloudEvents:", "cloudEvents_")
 
 def properties(copy: Copy, staged: float) -> BasicProperties:
     """The properties of a copy that was staged at a time, in seconds since the epoch."""
-    id, source, channel, _, kind, key, time, correlation, causation, headers = copy.message
+    id, source, channel, _, kind, key, time, correlation, causation, headers, _ = copy.message
     own = to_json(
         [copy.row, copy.generation, copy.attempts, staged, id, source, channel, kind, key, time, correlation, causation]
     )
@@ -56,7 +56,7 @@ def properties(copy: Copy, staged: float) -> BasicProperties:
 
 def event(copy: Copy, store: str) -> BasicProperties:
     """The properties of a copy for an exchange of other programs."""
-    id, source, _, _, kind, key, time, correlation, causation, headers = copy.message
+    id, source, _, _, kind, key, time, correlation, causation, headers, _ = copy.message
     attributes = {
         "specversion": "1.0",
         "id": id,

@@ -686,6 +686,13 @@ class Transport(Protocol):
     def depths(self, flows: Collection[str]) -> Mapping[str, int]:
         """How many messages wait for these flows outside of the store's rows."""
 
+    def empty(self, flow: str, keep: Callable[[Sequence[Delivery]], None]) -> None:
+        """Hand all that waits for a flow outside of the store's rows to `keep`, some at a time, and remove the place
+        that it receives from. What `keep` raises passes, and what it did not take is still there.
+
+        Blocks. Raises ConfigError while somebody receives for the flow, and BrokerUnavailable.
+        """
+
     def close(self) -> None:
         """Release every connection."""
 

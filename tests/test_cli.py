@@ -664,7 +664,7 @@ def test_db_on_postgresql(flowkit: Terminal, monkeypatch: pytest.MonkeyPatch, po
     assert flowkit("db", "check").code == 0
     told = flowkit("status", "--json").json
     assert told.pop("latency")["store"] > 0
-    assert told == {"workers": [], "active": {}, "flows": {}, "shared": {}}
+    assert told == {"workers": [], "active": {}, "orphaned": [], "flows": {}, "shared": {}}
 
 
 TABLE = """

@@ -36,8 +36,14 @@ dead_cli = typer.Typer(
     help="Dead letters: list, show, retry or discard them.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None
 )
 db_cli = typer.Typer(help="The schema of the store.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None)
+subscriptions_cli = typer.Typer(
+    help="The flows that are subscribed: list, remove or rename them.",
+    epilog=EXITS,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 sla_cli = typer.Typer(
-    help="The service level agreement: planned, measured and verified.",
+    help="The service level agreement: plan, measure and verify it.",
     epilog=EXITS,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -51,6 +57,7 @@ rollout_cli = typer.Typer(
 lb_cli = typer.Typer(help="Load balancers: configurations.", epilog=EXITS, no_args_is_help=True, rich_markup_mode=None)
 cli.add_typer(dead_cli, name="dead")
 cli.add_typer(db_cli, name="db")
+cli.add_typer(subscriptions_cli, name="subscriptions")
 cli.add_typer(rollout_cli, name="rollout")
 cli.add_typer(sla_cli, name="sla")
 cli.add_typer(lb_cli, name="lb")
@@ -66,6 +73,7 @@ Listen = Annotated[str, typer.Option(help="Where the balancer listens")]
 Send = Annotated[str, typer.Option(help="The request: POST /orders. {n} is its number")]
 Content = Annotated[str, typer.Option(help="Its content, as JSON. {n} is its number")]
 Standby = Literal["none", "hot", "warm"]
+FullName = Annotated[str, typer.Argument(metavar="APP.FLOW", help="The full name of a flow")]
 Names = Annotated[list[str], typer.Argument(metavar="FLOW|APP...", help="By their full names")]
 OfApp = Annotated[str, typer.Option("--app", help="Which app, if several have versions")]
 Weight = Annotated[int, typer.Option(min=1, max=100, help="Percent of the messages")]
@@ -102,7 +110,7 @@ def run(
     site: Annotated[str, typer.Option(help="Where this instance is, for flowkit status")] = "",
     app_version: Annotated[str, typer.Option("--version", help="Of APP; it waits for its rollout")] = "",
 ) -> None:
-    """Run the flows of APP: a supervisor and its worker processes."""
+    """Run the flows of APP: a supervisor and its workers."""
     from flowkit.cli.run import Options, run
 
     chosen = [one.strip() for one in flows.split(",") if one.strip()]
@@ -132,7 +140,7 @@ def prove(
     points: Annotated[int, typer.Option(min=1, help="Kill at so many points at most")] = 1000,
     as_json: Json = False,
 ) -> None:
-    """Kill a worker of APP at every point of a scenario, and compare.
+    """Kill a worker of APP at each point of a scenario; compare.
 
     scenario(harness) publishes what the flows work on. Each run has a SQLite database of its own. Exit code 1 when a
     crash changes what is there at the end; the effect that escaped its transaction is named. Exit code 2 when nothing
@@ -176,9 +184,9 @@ def status(as_json: Json = False) -> None:
 
 @cli.command(epilog=STORE)
 def pause(names: Names) -> None:
-    """Let flows, or all of an app, begin nothing, in the whole fleet.
+    """Let flows, or all of an app, begin nothing.
 
-    What has begun is finished, within a second. What comes is accepted, and waits.
+    This holds for the whole fleet. What has begun is finished, within a second. What comes is accepted, and waits.
     """
     from flowkit.cli.direct import pause
 
@@ -204,7 +212,7 @@ def scale(
     name: Annotated[str, typer.Argument(metavar="FLOW|APP", help="By its full name")],
     many: Annotated[int, typer.Argument(min=1, max=256, help="How many")],
 ) -> None:
-    """Set how many workers of an app, or lanes of a flow, there are.
+    """Set the number of workers of an app, or lanes of a flow.
 
     So many worker processes in each instance of the app; so many lanes of the flow in each worker. The fleet follows
     within seconds. New lanes come with new workers, which replace the old ones one by one.
@@ -216,7 +224,7 @@ def scale(
 
 @cli.command(epilog=STORE)
 def resume(names: Names) -> None:
-    """Let flows or apps be as defined: not paused, drained or scaled."""
+    """End pause, drain and scale: flows or apps are as defined."""
     from flowkit.cli.direct import resume
 
     resume(names)
@@ -280,6 +288,38 @@ def dead_discard(
     from flowkit.cli.dead import settle
 
     settle("discard", letters or [], flow, error, all, yes)
+
+
+@subscriptions_cli.command(name="list", epilog=STORE)
+def subscriptions_list(as_json: Json = False) -> None:
+    """List the flows that get messages, and those that no app has."""
+    from flowkit.cli.subscriptions import show_list
+
+    show_list(as_json)
+
+
+@subscriptions_cli.command(name="remove", epilog=STORE)
+def subscriptions_remove(flow: FullName, yes: Yes = False) -> None:
+    """Remove a flow that no app has any more.
+
+    What waits for it, and its dead letters, are discarded, and counted so in its ledger. Exit code 2 without --yes when
+    there are some and nobody can be asked.
+    """
+    from flowkit.cli.subscriptions import remove
+
+    remove(flow, yes)
+
+
+@subscriptions_cli.command(name="move", epilog=STORE)
+def subscriptions_move(flow: FullName, name: FullName) -> None:
+    """Rename a flow, with all its messages.
+
+    What waits for it, also at the broker, its inbox, its dead letters and its ledger are those of the new name. All
+    instances have to be stopped.
+    """
+    from flowkit.cli.subscriptions import move
+
+    move(flow, name)
 
 
 @db_cli.command(name="upgrade", epilog=STORE)

@@ -7,6 +7,7 @@ from flowkit.app import App
 from flowkit.cli import show
 from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.statelessness import traps
+from flowkit.cli.subscriptions import orphans
 from flowkit.config import Services, Settings, connect
 from flowkit.errors import StoreMissing
 
@@ -24,9 +25,11 @@ def check(name: str) -> None:
         app.check_moves(store)
         store.check_tables(app.name, app.metadata)
         said = services.transport.audit(list(app.flows), app.shared(services.store.subscriptions()))
+        lost = orphans(app, services)
         found: list[object] = list(services.transport.doubts({flow.name: flow.deadline for flow in app.flows.values()}))
     finally:
         services.close()
+    found += lost
     found += [trap for flow in app.flows.values() for trap in traps(flow)]
     for line in (*said, *found):
         print(line)
@@ -41,6 +44,7 @@ def describe(name: str, json: bool) -> None:
     services = _look()
     try:
         subscriptions = dict(services.store.subscriptions())
+        lost = [] if json else orphans(app, services)
     finally:
         services.close()
     found = _description(app, subscriptions, services.store.serial)
@@ -69,8 +73,8 @@ def describe(name: str, json: bool) -> None:
         ["channel", "carries", "subscribers"],
         [(one["channel"], one["type"], ", ".join(one["subscribers"]) or "nobody") for one in found["channels"]],
     )
-    for orphan in found["orphaned"]:
-        print(f"\norphaned: {orphan} is subscribed, but the app has no such flow; its messages wait")
+    for line in lost:
+        print(f"\n{line}")
 
 
 def _look() -> Services:

@@ -33,6 +33,8 @@ def drain(names: Collection[str], wait: str) -> int:
     store, end = _open(), time.monotonic() + seconds
     try:
         flows = [flow for flow in store.subscriptions() if {flow, _app(flow)} & set(names)]
+        lost = [one.flow for one in store.subscribers.orphans() if one.flow in flows and store.unfinished([one.flow])]
+        flows = [flow for flow in flows if flow not in lost]
         empty = time.monotonic()
         while time.monotonic() - empty < UNDER_WAY_SECONDS:
             if left := store.unfinished(flows):
@@ -46,6 +48,9 @@ def drain(names: Collection[str], wait: str) -> int:
             time.sleep(LOOK_SECONDS)
     finally:
         store.close()
+    if lost:
+        print(f"no app has {_listed(lost)} any more, and messages wait for it: see flowkit subscriptions list")
+        return 1
     print("drained: nothing is left")
     return 0
 

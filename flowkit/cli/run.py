@@ -22,6 +22,7 @@ from flowkit.cli.init import reap_orphans
 from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.logs import log
 from flowkit.cli.signals import Signals, die_with_parent, name_parent
+from flowkit.cli.subscriptions import orphans
 from flowkit.cli.systemd import ServiceManager
 from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.continuity.standby import Standby, stand_alone
@@ -297,6 +298,8 @@ def _check(app: App, services: Services) -> None:
     store.check_tables(app.name, app.metadata)
     _check_channels(app, services)
     app.connect(services)
+    for line in orphans(app, services):
+        _log.warning("%s", line)
 
 
 def _standby(app: App, services: Services, spare: bool) -> Standby | None:

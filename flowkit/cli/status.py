@@ -6,6 +6,7 @@ from typing import Any
 
 from flowkit.cli import show
 from flowkit.cli.plain import plain
+from flowkit.cli.subscriptions import Known, known
 from flowkit.config import Settings, open_store, open_transport
 from flowkit.ports import DIRECTIONS, DRAINED, EXCHANGE, NORMAL, PAUSED
 
@@ -28,12 +29,15 @@ def status(json: bool) -> None:
         transport = open_transport(settings, store)
         try:
             queued = transport.depths(mine := [one for one in subscribed if not one.startswith(EXCHANGE)])
+            strays = [one for one in known(store, transport) if one.orphaned]
             if settings.broker_url and mine:
                 latencies["broker"] = _least(lambda: transport.depths(mine[:1]))
         finally:
             transport.close()
     finally:
         store.close()
+    gone = {flow for flow, one in balances.items() if flow not in subscribed and not (flow in backlog or one.letters)}
+    balances = {flow: one for flow, one in balances.items() if flow not in gone}
     if json:
         show.as_json(
             {
@@ -42,6 +46,7 @@ def status(json: bool) -> None:
                     app: standing._asdict() for app, standing in standings.items() if standing and standing.group
                 },
                 "latency": latencies,
+                "orphaned": [one.flow for one in strays],
                 "flows": {
                     flow: {
                         "channel": subscribed.get(flow),
@@ -89,6 +94,8 @@ def status(json: bool) -> None:
             for flow, balance in _owned(balances).items()
         ],
     )
+    for one in strays:
+        print(f"\n{one.warning}")
     for (what, name), value in sorted(directions.items()):
         if what == NORMAL:
             ready = sum(one.app == name and one.state == "ready" for one in workers)
@@ -146,6 +153,7 @@ def audit(json: bool) -> int:
     store = open_store(settings, create=False)
     try:
         balances = _at_rest(settings, store) if broker else _counted(settings, store)
+        strays = _strays(settings, store)
     finally:
         store.close()
     names = ("accepted", "applied", "dead", "discarded", "expired", "pending")
@@ -156,7 +164,8 @@ def audit(json: bool) -> int:
             for flow, one in balances.items()
         }
         totals = {name: sum(getattr(one, name) for one in balances.values()) for name in names}
-        show.as_json({"balanced": balanced, **totals, "flows": flows})
+        orphaned = [one.flow for one in strays]
+        show.as_json({"balanced": balanced, **totals, "orphaned": orphaned, "flows": flows})
     else:
         rows = [
             (flow, *(getattr(one, name) for name in names), "yes" if one.balanced else "NO")
@@ -167,6 +176,8 @@ def audit(json: bool) -> int:
             if not one.balanced:
                 print(f"\n{plain(flow)}: {_difference(one)}", end="")
         why = f"a message was lost or counted twice{IN_HAND if broker else ''}; keep the database as it is"
+        for one in strays:
+            print(f"\n{one.warning}")
         print("\nbalanced" if balanced else f"\nNOT balanced: {why}")
     return 0 if balanced else 1
 
@@ -190,6 +201,15 @@ def _at_rest(settings: Settings, store: Any) -> dict[str, Any]:
         if found == before:
             break
     return found
+
+
+def _strays(settings: Settings, store: Any) -> list[Known]:
+    """The flows that no app has any more."""
+    transport = open_transport(settings, store)
+    try:
+        return [one for one in known(store, transport) if one.orphaned]
+    finally:
+        transport.close()
 
 
 def _queued(settings: Settings, store: Any, flows: Collection[str]) -> Mapping[str, int]:

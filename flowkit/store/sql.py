@@ -38,6 +38,7 @@ from flowkit.store.place import Place
 from flowkit.store.retention import Cleaner
 from flowkit.store.rollouts import Rollouts
 from flowkit.store.statements import Statements
+from flowkit.store.subscribers import Subscribers
 from flowkit.store.unit import MICROSECOND, Row, SqlUnit, read_message, seconds
 
 NOTIFIES = "flowkit.notifies"
@@ -173,6 +174,7 @@ class SqlStore:
         self.ids = ids
         self.dead_letters = DeadLetters(self)
         self.ledger = Ledger(self)
+        self.subscribers = Subscribers(self)
         self.place = Place(self)
         self.fence: Fence | None = None
         self.version = ""
@@ -391,6 +393,10 @@ class SqlStore:
 
     def is_staffed(self, app: str) -> bool:
         return self._fleet.is_staffed(app)
+
+    def is_gone(self, worker: str) -> bool:
+        """Whether a worker is dead, or has left."""
+        return self._fleet.is_gone(worker)
 
     def members(self) -> set[str]:
         return {one.id for one in self.ledger.workers()}

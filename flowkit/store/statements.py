@@ -15,6 +15,18 @@ from flowkit.ports import CANDIDATE
 ENVELOPE = "source, id, channel, body, type, key, time, correlation, causation, headers"
 
 
+def _inherited(table: str) -> str:
+    """Whether a message of a flow that goes is one of which its heir has a copy of its own."""
+    return f"""(EXISTS (SELECT 1 FROM flowkit_inbox AS box
+                WHERE box.flow = ? AND box.source = {table}.source AND box.id = {table}.id)
+        OR ({table}.source, {table}.id) IN (SELECT source, id FROM flowkit_messages WHERE flow IN (?, ?)))"""
+
+
+ENDED = """(SELECT count(*) FROM flowkit_inbox AS box WHERE box.flow = ? AND box.source = flowkit_messages.source
+            AND box.id = flowkit_messages.id AND box.state <> 0)"""
+"""Whether a message of a flow is at its end: a copy that is left of it counts no more."""
+
+
 @dataclass(frozen=True)
 class Statements:
     """Every statement, rendered for one database."""
@@ -70,6 +82,37 @@ class Statements:
     subscribe: str = """
         INSERT INTO flowkit_subscriptions (flow, channel, seen) VALUES (?, ?, {now})
         ON CONFLICT (flow) DO UPDATE SET channel = excluded.channel, seen = excluded.seen"""
+    subscribed: str = "SELECT flow, channel, {now} - seen FROM flowkit_subscriptions WHERE channel <> '' ORDER BY flow"
+    unsubscribe: str = "DELETE FROM flowkit_subscriptions WHERE flow IN (?, ?)"
+    # The time at which a program had it last goes along: no program has had the new one yet.
+    rename_subscription: str = """
+        UPDATE flowkit_subscriptions SET flow = ?
+        WHERE flow = ? AND NOT EXISTS (SELECT 1 FROM flowkit_subscriptions WHERE flow = ?)"""
+    # Whatever sends or ends messages counts: nobody does, from here to the end of the transaction.
+    hold_counters: str = "{hold}"
+    take_counters: str = """
+        DELETE FROM flowkit_counters WHERE flow = ?
+        RETURNING accepted, applied, dead, discarded, expired, unidentified, reused"""
+    take_messages: str = f"""
+        DELETE FROM flowkit_messages WHERE flow IN (?, ?)
+        RETURNING source, id, {ENDED}, CASE WHEN due > {{now}} THEN worker END"""
+    take_dead: str = "DELETE FROM flowkit_dead WHERE flow = ? RETURNING letter"
+    forget_all: str = "DELETE FROM flowkit_inbox WHERE flow = ?"
+    leave_all_alone: str = "DELETE FROM flowkit_directions WHERE name = ?"
+    take_inherited_messages: str = f"""
+        DELETE FROM flowkit_messages WHERE flow IN (?, ?) AND {_inherited("flowkit_messages")}
+        RETURNING source, id, {ENDED}"""
+    take_inherited_dead: str = f"""
+        DELETE FROM flowkit_dead WHERE flow = ? AND {_inherited("flowkit_dead")} RETURNING letter"""
+    forget_inherited: str = f"DELETE FROM flowkit_inbox WHERE flow = ? AND {_inherited('flowkit_inbox')}"
+    rename_messages: str = """
+        UPDATE flowkit_messages SET flow = ?, due = CASE WHEN worker IS NULL THEN due ELSE {now} END, worker = NULL
+        WHERE flow IN (?, ?) RETURNING source, id, 0"""
+    rename_dead: str = "UPDATE flowkit_dead SET flow = ? WHERE flow = ? RETURNING letter"
+    rename_inbox: str = "UPDATE flowkit_inbox SET flow = ? WHERE flow = ?"
+    rename_directions: str = """
+        UPDATE flowkit_directions SET name = ?
+        WHERE name = ? AND what NOT IN (SELECT what FROM flowkit_directions WHERE name = ?)"""
     stage: str = f"""
         INSERT INTO flowkit_messages
         (copy, flow, {ENVELOPE}, generation, attempts, deliveries, staged, due, worker)
@@ -326,6 +369,7 @@ class Statements:
         skip: str,
         marker: str,
         witness: str = "",
+        hold: str = "",
         row: str = "",
         started: str = "''",
     ) -> "Statements":
@@ -335,6 +379,7 @@ class Statements:
         def one(text: str) -> str:
             filled = text.format(
                 now=f"(SELECT {now})", each=each, among=among.format(each=each), skip=skip, witness=witness,
+                hold=hold,
                 of=f"replace(flow, '{CANDIDATE}', '')", entry=row or "flow, source, id", letter=row or "letter",
                 object=row or "space, key", started=started, unread=UNREAD,
             )  # fmt: skip

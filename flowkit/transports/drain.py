@@ -58,6 +58,9 @@ class DrainingTransport:
         rows, broker = self._rows.depths(flows), self._broker.depths(flows)
         return {flow: rows[flow] + broker[flow] for flow in flows}
 
+    def empty(self, flow: str, keep: Callable[[Sequence[Delivery]], None]) -> None:
+        self._broker.empty(flow, keep)
+
     def close(self) -> None:
         self._broker.close()
         self._rows.close()

@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from flowkit.errors import ConfigError
 from flowkit.message import MAX_BODY, Message
 from flowkit.ports import CANDIDATE, Clock, Copy, Delivery, Receipt, Shared
 
@@ -94,6 +95,13 @@ class MemoryTransport:
                 + sum(one.flow.removesuffix(CANDIDATE) == flow for one in self._unacked.values())
                 for flow in flows
             }
+
+    def empty(self, flow: str, keep: Callable[[Sequence[Delivery]], None]) -> None:
+        for address in (flow, flow + CANDIDATE):
+            if any(one.flow == address for one in self._unacked.values()):
+                raise ConfigError(f"flow {flow}: somebody has messages of it in hand")
+            keep(list(self._queues.get(address, ())))
+            self._queues.pop(address, None)
 
     def close(self) -> None:
         with self._changed:

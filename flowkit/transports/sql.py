@@ -53,6 +53,9 @@ class SqlTransport:
     def depths(self, flows: Collection[str]) -> dict[str, int]:
         return dict.fromkeys(flows, 0)
 
+    def empty(self, flow: str, keep: Callable[[Sequence[Delivery]], None]) -> None:
+        """Nothing waits outside of the rows."""
+
     def close(self) -> None:
         """The store is closed by who opened it."""
 

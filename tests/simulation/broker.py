@@ -193,6 +193,9 @@ class Link:
     def depths(self, flows: Collection[str]) -> dict[str, int]:
         return {flow: self.broker.depth(flow) for flow in flows}
 
+    def empty(self, flow: str, keep: Callable[[Sequence[Delivery]], None]) -> None:
+        raise AssertionError(f"nobody renames or removes a flow in a run, and this is for {flow}")
+
     def close(self) -> None:
         if self in self.broker.links:
             self.cut()

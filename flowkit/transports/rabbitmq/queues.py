@@ -1,9 +1,13 @@
 """The queues, and the exchanges where other programs are met: their names, what they have to be, declaring them."""
 
-from collections.abc import Collection
+import asyncio
+from collections.abc import Callable, Collection
+from functools import partial
 
+from pika import BasicProperties
 from pika.channel import Channel
 from pika.exceptions import ChannelClosed
+from pika.spec import Basic, Queue
 
 from flowkit.errors import ConfigError
 from flowkit.ports import Shared
@@ -18,6 +22,10 @@ ARGUMENTS = {
 dropping for its number of deliveries. Those rise with every disconnect, for every message that was on its way; what
 kills its process is found by its own trace (see `engine/slots.py`)."""
 DENIED, MISSING, MISMATCH = 403, 404, 406
+LOOKS, LOOK_SECONDS = 20, 0.1
+"""So often it is seen whether a queue has a consumer left: one that has just ended counts for a moment."""
+Taken = tuple[Basic.GetOk, BasicProperties, bytes]
+"""A message that was asked for."""
 
 
 class Queues:
@@ -110,6 +118,38 @@ class Queues:
     async def depth(self, channel: Channel, flow: str) -> int | None:
         """Messages that wait in the queue of a flow, without those that a worker has in hand. None: there is no queue,
         and the channel is closed."""
+        found = await self._look(channel, flow)
+        return None if found is None else int(found.message_count)
+
+    async def take(self, channel: Channel, flow: str, limit: int) -> list[Taken] | None:
+        """Up to so many messages of a queue that nobody consumes. They are the channel's until it acknowledges them.
+
+        None: there is no queue, and the channel is closed. Raises ConfigError when somebody consumes it.
+        """
+        name, taken, looks = self.name(flow), list[Taken](), 0
+        while (found := await self._look(channel, flow)) is not None and found.consumer_count:
+            looks += 1
+            if looks > LOOKS:
+                raise ConfigError(
+                    f"{found.consumer_count} consumer(s) still receive from queue {name}; stop the instances that run "
+                    f"flow {flow}, and ask again"
+                )
+            await asyncio.sleep(LOOK_SECONDS)
+        if found is None:
+            return None
+        while len(taken) < limit:
+            came = await answer(channel, partial(_get, channel, name))
+            if came is None:
+                break
+            taken.append(came)
+        return taken
+
+    async def delete(self, channel: Channel, flow: str) -> None:
+        """Delete the queue of a flow, with all that is in it."""
+        await answer(channel, lambda done: channel.queue_delete(self.name(flow), callback=done))
+
+    async def _look(self, channel: Channel, flow: str) -> Queue.DeclareOk | None:
+        """What the broker says of the queue of a flow. None: there is none, and the channel is closed."""
         name = self.name(flow)
         try:
             frame = await answer(channel, lambda done: channel.queue_declare(name, passive=True, callback=done))
@@ -117,4 +157,11 @@ class Queues:
             if error.reply_code != MISSING:
                 raise
             return None
-        return int(frame.method.message_count)
+        found: Queue.DeclareOk = frame.method
+        return found
+
+
+def _get(channel: Channel, name: str, done: Callable[[Taken | None], None]) -> None:
+    """Ask for one message of a queue."""
+    channel.add_callback(lambda _: done(None), [Basic.GetEmpty])
+    channel.basic_get(name, lambda _, method, properties, body: done((method, properties, body)))

@@ -180,9 +180,7 @@ class RabbitSource:
         tag = int(method.delivery_tag or 0)
         self._last = tag
         try:
-            came = self.flow, self._queues.store, found, body, (self._epoch, tag)
-            by = method.exchange and (self._queues.exchange(self.flow) or method.exchange)
-            arrived = delivery(*came, by) if by else delivery(*came)
+            arrived = received(self._queues, self.flow, method, found, body, (self._epoch, tag))
         except Exception:
             # It stays unsettled: raised here it would cost the connection of all flows, again and again.
             self._unsettled[tag] = None
@@ -222,3 +220,11 @@ class RabbitSource:
         for tag in self._current(tags):
             if self._channel is not None:
                 self._channel.basic_nack(tag)
+
+
+def received(
+    queues: Queues, flow: str, method: Basic.Deliver | Basic.GetOk, found: BasicProperties, body: bytes, tag: object = 0
+) -> Delivery | None:
+    """What came from the queue of a flow. None for what this store itself gave to the exchange of a shared channel."""
+    by = method.exchange and (queues.exchange(flow) or method.exchange)
+    return delivery(flow, queues.store, found, body, tag, by or "")

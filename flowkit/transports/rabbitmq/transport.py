@@ -14,7 +14,7 @@ from flowkit import duration
 from flowkit.errors import BrokerUnavailable, ConfigError
 from flowkit.loop import Loop
 from flowkit.message import MAX_BODY
-from flowkit.ports import CANDIDATE, Clock, Copy, Random, Receipt, Shared
+from flowkit.ports import CANDIDATE, Clock, Copy, Delivery, Random, Receipt, Shared
 from flowkit.transports.rabbitmq.exchanges import Exchanges
 from flowkit.transports.rabbitmq.link import Link, close, open_channel, refused, said
 from flowkit.transports.rabbitmq.management import Management
@@ -23,13 +23,15 @@ from flowkit.transports.rabbitmq.presence import Presence
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.sender import Sender
 from flowkit.transports.rabbitmq.servers import servers
-from flowkit.transports.rabbitmq.source import RabbitSource
+from flowkit.transports.rabbitmq.source import RabbitSource, received
 from flowkit.url import mask
 
 _log = logging.getLogger("flowkit.rabbitmq")
 LEASE_SECONDS = 30.0
 CONSUMER_TIMEOUT_SECONDS = 1800.0
 """RabbitMQ's default. Neither AMQP nor the management API tells how it is set."""
+TAKEN = 500
+"""So many messages of a queue that is emptied are asked for at a time."""
 OPEN_SECONDS = 10.0
 """How long a start waits for the broker."""
 
@@ -146,6 +148,26 @@ class RabbitTransport:
         io = self._open()
         return io.loop.run(io.depths(sorted(flows)))
 
+    def empty(self, flow: str, keep: Callable[[Sequence[Delivery]], None]) -> None:
+        for address in (flow, flow + CANDIDATE):
+            while self._take(address, keep):
+                pass
+
+    def _take(self, flow: str, keep: Callable[[Sequence[Delivery]], None]) -> bool:
+        """Hand some messages of a queue on; delete it if there are none. False: there is no queue any more."""
+        io = self._open()
+        with io.loop.hold(io.ask()) as channel:
+            try:
+                taken = io.loop.run(self._queues.take(channel, flow, TAKEN))
+                if taken:
+                    keep([one for one in (received(self._queues, flow, *came) for came in taken) if one is not None])
+                    io.loop.call(channel.basic_ack, 0, True)  # all of them
+                elif taken is not None:
+                    io.loop.run(self._queues.delete(channel, flow))
+                return bool(taken)
+            except (AMQPError, OSError) as error:
+                raise io.refusal(error) from None
+
     def close(self) -> None:
         with self._opening:
             io, self._io = self._io, None
@@ -199,7 +221,7 @@ class Connections:
         self.hindered: Mapping[str, str] = {}
         """The flows of which no lane can consume, and why. Replaced, and never changed."""
         self.presence: Presence | None = None
-        self.exchanges = Exchanges(queues, management, self._ask, self._consumed)
+        self.exchanges = Exchanges(queues, management, self.ask, self._consumed)
         self._policies = Policies(management, self._consumed_queues) if management is not None else None
         self.sender = Sender(loop, queues, clock, self.exchanges.came_back)
         self.publishing = Link(servers(url), random, self.sender.opened, self.sender.lost)
@@ -210,14 +232,14 @@ class Connections:
         """Make the queues of these flows. Raises ConfigError when one is there and is not what it must be, and
         BrokerUnavailable when there is no answer."""
         for flow in flows:
-            async with self._ask() as channel:
+            async with self.ask() as channel:
                 await self._queues.declare(channel, flow)
 
     async def declared(self, flows: Sequence[str]) -> dict[str, bool]:
         """Which of these flows have their queue. Raises as `declare` does."""
         found = {}
         for flow in flows:
-            async with self._ask() as channel:
+            async with self.ask() as channel:
                 found[flow] = await self._queues.depth(channel, flow) is not None
                 if found[flow]:
                     await self._queues.declare_queue(channel, flow)
@@ -227,7 +249,7 @@ class Connections:
         """Which of these exchanges are there. Raises as `declare` does."""
         found = {}
         for name in names:
-            async with self._ask() as channel:
+            async with self.ask() as channel:
                 found[name] = await self._queues.has_exchange(channel, name)
                 if found[name]:
                     await self._queues.declare_exchange(channel, name)
@@ -238,7 +260,7 @@ class Connections:
         found = dict.fromkeys(flows, 0)
         for flow in flows:
             for address in (flow, flow + CANDIDATE):
-                async with self._ask() as channel:
+                async with self.ask() as channel:
                     found[flow] += await self._queues.depth(channel, address) or 0
         return found
 
@@ -261,7 +283,7 @@ class Connections:
                 raise ConnectionError from link.error
             return await self.presence.meet(link.connection)
         except (AMQPError, OSError) as error:
-            raise self._refusal(error) from None
+            raise self.refusal(error) from None
 
     def judge(self) -> None:
         """See which flows are hindered. One lane that consumes is enough for its flow."""
@@ -277,7 +299,7 @@ class Connections:
         await self.publishing.close()
 
     @asynccontextmanager
-    async def _ask(self) -> AsyncIterator[Channel]:
+    async def ask(self) -> AsyncIterator[Channel]:
         """A channel for questions to the broker, which closes it when the answer is no."""
         link = self.publishing
         channel: Channel | None = None
@@ -289,11 +311,11 @@ class Connections:
         except ConfigError as error:
             raise ConfigError(f"{self._shown}: {error}") from None
         except (AMQPError, OSError) as error:
-            raise self._refusal(error) from None
+            raise self.refusal(error) from None
         finally:
             close(channel)
 
-    def _refusal(self, error: BaseException) -> ConfigError | BrokerUnavailable:
+    def refusal(self, error: BaseException) -> ConfigError | BrokerUnavailable:
         """The error for a broker that gave no answer, or said no."""
         cause = error.__cause__ or error
         why = f"{self._shown}, which cannot be used: {said(cause)}"

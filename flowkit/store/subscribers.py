@@ -1,0 +1,150 @@
+"""The flows that are subscribed, and the end of those that no program has any more."""
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flowkit.errors import ConfigError
+from flowkit.message import UNREAD
+from flowkit.ports import CANDIDATE, EXCHANGE, Copy, Delivery, Tally
+from flowkit.store.unit import MICROSECOND
+
+if TYPE_CHECKING:
+    from flowkit.store.sql import SqlStore
+    from flowkit.store.unit import SqlUnit
+
+SECONDS = 600.0
+"""The deadline of a transaction that removes or renames all of a flow."""
+TOGETHER_SECONDS = 5.0
+"""A program records all its flows in one transaction, so their times differ by less than this."""
+
+
+class Subscriber(NamedTuple):
+    """A flow that is subscribed. `silent` is in seconds since a program that has it started."""
+
+    flow: str
+    channel: str
+    silent: float
+
+    @property
+    def app(self) -> str:
+        return self.flow.split(".", 1)[0]
+
+
+class Settled(NamedTuple):
+    """What became of a flow: copies and dead letters that its heir has now, and those that were discarded."""
+
+    moved: int = 0
+    letters: int = 0
+    discarded: int = 0
+
+
+class Subscribers:
+    """The subscriptions of a store. Every call blocks; any thread may call it."""
+
+    def __init__(self, store: "SqlStore") -> None:
+        self._store = store
+
+    def read(self) -> list[Subscriber]:
+        """All subscriptions, by flow."""
+        with self._store.unit("") as unit:
+            rows = unit.read(self._store.sql.subscribed)
+        return [Subscriber(flow, channel, age / MICROSECOND) for flow, channel, age in rows]
+
+    def orphans(self) -> list[Subscriber]:
+        """Those that the program of their app that started last does not have."""
+        found = [one for one in self.read() if not one.flow.startswith(EXCHANGE)]
+        latest: dict[str, float] = {}
+        for one in found:
+            latest[one.app] = min(one.silent, latest.get(one.app, one.silent))
+        return [one for one in found if one.silent > latest[one.app] + TOGETHER_SECONDS]
+
+    def unsubscribe(self, flow: str, heir: str = "") -> None:
+        """Let nothing more come to a flow. An heir that is not subscribed yet has its channel from now on."""
+        with self._store.transaction() as unit:
+            self._unsubscribe(unit, flow, heir)
+
+    def keep(self, flow: str, deliveries: Sequence[Delivery]) -> None:
+        """Make message rows of what waited for a flow elsewhere; of what took effect, none. Commits."""
+        with self._store.transaction() as unit:
+            open = unit.look(deliveries)
+            unit.stage(
+                [
+                    Copy(self._store.ids(), one.message, flow, one.generation, one.attempts)
+                    for one in deliveries
+                    if one.identity in open
+                ]
+            )
+
+    def remove(self, flow: str) -> Settled:
+        """Remove a flow, and discard what waits for it and its dead letters; its ledger stays. One transaction.
+
+        Raises ConfigError, and changes nothing, while a worker has messages of it in hand.
+        """
+        sql = self._store.sql
+        with self._store.unit("", SECONDS) as unit:
+            self._begin(unit, flow, "")
+            taken = unit.read(sql.take_messages, (*_addresses(flow), flow))
+            self._refuse_holders(flow, {worker for *_, worker in taken if worker is not None})
+            letters = len(unit.read(sql.take_dead, (flow,)))
+            discarded = _counted(taken) + letters
+            unit.write(sql.forget_all, [(flow,)])
+            unit.write(sql.leave_all_alone, [(flow,)])
+            if discarded:
+                unit.count({flow: Tally(dead=-letters, discarded=discarded)})
+            unit.commit()
+        return Settled(discarded=discarded)
+
+    def move(self, flow: str, heir: str) -> Settled:
+        """Rename a flow: what waits for it, its inbox, dead letters, ledger and directions are its heir's. One
+        transaction.
+
+        The heir's own copies stay as they are: where it has one of the same message, that of the flow is discarded.
+        """
+        sql, old, theirs = self._store.sql, _addresses(flow), (heir, *_addresses(heir))
+        with self._store.unit("", SECONDS) as unit:
+            self._begin(unit, flow, heir)
+            inherited = _counted(unit.read(sql.take_inherited_messages, (*old, *theirs, flow)))
+            dead = len(unit.read(sql.take_inherited_dead, (flow, *theirs)))
+            unit.write(sql.forget_inherited, [(flow, *theirs)])
+            moved = _counted(unit.read(sql.rename_messages, (heir, *old)))
+            letters = len(unit.read(sql.rename_dead, (heir, flow)))
+            unit.write(sql.rename_inbox, [(heir, flow)])
+            unit.write(sql.rename_directions, [(heir, flow, heir)])
+            unit.write(sql.leave_all_alone, [(flow,)])
+            totals = Tally(*map(sum, zip(*unit.read(sql.take_counters, (flow,)), strict=True)))
+            unit.count({heir: totals._replace(dead=totals.dead - dead, discarded=totals.discarded + inherited + dead)})
+            unit.commit()
+        self._store.notify([heir])
+        return Settled(moved, letters, inherited + dead)
+
+    def _begin(self, unit: "SqlUnit", flow: str, heir: str) -> None:
+        """From here on nothing is sent or ended until the transaction's end, and nothing comes to the flow after it."""
+        unit.begin()
+        if self._store.sql.hold_counters:
+            unit.write(self._store.sql.hold_counters, [()])
+        self._unsubscribe(unit, flow, heir)
+
+    def _unsubscribe(self, unit: "SqlUnit", flow: str, heir: str) -> None:
+        if heir:
+            unit.write(self._store.sql.rename_subscription, [(heir, flow, heir)])
+        unit.write(self._store.sql.unsubscribe, [_addresses(flow)])
+
+    def _refuse_holders(self, flow: str, workers: Collection[str]) -> None:
+        """Raise ConfigError if one of these workers lives."""
+        living = [one for one in sorted(workers) if not self._store.is_gone(one)]
+        if living:
+            raise ConfigError(
+                f"worker {living[0]} has messages of flow {flow} in hand; stop the instances that run this flow, and "
+                "ask again"
+            )
+
+
+def _addresses(flow: str) -> tuple[str, str]:
+    """Where the copies of a flow are addressed to."""
+    return flow, flow + CANDIDATE
+
+
+def _counted(rows: Sequence[Any]) -> int:
+    """How many messages these rows are in the ledger: it counts one that was sent twice once, and not what is at its
+    end, nor what nobody could read yet."""
+    return len({(source, id) for source, id, ended, *_ in rows if not ended and source != UNREAD})

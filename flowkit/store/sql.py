@@ -9,6 +9,7 @@ from weakref import WeakSet
 
 from pydantic_core import to_json
 from sqlalchemy import Connection, Engine, MetaData, event, inspect, select
+from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.orm import Session
 
 from flowkit.errors import ConfigError
@@ -476,20 +477,46 @@ class SqlStore:
                 raise self.classify(error) from error
 
     def check_tables(self, app: str, metadata: Any) -> None:
-        """Raise ConfigError where tables of an app are missing which nobody creates when it starts."""
-        if isinstance(metadata, MetaData) and self.dialect.name != "sqlite":
-            try:
-                with self.dialect.engine.connect() as connection:
-                    look = inspect(connection)
-                    tables = metadata.sorted_tables
-                    missing = [one.fullname for one in tables if not look.has_table(one.name, schema=one.schema)]
-            except Exception as error:
-                raise self.classify(error, own=True) from error
-            if missing:
-                raise ConfigError(
-                    f"app {app} has tables that are not in the database of FLOWKIT_DATABASE_URL: {', '.join(missing)}; "
-                    "create them by your migrations, or by metadata.create_all(engine): FlowKit does only on SQLite"
-                )
+        """Raise ConfigError where tables of an app are missing which nobody creates when it starts, or lack a column:
+        every message that writes there would fail."""
+        if not isinstance(metadata, MetaData):
+            return
+        try:
+            with self.dialect.engine.connect() as connection:
+                found = _columns(connection, metadata)
+        except Exception as error:
+            raise self.classify(error, own=True) from error
+        missing = [one.fullname for one in metadata.sorted_tables if one.fullname not in found]
+        if missing and self.dialect.name != "sqlite":
+            raise ConfigError(
+                f"app {app} has tables that are not in the database of FLOWKIT_DATABASE_URL: {', '.join(missing)}; "
+                "create them by your migrations, or by metadata.create_all(engine): FlowKit does only on SQLite"
+            )
+        fold = str.lower if self.dialect.name == "sqlite" else str  # to whom the case means nothing
+        lacking = [
+            f"{table.fullname}.{column.name}"
+            for table in metadata.sorted_tables
+            for column in table.columns
+            if table.fullname in found
+            and not column.system
+            and fold(column.name) not in map(fold, found[table.fullname])
+        ]
+        if lacking:
+            raise ConfigError(
+                f"app {app} has columns that are not in the database of FLOWKIT_DATABASE_URL: {', '.join(lacking)}; "
+                "add them by your migrations (ALTER TABLE … ADD COLUMN …): FlowKit changes no table that is there"
+            )
+
+
+def _columns(connection: Connection, metadata: MetaData) -> dict[str, set[str]]:
+    """The columns of those tables and views of an app that are there, by the table's full name."""
+    look, found = inspect(connection), {}
+    for schema in {table.schema for table in metadata.sorted_tables}:
+        names = {table.name: table.fullname for table in metadata.sorted_tables if table.schema == schema}
+        columns = look.get_multi_columns(schema, filter_names=list(names), kind=ObjectKind.ANY)
+        for (_, name), those in columns.items():
+            found[names[name]] = {one["name"] for one in those}
+    return found
 
 
 def _version(connection: Connection) -> str | None:

@@ -1,7 +1,11 @@
 """Settings from the environment, and the services they name."""
 
 import importlib
+import os
+import re
 import time
+from collections.abc import Iterable
+from difflib import get_close_matches
 from random import SystemRandom
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -22,6 +26,13 @@ STORES = {
 """Database scheme -> the module whose `open_store` opens it. Imported on first use: drivers are optional."""
 
 
+PREFIX = "FLOWKIT_"
+OWN = ("FLOWKIT_SLOTS", "FLOWKIT_HTTP_SOCKET", "FLOWKIT_SUPERVISOR")
+"""What a supervisor tells its workers."""
+LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
+"""Kubernetes gives such names to all pods of a namespace where a service has a name that begins like a setting."""
+SAME, NEAR = 0.8, 0.6
+"""How much of two names is the same: it is one of them with a mistake in it; it may be meant."""
 JITTER = SystemRandom().random
 """Of no seed: who sets one for all workers must not make them wait in step."""
 
@@ -33,7 +44,7 @@ Url = Annotated[str, Field(repr=False)]
 class Settings(BaseSettings):
     """What can be set. The environment name is FLOWKIT_ and the field's name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="FLOWKIT_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
     database_url: Annotated[Url, Field(description="Store and default queue: sqlite:///… or postgresql://…")] = (
         "sqlite:///flowkit.db"
@@ -52,12 +63,43 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls) -> "Settings":
-        """The settings of the environment. Raises ConfigError that names the variable at fault."""
+        """The settings of the environment. Raises ConfigError that names the variable at fault: one whose value is
+        wrong, or one that is a setting's but for a mistake in writing."""
+        for name, meant in unknown(os.environ).items():
+            if meant and os.environ.get(meant) is None and similar(name, [meant], SAME):
+                raise ConfigError(f"{name} is no setting, and would do nothing; write {meant}")
         try:
             return cls()
         except ValidationError as error:
             faults = [f"FLOWKIT_{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()]
             raise ConfigError("; ".join(faults)) from None
+
+
+def unknown(environment: Iterable[str]) -> dict[str, str]:
+    """The names in an environment that begin like those of settings and are none, each with the nearest setting; empty
+    where none is near."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    strange = [
+        name
+        for name in sorted(environment)
+        if name.upper().startswith(PREFIX) and name.upper() not in (*known, *OWN) and not LINK.search(name)
+    ]
+    return {name: similar(name, known, NEAR) for name in strange}
+
+
+def doubts() -> list[str]:
+    """Warnings of names in the environment that look like settings and are none."""
+    return [
+        f"{name} is no setting, and does nothing" + (f"; the nearest one is {nearest}" if nearest else "")
+        for name, nearest in unknown(os.environ).items()
+    ]
+
+
+def similar(name: str, known: Iterable[str], likeness: float) -> str:
+    """Which of these names the prefix of settings is before is most like a name; empty where none is."""
+    ends = [one.removeprefix(PREFIX) for one in known]
+    found = get_close_matches(name.upper().removeprefix(PREFIX), ends, 1, likeness)
+    return PREFIX + found[0] if found else ""
 
 
 class SystemClock:

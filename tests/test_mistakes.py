@@ -67,3 +67,37 @@ def test_row_e16_a_table_that_lacks_a_column_is_told_of(
         connection.commit()
     _check(app, services)
     app.close()
+
+
+def test_row_e16_a_setting_that_is_misspelt_is_refused(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWKIT_DATABSE_URL", sqlite_url)
+    why = "FLOWKIT_DATABSE_URL is no setting, and would do nothing; write FLOWKIT_DATABASE_URL"
+    assert told(APP) == why
+    app = App("shop")
+    app.flow("orders")(lambda order: None)
+    with pytest.raises(ConfigError, match=why):
+        app.publish("orders", {})
+    assert not (tmp_path / "flowkit.db").exists(), "nothing is accepted by a database that nobody meant"
+
+
+def test_row_e16_a_setting_that_nobody_knows_is_told_of(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    (tmp_path / "known.py").write_text(APP)
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", sqlite_url)
+    monkeypatch.setenv("FLOWKIT_DATABASE_ULR", "")
+    monkeypatch.setenv("FLOWKIT_SERVICE_PORT_HTTP", "80")  # as Kubernetes does for a service of that name
+    monkeypatch.setenv("FLOWKIT_SHOP_PORT_80_TCP_ADDR", "10.0.0.1")
+    why = "FLOWKIT_DATABASE_ULR is no setting, and does nothing; the nearest one is FLOWKIT_DATABASE_URL"
+    check(str(tmp_path / "known.py"))
+    assert capsys.readouterr().out == f"{why}\napp shop: 1 flows, 1 channels: 1 warnings\n"
+    app = App("shop")
+    app.flow("orders")(lambda order: None)
+    services = connect()
+    _check(app, services)
+    app.close()
+    assert caplog.messages == [why]

@@ -8,7 +8,7 @@ from flowkit.cli import show
 from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.statelessness import traps
 from flowkit.cli.subscriptions import orphans
-from flowkit.config import Services, Settings, connect
+from flowkit.config import Services, Settings, connect, doubts
 from flowkit.errors import StoreMissing
 
 MEMORY = "sqlite:///:memory:"
@@ -29,7 +29,7 @@ def check(name: str) -> None:
         found: list[object] = list(services.transport.doubts({flow.name: flow.deadline for flow in app.flows.values()}))
     finally:
         services.close()
-    found += lost
+    found += [*doubts(), *lost]
     found += [trap for flow in app.flows.values() for trap in traps(flow)]
     for line in (*said, *found):
         print(line)

@@ -24,7 +24,7 @@ from flowkit.cli.logs import log
 from flowkit.cli.signals import Signals, die_with_parent, name_parent
 from flowkit.cli.subscriptions import orphans
 from flowkit.cli.systemd import ServiceManager
-from flowkit.config import Services, Settings, SystemClock, connect, open_store
+from flowkit.config import Services, Settings, SystemClock, connect, doubts, open_store
 from flowkit.continuity.standby import Standby, stand_alone
 from flowkit.engine.slots import Slots
 from flowkit.engine.supervisor import LOST, REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
@@ -298,7 +298,7 @@ def _check(app: App, services: Services) -> None:
     store.check_tables(app.name, app.metadata)
     _check_channels(app, services)
     app.connect(services)
-    for line in orphans(app, services):
+    for line in (*doubts(), *orphans(app, services)):
         _log.warning("%s", line)
 
 

@@ -1,5 +1,10 @@
 """Mistakes in an app, its tables and its settings: told of at the check and at the start, before any message."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,11 +12,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, text
 
-from flowkit import App, ConfigError
+from flowkit import App, ConfigError, DefinitionError
 from flowkit.cli.describe import check
 from flowkit.cli.run import _check
 from flowkit.cli.schema import upgrade
-from flowkit.config import connect
+from flowkit.config import Settings, connect, open_store
 
 APP = """
 from flowkit import App
@@ -36,6 +41,14 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
         return str(found.value)
 
     return told
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, with a deadline."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        time.sleep(0.02)
 
 
 def tables(*columns: str) -> MetaData:
@@ -101,3 +114,70 @@ def test_row_e16_a_setting_that_nobody_knows_is_told_of(
     _check(app, services)
     app.close()
     assert caplog.messages == [why]
+
+
+BROKEN = """
+from flowkit import App
+from broken_prices import rate
+
+app = App("shop")
+"""
+
+
+def test_row_e16_an_app_that_raises_at_its_import_is_told_of_with_the_place(
+    tmp_path: Path, told: Callable[..., str]
+) -> None:
+    (tmp_path / "broken_prices.py").write_text("def rate() -> float:\n    return 1 / 0\n\n\nRATE = rate()\n")
+    assert told(BROKEN, DefinitionError).replace(f"{tmp_path}/", "") == (
+        "mistaken.py cannot be imported: ZeroDivisionError: division by zero\n"
+        "  mistaken.py, line 3, in <module>: from broken_prices import rate\n"
+        "  broken_prices.py, line 5, in <module>: RATE = rate()\n"
+        "  broken_prices.py, line 2, in rate: return 1 / 0\n"
+        "mend it, and ask again"
+    )
+    sys.modules.pop("broken_prices", None)
+    (tmp_path / "broken_prices.py").write_text("def rate(:\n    pass\n")
+    assert "  broken_prices.py, line 1: def rate(:\n" in told(BROKEN, DefinitionError).replace(f"{tmp_path}/", "")
+    said = told("import sys\n\nsys.exit('no key')\n", DefinitionError)
+    assert said.startswith(f"{tmp_path}/mistaken.py cannot be imported: SystemExit: no key\n")
+    assert "mistaken.py, line 3, in <module>: sys.exit('no key')\n" in said
+    said = told("import json\n\njson.loads('{')\n", DefinitionError)
+    assert said.splitlines()[1:-1] == [f"  {tmp_path}/mistaken.py, line 3, in <module>: json.loads('{{')"], (
+        "where the user's own code goes on, and not what it calls"
+    )
+
+
+@pytest.mark.processes
+def test_row_e16_a_reload_of_an_app_that_cannot_be_imported_is_told_once_and_the_old_one_goes_on(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    source = 'from flowkit import App\n\napp = App("shop")\n\n\n@app.flow("orders")\ndef accept(order: dict) -> None:\n    pass\n'
+    (tmp_path / "reloaded.py").write_text(source)
+    environment = {**os.environ, "FLOWKIT_DATABASE_URL": sqlite_url}
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "flowkit", "run", "reloaded.py", "--workers", "2"]
+    with log.open("w") as errors:
+        run = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=errors)
+    store: Any = open_store(Settings(database_url=sqlite_url))
+    try:
+        until(lambda: store.ready("shop") == 2)
+        before = store.members()
+        (tmp_path / "reloaded.py").write_text(f"{source}\n\nraise KeyError('PRICE_LIST')\n")
+        run.send_signal(signal.SIGHUP)
+        until(lambda: "so no more are replaced: the old ones go on" in log.read_text())
+        app = App("shop")
+        app.channel("orders")
+        app.connect(connect(Settings(database_url=sqlite_url)))
+        app.publish("orders", {})
+        until(lambda: store.ledger.balances()["shop.accept"].applied == 1)
+        app.close()
+        assert store.members() == before
+        said = log.read_text()
+        assert said.count("reloaded.py cannot be imported: KeyError: 'PRICE_LIST'") == 1
+        assert "reloaded.py, line 11, in <module>: raise KeyError('PRICE_LIST')" in said
+        assert "Traceback" not in said
+    finally:
+        run.terminate()
+        run.wait()
+        store.close()
+    assert run.returncode == 0

@@ -6,14 +6,17 @@ import importlib.util
 import select
 import socket
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 
 from flowkit.app import App
-from flowkit.errors import DefinitionError
+from flowkit.errors import DefinitionError, FlowKitError
 
+MOST_PLACES, MOST_TEXT = 3, 500
 GREEN = ("gevent", "eventlet")
 """Libraries that replace what waits, in the modules of others."""
 REPLACED = ((_thread, "start_new_thread"), (time, "sleep"), (socket, "socket"), (select, "select"))
@@ -24,7 +27,7 @@ def load(name: str) -> App:
 
     Without a name it is the variable `app`, or the only App there is.
 
-    What the module itself raises on import passes: it is the user's own error, with its own traceback.
+    What the module itself raises on import is told with its place, in five lines at most: see `_failure`.
     """
     target, _, attribute = name.partition(":")
     module = _load(target)
@@ -72,7 +75,29 @@ def load_function(name: str, function: str) -> Callable[..., object]:
 
 
 def _load(target: str) -> ModuleType:
-    return _from_file(Path(target)) if target.endswith(".py") else _from_name(target)
+    try:
+        return _from_file(Path(target)) if target.endswith(".py") else _from_name(target)
+    except FlowKitError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise DefinitionError(_failure(target, error)) from error
+
+
+def _failure(target: str, error: BaseException) -> str:
+    """What a module raised as it was imported, and where: the last places in the user's own code, or, where none of it
+    is there, those in the code of others."""
+    places = [one for one in extract_tb(error.__traceback__) if not one.filename.startswith(("<frozen", __file__))]
+    others = tuple(sysconfig.get_path(one) for one in ("stdlib", "platstdlib", "purelib", "platlib"))
+    shown = [
+        f"  {one.filename}, line {one.lineno}, in {one.name}: {one.line}"
+        for one in [one for one in places if not one.filename.startswith(others)] or places
+    ]
+    what = " ".join(str(error).split())
+    if isinstance(error, SyntaxError) and error.text:
+        what = error.msg
+        shown.append(f"  {error.filename}, line {error.lineno}: {error.text.strip()}")
+    said = f"{target} cannot be imported: {type(error).__name__}: {what[:MOST_TEXT]}"
+    return "\n".join([said, *shown[-MOST_PLACES:], "mend it, and ask again"])
 
 
 def _from_file(path: Path) -> ModuleType:

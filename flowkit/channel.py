@@ -20,6 +20,14 @@ from flowkit.message import check_name
 T = TypeVar("T")
 RAW = (str, bytes)
 MOST_TYPES = 1000
+SHAPES = {
+    **dict.fromkeys(("model", "dataclass", "typed-dict", "dict"), "an object"),
+    **dict.fromkeys(("list", "tuple", "set", "frozenset"), "a list"),
+    **dict.fromkeys(("int", "float", "bool"), "a number"),
+    **dict.fromkeys(("str", "bytes"), "text"),
+}
+"""Kind of core schema -> what its values are in JSON. Values of one shape are never read as those of another, but for
+text, which may say a number."""
 
 
 class Channel(Generic[T]):
@@ -102,6 +110,16 @@ class Body:
         """Of the fields of flat objects that came out as they went in."""
         self._others: dict[type, Body] = {}
         """Without an annotation: how objects of these types become bytes."""
+
+    @cached_property
+    def shape(self) -> str:
+        """What its JSON is: an object, a list, a number or text; empty where its type decides that by itself."""
+        schema: Any = self._adapter.core_schema
+        if schema["type"] == "definitions":
+            schema = schema["schema"]
+        fields = schema.get("schema", {"type": "model-fields"})["type"]  # else a validator sees the value before them
+        own = "serialization" in schema or schema.get("custom_init") or fields not in ("model-fields", "dataclass-args")
+        return "" if own else SHAPES.get(schema["type"], "")
 
     # ------------------------------------------------------------ bytes to values
 

@@ -309,7 +309,19 @@ class Flow:
                 f"its body is bytes, and channel {self.source.name} has no type, so it carries JSON only; write "
                 f"app.channel({self.source.name!r}, bytes)"
             )
+        self._check_body()
         self._check_return(self.hints.get("return"))
+
+    def _check_body(self) -> None:
+        """Find a body that no message of its channel can be."""
+        sent, taken = self.source.body, self.body
+        if self.request is not None or "text" in (sent.shape, taken.shape) or not (sent.shape and taken.shape):
+            return  # text is taken as it came, and read as what it says
+        if sent.shape != taken.shape:
+            raise self.wrong(
+                f"its body is {_named(taken.annotation)}, {taken.shape}, and channel {self.source.name} carries "
+                f"{_named(sent.annotation)}, {sent.shape}: no message could be read; write the same type in both places"
+            )
 
     def _check_identity(self) -> None:
         """Find an `id_from` that nothing would look at."""
@@ -364,7 +376,13 @@ class Flow:
             adapter = Body(kind, f"flow {self.name}, its return value")
             if len(self.to) > 1:
                 raise self.wrong(f"it has {len(self.to)} channels in to=; return the one meant: channel(value)")
-            expected = self.to[0].type
+            expected, sent = self.to[0].type, self.to[0].body
+            shapes = {adapter.shape, sent.shape}
+            if ("" not in shapes and len(shapes) > 1) or {adapter.raw, sent.raw} == {str, bytes}:
+                raise self.wrong(
+                    f"it returns {_named(kind)}, {adapter.shape}, but channel {self.to[0].name} carries "
+                    f"{_named(expected)}, {sent.shape}; return what it carries, or declare the channel otherwise"
+                )
             if isinstance(kind, type) and isinstance(expected, type) and expected is not Any and adapter.raw is None:
                 plain = get_origin(kind) is None and get_origin(expected) is None
                 if plain and not issubclass(kind, expected):

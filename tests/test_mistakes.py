@@ -5,11 +5,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from uuid import UUID
 
 import pytest
+from pydantic import BaseModel, Field, RootModel, model_validator
 from sqlalchemy import Column, Integer, MetaData, Table, text
 
 from flowkit import App, ConfigError, DefinitionError
@@ -151,7 +155,7 @@ def test_row_e16_an_app_that_raises_at_its_import_is_told_of_with_the_place(
 def test_row_e16_a_reload_of_an_app_that_cannot_be_imported_is_told_once_and_the_old_one_goes_on(
     sqlite_url: str, tmp_path: Path
 ) -> None:
-    source = 'from flowkit import App\n\napp = App("shop")\n\n\n@app.flow("orders")\ndef accept(order: dict) -> None:\n    pass\n'
+    source = APP.replace(', metadata=tables("id", "Total")', "").replace("from tests.test_mistakes import tables\n", "")
     (tmp_path / "reloaded.py").write_text(source)
     environment = {**os.environ, "FLOWKIT_DATABASE_URL": sqlite_url}
     log = tmp_path / "log"
@@ -174,10 +178,82 @@ def test_row_e16_a_reload_of_an_app_that_cannot_be_imported_is_told_once_and_the
         assert store.members() == before
         said = log.read_text()
         assert said.count("reloaded.py cannot be imported: KeyError: 'PRICE_LIST'") == 1
-        assert "reloaded.py, line 11, in <module>: raise KeyError('PRICE_LIST')" in said
+        assert "in <module>: raise KeyError('PRICE_LIST')" in said
         assert "Traceback" not in said
     finally:
         run.terminate()
         run.wait()
         store.close()
     assert run.returncode == 0
+
+
+class Order(BaseModel):
+    id: int
+
+
+class Listed(RootModel[list[int]]):
+    pass
+
+
+class Anything(BaseModel):
+    id: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def read(cls, value: Any) -> Any:
+        return {"id": value} if isinstance(value, int) else value
+
+
+FITTING: list[tuple[Any, Any]] = [
+    (Order, dict), (dict, Order), (Order, Anything), (int, Anything), (int, float), (bool, int), (list[int], Listed),
+    (str, Order), (str, int), (int, str), (int, bytes), (bytes, Order), (tuple[int, str], list), (Order | None, dict),
+    (int, int | None), (Decimal, float), (datetime, str), (Any, int),
+]  # fmt: skip
+UNFIT: list[tuple[Any, Any]] = [(dict, int), (Order, int), (int, Order), (list, Order), (Order, set[int]), (bool, dict)]
+
+
+@pytest.mark.parametrize(
+    ("carried", "taken", "fits"), [(*one, True) for one in FITTING] + [(*one, False) for one in UNFIT]
+)
+def test_row_e16_a_body_that_no_message_can_be_is_refused(carried: Any, taken: Any, fits: bool) -> None:
+    app = App("shop")
+
+    def accept(order: Any) -> None:
+        pass
+
+    accept.__annotations__["order"] = taken
+    app.flow(app.channel("orders", carried))(accept)
+    if fits:
+        app.check()
+        return
+    with pytest.raises(
+        DefinitionError, match=r"flow shop\.accept: its body is .*, and channel orders carries .*: no mess"
+    ):
+        app.check()
+
+
+@pytest.mark.parametrize(
+    ("returned", "carried", "fits"),
+    [
+        (str, int, False), (str, dict, False), (bytes, str, False), (str, bytes, False), (list, dict, False),
+        (list[int], Order, False), (dict[str, int], list[int], False), (str, str, True), (str, UUID, True),
+        (str, Any, True), (str | None, str, True), (list[int], list[int], True), (list[int], set[int], True),
+        (dict[str, int], Order, True), (bytes, bytes, True), (str, Annotated[str, Field(max_length=5)], True),
+        (Iterator[int], dict, False), (Iterator[int], int, True),
+    ],
+)  # fmt: skip
+def test_row_e16_a_return_value_that_its_channel_never_carries_is_refused(
+    returned: Any, carried: Any, fits: bool
+) -> None:
+    app = App("shop")
+
+    def accept(order: dict[str, int]) -> Any:
+        pass
+
+    accept.__annotations__["return"] = returned
+    app.flow("orders", to=app.channel("next", carried, optional=True))(accept)
+    if fits:
+        app.check()
+        return
+    with pytest.raises(DefinitionError, match=r"flow shop\.accept: it returns .*, but channel next carries"):
+        app.check()

@@ -1,5 +1,6 @@
 """Channels: names that messages are published to, and the type of what they carry."""
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
@@ -12,6 +13,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import is_typeddict
 
 from flowkit import duration
+from flowkit.disclosure import faults
 from flowkit.document import check_finite, exact
 from flowkit.errors import DefinitionError, Undecodable
 from flowkit.fidelity import Fidelity, difference
@@ -133,7 +135,7 @@ class Body:
             value = self._adapter.validator.validate_json(body)
             return self._exact(body, value) if self._fidelity.decimals else value
         except ValidationError as error:
-            raise Undecodable(_faults(error)) from None
+            raise Undecodable(faults(error, whole=True), faults(error, whole=False)) from None
         except UnicodeDecodeError as error:
             raise Undecodable(f"the body is not UTF-8 text: {error}") from None
 
@@ -153,9 +155,8 @@ class Body:
         try:
             return self._adapter.validator.validate_python(document)
         except ValidationError as error:
-            raise Undecodable(
-                f"a number has more digits than are read of it; send it as text ({_faults(error)})"
-            ) from None
+            why = "a number has more digits than are read of it; send it as text"
+            raise Undecodable(f"{why} ({faults(error, whole=True)})", why) from None
 
     @cached_property
     def _fidelity(self) -> Fidelity:
@@ -200,9 +201,11 @@ class Body:
                 value = self._adapter.validator.validate_python(value)
             return self._encode_typed(value)
         except ValidationError as error:
-            raise TypeError(f"{self.where} carries {_name(self.annotation)}: {_faults(error)}") from None
+            raise TypeError(f"{self.where} carries {_name(self.annotation)}: {faults(error, whole=False)}") from None
         except PydanticSerializationError as error:
-            raise TypeError(f"{self.where}: {type(value).__name__} cannot be serialised: {error}") from None
+            # What follows is the text of a serializer, which may repeat the value.
+            said = re.sub(r"(?s)^(Error calling function [^:]*).*", r"\1", str(error))
+            raise TypeError(f"{self.where}: {type(value).__name__} cannot be serialised: {said}") from None
 
     def _encode_raw(self, value: Any) -> bytes:
         if isinstance(value, bytes) and self.raw is bytes:
@@ -257,7 +260,7 @@ class Body:
         try:
             why = difference(value, self.decode(body))
         except Undecodable as error:
-            why = f"{error}" + (" (null may stand for NaN or an infinity)" if b"null" in body else "")
+            why = error.told + (" (null may stand for NaN or an infinity)" if b"null" in body else "")
         if not why:
             return body
         if self.annotation is Any:
@@ -267,12 +270,3 @@ class Body:
 
 def _name(annotation: Any) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
-
-
-def _faults(error: ValidationError) -> str:
-    faults = [
-        f"{'.'.join(str(part) for part in fault['loc']) or 'the body'}: {fault['msg']}"
-        for fault in error.errors(include_url=False, include_input=False, include_context=False)[:5]
-    ]
-    more = error.error_count() - len(faults)
-    return "; ".join(faults) + (f"; and {more} more" if more > 0 else "")

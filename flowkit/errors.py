@@ -32,6 +32,11 @@ class RetryAfter(FlowKitError):
 class Undecodable(FlowKitError):
     """A message cannot be turned into what its flow expects. It is dead with this reason, never retried."""
 
+    def __init__(self, reason: str, told: str = "") -> None:
+        """`told` is the reason for logs and lists, where the reason itself repeats data of the message."""
+        super().__init__(reason)
+        self.told = told or reason
+
 
 class Unrouted(FlowKitError):
     """A message was sent to a channel that no flow subscribes to."""

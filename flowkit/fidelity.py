@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from flowkit.disclosure import place
 from flowkit.document import may_be_too_long, may_have_offset
 
 Schema = Mapping[str, Any]
@@ -226,10 +227,10 @@ def difference(went: Any, came: Any, where: str = "") -> str:
     if held is None or left is None or not _alike(went, came):
         return f"{_at(where)}{_kind(went)}{_change(went, came)}"
     if lost := [name for name in held if name not in left]:
-        return f"{_at(where)}{lost[0]} of {_kind(went)} is not in what comes out, a {_kind(came)}"
+        return f"{_at(where)}{place(lost[0])} of {_kind(went)} is not in what comes out, a {_kind(came)}"
     if len(held) < len(left):
         return f"{_at(where)}it has less than what comes out"
-    found = (difference(value, left[name], f"{where}.{name}".lstrip(".")) for name, value in held.items())
+    found = (difference(value, left[name], f"{where}.{place(name)}".lstrip(".")) for name, value in held.items())
     return next(filter(None, found), "")
 
 

@@ -91,10 +91,11 @@ class Identifier:
         body = self._body.decode(content)
         found = self._id_from(body) if callable(self._id_from) else _walk(body, str(self._id_from))
         if isinstance(found, bool) or not isinstance(found, str | int | UUID) or found == "":
-            raise Undecodable(
-                f"flow {self._flow}: id_from found {found!r:.80} in the body, which is no id; it has to be text, a "
-                "whole number or a UUID"
+            flow, why = (
+                f"flow {self._flow}: id_from found",
+                "which is no id; it has to be text, an integer or a UUID",
             )
+            raise Undecodable(f"{flow} {found!r:.80} in the body, {why}", f"{flow} {type(found).__name__}, {why}")
         return str(found)
 
     @cached_property

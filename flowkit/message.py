@@ -10,6 +10,8 @@ from uuid_utils import uuid7
 from flowkit.errors import Undecodable
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]|[\ud800-\udfff]")
+_PRINTED = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
+"""What an error leaves out of a header's value: all but the characters at fault."""
 MAX_NAME = 255
 LAST_SECOND = 253_402_300_799
 """Of the year 9999: no clock says more."""
@@ -99,7 +101,8 @@ def check_headers(headers: object) -> dict[str, str]:
                 f"a header's name is {name!r:.80}; it must be at most {MAX_NAME} bytes as UTF-8, for AMQP"
             )
         if not isinstance(value, str) or CONTROL.search(value):
-            raise Undecodable(f"header {name} is {value!r:.80}; it must be text without control characters")
+            shown = _PRINTED.sub("…", value) if isinstance(value, str) else type(value).__name__
+            raise Undecodable(f"header {name} is {shown!r:.80}; it must be text without control characters")
     size = sum(len(name.encode()) + len(value.encode()) + HEADER_BYTES for name, value in headers.items())
     if size > MAX_HEADERS:
         raise Undecodable(f"its headers have {size:,} bytes; they may have {MAX_HEADERS:,} together, beside the body")

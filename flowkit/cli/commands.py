@@ -258,12 +258,12 @@ def dead_list(
 @dead_cli.command(name="show", epilog=STORE)
 def dead_show(
     letter: Annotated[str, typer.Argument(help="The letter's id")],
-    body: Annotated[bool, typer.Option("--body", help="Show the payload too")] = False,
+    body: Annotated[bool, typer.Option("--body", help="Show also what holds data: payload, stack and headers")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show one dead letter with its error and stack.
+    """Show one dead letter with its error.
 
-    Its payload is hidden unless asked for.
+    What holds data is hidden unless asked for: payload, stack and values of headers.
     """
     from flowkit.cli.dead import show
 

@@ -15,6 +15,7 @@ from flowkit.config import Settings, open_store
 from flowkit.errors import FlowKitError
 
 BATCH = 500
+HIDDEN = "(hidden; see --body)"
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def show_list(flow: str | None, error: str | None, limit: int, group: bool, json
         found = letters.select(flow, error, limit + 1)  # one more tells that there are more
         pages = (letters.read(batch, whole=False) for batch in batches(found[:limit]))
         if json:
-            as_json_list(_fields(one) for page in pages for one in page)
+            as_json_list(_fields(one, False) for page in pages for one in page)
         else:
             columns = ["letter", "flow", "message", "attempts", "died", "reason", "error"]
             tables("Dead letters", columns, ([_cells(one) for one in page] for page in pages))
@@ -63,13 +64,13 @@ def batches(letters: list[str]) -> Iterator[list[str]]:
 
 
 def show(letter: str, body: bool, json: bool) -> None:
-    """One letter. Its payload is shown only when asked for."""
+    """One letter. What holds data of its message is shown only with `body`: payload, stack, and values of headers."""
     with _letters() as letters:
         found = letters.read([letter])
     if not found:
         raise FlowKitError(f"there is no dead letter {letter}; see flowkit dead list")
-    fields = _fields(found[0]) | {"stack": found[0].stack}
-    fields["body"] = found[0].message.body.decode(errors="backslashreplace") if body else "(hidden; see --body)"
+    fields = _fields(found[0], body) | {"stack": found[0].stack if body else HIDDEN}
+    fields["body"] = found[0].message.body.decode(errors="backslashreplace") if body else HIDDEN
     if json:
         as_json(fields)
         return
@@ -107,7 +108,7 @@ def _cells(one: Any) -> tuple[object, ...]:
     return one.letter, one.flow, one.message.id, one.attempts, _time(one.died), one.reason, one.error
 
 
-def _fields(one: Any) -> dict[str, Any]:
+def _fields(one: Any, whole: bool) -> dict[str, Any]:
     message = one.message
     return {
         "letter": one.letter,
@@ -117,7 +118,7 @@ def _fields(one: Any) -> dict[str, Any]:
         "channel": message.channel,
         "key": message.key,
         "correlation": message.correlation,
-        "headers": dict(message.headers),
+        "headers": {name: value if whole else HIDDEN for name, value in message.headers.items()},
         "attempts": one.attempts,
         "died": _time(one.died),
         "reason": one.reason,

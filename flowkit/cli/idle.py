@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+from flowkit.disclosure import told
 from flowkit.errors import StoreConflict, Unavailable
 from flowkit.ports import EXCHANGE, Pending, Store, Transport
 
@@ -36,7 +37,7 @@ class Idle:
             now_pending, later = self._pending()
         except Exception as error:
             if not isinstance(error, Unavailable | StoreConflict) and str(error) != self._failed:
-                _log.error("cannot see what is left to do, and looks again in %g s: %s", LOOK_SECONDS, error)
+                _log.error("cannot see what is left to do, and looks again in %g s: %s", LOOK_SECONDS, told(error))
             self._seen, self._failed = 0, str(error)
             return False
         if later and not now_pending and not self._told:

@@ -9,13 +9,17 @@ import threading
 import traceback
 from datetime import UTC, datetime
 
-from flowkit.cli.plain import PlainFormatter
+import flowkit
+from flowkit.cli.plain import plain
 from flowkit.config import Settings
+from flowkit.disclosure import stack
 from flowkit.errors import ConfigError
 from flowkit.telemetry import ids
 
 FIELDS = ("flow", "message_id", "correlation_id")
 """What the loggers of handlers say of their message."""
+LIBRARIES = ("asyncio", "pika", "sqlalchemy", "uvicorn")
+PACKAGE = os.path.dirname(flowkit.__file__) + os.sep
 LINES = 10_000
 """This many lines may wait to be written. Further ones are dropped."""
 ATOMIC_BYTES = select.PIPE_BUF
@@ -38,8 +42,28 @@ class JsonFormatter(logging.Formatter):
             **ids(),
         }
         if record.exc_info:
-            found["exception"] = self.formatException(record.exc_info)
+            found["exception"] = exception(record, self)
         return json.dumps(found, ensure_ascii=True, default=str)
+
+
+class PlainFormatter(logging.Formatter):
+    """Formats log records as plain text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.exc_text = exception(record, self) if record.exc_info else None
+        return plain(super().format(record))
+
+
+def exception(record: logging.LogRecord, formatter: logging.Formatter) -> str:
+    """The traceback of a record. One that FlowKit logs, or a library under it, has no data; the app's is its own."""
+    assert record.exc_info
+    error = record.exc_info[1]
+    return stack(error) if error is not None and is_house(record) else formatter.formatException(record.exc_info)
+
+
+def is_house(record: logging.LogRecord) -> bool:
+    """Whether a record is FlowKit's, or a library's under it: not the app's."""
+    return record.pathname.startswith(PACKAGE) or record.name.partition(".")[0] in LIBRARIES
 
 
 class LogWriter(logging.Handler):

@@ -1,17 +1,8 @@
 """Text that a terminal shows and does not obey."""
 
-import logging
-
 
 def plain(text: str, kept: str = "\n\t") -> str:
     """Text without control characters, except those `kept`: messages and errors come from outside."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() or one in kept else one.encode("unicode_escape").decode() for one in text)
-
-
-class PlainFormatter(logging.Formatter):
-    """Formats log records as plain text."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return plain(super().format(record))

@@ -8,6 +8,7 @@ under its own token, which the store refuses then (ports.Fence).
 import logging
 import threading
 
+from flowkit.disclosure import told
 from flowkit.errors import ConfigError, FlowKitError
 from flowkit.ports import Clock, Standing, Store, WorkerInfo
 
@@ -80,7 +81,7 @@ class Standby:
                 # Whatever it was: without this thread the instance would never take over.
                 self._patient = self._clock.monotonic() + self._seconds
                 if str(error) != self._away:
-                    _log.warning("group %s: cannot see which group is active: %s", self._info.group, error)
+                    _log.warning("group %s: cannot see which group is active: %s", self._info.group, told(error))
                 self._away = str(error)
             self._closing.wait(self._seconds / RENEWALS if self.token else min(LOOK_SECONDS, self._seconds / RENEWALS))
         self._leave()

@@ -8,6 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from flowkit import duration
+from flowkit.disclosure import told
 from flowkit.errors import DefinitionError, FlowKitError, RetryAfter, StoreUnavailable, Undecodable
 from flowkit.flow import Outbox
 from flowkit.message import (
@@ -201,14 +202,8 @@ def letter(item: Item, dead: Dead) -> Letter:
 
 
 def describe(error: BaseException | None) -> str:
-    """One line: the error's class and message."""
-    if error is None:
-        return ""
-    try:
-        text = str(error)
-    except Exception:
-        text = "(its text cannot be shown)"
-    return storable(f"{type(error).__name__}: {text}"[:2000])
+    """One line of an error, without data: see `told`."""
+    return storable(told(error))
 
 
 def checked(error: BaseException) -> BaseException:

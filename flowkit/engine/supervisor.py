@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import IO
 
+from flowkit.disclosure import told
 from flowkit.engine.slots import COUNT, HEADER, SLOT, InFlight, Slots, State
 from flowkit.ports import Clock, Random, Store
 
@@ -283,7 +284,9 @@ class Supervisor:
             except Exception as error:
                 # Any error at all: the supervisor's end would end its workers.
                 _log.warning(
-                    "cannot record what a dead worker was running, and tries again in %g s: %s", PAY_SECONDS, error
+                    "cannot record what a dead worker was running, and tries again in %g s: %s",
+                    PAY_SECONDS,
+                    told(error),
                 )
                 self._pays = now + PAY_SECONDS
                 return

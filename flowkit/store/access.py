@@ -1,5 +1,6 @@
 """Access to a unit of work: the objects that one handler gets, for as long as it runs."""
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from threading import get_ident
@@ -24,6 +25,8 @@ HOOKS = (
     "pending_to_persistent", "after_transaction_create", "after_transaction_end",
 )  # fmt: skip
 """Events by which an app sees the session of a message, and what is flushed with it."""
+_VALUE = re.compile(r"(?:\b[eExXbBnN])?'(?:[^']|'')*'?|(\$\w*\$).*?(?:\1|$)|\b\d[\w.]*")
+"""Texts and numbers of a statement, which may be data."""
 _ANY = HandlerSession.__new__(HandlerSession)
 """A session as good as any: whoever listens to all of them listens to this one."""
 
@@ -239,4 +242,4 @@ class Access:
 
 
 def _short(statement: str) -> str:
-    return " ".join(statement.split())[:80]
+    return _VALUE.sub("…", " ".join(statement.split()))[:80]

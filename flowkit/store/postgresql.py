@@ -97,6 +97,7 @@ class PostgresDialect:
         self.engine = create_engine(
             self._url,
             isolation_level="AUTOCOMMIT",
+            hide_parameters=True,
             pool_size=6,
             max_overflow=-1,
             connect_args={

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, MetaData, event, inspect, select
 from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.orm import Session
 
+from flowkit.disclosure import told
 from flowkit.errors import ConfigError
 from flowkit.fork import refuse_child
 from flowkit.message import new_id
@@ -310,7 +311,7 @@ class SqlStore:
             self.dialect.notify(flows)
         except Exception as error:
             # What was committed stays so; those who wait poll, and find it a second later.
-            _log.warning("could not wake the other workers: %s", self.classify(error))
+            _log.warning("could not wake the other workers: %s", told(self.classify(error)))
 
     # ------------------------------------------------------------ the fleet
 

@@ -89,6 +89,7 @@ class SqliteDialect:
             "sqlite://" if memory else f"sqlite:///{self.path}",
             module=self.module,
             isolation_level="AUTOCOMMIT",
+            hide_parameters=True,
             poolclass=StaticPool if memory else QueuePool,
             connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
             **({} if memory else {"pool_size": 6, "max_overflow": -1}),

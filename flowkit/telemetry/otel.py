@@ -25,6 +25,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
 
+from flowkit.disclosure import stack, told
 from flowkit.errors import ConfigError
 from flowkit.message import Message
 from flowkit.ports import Delivery, Outcome, Source
@@ -120,8 +121,16 @@ class OpenTelemetry(Telemetry):
         except (Exception, CancelledError) as error:  # an `async def` handler is cancelled at its deadline
             failed = type(error).__qualname__
             if span.is_recording():
-                span.record_exception(error)
-                span.set_status(Status(StatusCode.ERROR, str(error)))
+                # Not `record_exception`, whose attributes repeat what data the error holds.
+                span.add_event(
+                    "exception",
+                    {
+                        "exception.type": failed,
+                        "exception.message": told(error),
+                        "exception.stacktrace": stack(error),
+                    },
+                )
+                span.set_status(Status(StatusCode.ERROR, told(error)))
                 span.set_attribute("error.type", failed)
             raise
         finally:

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 
 from pika.channel import Channel
 
+from flowkit.disclosure import told
 from flowkit.errors import BrokerUnavailable, ConfigError
 from flowkit.transports.rabbitmq.management import Management
 from flowkit.transports.rabbitmq.queues import Queues
@@ -66,7 +67,7 @@ class Exchanges:
                 if str(error) != self._told:
                     self._told = str(error)
                     known = isinstance(error, ConfigError)
-                    _log.warning("the shared channels cannot be looked after: %s", error, exc_info=not known)
+                    _log.warning("the shared channels cannot be looked after: %s", told(error), exc_info=not known)
 
     async def _look(self, flow: str, exchange: str, unrouted: bool) -> None:
         """Make the exchange of a flow and its binding again, and say which of them was gone."""

@@ -1,0 +1,127 @@
+"""What may be told of an error: its class, and as much of its text as stands in the source. Data stay hidden.
+
+The text of an exception may repeat a message, a parameter of a statement or a row. Logs, traces and lists of dead
+letters are read by more people than messages are.
+"""
+
+import re
+import traceback
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType
+from typing import Any, get_args
+
+from pydantic import ValidationError
+from pydantic_core.core_schema import ErrorType
+
+from flowkit.errors import FlowKitError, Undecodable
+
+HIDDEN = "…"
+LEAST = 3
+"""Constants of fewer characters may stand in data by chance."""
+MOST = 2000
+"""Characters of an error's text."""
+FIELDS = 5
+_TALKATIVE = {"value_error", "assertion_error", "union_tag_invalid", "uuid_parsing"} | {
+    "get_attribute_error", "iteration_error", "mapping_type", "bytes_invalid_encoding"
+}  # fmt: skip
+"""What pydantic says of these repeats the value, or is the text of a validator."""
+_KNOWN = frozenset(get_args(ErrorType)) - _TALKATIVE
+_SCHEMATIC = ("22001", "23", "25", "26", "40", "42501", "42P01", "53", "54", "55", "57")
+"""States of PostgreSQL whose first line names tables, columns and constraints, but no values."""
+_RAISED = "exec_stmt_raise"
+"""The function of PostgreSQL that raises what a trigger or a procedure says."""
+_SPOKEN = (1, 1811)
+"""SQLITE_ERROR, which quotes the statement, and SQLITE_CONSTRAINT_TRIGGER, which says what a trigger says."""
+
+
+def told(error: BaseException | None) -> str:
+    """One line of an error: its class, and its text without data."""
+    if error is None:
+        return ""
+    try:
+        text = _text(error)
+    except Exception:
+        text = "(its text cannot be shown)"
+    return f"{type(error).__name__}: {text}"[:MOST]
+
+
+def stack(error: BaseException) -> str:
+    """The traceback of an error and of those that it followed, the first one first, without data."""
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and all(following is not one for one in chain):
+        chain.append(following)
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+    return "\nwhich led to:\n\n".join(
+        f"Traceback (most recent call last):\n{''.join(traceback.format_tb(one.__traceback__))}{told(one)}\n"
+        for one in reversed(chain)
+    )
+
+
+def faults(error: ValidationError, whole: bool) -> str:
+    """The first fields at fault, and how; with `whole` also in the words of validators, which may repeat values."""
+    found = []
+    for fault in error.errors(include_url=False, include_input=False, include_context=False)[:FIELDS]:
+        where, said = [str(part) for part in fault["loc"]], fault["msg"]
+        if not whole:
+            where = [place(part) for part in where]
+            said = said if fault["type"] in _KNOWN else f"refused ({fault['type']})"
+        found.append(f"{'.'.join(where) or 'the body'}: {said}")
+    more = error.error_count() - len(found)
+    return "; ".join(found) + (f"; and {more} more" if more > 0 else "")
+
+
+def place(part: object) -> str:
+    """A part of the way to a value: a name or a number. Other keys of a mapping may be data."""
+    text = str(part)
+    return text if text.isidentifier() or text.isdecimal() else HIDDEN
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, FlowKitError):
+        return error.told if isinstance(error, Undecodable) else str(error)
+    if isinstance(error, ValidationError):
+        return faults(error, whole=False)
+    driver = getattr(error, "orig", None) or error  # SQLAlchemy wraps what the driver raised
+    if hasattr(driver, "sqlite_errorcode") or getattr(driver, "sqlstate", None):
+        return _of_database(driver)
+    frames = [*traceback.walk_tb(error.__traceback__)]
+    if not frames:
+        return str(error)  # nobody raised it: FlowKit made it
+    frame, line = frames[-1]
+    if str(frame.f_globals.get("__name__")).startswith("flowkit."):
+        return str(error)
+    source = frame.f_code
+    key = error.args[0] if isinstance(error, KeyError) and error.args else None
+    shown = repr(_literal(key, source)) if isinstance(key, str) else _literal(str(error), source)
+    return f"{shown} ({Path(source.co_filename).name}:{line} in {source.co_name})" if HIDDEN in shown else shown
+
+
+def _of_database(error: Any) -> str:
+    """What the driver of a database says, if that names the schema only. SQLAlchemy and PostgreSQL add parameters and
+    rows to it."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is not None:
+        return error.sqlite_errorname if code in _SPOKEN else str(error)
+    kind = f"({type(error).__name__}, {error.sqlstate})"
+    if not error.sqlstate.startswith(_SCHEMATIC) or error.diag.source_function == _RAISED:
+        return kind
+    return f"{kind} {error.diag.message_primary}"
+
+
+def _literal(text: str, source: CodeType) -> str:
+    """A text with everything hidden that is no constant of a function."""
+    shown, end = [], 0
+    for found in _constants(source).finditer(text):
+        shown += [HIDDEN] if found.start() > end else []
+        shown.append(found[0])
+        end = found.end()
+    return "".join(shown) + (HIDDEN if end < len(text) else "")
+
+
+@lru_cache(256)
+def _constants(source: CodeType) -> re.Pattern[str]:
+    texts = {one for one in source.co_consts if isinstance(one, str)}
+    long = sorted((one for one in texts if len(one) >= LEAST), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, long)) or r"(?!)")

@@ -581,7 +581,7 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
-        from flowkit.cli.plain import plain
+        from flowkit.cli.plain import ENDS, plain
         from flowkit.errors import (
             ConfigError,
             DefinitionError,
@@ -593,6 +593,6 @@ def main() -> None:
 
         if not isinstance(error, FlowKitError):
             raise
-        print(f"flowkit: {plain(str(error))}", file=sys.stderr)
+        print(f"flowkit: {plain(str(error), ENDS)}", file=sys.stderr)
         wrong = isinstance(error, ConfigError | DefinitionError | StoreLost)
         raise SystemExit(2 if wrong else 3 if isinstance(error, StoreUnavailable | StoreConflict) else 1) from None

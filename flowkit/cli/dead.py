@@ -9,7 +9,7 @@ from typing import Any, Literal
 import typer
 from rich.progress import Progress
 
-from flowkit.cli.plain import plain
+from flowkit.cli.plain import ENDS, plain
 from flowkit.cli.show import as_json, as_json_list, table, tables
 from flowkit.config import Settings, open_store
 from flowkit.errors import FlowKitError
@@ -75,7 +75,8 @@ def show(letter: str, body: bool, json: bool) -> None:
         as_json(fields)
         return
     for name, value in fields.items():
-        print(f"{name}: {plain('' if value is None else str(value))}")
+        kept = ENDS if name in ("stack", "body") else ""  # set in, so that no line looks like another field
+        print(f"{name}: {plain('' if value is None else str(value), kept)}".replace("\n", "\n  "))
 
 
 def settle(

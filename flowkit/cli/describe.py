@@ -6,6 +6,7 @@ from flowkit import duration
 from flowkit.app import App
 from flowkit.cli import show
 from flowkit.cli.load import load, refuse_green_threads
+from flowkit.cli.plain import plain
 from flowkit.cli.statelessness import traps
 from flowkit.cli.subscriptions import orphans
 from flowkit.config import Services, Settings, connect, doubts
@@ -32,7 +33,7 @@ def check(name: str) -> None:
     found += [*doubts(), *lost]
     found += [trap for flow in app.flows.values() for trap in traps(flow)]
     for line in (*said, *found):
-        print(line)
+        print(plain(str(line)))
     verdict = f"{len(found)} warnings" if found else "nothing wrong"
     print(f"app {app.name}: {len(app.flows)} flows, {len(app.channels)} channels: {verdict}")
 
@@ -74,7 +75,7 @@ def describe(name: str, json: bool) -> None:
         [(one["channel"], one["type"], ", ".join(one["subscribers"]) or "nobody") for one in found["channels"]],
     )
     for line in lost:
-        print(f"\n{line}")
+        print(f"\n{plain(line)}")
 
 
 def _look() -> Services:

@@ -8,9 +8,11 @@ import select
 import threading
 import traceback
 from datetime import UTC, datetime
+from textwrap import indent
 
 import flowkit
-from flowkit.cli.plain import plain
+from flowkit.cli.plain import ENDS, plain
+from flowkit.cli.repetition import Repetition
 from flowkit.config import Settings
 from flowkit.disclosure import stack
 from flowkit.errors import ConfigError
@@ -24,6 +26,8 @@ LINES = 10_000
 """This many lines may wait to be written. Further ones are dropped."""
 ATOMIC_BYTES = select.PIPE_BUF
 """Processes that share a pipe do not mix what each writes at once, up to this size."""
+LOOK_SECONDS = 1.0
+"""How often the log looks whether there is a count to tell of."""
 FLUSH_SECONDS = 1.0
 """Longest wait for the last lines to be written, in seconds."""
 STANDARD_ERROR = 2
@@ -47,11 +51,17 @@ class JsonFormatter(logging.Formatter):
 
 
 class PlainFormatter(logging.Formatter):
-    """Formats log records as plain text."""
+    """Formats log records as plain text: a record is one line, whatever its parts hold, and a traceback is set in."""
 
     def format(self, record: logging.LogRecord) -> str:
-        record.exc_text = exception(record, self) if record.exc_info else None
-        return plain(super().format(record))
+        record.exc_text = indent(plain(exception(record, self), ENDS), "  ") if record.exc_info else None
+        return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain(super().formatMessage(record))
+
+    def formatStack(self, stack_info: str) -> str:
+        return indent(plain(stack_info, ENDS), "  ")
 
 
 def exception(record: logging.LogRecord, formatter: logging.Formatter) -> str:
@@ -77,10 +87,16 @@ class LogWriter(logging.Handler):
         self._refused = 0
         """Lines that found no room."""
         self._threaded = True
+        self._repetition = Repetition()
+        """Of lines that are FlowKit's own."""
         os.register_at_fork(after_in_child=self._stand_alone)
         threading.Thread(target=self._keep_writing, name="flowkit-log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if not self._threaded or not is_house(record) or self._repetition.admits(record):
+            self._emit(record)
+
+    def _emit(self, record: logging.LogRecord) -> None:
         try:
             line = self._line(record)
         except Exception:
@@ -97,11 +113,18 @@ class LogWriter(logging.Handler):
         """Wait until the lines are written, at most FLUSH_SECONDS. Blocks."""
         lines = self._lines
         if self._threaded:
+            self._tell_repetition()
             with lines.all_tasks_done:
                 lines.all_tasks_done.wait_for(lambda: not lines.unfinished_tasks, FLUSH_SECONDS)
 
     def _line(self, record: logging.LogRecord) -> bytes:
         return f"{self.format(record)}\n".encode(errors="backslashreplace")
+
+    def _tell_repetition(self) -> None:
+        assert self.lock is not None
+        with self.lock:  # as `handle` does around `emit`
+            for record in self._repetition.counts():
+                self._emit(record)
 
     def _stand_alone(self) -> None:
         """A forked child has no such thread: it writes its lines itself."""
@@ -110,7 +133,12 @@ class LogWriter(logging.Handler):
     def _keep_writing(self) -> None:
         told, waiting = 0, self._lines.queue
         while True:
-            together = [self._lines.get()]
+            if self._repetition.over:
+                self._tell_repetition()
+            try:
+                together = [self._lines.get(timeout=LOOK_SECONDS)]
+            except queue.Empty:
+                together = []
             while waiting and sum(map(len, together)) + len(waiting[0]) <= ATOMIC_BYTES:
                 together.append(self._lines.get())
             refused = self._refused

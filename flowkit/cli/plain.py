@@ -1,7 +1,10 @@
 """Text that a terminal shows and does not obey."""
 
+ENDS = "\n\t"
+"""What texts of several lines keep."""
 
-def plain(text: str, kept: str = "\n\t") -> str:
+
+def plain(text: str, kept: str = "") -> str:
     """Text without control characters, except those `kept`: messages and errors come from outside."""
     if text.isprintable():
         return text

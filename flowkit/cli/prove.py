@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from flowkit.cli import show
 from flowkit.cli.load import load, load_function
-from flowkit.cli.plain import plain
+from flowkit.cli.plain import ENDS, plain
 from flowkit.testing.crash import CrashUnsafe, Proof, ScenarioFailed, Unrepeatable, crash_everywhere
 from flowkit.testing.end import Row, brief
 
@@ -38,12 +38,12 @@ def prove(name: str, scenario: str, directory: Path | None, observe: str | None,
             proof = unsafe.proof
         except (ScenarioFailed, Unrepeatable) as unproven:
             bar.stop()
-            print(f"flowkit: {plain(str(unproven))}", file=sys.stderr)
+            print(f"flowkit: {plain(str(unproven), ENDS)}", file=sys.stderr)
             return UNPROVEN
     if as_json:
         show.as_json(_as_json(proof))
     else:
-        print(plain(f"app {app.name}: {proof}"))
+        print(plain(f"app {app.name}: {proof}", ENDS))
     return ESCAPED if proof.escapes else 0
 
 

@@ -78,7 +78,7 @@ def cell(value: object) -> str:
     """One value as text on one line, without control characters."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return plain("" if value is None else str(value), "")
+    return plain("" if value is None else str(value))
 
 
 def ago(seconds: float | None) -> str:

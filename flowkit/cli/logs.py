@@ -73,7 +73,7 @@ def exception(record: logging.LogRecord, formatter: logging.Formatter) -> str:
 
 def is_house(record: logging.LogRecord) -> bool:
     """Whether a record is FlowKit's, or a library's under it: not the app's."""
-    return record.pathname.startswith(PACKAGE) or record.name.partition(".")[0] in LIBRARIES
+    return record.pathname.startswith(PACKAGE) or str(record.name).partition(".")[0] in LIBRARIES
 
 
 class LogWriter(logging.Handler):

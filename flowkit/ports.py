@@ -657,8 +657,8 @@ class Transport(Protocol):
         """What is to be said of these places as they are; none is made. Raises as `declare` does."""
 
     def doubts(self, deadlines: Mapping[str, float]) -> Sequence[str]:
-        """Warnings of flows whose handlers may take so many seconds that the transport hands a message out again
-        meanwhile. Does not block."""
+        """Warnings of connections that are not encrypted, and of flows whose handlers may take so many seconds that the
+        transport hands a message out again meanwhile. Does not block."""
 
     def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
         """The workers that receive for this store by this transport too, whatever their database: worker -> its host

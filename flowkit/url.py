@@ -1,6 +1,8 @@
 """URLs of services, for people: without their secrets."""
 
+import ipaddress
 import re
+from collections.abc import Iterable
 
 _SECRET = re.compile(r"(://[^:/?#]*):.*@")
 
@@ -16,3 +18,22 @@ def mask(url: str) -> str:
 def scheme(url: str) -> str:
     """What a URL begins with, also one that cannot be parsed."""
     return url.partition(":")[0].lower()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine itself: a name or an address of loopback, or the folder of a Unix socket."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host in ("", "localhost") or host.startswith(("/", "@"))
+
+
+def exposed(setting: str, url: str, places: Iterable[str], remedy: str) -> list[str]:
+    """The warning that what travels to these places can be read; nothing where there are none."""
+    found = ", ".join(sorted(set(places)))
+    if not found:
+        return []
+    return [
+        f"{setting} is {mask(url)}: the connection to {found} is not encrypted, so passwords and messages can be read "
+        f"and changed on the way; {remedy} (docs/security.md)"
+    ]

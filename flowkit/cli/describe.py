@@ -27,7 +27,8 @@ def check(name: str) -> None:
         store.check_tables(app.name, app.metadata)
         said = services.transport.audit(list(app.flows), app.shared(services.store.subscriptions()))
         lost = orphans(app, services)
-        found: list[object] = list(services.transport.doubts({flow.name: flow.deadline for flow in app.flows.values()}))
+        found: list[object] = store.doubts()
+        found += list(services.transport.doubts({flow.name: flow.deadline for flow in app.flows.values()}))
     finally:
         services.close()
     found += [*doubts(), *lost]

@@ -298,7 +298,7 @@ def _check(app: App, services: Services) -> None:
     store.check_tables(app.name, app.metadata)
     _check_channels(app, services)
     app.connect(services)
-    for line in (*doubts(), *orphans(app, services)):
+    for line in (*doubts(), *store.doubts(), *orphans(app, services)):
         _log.warning("%s", line)
 
 

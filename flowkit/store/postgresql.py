@@ -23,7 +23,7 @@ from flowkit.store.servers import Refusals, Servers, places
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import ENVELOPE, Statements
 from flowkit.store.unit import SWALLOWED, Row
-from flowkit.url import mask
+from flowkit.url import exposed, mask
 
 CONNECT_SECONDS = 10
 LOCK_SECONDS = 10
@@ -323,6 +323,14 @@ class PostgresDialect:
 
     def check_place(self) -> None:
         """Nothing to do: each connection is asked which server it reaches (`Servers.check`)."""
+
+    def doubts(self) -> list[str]:
+        with self.engine.connect():
+            pass
+        if self._listener is not None and self.pooled:
+            self._listener.wait(0.0)  # it reaches the server by another way
+        remedy = "add sslmode=verify-full, and sslrootcert= for an authority of your own"
+        return exposed("FLOWKIT_DATABASE_URL", str(self._url), self._servers.exposed, remedy)
 
     def tidy(self) -> None:
         """Nothing to do: autovacuum does it."""

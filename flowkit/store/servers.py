@@ -12,7 +12,7 @@ from sqlalchemy.exc import DisconnectionError
 
 from flowkit.errors import ConfigError
 from flowkit.fork import part_with
-from flowkit.url import mask
+from flowkit.url import is_loopback, mask
 
 TRANSACTION = "transaction"
 _REFUSED = {"42501", "42883", "0A000"}
@@ -67,6 +67,8 @@ class Servers:
         self._timelines: dict[int, int] = {}
         """The highest that was seen, by system. A server of a lower one was replaced, and does not know it."""
         self._lock = threading.Lock()
+        self.exposed: set[str] = set()
+        """Those beyond loopback to which a connection was not encrypted."""
         self._connections: WeakSet[Any] = WeakSet()
         part_with(self, Servers._sockets)
 
@@ -83,6 +85,9 @@ class Servers:
             several = {"host": ",".join(hosts), "port": ",".join(ports)} if len(hosts) > 1 else {}
             connection = Connection.connect(*names, **settings | several, autocommit=True)
             self._connections.add(connection)
+            info = connection.info
+            if not connection.pgconn.ssl_in_use and not is_loopback(info.hostaddr or info.host):
+                self.exposed.add(f"{info.host}:{info.port}")
             encoding = connection.info.parameter_status("server_encoding")
             if encoding not in (None, "UTF8"):
                 connection.close()

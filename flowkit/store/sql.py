@@ -151,6 +151,9 @@ class Dialect(Protocol):
     def check_place(self) -> None:
         """Raise StoreLost where the database that was opened has been taken away."""
 
+    def doubts(self) -> list[str]:
+        """Warnings of how the database is reached. Blocks; raises what a connection raises."""
+
     def tidy(self) -> None:
         """Regular upkeep of the database."""
 
@@ -265,6 +268,13 @@ class SqlStore:
 
     def check_place(self) -> None:
         self.dialect.check_place()
+
+    def doubts(self) -> list[str]:
+        """Warnings of how the database is reached. Blocks. Raises StoreUnavailable."""
+        try:
+            return self.dialect.doubts()
+        except Exception as error:
+            raise self.classify(error, own=True) from error
 
     def classify(self, error: BaseException, own: bool = False) -> BaseException:
         inner = getattr(error, "orig", None) or error

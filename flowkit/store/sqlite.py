@@ -155,6 +155,9 @@ class SqliteDialect:
                 "would be lost; nothing is committed any more; see to the file, and start this process again"
             )
 
+    def doubts(self) -> list[str]:
+        return []
+
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         return nullcontext()
 

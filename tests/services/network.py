@@ -48,7 +48,9 @@ class Network:
             start_new_session=True,
         )
         try:
-            self._connect(_address(number, 254))
+            self.machine = _address(number, 254)
+            """The address of the machine, at the outside."""
+            self._connect(self.machine)
         except BaseException:
             self.close()
             raise

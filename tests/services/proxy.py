@@ -36,7 +36,8 @@ class _Link:
 class Proxy:
     """Forwards connections from a port of its own to a server. Any thread may call it."""
 
-    def __init__(self, target_host: str, target_port: int) -> None:
+    def __init__(self, target_host: str, target_port: int, host: str = "127.0.0.1") -> None:
+        self._host = host
         self._target = (target_host, target_port)
         self._changed = threading.Condition()
         self._links: set[_Link] = set()
@@ -60,7 +61,7 @@ class Proxy:
     def accept(self) -> None:
         """Let new connections in again, after `refuse`."""
         if self._listener is None:
-            self._listener = socket.create_server(("127.0.0.1", self.port))
+            self._listener = socket.create_server((self._host, self.port))
             self._acceptor = threading.Thread(target=self._listen, args=(self._listener,), daemon=True)
             self._acceptor.start()
 

@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote, urlsplit
 from pydantic import BaseModel, Field, TypeAdapter
 
 from flowkit.errors import BrokerUnavailable, ConfigError
-from flowkit.url import mask
+from flowkit.url import exposed, is_loopback, mask
 
 T = TypeVar("T")
 SETTING = "FLOWKIT_BROKER_MANAGEMENT_URL"
@@ -68,6 +68,9 @@ class Management:
         self._headers = {"Authorization": f"Basic {b64encode(login.encode()).decode()}"}
         self._vhost = vhost
         self._opener = urllib.request.build_opener(_StayHere)
+        clear = parts.scheme == "http" and not is_loopback(parts.hostname)
+        self.doubts = exposed(SETTING, url, [parts.hostname] if clear else [], "write https://")
+        """Of how it is reached."""
 
     def audit(self, queues: Sequence[str], patience: float = TELL_SECONDS) -> None:
         """Raise ConfigError where a policy lets one of these queues lose messages silently; BrokerUnavailable when

@@ -1,6 +1,5 @@
 """Where the brokers are: a URL as connection parameters."""
 
-import ipaddress
 import re
 import ssl
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pika import ConnectionParameters, PlainCredentials, SSLOptions
 
 from flowkit.errors import ConfigError
-from flowkit.url import mask
+from flowkit.url import is_loopback, mask
 
 HEARTBEAT_SECONDS = 20
 CONNECT_SECONDS = 10
@@ -35,7 +34,7 @@ def _servers(url: str) -> Sequence[ConnectionParameters]:
         raise ConfigError(f"it cannot be read; write {EXAMPLE}") from None
     user, password, hosts = _authority(parts.netloc)
     options = _options(parts.query)
-    if user == "guest" and not all(_is_loopback(host) for host, _ in hosts):
+    if user == "guest" and not all(is_loopback(host) for host, _ in hosts):
         raise ConfigError("the user guest is for loopback only; make a user of its own with rabbitmqctl add_user")
     context = _tls(options) if parts.scheme == "amqps" else None
     return [
@@ -92,10 +91,3 @@ def _tls(options: dict[str, str]) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -24,7 +24,7 @@ from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.sender import Sender
 from flowkit.transports.rabbitmq.servers import servers
 from flowkit.transports.rabbitmq.source import RabbitSource, received
-from flowkit.url import mask
+from flowkit.url import exposed, is_loopback, mask
 
 _log = logging.getLogger("flowkit.rabbitmq")
 LEASE_SECONDS = 30.0
@@ -55,7 +55,10 @@ class RabbitTransport:
         comes from. Raises ConfigError."""
         self._url = url
         self._shown = f"{setting} is {mask(url)}"
-        (server, *_) = servers(url, setting)
+        (server, *_) = found = servers(url, setting)
+        clear = [f"{one.host}:{one.port}" for one in found if not (one.ssl_options or is_loopback(one.host))]
+        self._doubts = exposed(setting, url, clear, "write amqps://")
+        """Of how the broker is reached."""
         self._management = Management(management_url, server.virtual_host) if management_url else None
         self._random = random
         self._queues = Queues(store)
@@ -113,7 +116,8 @@ class RabbitTransport:
         return "no policy of RabbitMQ lets these queues lose messages"
 
     def doubts(self, deadlines: Mapping[str, float]) -> list[str]:
-        return [
+        reached = [*self._doubts, *(self._management.doubts if self._management else ())]
+        return reached + [
             f"flow {flow} may take {duration.text(seconds)} (deadline=), and RabbitMQ hands a message out again after "
             f"its consumer_timeout, {duration.text(CONSUMER_TIMEOUT_SECONDS)} unless its configuration says otherwise: "
             "the handler would then run several times at once; see that consumer_timeout is longer than the deadline"

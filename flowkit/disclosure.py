@@ -27,12 +27,11 @@ _TALKATIVE = {"value_error", "assertion_error", "union_tag_invalid", "uuid_parsi
 }  # fmt: skip
 """What pydantic says of these repeats the value, or is the text of a validator."""
 _KNOWN = frozenset(get_args(ErrorType)) - _TALKATIVE
-_SCHEMATIC = ("22001", "23", "25", "26", "40", "42501", "42P01", "53", "54", "55", "57")
-"""States of PostgreSQL whose first line names tables, columns and constraints, but no values."""
-_RAISED = "exec_stmt_raise"
-"""The function of PostgreSQL that raises what a trigger or a procedure says."""
-_SPOKEN = (1, 1811)
-"""SQLITE_ERROR, which quotes the statement, and SQLITE_CONSTRAINT_TRIGGER, which says what a trigger says."""
+_SCHEMATIC = ("22001", "23", "25", "26", "40", "42501", "42P01", "53", "54", "55", "57", "P0001")
+"""States of PostgreSQL whose first line names tables, columns and constraints, but no values; and that of RAISE, which
+speaks to operators as `Reject` does."""
+_QUOTING = 1
+"""SQLITE_ERROR, which quotes the statement."""
 
 
 def told(error: BaseException | None) -> str:
@@ -103,15 +102,15 @@ def _of_database(error: Any) -> str:
     rows to it."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None:
-        return error.sqlite_errorname if code in _SPOKEN else str(error)
+        return error.sqlite_errorname if code == _QUOTING else str(error)
     kind = f"({type(error).__name__}, {error.sqlstate})"
-    if not error.sqlstate.startswith(_SCHEMATIC) or error.diag.source_function == _RAISED:
-        return kind
-    return f"{kind} {error.diag.message_primary}"
+    return f"{kind} {error.diag.message_primary}" if error.sqlstate.startswith(_SCHEMATIC) else kind
 
 
 def _literal(text: str, source: CodeType) -> str:
     """A text with everything hidden that is no constant of a function."""
+    if text in source.co_consts:
+        return text
     shown, end = [], 0
     for found in _constants(source).finditer(text):
         shown += [HIDDEN] if found.start() > end else []

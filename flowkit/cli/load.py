@@ -3,12 +3,14 @@
 import _thread
 import importlib
 import importlib.util
+import os
 import select
 import socket
 import sys
 import sysconfig
 import time
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
@@ -116,10 +118,18 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _from_name(name: str) -> ModuleType:
-    sys.path.insert(0, "")
+    folder = os.getcwd()
+    if _is_in(folder, name.partition(".")[0]):
+        sys.path.insert(0, folder)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
         raise DefinitionError(f"there is no module {name}; write a file such as shop.py, or module:app") from None
+
+
+def _is_in(folder: str, package: str) -> bool:
+    """Whether a folder has this module or package. One without an __init__ counts where nothing else has its name."""
+    found = PathFinder.find_spec(package, [folder])
+    return found is not None and (found.origin is not None or PathFinder.find_spec(package) is None)

@@ -27,7 +27,7 @@ from flowkit.cli.systemd import ServiceManager
 from flowkit.config import Services, Settings, SystemClock, connect, doubts, open_store
 from flowkit.continuity.standby import Standby, stand_alone
 from flowkit.engine.slots import Slots
-from flowkit.engine.supervisor import LOST, REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
+from flowkit.engine.supervisor import COMMAND, LOST, REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.versions import named
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError, StoreConflict, Unavailable
@@ -165,9 +165,8 @@ def _let_begin(app: App, services: Services, slots: Slots, signals: Signals) -> 
 def _watch(name: str, settings: Settings, grace: float, surroundings: dict[str, str]) -> int:
     """The life of a warm spare: a small process that has not loaded the app, and becomes an instance when the lease of
     the active group is over. That it can is seen before, in a process of its own."""
-    command = [sys.executable, "-m", "flowkit"]
     described = subprocess.run(  # noqa: S603 - our own command
-        [*command, "describe", name, "--json"], stdout=subprocess.PIPE, check=False
+        [*COMMAND, "describe", name, "--json"], stdout=subprocess.PIPE, check=False
     )
     if described.returncode:
         return described.returncode
@@ -186,7 +185,7 @@ def _watch(name: str, settings: Settings, grace: float, surroundings: dict[str, 
         store.close()
     _log.warning("app %s: no group is active; this instance starts", app)
     logging.shutdown()
-    os.execve(sys.executable, [*command, *sys.argv[1:], "--standby", "none"], surroundings)  # noqa: S606 - our own
+    os.execve(sys.executable, [*COMMAND, *sys.argv[1:], "--standby", "none"], surroundings)  # noqa: S606 - our own
 
 
 def _info(id: str, app: str, settings: Settings) -> WorkerInfo:
@@ -222,7 +221,7 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
         serving.append(bind(options.http, "--http"))
         os.environ[HTTP_VARIABLE] = str(serving[0].fileno())
     supervisor = Supervisor(
-        [sys.executable, "-m", "flowkit", *sys.argv[1:]],
+        [*COMMAND, *sys.argv[1:]],
         options.workers,
         store,
         services.clock,

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
+from flowkit.engine.supervisor import COMMAND
 from flowkit.errors import ConfigError, FlowKitError
 from flowkit.web import balancer
 
@@ -40,7 +41,7 @@ class Node:
     def start(self) -> None:
         """Start it; it may not be ready yet."""
         self._process = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-m", "flowkit", "run", self._app, "--http", f"{HOST}:{self.port}", *self._options],
+            [*COMMAND, "run", self._app, "--http", f"{HOST}:{self.port}", *self._options],
             env=self._environment, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True,
         )  # fmt: skip
 

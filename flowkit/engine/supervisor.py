@@ -35,6 +35,8 @@ done, wrong configuration, a flow stopped, the database is gone."""
 ASKED = (-signal.SIGTERM, -signal.SIGHUP)
 """Statuses of a worker that a supervisor's signal ended, before it could finish by itself."""
 SLOTS_VARIABLE = "FLOWKIT_SLOTS"
+COMMAND = (sys.executable, "-P", "-m", "flowkit")
+"""How FlowKit starts itself: without the working directory on the import path, in which others may write."""
 _log = logging.getLogger("flowkit.supervisor")
 
 

@@ -12,12 +12,12 @@ from pydantic_core import to_json
 
 from flowkit import duration
 from flowkit.channel import Body, Channel, Routed, Split
-from flowkit.document import check_finite
+from flowkit.document import check_finite, check_readable
 from flowkit.errors import DefinitionError, FlowKitError, TooLarge, Unrouted
 from flowkit.foreign import Identifier, IdFrom
 from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_name, check_sent, digest
-from flowkit.ports import Clock, Delivery, Ids, Objects, UnitOfWork
-from flowkit.route import REPLY, REPLY_SECONDS, Arguments, Header, Route
+from flowkit.ports import Asked, Clock, Delivery, Ids, Objects, UnitOfWork
+from flowkit.route import REPLY_SECONDS, Arguments, Header, Route
 from flowkit.telemetry import OFF, Telemetry
 
 Isolation = Literal["batch", "savepoint", "single"]
@@ -195,6 +195,9 @@ class Giver(Protocol):
 
     def finish(self) -> None:
         """The handler has returned: send what it wrote, and put back what it set."""
+
+    def reply(self, asked: Asked, reply: bytes, seconds: float) -> None:
+        """Keep the reply to a request, as JSON, for so many seconds."""
 
 
 @dataclass(eq=False)
@@ -401,10 +404,8 @@ class Flow:
         return (self.concurrency or IN_FLIGHT) if self.concurrent else self.batch
 
     def takes(self, kinds: Iterable[type]) -> bool:
-        """Whether the handler asks for one of these types, or its reply is written with one."""
-        return (self.replies and Objects in kinds) or not set(kinds).isdisjoint(
-            one for one in self.wants().values() if isinstance(one, type)
-        )
+        """Whether the handler asks for one of these types, or its reply is kept beside what it writes."""
+        return self.replies or not set(kinds).isdisjoint(one for one in self.wants().values() if isinstance(one, type))
 
     def caller(self, provided: Mapping[type, object], injects: Iterable[type]) -> "Call":
         """How to call the handler: one function, made once for a lane."""
@@ -447,20 +448,23 @@ class Flow:
     def _finish(self, result: object, delivery: Delivery, outbox: Outbox, giver: Giver) -> None:
         """What becomes of what the handler returned."""
         if self.replies:
-            self._check_reply(result)
+            reply = self._reply(result)
             giver.finish()
-            objects: Any = giver.give(Objects)
-            objects.put(REPLY + self.source.name + delivery.message.id, result, REPLY_SECONDS)
+            giver.reply(Asked(self.source.name, "", delivery.message.id), reply, REPLY_SECONDS)
         else:
             self._send(result, outbox)
 
-    def _check_reply(self, result: object) -> None:
+    def _reply(self, result: object) -> bytes:
+        """What the handler returned, as JSON."""
         try:
-            check_finite(to_json(result))
+            reply = to_json(result)
+            check_finite(reply)
+            check_readable(reply)
         except ValueError as error:
             raise TypeError(
                 f"flow {self.name}: its reply is no JSON, which has no NaN and no infinity: {error}"
             ) from None
+        return reply
 
     def _send(self, result: object, outbox: Outbox) -> None:
         """Returning is publishing: None, a value, a routed value, or many of them by a generator or Split."""

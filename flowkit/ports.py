@@ -304,6 +304,14 @@ class Shared(NamedTuple):
     """Whether its messages may go nowhere."""
 
 
+class Asked(NamedTuple):
+    """Names a request that waits for a reply: each route and each principal has ids of its own."""
+
+    route: str
+    principal: str
+    id: str
+
+
 class Objects(Protocol):
     """Injected into handlers: a durable key-value store of the app, written in the handler's transaction.
 
@@ -355,6 +363,9 @@ class Access(Protocol):
 
     def finish(self) -> None:
         """Send what the handler wrote, and put back the settings of the transaction that it changed."""
+
+    def reply(self, asked: Asked, reply: bytes, seconds: float) -> None:
+        """Keep the reply to a request, as JSON, for so many seconds. Call it once the handler is finished."""
 
     def __enter__(self) -> "Access": ...
 
@@ -516,8 +527,8 @@ class Store(Protocol):
     def subscriptions(self) -> Mapping[str, str]:
         """flow -> channel, of every app."""
 
-    def objects(self, space: str, keys: Collection[str]) -> Mapping[str, bytes]:
-        """What an app keeps under these keys, as JSON. What there is not has no entry."""
+    def replies(self, app: str, requests: Collection[Asked]) -> Mapping[Asked, bytes]:
+        """The replies to these requests of an app, as JSON. A request that has none has no entry."""
 
     def states(self, identities: Collection[Identity]) -> Mapping[Identity, str]:
         """What the inbox knows of these: accepted, applied or dead. What did not come to a flow yet has no entry."""

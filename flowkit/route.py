@@ -30,10 +30,8 @@ RESERVED = ("/flowkit", "/livez", "/readyz", "/metrics", "/scale")
 """Where the ingress answers itself."""
 
 
-REPLY = "flowkit:reply:"
-"""What the key of an object begins with that is the reply to a request; the message's id follows."""
 REPLY_SECONDS = 86_400.0
-"""For so long any instance can tell it."""
+"""For so long any instance can tell a reply."""
 WAIT_SECONDS = 10.0
 
 

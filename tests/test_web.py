@@ -397,7 +397,7 @@ def test_while_the_store_is_away_nothing_is_accepted_and_clients_are_told_to_com
     assert site.store.ledger.balances().get("shop.accept") is None or not site.effects()
 
 
-@pytest.mark.parametrize("question", ["states", "objects"])
+@pytest.mark.parametrize("question", ["states", "replies"])
 def test_who_asks_for_a_status_while_the_store_is_away_is_told_to_come_again(
     site: Site, monkeypatch: pytest.MonkeyPatch, question: str
 ) -> None:

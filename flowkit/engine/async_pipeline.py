@@ -13,7 +13,7 @@ from flowkit.engine.pipeline import CLOSED, Pipeline
 from flowkit.errors import FlowKitError, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.flow import Outbox
 from flowkit.fork import end_child
-from flowkit.ports import Copy, Delivery, Objects, Unit
+from flowkit.ports import Copy, Delivery, Unit
 from flowkit.publisher import handling
 
 CONFLICT_TRIES = 20
@@ -112,7 +112,7 @@ class AsyncPipeline(Pipeline):
     def stage(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
         for item in items:
             done = item.claim is not None and item.handled and item.error is None
-            if done and item.desk is not None and item.desk.objects and not self._write(unit, item.desk):
+            if done and item.desk is not None and item.desk.holds and not self._write(unit, item.desk):
                 if self.early:
                     raise Stale(f"message {item.delivery.message.id}: an object has changed since its handler read it")
                 item.handled = False  # it stays in the lane
@@ -120,8 +120,7 @@ class AsyncPipeline(Pipeline):
 
     def _write(self, unit: Unit, desk: Desk) -> bool:
         with unit.access() as access:
-            objects: Any = access.give(Objects)
-            return desk.objects.write(objects)
+            return desk.write(access)
 
     def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
         """Run a function as the whole unit of work of one message: claim first, commit alone."""

@@ -10,7 +10,7 @@ from flowkit import duration
 from flowkit.engine.item import Item
 from flowkit.errors import FlowKitError, StoreConflict, Unavailable
 from flowkit.message import check_name
-from flowkit.ports import Objects
+from flowkit.ports import Access, Asked, Objects
 
 T = TypeVar("T")
 
@@ -50,6 +50,7 @@ class Desk:
         self.item = item
         self.clerk = clerk
         self.objects = BufferedObjects(self)
+        self._reply: tuple[Asked, bytes, float] | None = None
         self.missed: BaseException | None = None
         """What kept the handler from the database, if that was no failure of its own: the message runs again."""
         self.bound: asyncio.Timeout | None = None
@@ -60,6 +61,33 @@ class Desk:
 
     def finish(self) -> None:
         """Nothing to send: what the handler keeps and sends waits for its commit."""
+
+    def reply(self, asked: Asked, reply: bytes, seconds: float) -> None:
+        self.check("its handler returned a reply")
+        self._reply = asked, reply, seconds
+
+    def check(self, what: str) -> None:
+        """Raise FlowKitError where `what` happened too late to be committed."""
+        if self.item.outcome is not None:
+            raise FlowKitError(
+                f"{what} after message {self.item.delivery.message.id} had committed, so it would be lost; do it "
+                "before work.run()"
+            )
+
+    @property
+    def holds(self) -> bool:
+        """Whether something waits here for the commit."""
+        return bool(self.objects) or self._reply is not None
+
+    def write(self, access: Access) -> bool:
+        """Write what waits into a unit of work. Blocks. False, and nothing is written, when one of the objects has
+        changed since the handler read it."""
+        kept: Any = access.give(Objects)
+        if not self.objects.write(kept):
+            return False
+        if self._reply is not None:
+            access.reply(*self._reply)
+        return True
 
     async def ask(self, function: Callable[[Errand], Any]) -> Any:
         """What a function returns or raises, run on the lane's thread. Cancelled, it waits for what was begun."""
@@ -115,7 +143,7 @@ class BufferedObjects:
         return value
 
     def put(self, key: str, value: Any, ttl: str | float | None = None) -> None:
-        self._check("put")
+        self._desk.check("objects.put() was called")
         try:
             to_json(value)
         except PydanticSerializationError as error:
@@ -125,7 +153,7 @@ class BufferedObjects:
         self._written[check_name("an object's key", key)] = (value, ttl)
 
     def delete(self, key: str) -> None:
-        self._check("delete")
+        self._desk.check("objects.delete() was called")
         self._written[key] = None
 
     def write(self, objects: Objects) -> bool:
@@ -140,14 +168,6 @@ class BufferedObjects:
             else:
                 objects.put(key, *found)
         return True
-
-    def _check(self, what: str) -> None:
-        item = self._desk.item
-        if item.outcome is not None:
-            raise FlowKitError(
-                f"objects.{what}() was called after message {item.delivery.message.id} had committed, so it would be "
-                "lost; call it before work.run()"
-            )
 
     def __bool__(self) -> bool:
         return bool(self._written)

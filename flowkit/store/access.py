@@ -11,7 +11,7 @@ from sqlalchemy import Connection, NestedTransaction
 from sqlalchemy.exc import DBAPIError
 
 from flowkit.errors import Apart, FlowKitError, TransactionEnded
-from flowkit.ports import Objects
+from flowkit.ports import Asked, Objects
 from flowkit.store.guard import HandlerConnection, HandlerSession
 from flowkit.store.objects import SqlObjects
 from flowkit.store.residue import Residue, residue
@@ -179,6 +179,11 @@ class Access:
             self._finish_session(session)
         if self.unit.settings or self.unit.residue & Residue.SETTING:
             self.unit.restore()
+
+    def reply(self, asked: Asked, reply: bytes, seconds: float) -> None:
+        self.touch()
+        self.unit.write(self.unit.sql.put_reply, [(self.unit.space, *asked, reply, int(seconds * 1_000_000))])
+        self.unit.send()  # now, inside the savepoint of its handler
 
     def _finish_session(self, session: HandlerSession) -> None:
         if not session.awake and session.added:

@@ -65,7 +65,8 @@ class Cleaner:
                 tallies[flow] = tallies[flow]._replace(dead=tallies[flow].dead - 1, expired=tallies[flow].expired + 1)
             unit.write(sql.conclude, letters)
             unit.count(tallies)
-            removed += len(unit.read(sql.purge_objects, (policy.app, BATCH)))
+            for expired in (sql.purge_objects, sql.purge_replies):
+                removed += len(unit.read(expired, (policy.app, BATCH)))
             self._fold(unit)
         self._gone.update({names: times[-1] if times else ends[names] for names, times in purged.items()})
         self._store.dialect.tidy()

@@ -17,6 +17,7 @@ from flowkit.errors import ConfigError
 from flowkit.fork import refuse_child
 from flowkit.message import new_id
 from flowkit.ports import (
+    Asked,
     Clock,
     Delivery,
     Fence,
@@ -334,10 +335,10 @@ class SqlStore:
         with self.unit("") as unit:
             return dict(unit.read("SELECT flow, channel FROM flowkit_subscriptions WHERE channel <> '' ORDER BY flow"))
 
-    def objects(self, space: str, keys: Collection[str]) -> dict[str, bytes]:
+    def replies(self, app: str, requests: Collection[Asked]) -> dict[Asked, bytes]:
         with self.unit("") as unit:
-            rows = unit.read(self.sql.get_objects, (space, to_json([[key] for key in keys]).decode()))
-        return {key: bytes(value) for key, value in rows}
+            rows = unit.read(self.sql.get_replies, (to_json([(app, *one) for one in requests]).decode(),))
+        return {Asked(*asked): bytes(reply) for *asked, reply in rows}
 
     def states(self, identities: Collection[Identity]) -> dict[Identity, str]:
         with self.unit("") as unit:

@@ -4,7 +4,8 @@ Lists travel as one JSON parameter, so that each statement has one text (and one
 Placeholders: `?` a parameter, `{now}` the database's clock in microseconds, `{each}` the rows of a JSON array of
 arrays as column `value`, `{among}` a test against their first elements that uses an index, `{skip}` what keeps two
 claimers from waiting for each other, `{of}` the flow that an address is one of, `{unread}` the source of what cannot be
-read; `{entry}`, `{letter}` and `{object}` what a row of the inbox, a dead letter and an object are found by.
+read; `{entry}`, `{letter}`, `{object}` and `{reply}` what a row of the inbox, a dead letter, an object and a reply are
+found by.
 """
 
 from dataclasses import dataclass, fields
@@ -154,9 +155,6 @@ class Statements:
 
     get_object: str = """
         SELECT value FROM flowkit_objects WHERE space = ? AND key = ? AND (expires IS NULL OR expires > {now})"""
-    get_objects: str = """
-        SELECT key, kept.value FROM flowkit_objects AS kept
-        WHERE space = ? AND key IN (SELECT value ->> 0 FROM {each}) AND (expires IS NULL OR expires > {now})"""
     put_object: str = """
         INSERT INTO flowkit_objects (space, key, value, expires) VALUES (?, ?, ?, {now} + CAST(? AS bigint))
         ON CONFLICT (space, key) DO UPDATE SET value = excluded.value, expires = excluded.expires"""
@@ -173,6 +171,17 @@ class Statements:
     purge_objects: str = """
         DELETE FROM flowkit_objects WHERE ({object}) IN
         (SELECT {object} FROM flowkit_objects WHERE space = ? AND expires <= {now} LIMIT ? {skip}) RETURNING key"""
+    put_reply: str = """
+        INSERT INTO flowkit_replies (app, route, principal, id, reply, expires)
+        VALUES (?, ?, ?, ?, ?, {now} + CAST(? AS bigint))
+        ON CONFLICT (app, route, principal, id) DO UPDATE SET reply = excluded.reply, expires = excluded.expires"""
+    get_replies: str = """
+        SELECT kept.route, kept.principal, kept.id, kept.reply FROM {each} JOIN flowkit_replies AS kept
+        ON kept.app = value ->> 0 AND kept.route = value ->> 1 AND kept.principal = value ->> 2
+        AND kept.id = value ->> 3 WHERE kept.expires > {now}"""
+    purge_replies: str = """
+        DELETE FROM flowkit_replies WHERE ({reply}) IN
+        (SELECT {reply} FROM flowkit_replies WHERE app = ? AND expires <= {now} LIMIT ? {skip}) RETURNING id"""
     now: str = "SELECT {now}"
     started: str = "SELECT {started}"
     join: str = """
@@ -381,7 +390,7 @@ class Statements:
                 now=f"(SELECT {now})", each=each, among=among.format(each=each), skip=skip, witness=witness,
                 hold=hold,
                 of=f"replace(flow, '{CANDIDATE}', '')", entry=row or "flow, source, id", letter=row or "letter",
-                object=row or "space, key", started=started, unread=UNREAD,
+                object=row or "space, key", reply=row or "app, route, principal, id", started=started, unread=UNREAD,
             )  # fmt: skip
             return " ".join(filled.split()).replace("?", marker)
 

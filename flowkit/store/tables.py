@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
 
-VERSION = "0005"
+VERSION = "0006"
 """The revision of the migration that makes this schema."""
 OLDEST = "0001"
 """The oldest revision whose code goes on working on this schema: migrations since only added what it need not know."""
@@ -117,6 +117,18 @@ objects = Table(
     Column("value", LargeBinary, nullable=False),
     Column("expires", BigInteger),
     Index("flowkit_objects_expires", "expires"),
+)
+
+replies = Table(
+    "flowkit_replies",
+    metadata,
+    Column("app", Text, primary_key=True),
+    Column("route", Text, primary_key=True),
+    Column("principal", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("reply", LargeBinary, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Index("flowkit_replies_expires", "expires"),
 )
 
 directions = Table(

@@ -65,7 +65,7 @@ def read(harness: Harness) -> tuple[End, Columns]:
     engine = harness.store.dialect.engine
     metadata = MetaData()
     names = [name for name in inspect(engine).get_table_names() if not name.startswith("flowkit_")]
-    metadata.reflect(engine, only=[*names, "flowkit_sent", "flowkit_objects"])
+    metadata.reflect(engine, only=[*names, "flowkit_sent", "flowkit_objects", "flowkit_replies"])
     with harness.session() as session:
 
         def rows(name: str, *columns: str) -> list[Row]:
@@ -76,6 +76,7 @@ def read(harness: Harness) -> tuple[End, Columns]:
         end: End = {f"table {name}": rows(name) for name in names}
         end["sent"] = rows("flowkit_sent")
         end["kept objects"] = rows("flowkit_objects", "space", "key", "value")
+        end["replies"] = rows("flowkit_replies", "app", "route", "principal", "id", "reply")
     end["dead letters"] = [
         _unfolded({"flow": one.flow, "reason": one.reason, "error": one.error, "body": one.message.body})
         for one in harness.dead()

@@ -24,8 +24,9 @@ from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError, OutcomeUnknown, Reused, StoreConflict, TooLarge, Unavailable, Undecodable
 from flowkit.flow import Flow, Outgoing, compose
 from flowkit.message import digest, is_name
+from flowkit.ports import Asked
 from flowkit.publisher import Publisher
-from flowkit.route import REPLY, Arguments, Route
+from flowkit.route import Arguments, Route
 from flowkit.web.bucket import Bucket
 from flowkit.web.gate import Full, Gate
 from flowkit.web.identity import KEY, identifying, identity
@@ -56,7 +57,7 @@ class Ingress:
         self._worker = worker
         self._context = app.context(services)
         self._gate = Gate(Publisher(services.store, self._context))
-        self._replies = Replies(self._kept)
+        self._replies = Replies(partial(services.store.replies, app.name))
         self._metrics = Metrics(services)
         self._optional = frozenset(name for name, channel in app.channels.items() if channel.optional)
         routes = [one.source for one in app.flows.values() if isinstance(one.source, Route)]
@@ -133,7 +134,7 @@ class Ingress:
                 HTTPStatus.SERVICE_UNAVAILABLE, "the store cannot be reached; nothing was accepted", RETRY_SECONDS
             ) from None
         status = MESSAGES_PATH + quote(id, safe="")
-        reply = await self._replies.wait(route.name + id, route.reply) if route.reply else None
+        reply = await self._replies.wait(Asked(route.name, "", id), route.reply) if route.reply else None
         if reply is not None:
             return Response(reply, HTTPStatus.OK, {"content-location": status}, JSON)
         return _json({"id": id, "status": status}, HTTPStatus.ACCEPTED, {"location": status})
@@ -208,15 +209,11 @@ class Ingress:
             if flow.request and (f"channel:{flow.source.name}", app.name, id) in found
         }
         told = {"id": id, "state": _summary(states.values()), "flows": states}
-        replies = await self._asked(partial(self._kept, [route + id for route in self._replying]))
+        replying = [Asked(route, "", id) for route in self._replying]
+        replies = await self._asked(partial(self._services.store.replies, app.name, replying))
         for reply in replies.values():
             told["reply"] = from_json(reply)
         return _json(told, HTTPStatus.OK)
-
-    def _kept(self, names: Collection[str]) -> dict[str, bytes]:
-        """The replies that are there, of those that are named by route and id. Blocks."""
-        found = self._services.store.objects(self._app.name, [REPLY + name for name in names]) if names else {}
-        return {key.removeprefix(REPLY): reply for key, reply in found.items()}
 
     async def _document(self, request: Request) -> Response:
         """What the routes take and answer, as OpenAPI."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 
 from flowkit.errors import FlowKitError
+from flowkit.ports import Asked
 
 FIRST_SECONDS, MOST_SECONDS = 0.005, 0.25
 GROWTH = 1.2
@@ -13,17 +14,17 @@ GROWTH = 1.2
 class Replies:
     """Lives on the event loop. One look at the store is for all that wait, whichever instance had their requests."""
 
-    def __init__(self, look: Callable[[Collection[str]], Mapping[str, bytes]]) -> None:
-        """`look` finds what is there of these ids; it blocks, and is called on a thread."""
+    def __init__(self, look: Callable[[Collection[Asked]], Mapping[Asked, bytes]]) -> None:
+        """`look` finds what is there for these requests; it blocks, and is called on a thread."""
         self._look = look
-        self._waiting: dict[str, list[asyncio.Future[bytes]]] = {}
+        self._waiting: dict[Asked, list[asyncio.Future[bytes]]] = {}
         self._came = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
-    async def wait(self, id: str, seconds: float) -> bytes | None:
-        """The reply to a message, as JSON; None if it does not come in time."""
+    async def wait(self, asked: Asked, seconds: float) -> bytes | None:
+        """The reply to a request, as JSON; None if it does not come in time."""
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(id, []).append(reply)
+        self._waiting.setdefault(asked, []).append(reply)
         self._came.set()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.get_running_loop().create_task(self._go())
@@ -33,9 +34,9 @@ class Replies:
         except TimeoutError:
             return None
         finally:
-            left = [one for one in self._waiting.pop(id, []) if one is not reply]
+            left = [one for one in self._waiting.pop(asked, []) if one is not reply]
             if left:
-                self._waiting[id] = left
+                self._waiting[asked] = left
 
     async def _go(self) -> None:
         """Look until nobody waits: often for who has just come, ever more seldom for who waits long."""
@@ -45,8 +46,8 @@ class Replies:
                 found = await asyncio.to_thread(self._look, list(self._waiting))
             except FlowKitError:
                 found = {}  # the store is away: whoever waits is told in time that it is accepted
-            for id, value in found.items():
-                for reply in self._waiting.pop(id, []):
+            for asked, value in found.items():
+                for reply in self._waiting.pop(asked, []):
                     if not reply.done():
                         reply.set_result(value)
             self._came.clear()

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic_core import from_json
+
 from flowkit import App
 from flowkit.ports import CANDIDATE
 from flowkit.store.sql import SqlStore
@@ -75,6 +77,7 @@ def check(
         (hot,) = unit.read("SELECT count FROM hot")[0]
         integrity = unit.read("PRAGMA integrity_check")
         objects = {key for (key,) in unit.read("SELECT key FROM flowkit_objects")}
+        replies = Counter(f"note {from_json(reply)}" for (reply,) in unit.read("SELECT reply FROM flowkit_replies"))
     letters = {(one.flow, one.message.id): one.reason for one in store.dead_letters.read(store.dead_letters.select())}
     log = {name: said for client in clients for name, said in client.log.items()}
 
@@ -99,6 +102,8 @@ def check(
     assert not twice, f"applied twice, or though it failed: {sorted(twice)}"
     assert hot == sum(order.deed == "hot" for order in accepted), f"the hot row says {hot}"
     assert objects == {f"invoice {order.name}" for order in accepted if not dies(order)}, "objects differ from effects"
+    noted = Counter({name: count for name, count in effects.items() if name.startswith("note ")})
+    assert replies == noted, "replies differ from effects"
 
     dead = {("sim.accept", order.name): dies(order) for order in accepted if dies(order)}
     for identity, letter in letters.items():

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from flowkit import App, Objects, Outbox, Reject, RetryPolicy
+from flowkit import App, Objects, Outbox, Reject, RetryPolicy, web
 from flowkit.engine.item import Item
 from flowkit.engine.supervisor import STOPPED
 from flowkit.errors import FlowKitError
@@ -151,7 +151,7 @@ def new_app(world: World) -> tuple[App, Deeds]:
     app, deeds = App(APP, metadata=Base.metadata), Deeds(world)
     orders = app.channel("orders", Order)
     accepted = app.channel("accepted", Order)
-    audited = app.channel("audited", Order)
+    audited = web.post("/audited", reply=True)
 
     @app.flow(orders, to=accepted, retry=CALM, deadline=DEADLINE_SECONDS)
     def accept(order: Order, db: Session, outbox: Outbox) -> Order | None:
@@ -180,8 +180,9 @@ def new_app(world: World) -> tuple[App, Deeds]:
         db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": f"invoice {order.name}"})
 
     @app.flow(audited, retry=CALM)
-    def note(order: Order, db: Session) -> None:
+    def note(order: Order, db: Session) -> str:
         db.add(Effect(name=f"note {order.name}"))
+        return order.name
 
     return app, deeds
 

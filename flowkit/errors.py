@@ -29,6 +29,17 @@ class RetryAfter(FlowKitError):
         self.delay = delay
 
 
+class Unauthorized(FlowKitError):
+    """Raised by a route's `principal` hook: the request is answered with 401 and this reason, and is not accepted.
+
+    `challenge` is what the header `WWW-Authenticate` says.
+    """
+
+    def __init__(self, reason: str = "this request does not say who sends it", challenge: str = "Bearer") -> None:
+        super().__init__(reason)
+        self.challenge = challenge
+
+
 class Undecodable(FlowKitError):
     """A message cannot be turned into what its flow expects. It is dead with this reason, never retried."""
 

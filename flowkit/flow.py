@@ -17,7 +17,7 @@ from flowkit.errors import DefinitionError, FlowKitError, TooLarge, Unrouted
 from flowkit.foreign import Identifier, IdFrom
 from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_name, check_sent, digest
 from flowkit.ports import Asked, Clock, Delivery, Ids, Objects, UnitOfWork
-from flowkit.route import REPLY_SECONDS, Arguments, Header, Route
+from flowkit.route import REPLY_SECONDS, Arguments, Header, Route, principal_of
 from flowkit.telemetry import OFF, Telemetry
 
 Isolation = Literal["batch", "savepoint", "single"]
@@ -450,7 +450,8 @@ class Flow:
         if self.replies:
             reply = self._reply(result)
             giver.finish()
-            giver.reply(Asked(self.source.name, "", delivery.message.id), reply, REPLY_SECONDS)
+            asked = Asked(self.source.name, principal_of(delivery.message.source), delivery.message.id)
+            giver.reply(asked, reply, REPLY_SECONDS)
         else:
             self._send(result, outbox)
 

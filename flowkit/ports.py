@@ -527,6 +527,9 @@ class Store(Protocol):
     def subscriptions(self) -> Mapping[str, str]:
         """flow -> channel, of every app."""
 
+    def key(self) -> bytes:
+        """The secret of this store, which all its instances know. Raises ConfigError where it has none yet."""
+
     def replies(self, app: str, requests: Collection[Asked]) -> Mapping[Asked, bytes]:
         """The replies to these requests of an app, as JSON. A request that has none has no entry."""
 

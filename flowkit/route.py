@@ -3,12 +3,12 @@
 import re
 import types
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
 from inspect import Parameter
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
 from uuid import UUID
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, create_model
@@ -49,6 +49,32 @@ Blob = Annotated[bytes, BeforeValidator(_unboxed), PlainSerializer(_boxed, when_
 """Bytes in JSON, in a form that text has not."""
 
 
+class Head(Protocol):
+    """The head of a request, which a `principal` hook reads: what comes before the content."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By their names, in any case."""
+
+    @property
+    def query_params(self) -> Mapping[str, str]:
+        """The query, by name."""
+
+
+Principal = Callable[[Head], str | Awaitable[str]]
+"""Finds who sends a request. Raises Unauthorized."""
+
+
+def source_of(app: str, principal: str) -> str:
+    """The source of the messages of a principal's requests: under it, the principal has ids of its own."""
+    return f"{app}/{principal}" if principal else app
+
+
+def principal_of(source: str) -> str:
+    """The principal whose requests' messages have this source; empty where no principal was asked for."""
+    return source.partition("/")[2]  # no name of an app has a slash
+
+
 class Route(Channel[Any]):
     """A channel that HTTP requests come in by: `app.flow(web.post("/orders/{number}"))`.
 
@@ -56,10 +82,22 @@ class Route(Channel[Any]):
     flow's handler returned, if that is there within 10 seconds, or within the duration that is given; else that the
     request is accepted. `rate` is how many requests a worker process takes in a second at the most; more are told when
     to come again.
+
+    `principal` is a function, plain or async, of the head of a request that returns who sends it, or raises
+    `web.Unauthorized`. It runs on the event loop, so a plain one must not block. Each principal has keys, statuses and
+    replies of its own. Without it, the status of a request is told at the URL that its answer names, which has a token;
+    with `status="public"`, to all that know its key.
     """
 
     def __init__(
-        self, method: str, path: str, *, reply: bool | duration.Duration = False, rate: float | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        reply: bool | duration.Duration = False,
+        rate: float | None = None,
+        principal: Principal | None = None,
+        status: Literal["token", "public"] = "token",
     ) -> None:
         if method not in METHODS:
             raise DefinitionError(f"{method} {path}: a route's method is one of {', '.join(METHODS)}")
@@ -76,10 +114,21 @@ class Route(Channel[Any]):
             raise DefinitionError(f"{method} {path}: a parameter is named twice")
         if rate is not None and not rate > 0:
             raise DefinitionError(f"{method} {path}: rate={rate:g} takes no requests; write how many a second, or None")
+        if status not in ("token", "public"):
+            raise DefinitionError(f'{method} {path}: status={status!r}; write "token" or "public"')
+        if principal is not None and not callable(principal):
+            raise DefinitionError(f"{method} {path}: principal={principal!r} is no function of a request's head")
+        if principal is not None and status == "public":
+            raise DefinitionError(
+                f"{method} {path}: a route with a principal tells its status to that principal; leave out "
+                'status="public"'
+            )
         super().__init__(f"{method} {path}")
         self.reply = WAIT_SECONDS * reply if isinstance(reply, bool) else duration.seconds(reply, f"{path}, reply")
         """How many seconds a request waits for its reply; 0 for one that gets none."""
         self.rate = rate
+        self.principal = principal
+        self.status = status
         self.method = method
         self.path = path
         self.names = tuple(names)

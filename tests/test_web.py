@@ -36,7 +36,7 @@ SECONDS = 30.0
 def shop() -> App:
     app = App("shop", metadata=Base.metadata)
 
-    @app.flow(web.post("/orders"))
+    @app.flow(web.post("/orders", status="public"))
     def accept(order: Order, db: Session) -> None:
         db.add(Effect(name=f"accept {order.name}"))
 
@@ -66,7 +66,7 @@ def shop() -> App:
     @app.flow(web.post("/few", rate=2))
     def few(order: Order) -> None: ...
 
-    @app.flow(web.post("/notes"))
+    @app.flow(web.post("/notes", status="public"))
     def note(text: str, db: Session) -> None:
         db.add(Effect(name=f"note {text}"))
 

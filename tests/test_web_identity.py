@@ -17,7 +17,7 @@ DELIVERY = "X-GitHub-Delivery"
 def hooks() -> App:
     app = App("shop", metadata=Base.metadata)
 
-    @app.flow(web.post("/hooks"), id_from=web.header(DELIVERY))
+    @app.flow(web.post("/hooks", status="public"), id_from=web.header(DELIVERY))
     def hook(order: Order, db: Session) -> None:
         db.add(Effect(name=f"hook {order.name}"))
 

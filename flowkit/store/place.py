@@ -4,6 +4,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from flowkit.errors import ConfigError
+from flowkit.store.tables import new_key
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
@@ -56,7 +57,8 @@ class Place:
         here = self._here()
         with self._store.transaction(fenced=False) as unit:
             unit.write(self._store.sql.move, [(here,)] if here else [])
-            unit.write(self._store.sql.rename, [(self._store.ids(),)] if apart else [])
+            new = [(self._store.ids(), "store"), (new_key(), "key")]
+            unit.write(self._store.sql.rename, new if apart else [])
         return self._store.identity()
 
     def _here(self) -> str:

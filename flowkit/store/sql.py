@@ -259,6 +259,13 @@ class SqlStore:
         with self.unit("") as unit:
             return str(unit.read("SELECT value FROM flowkit_meta WHERE name = 'store'")[0][0])
 
+    def key(self) -> bytes:
+        with self.unit("") as unit:
+            found = unit.read("SELECT value FROM flowkit_meta WHERE name = 'key'")
+        if not found:
+            raise ConfigError("the store of FLOWKIT_DATABASE_URL has no key; run: flowkit db upgrade")
+        return bytes.fromhex(found[0][0])
+
     def now(self) -> float:
         with self.unit("") as unit:
             return float(unit.read(self.sql.now)[0][0]) / MICROSECOND
@@ -446,8 +453,10 @@ class SqlStore:
                 if _version(connection) is None:
                     tables.metadata.create_all(connection)
                     connection.execute(tables.version.insert().values(version_num=tables.VERSION))
-                    made = [{"name": "store", "value": self.ids()}, {"name": "oldest", "value": tables.OLDEST}]
-                    connection.execute(tables.meta.insert(), made)
+                    made = {"store": self.ids(), "oldest": tables.OLDEST, "key": tables.new_key()}
+                    connection.execute(
+                        tables.meta.insert(), [{"name": name, "value": value} for name, value in made.items()]
+                    )
                 connection.exec_driver_sql("COMMIT")
         if known is not None and known < tables.VERSION:
             self.upgrade()

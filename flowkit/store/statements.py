@@ -320,7 +320,7 @@ class Statements:
     move: str = """
         INSERT INTO flowkit_meta (name, value) VALUES ('database', ?)
         ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
-    rename: str = "UPDATE flowkit_meta SET value = ? WHERE name = 'store'"
+    rename: str = "UPDATE flowkit_meta SET value = ? WHERE name = ?"
 
     # Something to commit, for who only read.
     witness: str = "{witness}"

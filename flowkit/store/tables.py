@@ -1,5 +1,7 @@
 """The schema. Times are microseconds since the epoch by the database's clock; names are at most 255 characters."""
 
+from secrets import token_hex
+
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
 
 VERSION = "0006"
@@ -32,6 +34,12 @@ def _envelope() -> list[Column[object]]:
 
 
 version = Table("flowkit_version", metadata, Column("version_num", Text, primary_key=True))
+
+
+def new_key() -> str:
+    """A fresh secret of a store, by which its instances know what they gave to clients."""
+    return token_hex(32)
+
 
 meta = Table("flowkit_meta", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
 

@@ -2,7 +2,8 @@
 
 from functools import partial
 
-from flowkit.route import Header, Route
+from flowkit.errors import Unauthorized
+from flowkit.route import Head, Header, Route
 
 get = partial(Route, "GET")
 post = partial(Route, "POST")
@@ -11,4 +12,4 @@ patch = partial(Route, "PATCH")
 delete = partial(Route, "DELETE")
 header = Header
 
-__all__ = ["delete", "get", "header", "patch", "post", "put"]
+__all__ = ["Head", "Unauthorized", "delete", "get", "header", "patch", "post", "put"]

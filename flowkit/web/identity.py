@@ -1,12 +1,16 @@
-"""The identity of a request: the id of its message."""
+"""The identity of a request: who sends it, and the id of its message."""
 
 import re
 from http import HTTPStatus
+from inspect import isawaitable
 
 from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
 
+from flowkit.errors import Unauthorized
 from flowkit.flow import Flow
-from flowkit.route import Header
+from flowkit.message import is_name
+from flowkit.route import Header, Route, source_of
 from flowkit.web.problem import Problem
 
 KEYS = "[!-~]{1,255}"
@@ -38,6 +42,27 @@ def identity(flow: Flow, headers: Headers, body: bytes) -> str | None:
             f"{KEY}: {name} identifies the requests to {flow.source.name}; leave the key out, or send the same"
         )
     return id
+
+
+async def principal(route: Route, request: HTTPConnection, app: str) -> str:
+    """Who sends a request, by the hook of its route; empty for a route that has none. Raises Problem."""
+    if route.principal is None:
+        return ""
+    head = HTTPConnection(request.scope)  # without the content, which nobody has read or bounded yet
+    try:
+        found = route.principal(head)
+        name = await found if isawaitable(found) else found
+    except Unauthorized as refused:
+        raise _unauthorized(refused) from None
+    if not name or not is_name(source_of(app, name)):
+        raise _unauthorized(Unauthorized(f"{route.name}: what this request says of its sender is no name"))
+    return name
+
+
+def _unauthorized(refused: Unauthorized) -> Problem:
+    problem = Problem(HTTPStatus.UNAUTHORIZED, str(refused), unread=True)
+    problem.headers["www-authenticate"] = refused.challenge
+    return problem
 
 
 def identifying(flow: Flow) -> str:

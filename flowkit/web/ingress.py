@@ -3,12 +3,12 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from email.message import Message
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from pydantic_core import from_json, to_json
 from starlette.applications import Starlette
@@ -26,20 +26,19 @@ from flowkit.flow import Flow, Outgoing, compose
 from flowkit.message import digest, is_name
 from flowkit.ports import Asked
 from flowkit.publisher import Publisher
-from flowkit.route import Arguments, Route
+from flowkit.route import Arguments, Route, source_of
 from flowkit.web.bucket import Bucket
 from flowkit.web.gate import Full, Gate
-from flowkit.web.identity import KEY, identifying, identity
+from flowkit.web.identity import KEY, identifying, identity, principal
 from flowkit.web.metrics import MEDIA, Metrics
 from flowkit.web.openapi import described
 from flowkit.web.problem import Problem
 from flowkit.web.replies import Replies
+from flowkit.web.status import PATH, Status
 
 CONTENT_SECONDS = 30.0
 """A client that sends its content more slowly is given up."""
 RETRY_SECONDS = 1
-MESSAGES_PATH = "/flowkit/messages/"
-"""Below it the status of each message, under its id."""
 DOCUMENT_PATH = "/flowkit/openapi.json"
 JSON = "application/json"
 T = TypeVar("T")
@@ -58,17 +57,15 @@ class Ingress:
         self._context = app.context(services)
         self._gate = Gate(Publisher(services.store, self._context))
         self._replies = Replies(partial(services.store.replies, app.name))
+        self._status = Status(app, services.store)
         self._metrics = Metrics(services)
         self._optional = frozenset(name for name, channel in app.channels.items() if channel.optional)
-        routes = [one.source for one in app.flows.values() if isinstance(one.source, Route)]
-        self._replying = [one.name for one in routes if one.reply]
         self._described = described(app)
-        self._identities = {f"channel:{one.name}" for one in routes}
         endpoints = {flow.source.name: self._endpoint(flow) for flow in app.flows.values() if flow.request}
         self.asgi = Starlette(
             routes=[
                 *endpoints.values(),
-                Endpoint(MESSAGES_PATH + "{id:path}", self._status, methods=["GET"]),
+                Endpoint(PATH + "{id:path}", self._tell_status, methods=["GET"]),
                 Endpoint(DOCUMENT_PATH, self._document, methods=["GET"]),
                 Endpoint("/metrics", self._measurements, methods=["GET"]),
                 Endpoint("/scale", self._scale, methods=["GET"]),
@@ -94,6 +91,7 @@ class Ingress:
     ) -> Response:
         """Accept a request: read, validate, commit, answer."""
         self._check_open(route, flow.name, unread=True)
+        sender = await principal(route, request, self._app.name)
         wait = bucket.take() if bucket else 0
         if wait:
             raise Problem(
@@ -102,7 +100,8 @@ class Ingress:
                 wait,
                 unread=True,
             )
-        outgoing = self._message(flow, route, arguments, request, await self._content(request, arguments))
+        content = await self._content(request, arguments)
+        outgoing = self._message(flow, route, arguments, request, content, sender)
         self._check_open(
             route, flow.name, unread=False
         )  # it may be closed since: content comes as slowly as clients like
@@ -133,8 +132,9 @@ class Ingress:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE, "the store cannot be reached; nothing was accepted", RETRY_SECONDS
             ) from None
-        status = MESSAGES_PATH + quote(id, safe="")
-        reply = await self._replies.wait(Asked(route.name, "", id), route.reply) if route.reply else None
+        asked = Asked(route.name, sender, id)
+        status = self._status.url(asked)
+        reply = await self._replies.wait(asked, route.reply) if route.reply else None
         if reply is not None:
             return Response(reply, HTTPStatus.OK, {"content-location": status}, JSON)
         return _json({"id": id, "status": status}, HTTPStatus.ACCEPTED, {"location": status})
@@ -150,17 +150,20 @@ class Ingress:
                 unread=unread,
             )
 
-    def _message(self, flow: Flow, route: Route, arguments: Arguments, request: Request, content: bytes) -> Outgoing:
-        """The message of a request."""
+    def _message(
+        self, flow: Flow, route: Route, arguments: Arguments, request: Request, content: bytes, sender: str
+    ) -> Outgoing:
+        """The message of a request of a principal."""
         _check_text(request)
         try:
             asked = request.path_params, request.query_params.multi_items()
             body = arguments.pack(*asked, content)
             id = identity(flow, request.headers, body)
-            outgoing = compose(self._context, route(body), self._app.name, id, encoded=True)
+            outgoing = compose(self._context, route(body), source_of(self._app.name, sender), id, encoded=True)
             # Whoever chose the id: it may be told to the client, who then sends it as its key. And of what came, not of
             # what becomes of it: another version of the app may have packed it otherwise.
-            return outgoing._replace(digest="", request=digest(json.dumps(asked).encode() + content))
+            said = json.dumps((*asked, sender) if sender else asked).encode() + content
+            return outgoing._replace(digest="", request=digest(said))
         except TooLarge as error:
             raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
         except Undecodable as error:
@@ -192,28 +195,20 @@ class Ingress:
             raise Problem(HTTPStatus.BAD_REQUEST, "this route takes no content")
         return b"".join(parts)
 
-    async def _status(self, request: Request) -> Response:
-        """What became of an accepted request: any instance knows it."""
-        id, app = request.path_params["id"], self._app
+    async def _tell_status(self, request: Request) -> Response:
+        """What became of an accepted request: any instance knows it, and tells it to those that may know."""
+        id = request.path_params["id"]
         if not is_name(id):
             raise Problem(HTTPStatus.NOT_FOUND, "there is no such message")
-        flows = [flow.name for flow in app.flows.values() if flow.request]
-        asked = [(flow, app.name, id) for flow in (*flows, *self._identities)]
-        found = await self._asked(partial(self._services.store.states, asked))
-        if not any(flow in self._identities for flow, _, _ in found):
-            raise Problem(HTTPStatus.NOT_FOUND, f"no message {id} was accepted here")
-        # A key may have been sent to several routes: what was accepted and is in no flow yet counts too.
-        states = {
-            flow.name: found.get((flow.name, app.name, id), "accepted")
-            for flow in app.flows.values()
-            if flow.request and (f"channel:{flow.source.name}", app.name, id) in found
-        }
-        told = {"id": id, "state": _summary(states.values()), "flows": states}
-        replying = [Asked(route, "", id) for route in self._replying]
-        replies = await self._asked(partial(self._services.store.replies, app.name, replying))
-        for reply in replies.values():
-            told["reply"] = from_json(reply)
-        return _json(told, HTTPStatus.OK)
+        known = await self._status.known(request, id)
+        told = await self._asked(partial(self._status.tell, known)) if known else None
+        if told is None:
+            raise Problem(
+                HTTPStatus.NOT_FOUND,
+                f"no message {id} was accepted here of which this request may know; ask at the whole URL that the "
+                "answer to the message's request named, or as the principal that sent it",
+            )
+        return _json(told, HTTPStatus.OK, {"cache-control": "no-store"})
 
     async def _document(self, request: Request) -> Response:
         """What the routes take and answer, as OpenAPI."""
@@ -311,13 +306,6 @@ def _unprocessable(arguments: Arguments, content: bytes, why: str) -> Problem:
         except ValueError:
             return Problem(HTTPStatus.BAD_REQUEST, why)
     return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, why)
-
-
-def _summary(states: Collection[str]) -> str:
-    """The state of a message that several flows got: dead if one is, applied if all are."""
-    if "dead" in states:
-        return "dead"
-    return "applied" if states and all(one == "applied" for one in states) else "accepted"
 
 
 def _json(value: object, status: HTTPStatus, headers: Mapping[str, str] | None = None) -> Response:

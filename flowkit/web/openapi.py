@@ -106,7 +106,8 @@ def _responses(flow: Flow, route: Route, schemas: dict[str, Any]) -> dict[str, A
         found["200"] = {"description": "what the flow returned", "content": {JSON: {"schema": answer}}}
     reference = {"$ref": "#/components/schemas/Accepted"}
     found["202"] = {"description": "stored; `status` tells what became of it", "content": {JSON: {"schema": reference}}}
-    for status, why in PROBLEMS.items():
+    unauthorized = {HTTPStatus.UNAUTHORIZED: "the request does not say who sends it"} if route.principal else {}
+    for status, why in {**PROBLEMS, **unauthorized}.items():
         problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
         found[str(status.value)] = {"description": why, "content": {MEDIA_TYPE: problem}}
     return found

@@ -12,13 +12,14 @@ from flowkit.store import tables
 
 
 def upgrade(connection: Connection, ids: Callable[[], str]) -> None:
-    """Bring the schema to this version, and give a new store its id. Blocks; raises what the database refuses."""
+    """Bring the schema to this version; a store has an id and a key then. Blocks; raises what the database refuses."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-    if connection.execute(tables.meta.select().where(tables.meta.c.name == "store")).first() is None:
-        connection.execute(tables.meta.insert().values(name="store", value=ids()))
+    for name, make in (("store", ids), ("key", tables.new_key)):
+        if connection.execute(tables.meta.select().where(tables.meta.c.name == name)).first() is None:
+            connection.execute(tables.meta.insert().values(name=name, value=make()))
     oldest = tables.meta.c.name == "oldest"
     if connection.execute(tables.meta.select().where(oldest, tables.meta.c.value == tables.OLDEST)).first() is None:
         connection.execute(tables.meta.delete().where(oldest))

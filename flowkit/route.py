@@ -18,6 +18,7 @@ from flowkit import duration
 from flowkit.channel import Body, Channel
 from flowkit.document import check_finite
 from flowkit.errors import DefinitionError, Undecodable
+from flowkit.message import MAX_BODY
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 WITH_CONTENT = ("POST", "PUT", "PATCH")
@@ -33,6 +34,8 @@ RESERVED = ("/flowkit", "/livez", "/readyz", "/metrics", "/scale")
 REPLY_SECONDS = 86_400.0
 """For so long any instance can tell a reply."""
 WAIT_SECONDS = 10.0
+MAX_CONTENT = 1024 * 1024
+"""Bytes of content that a route takes, unless it says otherwise."""
 
 
 def _boxed(content: bytes) -> dict[str, str]:
@@ -81,7 +84,7 @@ class Route(Channel[Any]):
     Its name is the method and the path. Each accepted request is one message. With `reply` the answer is what the
     flow's handler returned, if that is there within 10 seconds, or within the duration that is given; else that the
     request is accepted. `rate` is how many requests a worker process takes in a second at the most; more are told when
-    to come again.
+    to come again. `max_body` is how many bytes of content a request may have, 1 MiB (1,048,576) by default.
 
     `principal` is a function, plain or async, of the head of a request that returns who sends it, or raises
     `web.Unauthorized`. It runs on the event loop, so a plain one must not block. Each principal has keys, statuses and
@@ -98,6 +101,7 @@ class Route(Channel[Any]):
         rate: float | None = None,
         principal: Principal | None = None,
         status: Literal["token", "public"] = "token",
+        max_body: int = MAX_CONTENT,
     ) -> None:
         if method not in METHODS:
             raise DefinitionError(f"{method} {path}: a route's method is one of {', '.join(METHODS)}")
@@ -123,12 +127,18 @@ class Route(Channel[Any]):
                 f"{method} {path}: a route with a principal tells its status to that principal; leave out "
                 'status="public"'
             )
+        if not 0 < max_body <= MAX_BODY:
+            raise DefinitionError(
+                f"{method} {path}: max_body={max_body} is no limit of its content; write a number of bytes up to "
+                f"{MAX_BODY:,}"
+            )
         super().__init__(f"{method} {path}")
         self.reply = WAIT_SECONDS * reply if isinstance(reply, bool) else duration.seconds(reply, f"{path}, reply")
         """How many seconds a request waits for its reply; 0 for one that gets none."""
         self.rate = rate
         self.principal = principal
         self.status = status
+        self.max_body = max_body
         self.method = method
         self.path = path
         self.names = tuple(names)

@@ -23,9 +23,9 @@ from flowkit.errors import CommitUnknown, Reused
 from flowkit.flow import Outgoing, compose
 from flowkit.message import MAX_BODY
 from flowkit.publisher import Publisher, Waiting
-from flowkit.route import Route
+from flowkit.route import MAX_CONTENT, Route
 from flowkit.store.unit import SqlUnit
-from flowkit.web import ingress
+from flowkit.web import content
 from flowkit.web.front import Front
 from flowkit.web.listen import listen
 from tests.shop import Base, Effect, Order, effects
@@ -436,15 +436,16 @@ def test_what_may_have_been_stored_is_stored_once_when_it_is_sent_again_as_told(
 
 def test_a_client_that_sends_too_much_or_too_slowly_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_connection(("127.0.0.1", site.port), SECONDS) as endless:
-        endless.sendall(b"POST /orders HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        endless.sendall(b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+        endless.sendall(b"transfer-encoding: chunked\r\n\r\n")
         sent = 0
         with suppress(ConnectionError):
             while sent < 10 * MAX_BODY:
                 endless.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
                 sent += 65536
-        assert MAX_BODY <= sent < 3 * MAX_BODY, "it is not read to its end"
-    assert site.client.post("/orders", content=b"x" * (MAX_BODY + 1), headers=JSON).status_code == 413
-    monkeypatch.setattr(ingress, "CONTENT_SECONDS", 0.2)
+        assert MAX_CONTENT <= sent < MAX_BODY, "it is not read to its end"
+    assert site.client.post("/orders", content=b"x" * (MAX_CONTENT + 1), headers=JSON).status_code == 413
+    monkeypatch.setattr(content, "CONTENT_SECONDS", 0.2)
     with socket.create_connection(("127.0.0.1", site.port), SECONDS) as slow:
         slow.sendall(b"POST /orders HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
         assert slow.recv(100).startswith(b"HTTP/1.1 408 ")

@@ -21,10 +21,11 @@ TRY = "FlowKit-Request-Id"
 """The same, of a balancer that sends a request to another instance."""
 
 
-def identity(flow: Flow, headers: Headers, body: bytes) -> str | None:
-    """The id of a request, whose arguments are in `body`; None for one that has none.
+def identity(flow: Flow, headers: Headers, found: str | None) -> str | None:
+    """The id of a request; None for one that has none. `found`: what `id_from` finds in its arguments, where it is no
+    header.
 
-    Raises Problem for a header that cannot be an id, and Undecodable where `id_from` finds none.
+    Raises Problem for a header that cannot be an id.
     """
     key, source, name = headers.get(KEY), flow.id_from, identifying(flow)
     if source is None:
@@ -34,7 +35,7 @@ def identity(flow: Flow, headers: Headers, body: bytes) -> str | None:
         if id is None:
             raise _malformed(f"{name}: this header is missing, and it identifies the requests to {flow.source.name}")
     else:
-        id = flow.identifier.key(body)
+        id = found
     if (source is None or isinstance(source, Header)) and id is not None and not re.fullmatch(KEYS, id):
         raise _malformed(f"{name}: it has to be 1 to 255 characters of visible ASCII")
     if source is not None and key not in (None, id):

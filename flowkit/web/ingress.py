@@ -3,22 +3,20 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
-from email.message import Message
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as Endpoint
 
 from flowkit.app import App
-from flowkit.channel import Body
 from flowkit.config import Services
 from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError, OutcomeUnknown, Reused, StoreConflict, TooLarge, Unavailable, Undecodable
@@ -28,19 +26,17 @@ from flowkit.ports import Asked
 from flowkit.publisher import Publisher
 from flowkit.route import Arguments, Route, source_of
 from flowkit.web.bucket import Bucket
+from flowkit.web.content import JSON, RETRY_SECONDS, Budget, Share, receive
 from flowkit.web.gate import Full, Gate
 from flowkit.web.identity import KEY, identifying, identity, principal
 from flowkit.web.metrics import MEDIA, Metrics
 from flowkit.web.openapi import described
 from flowkit.web.problem import Problem
+from flowkit.web.reader import Reader
 from flowkit.web.replies import Replies
 from flowkit.web.status import PATH, Status
 
-CONTENT_SECONDS = 30.0
-"""A client that sends its content more slowly is given up."""
-RETRY_SECONDS = 1
 DOCUMENT_PATH = "/flowkit/openapi.json"
-JSON = "application/json"
 T = TypeVar("T")
 
 
@@ -56,6 +52,8 @@ class Ingress:
         self._worker = worker
         self._context = app.context(services)
         self._gate = Gate(Publisher(services.store, self._context))
+        self._budget = Budget()
+        self._reader = Reader(app.flows)
         self._replies = Replies(partial(services.store.replies, app.name))
         self._status = Status(app, services.store)
         self._metrics = Metrics(services)
@@ -77,17 +75,23 @@ class Ingress:
 
     def close(self) -> None:
         """Wait for the commits that have begun. Blocks; no request comes any more."""
+        self._reader.close()
         self._gate.close()
 
     def _endpoint(self, flow: Flow) -> Endpoint:
         assert isinstance(flow.source, Route)
         assert flow.request is not None
         bucket = Bucket(flow.source.rate) if flow.source.rate else None
-        take = partial(self._take, flow, flow.source, flow.request, bucket)
+        take = partial(self._hold, partial(self._take, flow, flow.source, flow.request, bucket))
         return Endpoint(flow.source.path, take, methods=[flow.source.method])
 
+    async def _hold(self, take: Callable[[Share, Request], Awaitable[Response]], request: Request) -> Response:
+        """Count the bytes of a request until it is answered."""
+        with self._budget.share() as share:
+            return await take(share, request)
+
     async def _take(
-        self, flow: Flow, route: Route, arguments: Arguments, bucket: Bucket | None, request: Request
+        self, flow: Flow, route: Route, arguments: Arguments, bucket: Bucket | None, share: Share, request: Request
     ) -> Response:
         """Accept a request: read, validate, commit, answer."""
         self._check_open(route, flow.name, unread=True)
@@ -100,8 +104,9 @@ class Ingress:
                 wait,
                 unread=True,
             )
-        content = await self._content(request, arguments)
-        outgoing = self._message(flow, route, arguments, request, content, sender)
+        most = min(route.max_body, self._context.max_body)
+        content = await receive(request, arguments.body, most, share)
+        outgoing = await self._message(flow, route, request, content, sender)
         self._check_open(
             route, flow.name, unread=False
         )  # it may be closed since: content comes as slowly as clients like
@@ -150,50 +155,22 @@ class Ingress:
                 unread=unread,
             )
 
-    def _message(
-        self, flow: Flow, route: Route, arguments: Arguments, request: Request, content: bytes, sender: str
-    ) -> Outgoing:
+    async def _message(self, flow: Flow, route: Route, request: Request, content: bytes, sender: str) -> Outgoing:
         """The message of a request of a principal."""
         _check_text(request)
+        asked = request.path_params, request.query_params.multi_items()
+        body, key = await self._reader.read(flow, *asked, content)
+        id = identity(flow, request.headers, key)
         try:
-            asked = request.path_params, request.query_params.multi_items()
-            body = arguments.pack(*asked, content)
-            id = identity(flow, request.headers, body)
             outgoing = compose(self._context, route(body), source_of(self._app.name, sender), id, encoded=True)
-            # Whoever chose the id: it may be told to the client, who then sends it as its key. And of what came, not of
-            # what becomes of it: another version of the app may have packed it otherwise.
-            said = json.dumps((*asked, sender) if sender else asked).encode() + content
-            return outgoing._replace(digest="", request=digest(said))
         except TooLarge as error:
             raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
         except Undecodable as error:
-            raise _unprocessable(arguments, content, str(error)) from None
-
-    async def _content(self, request: Request, arguments: Arguments) -> bytes:
-        """The content of a request, if it is of a type and a size that its route takes, and comes in time."""
-        if arguments.body is not None:
-            _check_media(arguments.body, request)
-        parts, size, limit = [], 0, self._context.max_body
-        try:
-            async with asyncio.timeout(CONTENT_SECONDS):
-                async for part in request.stream():
-                    size += len(part)
-                    if size > limit:
-                        raise Problem(
-                            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                            f"the content has more than {limit:,} bytes",
-                            unread=True,
-                        )
-                    parts.append(part)
-        except TimeoutError:
-            raise Problem(
-                HTTPStatus.REQUEST_TIMEOUT, f"the content did not come within {CONTENT_SECONDS:g} s", unread=True
-            ) from None
-        except ClientDisconnect:
-            raise Problem(HTTPStatus.BAD_REQUEST, "the client went away before its content was here") from None
-        if arguments.body is None and size:
-            raise Problem(HTTPStatus.BAD_REQUEST, "this route takes no content")
-        return b"".join(parts)
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
+        # Whoever chose the id: it may be told to the client, who then sends it as its key. And of what came, not of
+        # what becomes of it: another version of the app may have packed it otherwise.
+        said = json.dumps((*asked, sender) if sender else asked).encode() + content
+        return outgoing._replace(digest="", request=digest(said))
 
     async def _tell_status(self, request: Request) -> Response:
         """What became of an accepted request: any instance knows it, and tells it to those that may know."""
@@ -275,37 +252,6 @@ def _check_text(request: Request) -> None:
             unquote_to_bytes(escaped).decode()
         except UnicodeDecodeError as error:
             raise Problem(HTTPStatus.BAD_REQUEST, f"the {what} is not UTF-8 text: {error}") from None
-
-
-def _check_media(body: Body, request: Request) -> None:
-    """Refuse content of a type, charset or encoding that the route would read as something else."""
-    said = Message()
-    said["content-type"] = request.headers.get("content-type") or JSON
-    media, charset = said.get_content_type(), said.get_content_charset("utf-8")
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if body.raw is None and not _is_json(media):
-        why = f"the content is {media}; this route takes {JSON}"
-    elif body.raw is str and charset not in ("utf-8", "utf8", "us-ascii"):
-        why = f"the charset of the content is {charset}; this route takes utf-8"
-    elif encoding != "identity":
-        why = f"its content-encoding is {encoding}; send it as it is"
-    else:
-        return
-    raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, why, unread=True)
-
-
-def _is_json(media: str) -> bool:
-    return media == JSON or (media.startswith("application/") and media.endswith("+json"))
-
-
-def _unprocessable(arguments: Arguments, content: bytes, why: str) -> Problem:
-    """What is no JSON is malformed; what is something else is not what the route takes."""
-    if arguments.body is not None and arguments.body.raw is None:
-        try:
-            from_json(content, allow_inf_nan=False)
-        except ValueError:
-            return Problem(HTTPStatus.BAD_REQUEST, why)
-    return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, why)
 
 
 def _json(value: object, status: HTTPStatus, headers: Mapping[str, str] | None = None) -> Response:

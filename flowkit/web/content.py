@@ -1,0 +1,121 @@
+"""The content of requests: of which type it is, how large it may be, and how long it may take to come."""
+
+import asyncio
+from email.message import Message
+from http import HTTPStatus
+from types import TracebackType
+
+from starlette.requests import ClientDisconnect, Request
+
+from flowkit.channel import Body
+from flowkit.web.problem import Problem
+
+CONTENT_SECONDS = 30.0
+"""Longest time that a content may take to come."""
+FREE = 64 * 1024
+"""Bytes that each request may hold beside the budget: small requests go on where large ones fill it."""
+IN_FLIGHT = 64 * 1024 * 1024
+"""Bytes of content that a worker process holds at once."""
+RETRY_SECONDS = 1
+JSON = "application/json"
+
+
+class Budget:
+    """Bytes of content that a process may hold. Lives on the event loop."""
+
+    def __init__(self) -> None:
+        self.most = IN_FLIGHT
+        self.used = 0
+
+    def share(self) -> "Share":
+        """What one request takes of it. A context manager, which gives that back."""
+        return Share(self)
+
+
+class Share:
+    """The bytes that one request holds."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self._held = 0
+
+    def __enter__(self) -> "Share":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._budget.used -= self._held
+
+    def grow(self, size: int) -> None:
+        """Hold a content of `size` bytes. Raises Problem where the process holds too many."""
+        more = max(0, size - FREE) - self._held
+        if self._budget.used + more > self._budget.most:
+            raise Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"this process holds {self._budget.most:,} bytes of other requests; nothing was accepted",
+                RETRY_SECONDS,
+                unread=True,
+            )
+        self._held += more
+        self._budget.used += more
+
+
+async def receive(request: Request, body: Body | None, most: int, share: Share) -> bytes:
+    """The content of a request. `body`: how it is read; None where there is none. Raises Problem for content of
+    another type, of more than `most` bytes, that exceeds the budget, or that does not come in time."""
+    if body is not None:
+        _check_media(body, request)
+    if _length(request) > most:
+        raise _too_large(most)
+    content = bytearray()
+    try:
+        async with asyncio.timeout(CONTENT_SECONDS):
+            async for part in request.stream():
+                if len(content) + len(part) > most:
+                    raise _too_large(most)
+                share.grow(len(content) + len(part))
+                content += part
+    except TimeoutError:
+        raise Problem(
+            HTTPStatus.REQUEST_TIMEOUT, f"the content did not come within {CONTENT_SECONDS:g} s", unread=True
+        ) from None
+    except ClientDisconnect:
+        raise Problem(HTTPStatus.BAD_REQUEST, "the client went away before its content was here") from None
+    if body is None and content:
+        raise Problem(HTTPStatus.BAD_REQUEST, "this route takes no content")
+    return bytes(content)
+
+
+def _length(request: Request) -> int:
+    """How many bytes a request announces; 0 where it announces none. The server has refused what is no number."""
+    return int(request.headers.get("content-length") or 0)
+
+
+def _too_large(most: int) -> Problem:
+    return Problem(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"the content has more than {most:,} bytes, which is the limit of this route (max_body=)",
+        unread=True,
+    )
+
+
+def _check_media(body: Body, request: Request) -> None:
+    """Refuse content of a type, charset or encoding that the route would read as something else."""
+    said = Message()
+    said["content-type"] = request.headers.get("content-type") or JSON
+    media, charset = said.get_content_type(), said.get_content_charset("utf-8")
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if body.raw is None and not _is_json(media):
+        why = f"the content is {media}; this route takes {JSON}"
+    elif body.raw is str and charset not in ("utf-8", "utf8", "us-ascii"):
+        why = f"the charset of the content is {charset}; this route takes utf-8"
+    elif encoding != "identity":
+        why = f"its content-encoding is {encoding}; send it as it is"
+    else:
+        return
+    raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, why, unread=True)
+
+
+def _is_json(media: str) -> bool:
+    return media == JSON or (media.startswith("application/") and media.endswith("+json"))

@@ -1,0 +1,178 @@
+"""The reader: requests are read by their flows' annotations, large ones in a process of their own.
+
+Reading a mebibyte of JSON holds the interpreter for 50 to 150 ms, on whichever thread that happens: nobody else would
+be answered meanwhile. The process is forked, so that it reads by the very code of its worker.
+"""
+
+import asyncio
+import gc
+import signal
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http import HTTPStatus
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
+from typing import NamedTuple
+
+from pydantic_core import from_json
+
+from flowkit.errors import Undecodable
+from flowkit.flow import Flow
+from flowkit.fork import part_with
+from flowkit.route import Arguments, Header
+from flowkit.web.content import FREE, RETRY_SECONDS
+from flowkit.web.problem import Problem
+
+READ_SECONDS = 10.0
+"""Longest time that reading one content may take."""
+LIFE_SECONDS = 20.0
+"""A process that reads is ended after so long: it gives its memory back, and its copies of the worker's background
+threads come to nothing."""
+
+
+class Read(NamedTuple):
+    """What a request says."""
+
+    body: bytes
+    """Of its message."""
+    key: str | None
+    """What `id_from` finds in it, where that is no header."""
+
+
+class Refusal(NamedTuple):
+    """Why a request is not what its flow takes."""
+
+    status: HTTPStatus
+    detail: str
+
+
+def read(flow: Flow, path: Mapping[str, str], query: Sequence[tuple[str, str]], content: bytes) -> Read | Refusal:
+    """Read a request to a flow."""
+    arguments = flow.request
+    assert arguments is not None
+    try:
+        body = arguments.pack(path, query, content)
+        found = flow.id_from is not None and not isinstance(flow.id_from, Header)
+        return Read(body, flow.identifier.key(body) if found else None)
+    except Undecodable as error:
+        return Refusal(_status(arguments, content), str(error))
+
+
+def _status(arguments: Arguments, content: bytes) -> HTTPStatus:
+    """What is no JSON is malformed; what is something else is not what the route takes."""
+    if arguments.body is not None and arguments.body.raw is None:
+        try:
+            from_json(content, allow_inf_nan=False)
+        except ValueError:
+            return HTTPStatus.BAD_REQUEST
+    return HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class Reader:
+    """Reads requests for the event loop: small ones at once, large ones one at a time in another process."""
+
+    def __init__(self, flows: Mapping[str, Flow]) -> None:
+        self._flows = flows
+        self._thread = ThreadPoolExecutor(1, "flowkit-reader")
+        """All that is asked of the process is asked here, so it is one at a time."""
+        self._process: ForkProcess | None = None
+        self._since = 0.0
+        self._closed = False
+        self._pipe: Connection | None = None
+        part_with(self, lambda one: [] if one._pipe is None or one._pipe.closed else [one._pipe.fileno()])
+
+    async def read(self, flow: Flow, path: Mapping[str, str], query: Sequence[tuple[str, str]], content: bytes) -> Read:
+        """Read a request. Raises Problem where it is not what the flow takes, or its process came to its end."""
+        if len(content) <= FREE:
+            found = read(flow, path, query, content)
+        else:
+            loop = asyncio.get_running_loop()
+            ask = partial(self._ask, flow.name, path, query, content)
+            found = await loop.run_in_executor(self._thread, ask)
+            loop.call_later(LIFE_SECONDS, self._later)
+        if isinstance(found, Refusal):
+            raise Problem(found.status, found.detail)
+        return found
+
+    def close(self) -> None:
+        """Read no more. What is being read is given up. Blocks."""
+        self._closed = True
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._process is not None:
+            self._process.kill()
+        self._thread.shutdown()
+        self._end()
+
+    def _ask(self, *request: object) -> Read | Refusal:
+        """What the process reads of a request."""
+        pipe = self._pipe or self._begin()
+        try:
+            pipe.send(request)
+            if not pipe.poll(READ_SECONDS):
+                self._end()
+                raise _given_up(f"the content was not read within {READ_SECONDS:g} s")
+            answer = pipe.recv()
+        except (EOFError, OSError):
+            self._end()
+            raise _given_up("the process that read the content died") from None
+        if isinstance(answer, str):
+            raise RuntimeError(f"a content could not be read: {answer}")
+        found: Read | Refusal = answer
+        return found
+
+    def _begin(self) -> Connection:
+        """Start the process."""
+        from multiprocessing import get_context
+
+        forking = get_context("fork")
+        self._pipe, other = forking.Pipe()
+        self._process = forking.Process(target=_serve, args=(self._flows, other), name="flowkit-reader", daemon=True)
+        self._process.start()
+        self._since = time.monotonic()
+        other.close()
+        return self._pipe
+
+    def _end(self) -> None:
+        """End the process. Waits for its end."""
+        if self._process is None or self._pipe is None:
+            return
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+        self._process = self._pipe = None
+
+    def _later(self) -> None:
+        """A process may have become old."""
+        if not self._closed:
+            self._thread.submit(self._end_if_old)
+
+    def _end_if_old(self) -> None:
+        if time.monotonic() - self._since >= LIFE_SECONDS:
+            self._end()
+
+
+def _given_up(why: str) -> Problem:
+    return Problem(HTTPStatus.SERVICE_UNAVAILABLE, f"{why}; nothing was accepted", RETRY_SECONDS)
+
+
+def _serve(flows: Mapping[str, Flow], pipe: Connection) -> None:
+    """The life of the process that reads. It ends with its worker, which holds the other end of the pipe."""
+    gc.freeze()  # what is the worker's stays shared with it
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all its processes
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    while True:
+        try:
+            name, path, query, content = pipe.recv()
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, 2 * READ_SECONDS)  # also where the worker is there no more
+        try:
+            answer: Read | Refusal | str = read(flows[name], path, query, content)
+        except Exception:
+            answer = traceback.format_exc()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        pipe.send(answer)

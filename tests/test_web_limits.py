@@ -161,7 +161,7 @@ def test_row_b6_others_are_answered_while_large_content_is_read_one_at_a_time(si
     log = tmp_path / "log"
     with ThreadPoolExecutor(3) as pool:
         sent = [pool.submit(said, site, note(f"bad {one}", tmp_path)) for one in range(3)]
-        until(log.exists)
+        until(lambda: _written(log))
         assert site.client.get("/livez").status_code == 200
         assert said(site, note("small", filler=""))[0] == 202
         (tmp_path / "wait").unlink()
@@ -192,13 +192,17 @@ def _cut(site: Site, work: Path, cut: Callable[[int], None]) -> tuple[int, str]:
     (work / "wait").touch()
     with ThreadPoolExecutor(1) as pool:
         sent = pool.submit(said, site, note("a", work))
-        until((work / "log").exists)
+        until(lambda: _written(work / "log"))
         pid = int((work / "log").read_text().split()[1])
         cut(pid)
         told = sent.result()
     until(lambda: not _runs(pid))
     (work / "wait").unlink()
     return told
+
+
+def _written(log: Path) -> bool:
+    return log.exists() and log.read_text().endswith("\n")
 
 
 def _runs(pid: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import uvicorn
 
 from flowkit.fork import part_with
+from flowkit.web.connection import Connection, most_connections
 
 KEEP_ALIVE_SECONDS = 20
 
@@ -18,6 +19,9 @@ class Server:
     def __init__(self, asgi: Any, listening: socket.socket) -> None:
         config = uvicorn.Config(
             asgi,
+            http=Connection,
+            ws="none",
+            limit_concurrency=most_connections() + 1,
             lifespan="off",
             access_log=False,
             log_config=None,

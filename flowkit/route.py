@@ -83,8 +83,8 @@ class Route(Channel[Any]):
 
     Its name is the method and the path. Each accepted request is one message. With `reply` the answer is what the
     flow's handler returned, if that is there within 10 seconds, or within the duration that is given; else that the
-    request is accepted. `rate` is how many requests a worker process takes in a second at the most; more are told when
-    to come again. `max_body` is how many bytes of content a request may have, 1 MiB (1,048,576) by default.
+    request is accepted. `rate` is how many requests of one client a worker process takes in a second; more are told
+    when to come again. `max_body` is how many bytes of content a request may have, 1 MiB (1,048,576) by default.
 
     `principal` is a function, plain or async, of the head of a request that returns who sends it, or raises
     `web.Unauthorized`. It runs on the event loop, so a plain one must not block. Each principal has keys, statuses and

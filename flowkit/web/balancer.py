@@ -24,6 +24,8 @@ frontend flowkit
     bind {listen}
     # Under one id a request is accepted once: it may be tried again elsewhere, whatever became of the first try.
     http-request set-header FlowKit-Request-Id %[uuid()]
+    # By it an instance tells clients apart, if FORWARDED_ALLOW_IPS names this balancer.
+    http-request set-header X-Forwarded-For %[src]
     default_backend instances
 
 backend instances
@@ -56,6 +58,8 @@ http {{
             proxy_set_header Host $host;
             # Under one id a request is accepted once: it may be tried again at another instance.
             proxy_set_header FlowKit-Request-Id $request_id;
+            # By it an instance tells clients apart, if FORWARDED_ALLOW_IPS names this balancer.
+            proxy_set_header X-Forwarded-For $remote_addr;
             proxy_connect_timeout 2s;
             proxy_next_upstream error timeout http_503 non_idempotent;
             proxy_next_upstream_tries 3;

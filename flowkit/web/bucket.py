@@ -1,7 +1,10 @@
-"""A bucket of tokens: how many requests may come, and when the next one."""
+"""Buckets of tokens: how many requests may come of each client, and when the next one."""
 
 import time
 from math import ceil
+
+MOST = 10_000
+"""Clients that are remembered. The one that came longest ago is forgotten first, and may begin anew."""
 
 
 class Bucket:
@@ -23,3 +26,20 @@ class Bucket:
             return ceil((1 - self._left) / self._rate)
         self._left -= 1
         return 0
+
+
+class Buckets:
+    """A bucket for each client. Lives on one thread."""
+
+    def __init__(self, rate: float) -> None:
+        """`rate`: tokens per second of each."""
+        self._rate = rate
+        self._buckets: dict[str, Bucket] = {}
+
+    def take(self, client: str) -> int:
+        """Take a token of this client's. 0, or in how many seconds there is one again."""
+        bucket = self._buckets.pop(client, None) or Bucket(self._rate)
+        self._buckets[client] = bucket
+        if len(self._buckets) > MOST:
+            del self._buckets[next(iter(self._buckets))]
+        return bucket.take()

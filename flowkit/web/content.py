@@ -18,6 +18,8 @@ IN_FLIGHT = 64 * 1024 * 1024
 """Bytes of content that a worker process holds at once."""
 RETRY_SECONDS = 1
 JSON = "application/json"
+UNKNOWN = "application/octet-stream"
+"""The type of a content that says none. A page of another site can send that, and no JSON."""
 
 
 class Budget:
@@ -103,7 +105,7 @@ def _too_large(most: int) -> Problem:
 def _check_media(body: Body, request: Request) -> None:
     """Refuse content of a type, charset or encoding that the route would read as something else."""
     said = Message()
-    said["content-type"] = request.headers.get("content-type") or JSON
+    said["content-type"] = request.headers.get("content-type") or UNKNOWN
     media, charset = said.get_content_type(), said.get_content_charset("utf-8")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if body.raw is None and not _is_json(media):

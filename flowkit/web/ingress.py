@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
+from ipaddress import ip_address, ip_network
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -19,13 +21,22 @@ from starlette.routing import Route as Endpoint
 from flowkit.app import App
 from flowkit.config import Services
 from flowkit.engine.worker import Worker
-from flowkit.errors import FlowKitError, OutcomeUnknown, Reused, StoreConflict, TooLarge, Unavailable, Undecodable
+from flowkit.errors import (
+    BrokerUnavailable,
+    FlowKitError,
+    OutcomeUnknown,
+    Reused,
+    StoreConflict,
+    TooLarge,
+    Unavailable,
+    Undecodable,
+)
 from flowkit.flow import Flow, Outgoing, compose
 from flowkit.message import digest, is_name
 from flowkit.ports import Asked
 from flowkit.publisher import Publisher
 from flowkit.route import Arguments, Route, source_of
-from flowkit.web.bucket import Bucket
+from flowkit.web.bucket import Buckets
 from flowkit.web.content import JSON, RETRY_SECONDS, Budget, Share, receive
 from flowkit.web.gate import Full, Gate
 from flowkit.web.identity import KEY, identifying, identity, principal
@@ -37,7 +48,10 @@ from flowkit.web.replies import Replies
 from flowkit.web.status import PATH, Status
 
 DOCUMENT_PATH = "/flowkit/openapi.json"
+CLIENT_BITS = 64
+"""Of an IPv6 address: whoever has one has its network."""
 T = TypeVar("T")
+_log = logging.getLogger("flowkit.http")
 
 
 class Ingress:
@@ -72,6 +86,7 @@ class Ingress:
             ],
             exception_handlers={Problem: _tell_problem, HTTPException: _tell_http, Exception: _tell_error},
         )
+        self.asgi.router.redirect_slashes = False  # it would send clients to the host that a request names
 
     def close(self) -> None:
         """Wait for the commits that have begun. Blocks; no request comes any more."""
@@ -81,9 +96,11 @@ class Ingress:
     def _endpoint(self, flow: Flow) -> Endpoint:
         assert isinstance(flow.source, Route)
         assert flow.request is not None
-        bucket = Bucket(flow.source.rate) if flow.source.rate else None
-        take = partial(self._hold, partial(self._take, flow, flow.source, flow.request, bucket))
-        return Endpoint(flow.source.path, take, methods=[flow.source.method])
+        buckets = Buckets(flow.source.rate) if flow.source.rate else None
+        take = partial(self._hold, partial(self._take, flow, flow.source, flow.request, buckets))
+        endpoint = Endpoint(flow.source.path, take, methods=[flow.source.method])
+        endpoint.methods = {flow.source.method}  # a HEAD would run the handler of a GET
+        return endpoint
 
     async def _hold(self, take: Callable[[Share, Request], Awaitable[Response]], request: Request) -> Response:
         """Count the bytes of a request until it is answered."""
@@ -91,16 +108,17 @@ class Ingress:
             return await take(share, request)
 
     async def _take(
-        self, flow: Flow, route: Route, arguments: Arguments, bucket: Bucket | None, share: Share, request: Request
+        self, flow: Flow, route: Route, arguments: Arguments, buckets: Buckets | None, share: Share, request: Request
     ) -> Response:
         """Accept a request: read, validate, commit, answer."""
         self._check_open(route, flow.name, unread=True)
         sender = await principal(route, request, self._app.name)
-        wait = bucket.take() if bucket else 0
+        wait = buckets.take(sender or _client(request)) if buckets else 0
         if wait:
             raise Problem(
                 HTTPStatus.TOO_MANY_REQUESTS,
-                f"more than {route.rate:g} requests a second came to {route.name}; nothing was accepted",
+                f"more than {route.rate:g} requests a second came to {route.name} from this client; nothing was "
+                "accepted",
                 wait,
                 unread=True,
             )
@@ -208,7 +226,7 @@ class Ingress:
         try:
             return await asyncio.to_thread(question)
         except (Unavailable, StoreConflict) as error:
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), RETRY_SECONDS) from None
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, _told(error), RETRY_SECONDS) from None
 
     async def _live(self, request: Request) -> Response:
         """Whether this process runs. Asks nobody else."""
@@ -232,7 +250,7 @@ class Ingress:
             await asyncio.to_thread(self._services.store.now)
             store = f"answered in {(time.monotonic() - began) * 1e3:.1f} ms"
         except FlowKitError as error:
-            store = str(error)
+            store = _told(error)
         transport = "takes messages" if self._services.transport.ready else "takes no messages now"
         for flow, why in sorted(self._services.transport.hindered.items()):
             transport += f"; flow {flow} cannot receive: {why}"
@@ -243,6 +261,24 @@ class Ingress:
             "transport": transport,
             "service": "; ".join(filter(None, (f"reduced; shed: {shed}" if shed else "", rests))) or "full",
         }
+
+
+def _client(request: Request) -> str:
+    """Whose request it is: the address, or the network of one client in IPv6. The server takes that of a trusted
+    proxy's X-Forwarded-For."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(ip_network((address, CLIENT_BITS), strict=False)) if address.version == 6 else host
+
+
+def _told(error: FlowKitError) -> str:
+    """What strangers are told of an error of a service: its text names hosts and databases."""
+    _log.warning("a request could not be answered: %s", error)
+    service = "broker" if isinstance(error, BrokerUnavailable) else "store"
+    return f"the {service} cannot be reached now; the log of this instance says why"
 
 
 def _check_text(request: Request) -> None:

@@ -287,7 +287,7 @@ def test_scale_says_how_much_there_is_to_do(site: Site) -> None:
     until(lambda: ("paused", "shop") in site.worker.directions)
     for name in ("a", "b"):
         site.client.post("/orders", json={"name": name})
-    assert site.client.get("/scale").json() == {"pending": 2}
+    until(lambda: site.client.get("/scale").json() == {"pending": 2})  # an answer is kept for a second
     site.store.direct("paused", ["shop"], None)
     until(lambda: site.client.get("/scale").json() == {"pending": 0})
 

@@ -43,6 +43,7 @@ from flowkit.web.identity import KEY, identifying, identity, principal
 from flowkit.web.metrics import MEDIA, Metrics
 from flowkit.web.openapi import described
 from flowkit.web.problem import Problem
+from flowkit.web.question import Question
 from flowkit.web.reader import Reader
 from flowkit.web.replies import Replies
 from flowkit.web.status import PATH, Status
@@ -70,7 +71,9 @@ class Ingress:
         self._reader = Reader(app.flows)
         self._replies = Replies(partial(services.store.replies, app.name))
         self._status = Status(app, services.store)
-        self._metrics = Metrics(services)
+        self._metrics = Question("metrics", Metrics(services).text)
+        self._backlog = Question("scale", self._pending)
+        self._store = Question("checks", self._check_store)
         self._optional = frozenset(name for name, channel in app.channels.items() if channel.optional)
         self._described = described(app)
         endpoints = {flow.source.name: self._endpoint(flow) for flow in app.flows.values() if flow.request}
@@ -90,8 +93,8 @@ class Ingress:
 
     def close(self) -> None:
         """Wait for the commits that have begun. Blocks; no request comes any more."""
-        self._reader.close()
-        self._gate.close()
+        for one in (self._metrics, self._backlog, self._store, self._reader, self._gate):
+            one.close()
 
     def _endpoint(self, flow: Flow) -> Endpoint:
         assert isinstance(flow.source, Route)
@@ -211,20 +214,24 @@ class Ingress:
 
     async def _measurements(self, request: Request) -> Response:
         """The metrics of the fleet."""
-        return Response(await self._asked(self._metrics.text), media_type=MEDIA)
+        return Response(await self._told(self._metrics.answer()), media_type=MEDIA)
 
     async def _scale(self, request: Request) -> Response:
         """How much there is to do, for who decides on the number of instances: messages that wait for nothing else."""
-        return _json({"pending": await self._asked(self._pending)}, HTTPStatus.OK)
+        return _json({"pending": await self._told(self._backlog.answer())}, HTTPStatus.OK)
 
     def _pending(self) -> int:
         flows, (store, transport) = list(self._app.flows), (self._services.store, self._services.transport)
         return store.pending(flows).now + sum(transport.depths(flows).values())
 
     async def _asked(self, question: Callable[[], T]) -> T:
+        """What the store answers to one request."""
+        return await self._told(asyncio.to_thread(question))
+
+    async def _told(self, answer: Awaitable[T]) -> T:
         """What the store and the broker answer."""
         try:
-            return await asyncio.to_thread(question)
+            return await answer
         except (Unavailable, StoreConflict) as error:
             raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, _told(error), RETRY_SECONDS) from None
 
@@ -245,12 +252,7 @@ class Ingress:
         """What can be said of the services that this instance needs, if the request asks for it."""
         if "verbose" not in request.query_params:
             return {}
-        began = time.monotonic()
-        try:
-            await asyncio.to_thread(self._services.store.now)
-            store = f"answered in {(time.monotonic() - began) * 1e3:.1f} ms"
-        except FlowKitError as error:
-            store = _told(error)
+        store = await self._store.answer()
         transport = "takes messages" if self._services.transport.ready else "takes no messages now"
         for flow, why in sorted(self._services.transport.hindered.items()):
             transport += f"; flow {flow} cannot receive: {why}"
@@ -261,6 +263,15 @@ class Ingress:
             "transport": transport,
             "service": "; ".join(filter(None, (f"reduced; shed: {shed}" if shed else "", rests))) or "full",
         }
+
+    def _check_store(self) -> str:
+        """How the store does. Blocks."""
+        began = time.monotonic()
+        try:
+            self._services.store.now()
+        except FlowKitError as error:
+            return _told(error)
+        return f"answered in {(time.monotonic() - began) * 1e3:.1f} ms"
 
 
 def _client(request: Request) -> str:

@@ -119,8 +119,6 @@ def remove(flow: str, yes: bool) -> None:
             )
         if (one.waiting or one.dead) and not yes:
             _confirm(f"{one.waiting:,} message(s) and {one.dead:,} dead letter(s) of flow {flow} are discarded")
-        if services.transport.lease:
-            store.subscribers.unsubscribe(flow)  # or what is sent meanwhile goes to the broker again
         _fetch(services, one)
         settled = store.subscribers.remove(flow)
     print(f"{plain(flow)}: removed; {settled.discarded:,} message(s) discarded")
@@ -142,9 +140,7 @@ def move(flow: str, heir: str) -> None:
         if not there:
             raise ConfigError(f"neither {flow} nor {heir} is subscribed; start the app that has {heir}, and ask again")
         _refuse_workers(services, {one.app, heir.split(".", 1)[0]}, flow)
-        if services.transport.lease:
-            store.subscribers.unsubscribe(flow, heir)
-        _fetch(services, one._replace(channel=there))
+        _fetch(services, one._replace(channel=there), heir)
         settled = store.subscribers.move(flow, heir)
     discarded = f"; {settled.discarded:,} of which it has a copy of its own, discarded" if settled.discarded else ""
     print(
@@ -176,14 +172,13 @@ def _refuse_workers(services: Services, apps: Collection[str], flow: str) -> Non
         )
 
 
-def _fetch(services: Services, one: Known) -> None:
+def _fetch(services: Services, one: Known, heir: str = "") -> None:
     """Let what waits for a flow at the broker wait in the store. What other programs sent is to be adopted anew."""
     store: Any = services.store
 
     def keep(deliveries: Sequence[Delivery]) -> None:
-        store.subscribers.keep(
-            one.flow, [unread(received(each, one.channel)) if each.foreign else each for each in deliveries]
-        )
+        adopted = [unread(received(each, one.channel)) if each.foreign else each for each in deliveries]
+        store.subscribers.keep(one.flow, adopted, heir)
 
     services.transport.empty(one.flow, keep)
 

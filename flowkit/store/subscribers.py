@@ -58,14 +58,14 @@ class Subscribers:
             latest[one.app] = min(one.silent, latest.get(one.app, one.silent))
         return [one for one in found if one.silent > latest[one.app] + TOGETHER_SECONDS]
 
-    def unsubscribe(self, flow: str, heir: str = "") -> None:
-        """Let nothing more come to a flow. An heir that is not subscribed yet has its channel from now on."""
+    def keep(self, flow: str, deliveries: Sequence[Delivery], heir: str = "") -> None:
+        """Make message rows of what waited for a flow elsewhere; of what took effect, none. One transaction.
+
+        From here on nothing more comes to the flow, and no relay sends these rows there again. An heir that is not
+        subscribed yet has its channel.
+        """
         with self._store.transaction() as unit:
             self._unsubscribe(unit, flow, heir)
-
-    def keep(self, flow: str, deliveries: Sequence[Delivery]) -> None:
-        """Make message rows of what waited for a flow elsewhere; of what took effect, none. Commits."""
-        with self._store.transaction() as unit:
             open = unit.look(deliveries)
             unit.stage(
                 [

@@ -754,6 +754,7 @@ class StoreConformance:
         self.store.subscribers.keep(FLOW, [applied, waiting])
         (kept,) = self.store.lease(FLOW, 10, new_id(), 30)
         assert (kept.message, kept.generation, kept.attempts) == (waiting.message, 1, 2)
+        assert self.store.subscriptions() == {OTHER: CHANNEL}, "no relay sends it to where it came from"
 
     def test_a_flow_that_the_last_program_of_its_app_lacks_is_an_orphan(self) -> None:
         assert self.store.subscribers.orphans() == []

@@ -100,7 +100,8 @@ class MemoryTransport:
         for address in (flow, flow + CANDIDATE):
             if any(one.flow == address for one in self._unacked.values()):
                 raise ConfigError(f"flow {flow}: somebody has messages of it in hand")
-            keep(list(self._queues.get(address, ())))
+            if waiting := list(self._queues.get(address, ())):
+                keep(waiting)
             self._queues.pop(address, None)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, TypeVar, overload
 
 from flowkit import duration
@@ -18,6 +19,8 @@ from flowkit.publisher import Publisher, stage
 
 F = TypeVar("F", bound=Callable[..., Any])
 BULK = 500
+LIKE = 0.85
+"""How much of two names is the same where one is the other with a mistake in it."""
 _log = logging.getLogger("flowkit.app")
 
 
@@ -48,6 +51,8 @@ class App:
         self.max_delay = duration.seconds(max_delay, "App(max_delay=)")
         self.max_body = max_body
         self.channels: dict[str, Channel[Any]] = {}
+        self._named: set[str] = set()
+        """Channels that only texts name: nobody declared them."""
         self.flows: dict[str, Flow] = {}
         self.provided: dict[type, Callable[[], Any]] = {}
         self._services: Services | None = None
@@ -67,6 +72,7 @@ class App:
         Raises DefinitionError when it was declared otherwise before.
         """
         known = self.channels.get(name)
+        self._named.discard(name)
         if known is None:
             known = self.channels[name] = Channel(name, type, optional, shared)
         elif (known.type, known.optional, known.shared) != (type, optional, shared):
@@ -144,7 +150,10 @@ class App:
             if self.channels.setdefault(channel.name, channel) is not channel:
                 raise DefinitionError(f"channel {channel.name} belongs to another app; declare it on this one")
             return channel
-        return self.channels.get(channel) or self.channel(channel)
+        if channel not in self.channels:
+            self.channel(channel)
+            self._named.add(channel)
+        return self.channels[channel]
 
     def check(self, injectable: Iterable[type] = (), subscribed: Mapping[str, Sequence[str]] | None = None) -> None:
         """Find what is wrong in the definitions: each error says which flow, what, and what to write instead.
@@ -156,6 +165,7 @@ class App:
         sources = {flow.source.name for flow in self.flows.values()}
         for flow in self.flows.values():
             flow.check(injectable, self.provided)
+            self._check_name(flow, subscribed or {})
             for channel in flow.to:
                 reached = channel.shared or channel.name in sources or (subscribed or {}).get(channel.name)
                 if not channel.optional and not reached:
@@ -171,6 +181,20 @@ class App:
                     f"the hold of dead letters ({duration.text(self.dead_letter_hold)}) together: a late message could "
                     f"take effect twice; write more than {duration.text(needed)}"
                 )
+
+    def _check_name(self, flow: Flow, subscribed: Mapping[str, Sequence[str]]) -> None:
+        """Find a source that is a declared channel's name with a mistake in it. Raises DefinitionError."""
+        if flow.source.name not in self._named:
+            return
+        received = {one.source.name for one in self.flows.values()}
+        received |= {name for name, flows in subscribed.items() if not self.flows.keys() >= set(flows)}
+        lonely = [name for name in self.channels if name not in self._named | received]
+        for meant in get_close_matches(flow.source.name, lonely, 1, LIKE):
+            raise flow.wrong(
+                f"it receives from channel {flow.source.name}, which only this text names, and no flow receives from "
+                f"the declared channel {meant}; write that name, or declare the other one too: "
+                f"app.channel({flow.source.name!r}, …)"
+            )
 
     def check_moves(self, store: Store) -> None:
         """Find flows whose subscription is to another channel, and cannot be changed now: a flow has one channel, and

@@ -257,3 +257,36 @@ def test_row_e16_a_return_value_that_its_channel_never_carries_is_refused(
         return
     with pytest.raises(DefinitionError, match=r"flow shop\.accept: it returns .*, but channel next carries"):
         app.check()
+
+
+def test_row_e16_a_channel_that_is_named_by_text_beside_a_declared_one_is_refused() -> None:
+    app = App("shop")
+    app.flow("orders.recieved", name="accept")(lambda order: None)
+    app.channel("orders.received", Order)
+    app.channel("customers", Order)
+    why = (
+        "flow shop.accept: it receives from channel orders.recieved, which only this text names, and no flow receives "
+        "from the declared channel orders.received; write that name, or declare the other one too: "
+        "app.channel('orders.recieved', …)"
+    )
+    with pytest.raises(DefinitionError) as found:
+        app.check()
+    assert str(found.value) == why
+    app.check(subscribed={"orders.received": ["billing.book"]})  # a flow of another app is who receives from it
+    with pytest.raises(DefinitionError, match="which only this text names"):
+        app.check(subscribed={"orders.received": ["shop.accept"]})  # as before the mistake
+
+
+def test_row_e16_a_channel_that_is_named_by_text_and_is_like_none_is_no_mistake() -> None:
+    app = App("shop")
+    app.channel("payments", Order, optional=True)
+    orders = app.channel("orders.received", Order)
+    app.flow("orders.refused", name="refuse")(lambda order: None)
+    app.flow(orders, name="accept")(lambda order: None)
+    app.flow("orders.received", name="log")(lambda order: None)
+    app.check()
+    declared = App("shop")
+    declared.channel("orders.recieved", Order)
+    declared.channel("orders.received", Order)
+    declared.flow("orders.recieved", name="accept")(lambda order: None)
+    declared.check()

@@ -4,13 +4,12 @@ Write-ahead log with synchronous=FULL: every commit is synced to disk. SQLite 3.
 in that mode under concurrent checkpoints (fixed in 3.51.3, https://sqlite.org/wal.html), so the version decides.
 """
 
-import fcntl
 import logging
 import os
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +31,7 @@ from flowkit.errors import (
 from flowkit.fork import never_close, part_with
 from flowkit.ports import Clock
 from flowkit.store.library import FileId, file_id, files, refuse, sqlite_driver
+from flowkit.store.locks import Locks
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import Statements
 from flowkit.store.unit import Row
@@ -82,7 +82,7 @@ class SqliteDialect:
         self._seen = 0
         self._told = 0.0
         """When there was news last."""
-        self._locks: dict[str, int] = {}
+        self._locks = Locks(f"{self.path}-workers")
         self._open: set[Any] = set()
         """The connections: the driver's have no weak references."""
         self.engine = create_engine(
@@ -104,7 +104,7 @@ class SqliteDialect:
         child, a connection would undo what its parent has begun, and delete the parent's log."""
         for connection in self._open:
             never_close(connection)
-        return self._locks.values()
+        return self._locks.descriptors
 
     def place(self, connection: Any) -> str:
         """Nothing in a file, nor of it, tells a copy from a file that was moved."""
@@ -293,34 +293,14 @@ class SqliteDialect:
         """Hold a lock file for as long as this process lives, so that others see its death at once."""
         if self.path == ":memory:":
             return False
-        folder = Path(f"{self.path}-workers")
-        folder.mkdir(exist_ok=True)
-        if worker not in self._locks:
-            descriptor = os.open(folder / worker, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self._locks[worker] = descriptor
+        self._locks.hold(worker)
         return True
 
     def gone(self, worker: str) -> bool:
-        """Whether the worker that held this lock is dead."""
-        try:
-            descriptor = os.open(Path(f"{self.path}-workers") / worker, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
+        return self._locks.gone(worker)
 
     def forget(self, worker: str) -> None:
-        """Remove the lock of a worker that is gone or leaves."""
-        descriptor = self._locks.pop(worker, None)
-        if descriptor is not None:
-            os.close(descriptor)
-        Path(f"{self.path}-workers", worker).unlink(missing_ok=True)
+        self._locks.forget(worker)
 
     @contextmanager
     def upgrading(self) -> Iterator[Connection]:
@@ -336,8 +316,7 @@ class SqliteDialect:
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def close(self) -> None:
-        for worker in list(self._locks):
-            self.forget(worker)
+        self._locks.close()
         with self._watching:
             if self._watch is not None:
                 self._watch.close()
@@ -358,6 +337,7 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
                 f"FLOWKIT_DATABASE_URL names {path}, and there is no such file here; go to the folder where the flows "
                 "run, or set it to their database"
             )
+        _make(path)
     store = SqlStore(SqliteDialect(path, clock), clock)
     try:
         store.create_schema()
@@ -367,3 +347,11 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
             raise StoreUnavailable(f"{cause}; another transaction held {path} for {BUSY_SECONDS:g}s") from None
         raise ConfigError(f"FLOWKIT_DATABASE_URL names {path}, which cannot be used as a store: {cause}") from None
     return store
+
+
+def _make(path: str) -> None:
+    """Make the file if it is not there, for its user alone. SQLite gives its log the same mode; by itself it would let
+    everybody read both."""
+    # Behind a link that points to nothing, SQLite would make the file that is meant.
+    with suppress(FileExistsError):
+        os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))

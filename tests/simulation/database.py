@@ -244,7 +244,7 @@ class Dialect(SqliteDialect):
             self._news.unlock(connection)
             connection.close()
             del connection.news  # no collection sees that cursors hold their connection: all would stay for good
-        for descriptor in self._locks.values():
+        for descriptor in self._locks.descriptors:
             os.close(descriptor)
 
 

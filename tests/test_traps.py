@@ -277,7 +277,7 @@ def test_row_66_however_it_writes_a_failed_message_leaves_nothing(
         for _ in range(3):
             harness.advance("1s")
         once(harness, *(str(number) for number in range(10) if number not in (0, 7)))
-        assert [letter.error for letter in harness.dead()] == ["ValueError: bad"] * 2
+        assert [letter.stack.splitlines()[-1] for letter in harness.dead()] == ["ValueError: bad"] * 2
         with harness.store.unit("") as unit:
             assert unit.read("SELECT * FROM flowkit_objects") == []
 

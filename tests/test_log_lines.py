@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import flowkit.engine.lane
 from flowkit import Reject
 from flowkit.cli.commands import main
 from flowkit.cli.logs import JsonFormatter, LogWriter, PlainFormatter
@@ -19,6 +20,7 @@ from tests.shop import Order, new_app, running
 
 EVIL = "a\n2026-01-01 00:00:00,000 ERROR flowkit.run forged\r\x1b[2J\u2028b\u202ec\u0085\x9b31m"
 FORBIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+SECRET = "4111-canary"
 MORE = re.compile(r"([\d,]+) more lines? like this one")
 
 
@@ -61,6 +63,20 @@ def test_a_json_log_has_one_object_a_line_in_ascii() -> None:
     record = logging.makeLogRecord({"name": "shop", "msg": EVIL, "flow": EVIL})
     text = JsonFormatter().format(record)
     assert (text.isascii(), "\n" in text, json.loads(text)["message"]) == (True, False, EVIL)
+
+
+@pytest.mark.parametrize("formatter", [PlainFormatter("%(message)s"), JsonFormatter()])
+def test_a_traceback_that_flowkit_logs_has_no_data_and_the_apps_is_its_own(formatter: logging.Formatter) -> None:
+    try:
+        try:
+            int(SECRET)
+        except ValueError as error:
+            raise RuntimeError(f"after {error}") from error
+    except RuntimeError:
+        here = {"name": "shop", "msg": "failed", "exc_info": sys.exc_info()}
+    house = formatter.format(logging.makeLogRecord({**here, "pathname": flowkit.engine.lane.__file__}))
+    assert SECRET not in house and "RuntimeError: after " in house
+    assert SECRET in formatter.format(logging.makeLogRecord({**here, "pathname": __file__}))
 
 
 def test_an_error_forges_no_field_of_a_dead_letter(

@@ -26,7 +26,7 @@ def check(name: str) -> None:
         app.check_moves(store)
         store.check_tables(app.name, app.metadata)
         said = services.transport.audit(list(app.flows), app.shared(services.store.subscriptions()))
-        lost = orphans(app, services)
+        lost = orphans(app, services.store)
         found: list[object] = store.doubts()
         found += list(services.transport.doubts({flow.name: flow.deadline for flow in app.flows.values()}))
     finally:
@@ -46,7 +46,7 @@ def describe(name: str, json: bool) -> None:
     services = _look()
     try:
         subscriptions = dict(services.store.subscriptions())
-        lost = [] if json else orphans(app, services)
+        lost = [] if json else orphans(app, services.store)
     finally:
         services.close()
     found = _description(app, subscriptions, services.store.serial)

@@ -297,7 +297,7 @@ def _check(app: App, services: Services) -> None:
     store.check_tables(app.name, app.metadata)
     _check_channels(app, services)
     app.connect(services)
-    for line in (*doubts(), *store.doubts(), *orphans(app, services)):
+    for line in (*doubts(), *store.doubts(), *orphans(app, services.store)):
         _log.warning("%s", line)
 
 

@@ -12,7 +12,7 @@ from flowkit.config import Services, connect
 from flowkit.engine.adoption import received, unread
 from flowkit.errors import ConfigError, DefinitionError, FlowKitError, Undecodable
 from flowkit.message import check_name
-from flowkit.ports import CANDIDATE, EXCHANGE, Delivery, Transport
+from flowkit.ports import CANDIDATE, EXCHANGE, Delivery, Store, Transport
 
 
 class Known(NamedTuple):
@@ -37,16 +37,13 @@ class Known(NamedTuple):
         return _orphaned(self, lack)
 
 
-def orphans(app: App, services: Services) -> list[str]:
-    """What to say of flows that are subscribed, and that this app does not have. Blocks."""
-    own = f"{app.name}."
-    if not any(flow.startswith(own) and flow not in app.flows for flow in services.store.subscriptions()):
-        return []
+def orphans(app: App, store: Store) -> list[str]:
+    """What to say of flows that are subscribed, and that this app does not have. Blocks, and asks no broker."""
     lack = f"app {app.name} has no such flow"
     return [
-        _orphaned(one, lack)
-        for one in known(services.store, services.transport)
-        if one.channel and one.flow.startswith(own) and one.flow not in app.flows
+        _orphaned(Known(flow, channel, waiting=store.unfinished([flow])), lack)
+        for flow, channel in sorted(store.subscriptions().items())
+        if flow.startswith(f"{app.name}.") and flow not in app.flows
     ]
 
 

@@ -285,7 +285,7 @@ class House:
         return self.ask("PUT", f"/beside{thing.kind}/{quote(thing.name, safe='')}", thing, id)
 
     def ask(self, method: str, path: str, thing: Thing, id: str) -> str:
-        asked = self.client.request(method, path, content=content(thing), headers={"idempotency-key": id})
+        asked = self.client.request(method, path, content=content(thing), headers={**JSON, "idempotency-key": id})
         answer = self.runner.run(asked)
         assert answer.status_code in (202, 400, 422), answer.text
         return "" if answer.status_code == 202 else str(answer.json()["detail"])
@@ -325,6 +325,7 @@ class House:
             assert same(went, came), (door, kind.annotation, went, came)
 
 
+JSON = {"content-type": "application/json"}
 DOORS = ("publish", "lines", "broker", "alone", "beside", "outbox")
 
 

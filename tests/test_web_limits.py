@@ -176,6 +176,16 @@ def test_row_b6_a_reader_that_dies_costs_one_request(site: Site, tmp_path: Path)
     assert said(site, note("next"))[0] == 202
 
 
+def test_row_b6_a_reader_that_does_not_start_costs_one_request(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> int:
+        raise BlockingIOError("there are too many processes")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fork", full)
+        assert said(site, note("a"))[0] == 503
+    assert said(site, note("a"))[0] == 202
+
+
 def test_row_b6_content_that_takes_too_long_is_given_up(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from types import TracebackType
 from starlette.requests import ClientDisconnect, Request
 
 from flowkit.channel import Body
-from flowkit.web.problem import Problem
+from flowkit.web.problem import RETRY_SECONDS, Problem
 
 CONTENT_SECONDS = 30.0
 """Longest time that a content may take to come."""
@@ -16,7 +16,6 @@ FREE = 64 * 1024
 """Bytes that each request may hold beside the budget: small requests go on where large ones fill it."""
 IN_FLIGHT = 64 * 1024 * 1024
 """Bytes of content that a worker process holds at once."""
-RETRY_SECONDS = 1
 JSON = "application/json"
 UNKNOWN = "application/octet-stream"
 """The type of a content that says none. A page of another site can send that, and no JSON."""

@@ -37,12 +37,12 @@ from flowkit.ports import Asked
 from flowkit.publisher import Publisher
 from flowkit.route import Arguments, Route, source_of
 from flowkit.web.bucket import Buckets
-from flowkit.web.content import JSON, RETRY_SECONDS, Budget, Share, receive
+from flowkit.web.content import JSON, Budget, Share, receive
 from flowkit.web.gate import Full, Gate
 from flowkit.web.identity import KEY, identifying, identity, principal
 from flowkit.web.metrics import MEDIA, Metrics
 from flowkit.web.openapi import described
-from flowkit.web.problem import Problem
+from flowkit.web.problem import RETRY_SECONDS, Problem
 from flowkit.web.question import Question
 from flowkit.web.reader import Reader
 from flowkit.web.replies import Replies

@@ -7,6 +7,8 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
+RETRY_SECONDS = 1
+"""After so long a request that this instance cannot take now may be sent again."""
 
 
 class Problem(Exception):

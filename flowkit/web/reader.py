@@ -23,8 +23,8 @@ from flowkit.errors import Undecodable
 from flowkit.flow import Flow
 from flowkit.fork import part_with
 from flowkit.route import Arguments, Header
-from flowkit.web.content import FREE, RETRY_SECONDS
-from flowkit.web.problem import Problem
+from flowkit.web.content import FREE
+from flowkit.web.problem import RETRY_SECONDS, Problem
 
 READ_SECONDS = 10.0
 """Longest time that reading one content may take."""
@@ -101,47 +101,50 @@ class Reader:
         """Read no more. What is being read is given up. Blocks."""
         self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
-        if self._process is not None:
-            self._process.kill()
+        process = self._process
+        if process is not None:
+            process.kill()
         self._thread.shutdown()
         self._end()
 
     def _ask(self, *request: object) -> Read | Refusal:
         """What the process reads of a request."""
-        pipe = self._pipe or self._begin()
         try:
+            pipe = self._pipe or self._begin()
             pipe.send(request)
             if not pipe.poll(READ_SECONDS):
                 self._end()
                 raise _given_up(f"the content was not read within {READ_SECONDS:g} s")
             answer = pipe.recv()
-        except (EOFError, OSError):
+        except (EOFError, OSError) as error:
             self._end()
-            raise _given_up("the process that read the content died") from None
+            raise _given_up(
+                f"the process that reads content ended, or did not start ({type(error).__name__})"
+            ) from None
         if isinstance(answer, str):
             raise RuntimeError(f"a content could not be read: {answer}")
         found: Read | Refusal = answer
         return found
 
     def _begin(self) -> Connection:
-        """Start the process."""
+        """Start the process. Raises OSError."""
         from multiprocessing import get_context
 
         forking = get_context("fork")
         self._pipe, other = forking.Pipe()
-        self._process = forking.Process(target=_serve, args=(self._flows, other), name="flowkit-reader", daemon=True)
-        self._process.start()
-        self._since = time.monotonic()
-        other.close()
+        with other:
+            process = forking.Process(target=_serve, args=(self._flows, other), name="flowkit-reader", daemon=True)
+            process.start()
+        self._process, self._since = process, time.monotonic()
         return self._pipe
 
     def _end(self) -> None:
         """End the process. Waits for its end."""
-        if self._process is None or self._pipe is None:
-            return
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        if self._pipe is not None:
+            self._pipe.close()
         self._process = self._pipe = None
 
     def _later(self) -> None:

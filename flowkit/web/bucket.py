@@ -1,10 +1,22 @@
 """Buckets of tokens: how many requests may come of each client, and when the next one."""
 
 import time
+from ipaddress import ip_address, ip_network
 from math import ceil
 
 MOST = 10_000
 """Clients that are remembered. The one that came longest ago is forgotten first, and may begin anew."""
+CLIENT_BITS = 64
+"""Of an IPv6 address: a client that has one has its whole network."""
+
+
+def client(host: str) -> str:
+    """The client at an address."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    return str(ip_network((address, CLIENT_BITS), strict=False)) if address.version == 6 else host
 
 
 class Bucket:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
-from ipaddress import ip_address, ip_network
 from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
@@ -36,7 +35,7 @@ from flowkit.message import digest, is_name
 from flowkit.ports import Asked
 from flowkit.publisher import Publisher
 from flowkit.route import Arguments, Route, source_of
-from flowkit.web.bucket import Buckets
+from flowkit.web.bucket import Buckets, client
 from flowkit.web.content import JSON, Budget, Share, receive
 from flowkit.web.gate import Full, Gate
 from flowkit.web.identity import KEY, identifying, identity, principal
@@ -49,8 +48,6 @@ from flowkit.web.replies import Replies
 from flowkit.web.status import PATH, Status
 
 DOCUMENT_PATH = "/flowkit/openapi.json"
-CLIENT_BITS = 64
-"""Of an IPv6 address: whoever has one has its network."""
 T = TypeVar("T")
 _log = logging.getLogger("flowkit.http")
 
@@ -116,15 +113,7 @@ class Ingress:
         """Accept a request: read, validate, commit, answer."""
         self._check_open(route, flow.name, unread=True)
         sender = await principal(route, request, self._app.name)
-        wait = buckets.take(sender or _client(request)) if buckets else 0
-        if wait:
-            raise Problem(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                f"more than {route.rate:g} requests a second came to {route.name} from this client; nothing was "
-                "accepted",
-                wait,
-                unread=True,
-            )
+        _check_rate(route, buckets, request, sender)
         most = min(route.max_body, self._context.max_body)
         content = await receive(request, arguments.body, most, share)
         outgoing = await self._message(flow, route, request, content, sender)
@@ -233,7 +222,7 @@ class Ingress:
         try:
             return await answer
         except (Unavailable, StoreConflict) as error:
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, _told(error), RETRY_SECONDS) from None
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, _anonymous(error), RETRY_SECONDS) from None
 
     async def _live(self, request: Request) -> Response:
         """Whether this process runs. Asks nobody else."""
@@ -270,22 +259,24 @@ class Ingress:
         try:
             self._services.store.now()
         except FlowKitError as error:
-            return _told(error)
+            return _anonymous(error)
         return f"answered in {(time.monotonic() - began) * 1e3:.1f} ms"
 
 
-def _client(request: Request) -> str:
-    """Whose request it is: the address, or the network of one client in IPv6. The server takes that of a trusted
-    proxy's X-Forwarded-For."""
-    host = request.client.host if request.client else ""
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    return str(ip_network((address, CLIENT_BITS), strict=False)) if address.version == 6 else host
+def _check_rate(route: Route, buckets: Buckets | None, request: Request, sender: str) -> None:
+    """Refuse more than a route takes of one principal, or of one client where it has none: the server's, or that of a
+    trusted proxy's X-Forwarded-For."""
+    wait = buckets.take(sender or client(request.client.host if request.client else "")) if buckets else 0
+    if wait:
+        raise Problem(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            f"more than {route.rate:g} requests a second came to {route.name} from this client; nothing was accepted",
+            wait,
+            unread=True,
+        )
 
 
-def _told(error: FlowKitError) -> str:
+def _anonymous(error: FlowKitError) -> str:
     """What strangers are told of an error of a service: its text names hosts and databases."""
     _log.warning("a request could not be answered: %s", error)
     service = "broker" if isinstance(error, BrokerUnavailable) else "store"

@@ -48,7 +48,7 @@ class Nursery:
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "flowkit", "run", "tests.children_app:app"]
-        command += ["--http", f"127.0.0.1:{self.port}", *options]
+        command += ["--http", f"127.0.0.1:{self.port}", "--admin", "none", *options]
         started = subprocess.Popen(command, env=self._environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         self._started.append(started)
         return started

@@ -63,7 +63,7 @@ def test_the_grace_is_kept_while_the_database_is_frozen(
     instance: Instance, postgresql: PostgreSQL, options: list[str]
 ) -> None:
     if options == ["--http"]:
-        options = ["--http", f"127.0.0.1:{free_port()}", "--drain", "1s"]
+        options = ["--http", f"127.0.0.1:{free_port()}", "--admin", "none", "--drain", "1s"]
     run = instance.start(*options)
     until(instance.ready)
     postgresql.pause()

@@ -83,7 +83,7 @@ class Instance(Instances):
 
     def serve(self, log: Path) -> tuple[int, subprocess.Popen[bytes]]:
         port = free_port()
-        command = [*self.command, "--http", f"127.0.0.1:{port}", "--workers", "2"]
+        command = [*self.command, "--http", f"127.0.0.1:{port}", "--admin", "none", "--workers", "2"]
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=self.environment, stderr=output)
         wait_until(lambda: self.ready(port), SECONDS)

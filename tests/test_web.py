@@ -86,12 +86,15 @@ class Site:
         self.store: Any = self.services.store
         self.worker = Worker(app, self.services)
         self.listening = listen("127.0.0.1:0", "--http")
-        self.front = Front(app, self.services, self.worker, os.dup(self.listening.fileno()))
+        self.operators = listen("127.0.0.1:0", "--admin")
+        sockets = [os.dup(one.fileno()) for one in (self.listening, self.operators)]
+        self.front = Front(app, self.services, self.worker, *sockets)
         self.thread = threading.Thread(target=self.worker.run)
         self.thread.start()
         host, port = self.listening.getsockname()
         self.port: int = port
         self.client = httpx2.Client(base_url=f"http://{host}:{port}", timeout=SECONDS)
+        self.admin = httpx2.Client(base_url=f"http://{host}:{self.operators.getsockname()[1]}", timeout=SECONDS)
         until(lambda: self.worker.state == "ready")
 
     def effects(self) -> dict[str, int]:
@@ -100,10 +103,12 @@ class Site:
 
     def close(self) -> None:
         self.client.close()
+        self.admin.close()
         self.front.close(SECONDS)
         self.worker.stop()
         self.thread.join(SECONDS)
         self.listening.close()
+        self.operators.close()
         self.services.close()
 
 
@@ -244,16 +249,16 @@ def test_more_requests_than_a_route_takes_are_told_to_come_again(site: Site) -> 
 
 def test_readiness_tells_what_it_was_decided_by(site: Site) -> None:
     assert site.client.get("/livez").status_code == site.client.get("/readyz").status_code == 200
-    told = site.client.get("/readyz?verbose").json()
+    told = site.admin.get("/readyz?verbose").json()
     assert told["store"].startswith("answered in ")
     assert told["transport"] == "takes messages"
     site.front.leave(60, 60)
-    told = site.client.get("/readyz?verbose").json()
+    told = site.admin.get("/readyz?verbose").json()
     assert (told["status"], told["detail"]) == (503, "this instance is about to end")
 
 
 def test_the_routes_are_described(site: Site) -> None:
-    document = site.client.get("/flowkit/openapi.json").json()
+    document = site.admin.get("/flowkit/openapi.json").json()
     validate(document)
     order = document["paths"]["/orders"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert order["properties"]["name"] == {"title": "Name", "type": "string"}
@@ -273,7 +278,7 @@ def test_metrics_are_those_of_the_fleet(site: Site) -> None:
     for name in ("a", "b"):
         assert site.client.post("/orders", json={"name": name}).status_code == 202
     until(lambda: len(site.effects()) == 2)
-    answer = site.client.get("/metrics")
+    answer = site.admin.get("/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     lines = answer.text.splitlines()
     assert 'flowkit_messages_total{flow="shop.accept",outcome="applied"} 2.0' in lines
@@ -282,14 +287,14 @@ def test_metrics_are_those_of_the_fleet(site: Site) -> None:
 
 
 def test_scale_says_how_much_there_is_to_do(site: Site) -> None:
-    assert site.client.get("/scale").json() == {"pending": 0}
+    assert site.admin.get("/scale").json() == {"pending": 0}
     site.store.direct("paused", ["shop"], 1)
     until(lambda: ("paused", "shop") in site.worker.directions)
     for name in ("a", "b"):
         site.client.post("/orders", json={"name": name})
-    until(lambda: site.client.get("/scale").json() == {"pending": 2})  # an answer is kept for a second
+    until(lambda: site.admin.get("/scale").json() == {"pending": 2})  # an answer is kept for a second
     site.store.direct("paused", ["shop"], None)
-    until(lambda: site.client.get("/scale").json() == {"pending": 0})
+    until(lambda: site.admin.get("/scale").json() == {"pending": 0})
 
 
 @pytest.mark.parametrize("name", ["shop.accept", "shop"])
@@ -482,7 +487,7 @@ def test_a_key_of_two_routes_is_at_its_end_when_both_are(site: Site, monkeypatch
     status = site.client.post("/orders", json={"name": "a"}, headers=key).json()["status"]
     until(lambda: site.client.get(status).json()["state"] == "applied")
     direct.pause(["shop.note"])
-    assert site.client.get("/readyz?verbose").json()["service"] == "shop.note is paused"
+    assert site.admin.get("/readyz?verbose").json()["service"] == "shop.note is paused"
     site.client.post("/notes?text=n", headers=key)
     told = site.client.get(status).json()
     assert (told["state"], told["flows"]) == ("accepted", {"shop.accept": "applied", "shop.note": "accepted"})

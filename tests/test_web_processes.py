@@ -47,7 +47,7 @@ class Instances:
     def start(self, *options: str) -> int:
         """Start one; returns its port. It may not be ready yet."""
         port = free_port()
-        command = [*self.command, "--http", f"127.0.0.1:{port}", *options]
+        command = [*self.command, "--http", f"127.0.0.1:{port}", "--admin", "none", *options]
         self.running[port] = subprocess.Popen(command, env=self.environment, cwd=ROOT, start_new_session=True)
         return port
 

@@ -103,6 +103,13 @@ def run(
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when nothing is pending")] = False,
     grace: Annotated[str, typer.Option(help="How long workers may take to finish at the end")] = "30s",
     http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Serve the routes of APP there")] = "",
+    admin: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="With --http: serve operators there, or at none; by default 127.0.0.1, port + 1000",
+        ),
+    ] = "",
     agent: Annotated[str, typer.Option(metavar="HOST:PORT", help="Answer HAProxy's agent checks there")] = "",
     drain: Annotated[str, typer.Option(help="With --http: how long to be unready before the end")] = "2s",
     standby: Annotated[Standby, typer.Option(help="Be a spare, loaded or not, that takes over")] = "none",
@@ -114,7 +121,7 @@ def run(
     from flowkit.cli.run import Options, run
 
     chosen = [one.strip() for one in flows.split(",") if one.strip()]
-    options = Options(workers, chosen, until_idle, grace, http, agent, drain, standby, group, site, app_version)
+    options = Options(workers, chosen, until_idle, grace, http, admin, agent, drain, standby, group, site, app_version)
     raise typer.Exit(run(app, options))
 
 

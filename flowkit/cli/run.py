@@ -43,8 +43,12 @@ START_SECONDS = 10.0
 """A supervisor tries for so long to reach what it needs as it starts."""
 AGAIN_SECONDS = 0.25
 STOPPED_SECONDS = 0.2
-HTTP_VARIABLE = "FLOWKIT_HTTP_SOCKET"
-"""The open file of the socket that the supervisor's workers share."""
+HTTP_VARIABLE, ADMIN_VARIABLE = "FLOWKIT_HTTP_SOCKET", "FLOWKIT_ADMIN_SOCKET"
+"""The open files of the sockets that the supervisor's workers share: for clients, and for operators."""
+ADMIN_PORTS = 1000
+"""Operators are served on a port that is so much higher than that of clients, unless --admin says where."""
+NO_ADMIN = "none"
+"""The value of --admin by which operators are not served."""
 SPARE = "standby"
 """The group of instances that are meant as spare ones."""
 LATE_SECONDS = 1.0
@@ -61,6 +65,7 @@ class Options(NamedTuple):
     until_idle: bool
     grace: str
     http: str
+    admin: str
     agent: str
     drain: str
     standby: str
@@ -88,6 +93,8 @@ def run(name: str, options: Options) -> int:
     grace = duration.seconds(options.grace, "--grace")
     if options.http and duration.seconds(options.drain, "--drain") > grace:
         raise ConfigError(f"--drain {options.drain} is longer than --grace {options.grace}; drain is a part of it")
+    if options.admin and not options.http:
+        raise ConfigError("--admin is served beside --http; give both, or leave --admin out")
     if settings.group and options.until_idle:
         raise ConfigError("--until-idle ends what is idle, and a spare instance always is; leave out one of the two")
     if options.standby == "warm" and not descriptor:
@@ -124,7 +131,8 @@ def _work(app: App, services: Services, options: Options, grace: float, slots: S
     if options.http:
         from flowkit.web.front import Front
 
-        front = Front(app, services, worker, int(os.environ.pop(HTTP_VARIABLE)))
+        admin = os.environ.pop(ADMIN_VARIABLE, "")
+        front = Front(app, services, worker, int(os.environ.pop(HTTP_VARIABLE)), int(admin) if admin else None)
         drain = duration.seconds(options.drain, "--drain")
         signals.call(lambda: front.leave(drain, grace))
         signals.call_at_hangup(lambda: front.leave(0, grace))  # siblings take what comes
@@ -216,10 +224,7 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
     chosen = [flow.name for flow in (app.select(options.flows) if options.flows else app.flows.values())]
     signals, manager = Signals(), ServiceManager()
     name_parent()
-    serving = []
-    if options.http:
-        serving.append(bind(options.http, "--http"))
-        os.environ[HTTP_VARIABLE] = str(serving[0].fileno())
+    serving = _bind(options)
     supervisor = Supervisor(
         [*COMMAND, *sys.argv[1:]],
         options.workers,
@@ -269,6 +274,21 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
         if standby is not None:
             standby.close()
         signals.ignore()
+
+
+def _bind(options: Options) -> list[socket.socket]:
+    """The sockets that the workers are to serve: for clients and, by default on loopback, for operators."""
+    if not options.http:
+        return []
+    clients = bind(options.http, "--http")
+    os.environ[HTTP_VARIABLE] = str(clients.fileno())
+    if options.admin == NO_ADMIN:
+        return [clients]
+    admin = options.admin or f"127.0.0.1:{clients.getsockname()[1] + ADMIN_PORTS}"
+    operators = bind(admin, "--admin")
+    os.environ[ADMIN_VARIABLE] = str(operators.fileno())
+    _log.info("operators are served at %s:%d", *operators.getsockname()[:2])
+    return [clients, operators]
 
 
 def _patiently(step: Callable[[], T]) -> T:

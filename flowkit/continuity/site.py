@@ -41,7 +41,7 @@ class Node:
     def start(self) -> None:
         """Start it; it may not be ready yet."""
         self._process = subprocess.Popen(  # noqa: S603 - our own command
-            [*COMMAND, "run", self._app, "--http", f"{HOST}:{self.port}", *self._options],
+            [*COMMAND, "run", self._app, "--http", f"{HOST}:{self.port}", "--admin", "none", *self._options],
             env=self._environment, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True,
         )  # fmt: skip
 

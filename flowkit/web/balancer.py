@@ -22,6 +22,9 @@ defaults
 
 frontend flowkit
     bind {listen}
+    # Operators ask the instances themselves, at --admin. Instances of earlier versions tell these here as well.
+    http-request deny deny_status 404 if {{ path,url_dec /metrics /scale /flowkit/openapi.json }}
+    http-request deny deny_status 404 if {{ path,url_dec /readyz }} {{ query -m reg . }}
     # Under one id a request is accepted once: it may be tried again elsewhere, whatever became of the first try.
     http-request set-header FlowKit-Request-Id %[uuid()]
     # By it an instance tells clients apart, if FORWARDED_ALLOW_IPS names this balancer.
@@ -51,18 +54,24 @@ http {{
     server {{
         listen {listen};
         client_max_body_size 16m;
-        location / {{
+        proxy_http_version 1.1;
+        proxy_set_header Connection "";
+        proxy_set_header Host $host;
+        # Under one id a request is accepted once: it may be tried again at another instance.
+        proxy_set_header FlowKit-Request-Id $request_id;
+        # By it an instance tells clients apart, if FORWARDED_ALLOW_IPS names this balancer.
+        proxy_set_header X-Forwarded-For $remote_addr;
+        proxy_connect_timeout 2s;
+        proxy_next_upstream error timeout http_503 non_idempotent;
+        proxy_next_upstream_tries 3;
+        location / {{ proxy_pass http://instances; }}
+        # Operators ask the instances themselves, at --admin. Instances of earlier versions tell these here as well.
+        location = /metrics {{ return 404; }}
+        location = /scale {{ return 404; }}
+        location = /flowkit/openapi.json {{ return 404; }}
+        location = /readyz {{
+            if ($args) {{ return 404; }}
             proxy_pass http://instances;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_set_header Host $host;
-            # Under one id a request is accepted once: it may be tried again at another instance.
-            proxy_set_header FlowKit-Request-Id $request_id;
-            # By it an instance tells clients apart, if FORWARDED_ALLOW_IPS names this balancer.
-            proxy_set_header X-Forwarded-For $remote_addr;
-            proxy_connect_timeout 2s;
-            proxy_next_upstream error timeout http_503 non_idempotent;
-            proxy_next_upstream_tries 3;
         }}
     }}
 }}

@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import threading
+from typing import Any
 
 from flowkit.app import App
 from flowkit.config import Services
@@ -12,19 +13,22 @@ from flowkit.engine.worker import Worker
 from flowkit.web.ingress import Ingress
 from flowkit.web.server import Server
 
+ADMIN_SECONDS = 0.5
+"""At the end, an operator that is being answered is waited for so long."""
 _log = logging.getLogger("flowkit.http")
 
 
 class Front:
-    """Serves an app's routes beside its worker, on the socket of an open file that its siblings share."""
+    """Serves an app's routes beside its worker, and its operators, on sockets that its siblings share."""
 
-    def __init__(self, app: App, services: Services, worker: Worker, descriptor: int) -> None:
+    def __init__(self, app: App, services: Services, worker: Worker, descriptor: int, admin: int | None = None) -> None:
+        """`descriptor` and `admin` are the open files of the sockets for clients, and for operators if there is one."""
         self._worker = worker
         self._leaving = threading.Event()
         self._closing = threading.Lock()
         self._ingress = Ingress(app, services, worker, self._why_not)
-        os.set_inheritable(descriptor, False)  # programs that handlers start are not to hold the port
-        self._server = Server(self._ingress.asgi, socket.socket(fileno=descriptor))
+        self._server = _serve(self._ingress.asgi, descriptor, "flowkit-http")
+        self._admin = None if admin is None else _serve(self._ingress.operators, admin, "flowkit-admin")
 
     def leave(self, drain: float, grace: float) -> None:
         """Be unready from now on. After `drain` seconds, in which balancers see it, take no more requests, and stop
@@ -38,6 +42,8 @@ class Front:
         with self._closing:
             if not self._server.close(grace):
                 _log.error("requests were not answered within %g s; their connections are cut", grace)
+            if self._admin is not None:
+                self._admin.close(ADMIN_SECONDS)
             self._ingress.close()
 
     def _leave(self, drain: float, grace: float) -> None:
@@ -57,3 +63,8 @@ class Front:
         if worker.versions.role == "none":
             return f"version {named(worker.versions.version)} has no share of the messages: see flowkit rollout"
         return "messages wait for a broker that takes none" if worker.relay.clogged else ""
+
+
+def _serve(asgi: Any, descriptor: int, thread: str) -> Server:
+    os.set_inheritable(descriptor, False)  # programs that handlers start are not to hold the port
+    return Server(asgi, socket.socket(fileno=descriptor), thread)

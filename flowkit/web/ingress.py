@@ -53,7 +53,10 @@ _log = logging.getLogger("flowkit.http")
 
 
 class Ingress:
-    """Serves the routes of an app, on services of its own process. `app` is an ASGI application."""
+    """Serves the routes of an app, on services of its own process.
+
+    `asgi` is the ASGI application for clients, `operators` the one for operators: they have listeners of their own.
+    """
 
     def __init__(self, app: App, services: Services, worker: Worker, ready: Callable[[], str]) -> None:
         """`worker` is that of this process. `ready` says why no requests should come now; empty while they may. Raises
@@ -74,19 +77,19 @@ class Ingress:
         self._optional = frozenset(name for name, channel in app.channels.items() if channel.optional)
         self._described = described(app)
         endpoints = {flow.source.name: self._endpoint(flow) for flow in app.flows.values() if flow.request}
-        self.asgi = Starlette(
-            routes=[
-                *endpoints.values(),
-                Endpoint(PATH + "{id:path}", self._tell_status, methods=["GET"]),
-                Endpoint(DOCUMENT_PATH, self._document, methods=["GET"]),
-                Endpoint("/metrics", self._measurements, methods=["GET"]),
-                Endpoint("/scale", self._scale, methods=["GET"]),
-                Endpoint("/livez", self._live, methods=["GET"]),
-                Endpoint("/readyz", self._readiness, methods=["GET"]),
-            ],
-            exception_handlers={Problem: _tell_problem, HTTPException: _tell_http, Exception: _tell_error},
+        self.asgi = _application(
+            *endpoints.values(),
+            Endpoint(PATH + "{id:path}", self._tell_status, methods=["GET"]),
+            Endpoint("/livez", self._live, methods=["GET"]),
+            Endpoint("/readyz", self._readiness, methods=["GET"]),
         )
-        self.asgi.router.redirect_slashes = False  # it would send clients to the host that a request names
+        self.operators = _application(
+            Endpoint(DOCUMENT_PATH, self._document, methods=["GET"]),
+            Endpoint("/metrics", self._measurements, methods=["GET"]),
+            Endpoint("/scale", self._scale, methods=["GET"]),
+            Endpoint("/livez", self._live, methods=["GET"]),
+            Endpoint("/readyz", self._detailed, methods=["GET"]),
+        )
 
     def close(self) -> None:
         """Wait for the commits that have begun. Blocks; no request comes any more."""
@@ -229,18 +232,23 @@ class Ingress:
         return Response("ok\n", media_type="text/plain")
 
     async def _readiness(self, request: Request) -> Response:
-        """Whether requests should come here now; with `?verbose`, what that was decided by."""
+        """Whether requests should come here now."""
         why = self._ready()
         if why:
-            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, why, **await self._checks(request))
-        if "verbose" not in request.query_params:
-            return Response("ok\n", media_type="text/plain")
-        return _json({"status": HTTPStatus.OK, **await self._checks(request)}, HTTPStatus.OK)
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, why)
+        return Response("ok\n", media_type="text/plain")
 
-    async def _checks(self, request: Request) -> dict[str, Any]:
-        """What can be said of the services that this instance needs, if the request asks for it."""
+    async def _detailed(self, request: Request) -> Response:
+        """The same; with `?verbose`, also what that was decided by."""
         if "verbose" not in request.query_params:
-            return {}
+            return await self._readiness(request)
+        why, checks = self._ready(), await self._checks()
+        if why:
+            raise Problem(HTTPStatus.SERVICE_UNAVAILABLE, why, **checks)
+        return _json({"status": HTTPStatus.OK, **checks}, HTTPStatus.OK)
+
+    async def _checks(self) -> dict[str, Any]:
+        """What can be said of the services that this instance needs."""
         store = await self._store.answer()
         transport = "takes messages" if self._services.transport.ready else "takes no messages now"
         for flow, why in sorted(self._services.transport.hindered.items()):
@@ -281,6 +289,15 @@ def _anonymous(error: FlowKitError) -> str:
     _log.warning("a request could not be answered: %s", error)
     service = "broker" if isinstance(error, BrokerUnavailable) else "store"
     return f"the {service} cannot be reached now; the log of this instance says why"
+
+
+def _application(*endpoints: Endpoint) -> Starlette:
+    made = Starlette(
+        routes=endpoints,
+        exception_handlers={Problem: _tell_problem, HTTPException: _tell_http, Exception: _tell_error},
+    )
+    made.router.redirect_slashes = False  # it would send clients to the host that a request names
+    return made
 
 
 def _check_text(request: Request) -> None:

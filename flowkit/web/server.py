@@ -16,7 +16,7 @@ KEEP_ALIVE_SECONDS = 20
 class Server:
     """Serves an ASGI application until it is closed."""
 
-    def __init__(self, asgi: Any, listening: socket.socket) -> None:
+    def __init__(self, asgi: Any, listening: socket.socket, thread: str) -> None:
         config = uvicorn.Config(
             asgi,
             http=Connection,
@@ -33,7 +33,7 @@ class Server:
         self._server = uvicorn.Server(config)
         part_with(self, Server._sockets)
         self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [listening]}, name="flowkit-http", daemon=True
+            target=self._server.run, kwargs={"sockets": [listening]}, name=thread, daemon=True
         )
         self._thread.start()
 

@@ -61,7 +61,7 @@ def test_what_lies_in_the_working_directory_does_not_run(app: Path, planted: Pat
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", ["shop", "shop:app", "shop.py"])
+@pytest.mark.parametrize("name", ["shop:app", "shop.py"])
 def test_an_app_of_the_working_directory_is_found_with_what_is_beside_it(app: Path, name: str) -> None:
     ended = run(app, "run", name, "--until-idle")
     assert ended.returncode == 0, ended.stderr

@@ -22,6 +22,7 @@ from flowkit.cli.run import _check
 from flowkit.cli.schema import upgrade
 from flowkit.config import Settings, connect, open_store
 
+ROOT = Path(__file__).parent.parent
 APP = """
 from flowkit import App
 from tests.test_mistakes import tables
@@ -152,12 +153,12 @@ def test_row_e16_an_app_that_raises_at_its_import_is_told_of_with_the_place(
 
 
 @pytest.mark.processes
-def test_row_e16_a_reload_of_an_app_that_cannot_be_imported_is_told_once_and_the_old_one_goes_on(
+def test_row_e16_a_reload_of_an_app_with_a_mistake_is_told_once_and_the_old_one_goes_on(
     sqlite_url: str, tmp_path: Path
 ) -> None:
-    source = APP.replace(', metadata=tables("id", "Total")', "").replace("from tests.test_mistakes import tables\n", "")
+    source = APP.replace(', "Total"', "")
     (tmp_path / "reloaded.py").write_text(source)
-    environment = {**os.environ, "FLOWKIT_DATABASE_URL": sqlite_url}
+    environment = {**os.environ, "FLOWKIT_DATABASE_URL": sqlite_url, "PYTHONPATH": str(ROOT)}
     log = tmp_path / "log"
     command = [sys.executable, "-m", "flowkit", "run", "reloaded.py", "--workers", "2"]
     with log.open("w") as errors:
@@ -179,6 +180,12 @@ def test_row_e16_a_reload_of_an_app_that_cannot_be_imported_is_told_once_and_the
         said = log.read_text()
         assert said.count("reloaded.py cannot be imported: KeyError: 'PRICE_LIST'") == 1
         assert "in <module>: raise KeyError('PRICE_LIST')" in said
+        (tmp_path / "reloaded.py").write_text(APP)  # whose table has a column more
+        run.send_signal(signal.SIGHUP)
+        until(lambda: log.read_text().count("so no more are replaced: the old ones go on") == 2)
+        assert store.members() == before
+        said = log.read_text()
+        assert said.count("columns that are not in the database of FLOWKIT_DATABASE_URL: orders.Total") == 1
         assert "Traceback" not in said
     finally:
         run.terminate()

@@ -119,6 +119,8 @@ def _work(app: App, services: Services, options: Options, grace: float, slots: S
     if services.settings.group and not _let_begin(app, services, slots, signals):
         services.close()
         return 0
+    store: Any = services.store
+    store.check_tables(app.name, app.metadata)  # this may be another version than its supervisor has looked at
     worker = Worker(app, services, app.select(options.flows) if options.flows else None, slots)
     if not services.settings.group:
         try:

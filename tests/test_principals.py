@@ -27,6 +27,8 @@ def by_token(head: web.Head) -> str:
 
 
 async def by_user(head: web.Head) -> str:
+    if head.headers.get("x-user") == "broken":
+        raise ValueError("a mistake in the hook")
     return head.headers.get("x-user", "")
 
 
@@ -107,6 +109,7 @@ def test_row_b4_a_request_that_a_hook_refuses_is_not_accepted(site: Site) -> Non
         answer = site.client.post(path, json=CONTENT, headers={**headers, **KEY})
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
         assert answer.headers["content-type"] == "application/problem+json"
+    assert site.client.post("/users", json=CONTENT, headers={"x-user": "broken"}).status_code == 500
     assert site.client.post("/users", json=CONTENT, headers={"x-user": "me"}).status_code == 202, (
         "requests without a principal use up no rate of those that have one"
     )

@@ -319,9 +319,9 @@ def _tell_problem(request: Request, error: Any) -> Response:
 
 
 def _tell_error(request: Request, error: Any) -> Response:
-    """What nobody foresaw. The server logs it."""
+    """What nobody foresaw. The server logs it, and closes the connection."""
     return Problem(
-        HTTPStatus.INTERNAL_SERVER_ERROR, "this request failed; the log of this instance says why"
+        HTTPStatus.INTERNAL_SERVER_ERROR, "this request failed; the log of this instance says why", unread=True
     ).response()
 
 

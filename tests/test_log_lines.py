@@ -1,21 +1,28 @@
 """Lines of the log and of commands: nothing from outside forges one, and what repeats is counted."""
 
+import asyncio
 import contextlib
 import json
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 import flowkit.engine.lane
 from flowkit import Reject
 from flowkit.cli.commands import main
 from flowkit.cli.logs import JsonFormatter, LogWriter, PlainFormatter
 from flowkit.cli.repetition import DIFFERENT, SAME, WINDOW_SECONDS, Repetition
+from flowkit.web.server import Server
 from tests.shop import Order, new_app, running
 
 EVIL = "a\n2026-01-01 00:00:00,000 ERROR flowkit.run forged\r\x1b[2J\u2028b\u202ec\u0085\x9b31m"
@@ -147,3 +154,22 @@ def test_a_window_ends_by_the_clock_and_tells_how_many_more() -> None:
     ]
     assert not repetition.over
     assert repetition.admits(record)
+
+
+def test_garbage_behind_pipelined_requests_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """uvicorn closes the connection, and what was asked before is answered into it."""
+
+    async def late(request: Request) -> Response:
+        await asyncio.sleep(0.02)
+        return Response()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = Server(Starlette(routes=[Route("/", late)]), listening)
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                with socket.create_connection(listening.getsockname(), timeout=30) as client:
+                    client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 3 + b"\xff" * 7)
+                    while client.recv(4096):
+                        pass
+            assert server.close(30)
+    assert [record.getMessage() for record in caplog.records] == ["Invalid HTTP request received."] * 3

@@ -24,8 +24,8 @@ from flowkit import App, ConfigError, DefinitionError, Message, Objects, Outbox,
 from flowkit.cli.commands import main
 from flowkit.cli.prove import _rows
 from flowkit.testing import CrashUnsafe, Harness, crash_everywhere, points
-from flowkit.testing.crash import ScenarioFailed, Unrepeatable
 from flowkit.testing.end import Common, Row, differences, files, observed
+from flowkit.testing.process import ScenarioFailed, Unrepeatable
 from tests.shop import Order
 
 
@@ -447,7 +447,7 @@ def test_what_cannot_be_proven_is_said(directory: Path) -> None:
         publish(*"abcdef"[: len(runs.read_text())])(harness)
 
     with pytest.raises(Unrepeatable, match="ended differently"):
-        crash_everywhere(app, more)
+        crash_everywhere(app, more, directory=directory)
     directory.mkdir(exist_ok=True)
     (directory / "mine").touch()
     with pytest.raises(ConfigError, match="is not empty"):

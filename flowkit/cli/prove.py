@@ -10,8 +10,9 @@ from rich.progress import Progress
 from flowkit.cli import show
 from flowkit.cli.load import load, load_function
 from flowkit.cli.plain import ENDS, plain
-from flowkit.testing.crash import CrashUnsafe, Proof, ScenarioFailed, Unrepeatable, crash_everywhere
+from flowkit.testing.crash import CrashUnsafe, Proof, crash_everywhere
 from flowkit.testing.end import Row, brief
+from flowkit.testing.process import ScenarioFailed, Unrepeatable
 
 ESCAPED, UNPROVEN = 1, 2
 
@@ -65,6 +66,7 @@ def _as_json(proof: Proof) -> dict[str, Any]:
         "killed": proof.killed,
         "ignored": proof.ignored,
         "masked": proof.masked,
+        "unwatched": proof.unwatched,
         "escapes": [
             {
                 "point": escape.point,

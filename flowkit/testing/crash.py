@@ -1,15 +1,12 @@
 """Proof that an app's own flows survive crashes: run once per point at which a worker can die, and compare the ends."""
 
 import inspect
-import logging
-import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
-import traceback
-import warnings
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +16,14 @@ from flowkit.channel import Channel
 from flowkit.errors import ConfigError, DefinitionError, FlowKitError
 from flowkit.testing.end import Columns, Common, Difference, End, differences, files, observed, read, take_down, without
 from flowkit.testing.harness import Harness
-from flowkit.testing.points import Points, installed, is_own
+from flowkit.testing.outside import Outside
+from flowkit.testing.points import Points, installed
+from flowkit.testing.process import Process, ScenarioFailed, Unrepeatable
+from flowkit.testing.scratch import Scratch
 
 POINTS = 1000
+WORK, TEMPORARY = "work", "tmp"
+"""The folders of a run: the copy of the working directory, and temporary files."""
 FIRST_STEP_SECONDS, LONGEST_STEP_SECONDS = 1.0, 86_400.0
 STEPS = 200
 """So often time passes until nothing is pending: some months."""
@@ -46,7 +48,8 @@ class Proof(NamedTuple):
     """What was proven. `possible` counts the points of an undisturbed run, `killed` those where a worker was killed.
 
     `ignored` names columns that differ without any crash, such as times and random ids, and are not compared; `masked`
-    names what was compared without its numbers or words, because these differ without any crash.
+    names what was compared without its numbers or words, because these differ without any crash. `unwatched` names what
+    the flows did elsewhere, of which only `observe` can tell.
     """
 
     possible: int
@@ -54,6 +57,7 @@ class Proof(NamedTuple):
     ignored: list[str]
     masked: list[str]
     escapes: list[Escape]
+    unwatched: list[str]
 
     def __str__(self) -> str:
         said = [
@@ -69,6 +73,8 @@ class Proof(NamedTuple):
             said.append(f"not compared, because it differs without a crash: {', '.join(self.ignored)}")
         if self.masked:
             said.append(f"compared without these, because they differ without a crash: {', '.join(self.masked)}")
+        if self.unwatched:
+            said.append(f"not watched, but for what observe() returns: {', '.join(self.unwatched)}")
         return "\n".join([*said, ADVICE] if self.escapes else said)
 
 
@@ -80,12 +86,8 @@ class CrashUnsafe(FlowKitError, AssertionError):
         self.proof = proof
 
 
-class ScenarioFailed(FlowKitError):
-    """What the scenario or the flows raised, and where."""
-
-
-class Unrepeatable(FlowKitError):
-    """The scenario ends differently without any crash, or does nothing: nothing can be said about crashes."""
+class Unwatched(Unrepeatable):
+    """The flows do something of which no comparison can tell. It was not done."""
 
 
 def crash_everywhere(
@@ -105,11 +107,14 @@ def crash_everywhere(
     line of the user's code or a statement to the database, and another one goes on. The end has to be that of the
     undisturbed run: the rows of all tables, what was sent and kept, the dead letters and the ledger; the files in
     `directory`, which is empty at first and emptied for each run; and what `observe()` returns, for other effects: it
-    is called in this process, so it sees nothing that was in a worker's memory.
+    is called in this process, so it sees nothing that was in a worker's memory. Scenario and flows work in a copy of
+    the working directory. Its files are compared too, and the real ones stay as they are. A flow that writes elsewhere,
+    connects or starts a program is refused before it does so, unless there is `observe`.
 
     Numbers that the database gives as primary keys may be others. With more than `points` points, so many are taken
     evenly. `progress(done, total)` is called after each of them. Raises CrashUnsafe naming each effect that escaped its
-    transaction, Unrepeatable if two undisturbed runs end differently, ScenarioFailed if one fails, ConfigError for a
+    transaction, Unrepeatable if two undisturbed runs end differently, Unwatched if flows do
+    something elsewhere, ScenarioFailed if one fails, ConfigError for a
     directory that is not empty, and DefinitionError for a scenario or observe() that cannot be called.
     """
     _callable("scenario", scenario, "harness")
@@ -145,7 +150,7 @@ def crash_everywhere(
             if differences(without(expected, reference.keys), without(end, reference.keys)):
                 escapes.append(Escape(run.point or "nowhere", differences(expected, end)))
             progress(done, len(numbers))
-    proof = Proof(len(reference.labels), killed, common.ignored, common.masked, escapes)
+    proof = Proof(len(reference.labels), killed, common.ignored, common.masked, escapes, reference.unwatched)
     if escapes:
         raise CrashUnsafe(app.name, proof)
     return proof
@@ -158,6 +163,7 @@ class _Run(NamedTuple):
     end: End
     keys: Columns
     labels: list[str]
+    unwatched: list[str]
     point: str | None
 
 
@@ -178,6 +184,7 @@ class _Prover:
         self._directory = directory
         self._observe = observe
         self._url = f"sqlite:///{home / 'flowkit.db'}"
+        self._scratch = Scratch(home / WORK, directory)
         if directory is not None and directory.is_dir() and any(directory.iterdir()):
             raise ConfigError(f"directory {directory} is not empty; name one that may be emptied for each run")
 
@@ -185,21 +192,22 @@ class _Prover:
         """Run the scenario, with a worker that is killed at this point; 0 is none. Raises ScenarioFailed."""
         self.clear()
         labels: list[str] = []
+        unwatched: list[str] = []
         point: str | None = None
-        worker: _Process | None = None
+        worker: Process | None = None
         with ExitStack() as processes:
-            scenario = processes.enter_context(_Process("scenario", self._play))
+            scenario = processes.enter_context(Process("scenario", self._play))
             try:
                 while isinstance(said := scenario.hear(), float):
                     if worker is None:
-                        worker = processes.enter_context(_Process("flows", self._work, 0 if point else number))
+                        worker = processes.enter_context(Process("flows", self._work, 0 if point else number))
                     worker.say(said)
                     passed = worker.hear()
                     if isinstance(passed, str):
                         worker.end()
                         point, worker = passed, None
                     else:
-                        labels = passed
+                        labels, unwatched = passed
                     scenario.say(worker is not None)
                 if worker is not None:
                     worker.say(None)
@@ -208,11 +216,10 @@ class _Prover:
             except ScenarioFailed as failed:
                 raise ScenarioFailed(f"after a worker was killed {point}: {failed}") if point else failed from None
         end, keys = said
-        if self._directory is not None:
-            end["files"] = files(self._directory)
+        end["files"] = [*(files(self._directory) if self._directory is not None else ()), *self._scratch.written()]
         if self._observe is not None:
             end["observe()"] = list(observed(self._observe()))
-        return _Run(end, keys, labels, point)
+        return _Run(end, keys, labels, unwatched, point)
 
     def clear(self) -> None:
         """Remove what the last run left."""
@@ -220,10 +227,20 @@ class _Prover:
             if place is not None:
                 place.mkdir(parents=True, exist_ok=True)
                 for entry in place.iterdir():
-                    shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+                    if entry != self._scratch.path:
+                        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        (self._home / TEMPORARY).mkdir()
+        self._scratch.restore()
+
+    def _settle(self) -> None:
+        """Let a process that was forked work in the copy of the working directory, and leave nothing elsewhere."""
+        os.chdir(self._scratch.path)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(self._home / TEMPORARY)
+        sys.dont_write_bytecode = True
 
     def _play(self, pipe: Connection) -> None:
         """The process of the scenario: it publishes, lets time pass until nothing is pending, and tells the end."""
+        self._settle()
         with _Remote(self._app, self._url, pipe) as harness:
             take_down(harness)
             self._scenario(harness)
@@ -237,15 +254,33 @@ class _Prover:
 
     def _work(self, pipe: Connection, number: int) -> None:
         """The process of the flows: whenever it is told the time, it works until nothing is due."""
+        self._settle()
         points = Points(pipe, number, installed(self._app))
         points.watch()
+        unwatched: dict[str, None] = {}
+        inside = [self._home, *([] if self._directory is None else [self._directory])]
+        outside = Outside(inside, lambda what: self._note(what, unwatched, pipe))
+        outside.watch()
         with Harness(self._app, self._url) as harness:
             while (now := pipe.recv()) is not None:
                 harness.clock.advance(now - harness.clock.now())
-                points.armed = True
+                points.armed = outside.armed = True
                 harness.until_quiet()
-                points.armed = False
-                pipe.send(points.labels)
+                points.armed = outside.armed = False
+                pipe.send((points.labels, list(unwatched)))
+
+    def _note(self, what: str, unwatched: dict[str, None], pipe: Connection) -> None:
+        """A flow is about to do something elsewhere. Without `observe` this ends its process first."""
+        if self._observe is not None:
+            unwatched[what] = None
+            return
+        pipe.send(
+            Unwatched(
+                f"a flow is about to do something that is not compared, and did not: {what}; let it write below the "
+                "working directory or directory=, or name observe=, a function that returns what it did"
+            )
+        )
+        os._exit(0)
 
 
 class _Remote(Harness):
@@ -269,67 +304,6 @@ class _Remote(Harness):
         """Let the flows work. False when their process was killed."""
         self._pipe.send(self.clock.now())
         return bool(self._pipe.recv())
-
-
-class _Process:
-    """A process that is forked from this one, and the pipe to it. A context manager, which kills it."""
-
-    def __init__(self, name: str, role: Callable[..., None], *arguments: object) -> None:
-        context = multiprocessing.get_context("fork")
-        self._name = name
-        self._pipe, pipe = context.Pipe()
-        self._process = context.Process(target=self._run, args=(pipe, role, *arguments))
-        with warnings.catch_warnings():
-            # From Python 3.12 on, where the program has threads: the child uses none of their locks.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self._process.start()
-        pipe.close()
-
-    def say(self, what: object) -> None:
-        """Tell it something. That it is gone will be heard."""
-        with suppress(ConnectionError):
-            self._pipe.send(what)
-
-    def hear(self) -> Any:
-        """What it says next. Raises ScenarioFailed with what it raised, or when it is gone."""
-        try:
-            said = self._pipe.recv()
-        except (EOFError, ConnectionError):
-            self._process.join()
-            raise ScenarioFailed(
-                f"the process of the {self._name} ended with {self._process.exitcode} before it was done"
-            ) from None
-        if isinstance(said, BaseException):
-            raise said
-        return said
-
-    def end(self) -> None:
-        """Wait until it ends. Raises ScenarioFailed with what it raises there."""
-        said: object = None
-        with suppress(EOFError, ConnectionError):
-            said = self._pipe.recv()
-        if isinstance(said, BaseException):
-            raise said
-        self._process.join()
-
-    def __enter__(self) -> "_Process":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
-        self._pipe.close()
-
-    def _run(self, pipe: Connection, role: Callable[..., None], *arguments: object) -> None:
-        self._pipe.close()  # so that this process hears it when the other one is gone
-        logging.getLogger("flowkit").setLevel(logging.ERROR)  # that workers are gone is no news here
-        try:
-            role(pipe, *arguments)
-        except BaseException as error:
-            pipe.send(error if isinstance(error, Unrepeatable) else _failed(error))
-        finally:
-            pipe.close()
-            os._exit(0)  # nothing that this program registered for its own end
 
 
 def _drain(harness: Harness) -> None:
@@ -361,10 +335,3 @@ def _callable(role: str, function: Callable[..., object], *parameters: str) -> N
             return  # it is not written in Python, and does not say
     if wrong:
         raise DefinitionError(f"{role} {name}{where} {wrong}; write def {name}({', '.join(parameters)})")
-
-
-def _failed(error: BaseException) -> ScenarioFailed:
-    """An error as it can pass between processes, with the user's line that raised it."""
-    steps = traceback.extract_tb(error.__traceback__)
-    where = [f" (at {Path(step.filename).name}:{step.lineno})" for step in steps if is_own(step.filename)]
-    return ScenarioFailed(f"{type(error).__name__}: {error}{''.join(where[-1:])}")

@@ -90,7 +90,7 @@ def read(harness: Harness) -> tuple[End, Columns]:
 
 def files(directory: Path) -> list[Row]:
     """The files and folders below a directory."""
-    return [_entry(path, str(path.relative_to(directory))) for path in sorted(directory.rglob("*"))]
+    return [entry(path, str(path.relative_to(directory))) for path in sorted(directory.rglob("*"))]
 
 
 def observed(value: object, at: str = "") -> Iterator[Row]:
@@ -228,7 +228,8 @@ def brief(value: object) -> str:
     return f"{text[:40]}… ({len(text):,} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]})"
 
 
-def _entry(path: Path, name: str) -> Row:
+def entry(path: Path, name: str) -> Row:
+    """A file with its content, or a folder, under this name."""
     if path.is_file():
         return {"path": name, "content": path.read_bytes().decode("utf-8", "backslashreplace")}
     return {"path": f"{name}/" if path.is_dir() else name}

@@ -164,7 +164,7 @@ def test_garbage_behind_pipelined_requests_is_a_line(caplog: pytest.LogCaptureFi
         return Response()
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = Server(Starlette(routes=[Route("/", late)]), listening)
+        server = Server(Starlette(routes=[Route("/", late)]), listening, "server")
         with caplog.at_level(logging.WARNING):
             for _ in range(3):
                 with socket.create_connection(listening.getsockname(), timeout=30) as client:

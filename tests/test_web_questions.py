@@ -57,18 +57,18 @@ def test_row_b8_a_question_is_asked_once_for_all_who_wait(
     with ExitStack() as opened:
         pool = opened.enter_context(ThreadPoolExecutor(MANY))
         opened.callback(slow.over.set)
-        asking = [pool.submit(site.client.get, path) for _ in range(MANY)]
+        asking = [pool.submit(site.admin.get, path) for _ in range(MANY)]
         until(lambda: bool(slow.asked))
         for _ in range(3):
             answer = site.client.post("/quotes", content=b"{}", headers=JSON)
             assert (answer.status_code, answer.json()) == (200, 1), "a reply does not wait for the question"
-        assert site.client.get("/readyz?verbose").status_code == 200
+        assert site.admin.get("/readyz?verbose").status_code == 200
         slow.over.set()
         assert {one.result().status_code for one in asking} == {200}
     assert len(slow.asked) < MANY / 10
     monkeypatch.setattr(question, "KEEP_SECONDS", 0.0)
     before = len(slow.asked)
-    assert site.client.get(path).status_code == 200
+    assert site.admin.get(path).status_code == 200
     assert len(slow.asked) == before + 1, "an answer is not kept for longer"
 
 
@@ -81,5 +81,5 @@ def test_row_b8_checks_are_made_once_for_all_who_ask(site: Site, monkeypatch: py
 
     monkeypatch.setattr(site.store, "now", away)
     monkeypatch.setattr(question, "KEEP_SECONDS", SECONDS)
-    told = {site.client.get("/readyz?verbose").json()["store"] for _ in range(10)}
+    told = {site.admin.get("/readyz?verbose").json()["store"] for _ in range(10)}
     assert len(told) == len(asked) == 1, "what cannot be answered is kept too"

@@ -352,6 +352,6 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
 def _make(path: str) -> None:
     """Make the file if it is not there, for its user alone. SQLite gives its log the same mode; by itself it would let
     everybody read both."""
-    # Behind a link that points to nothing, SQLite would make the file that is meant.
-    with suppress(FileExistsError):
+    # Behind a link that points to nothing, SQLite would make the file that is meant. SQLite says why it cannot be made.
+    with suppress(OSError):
         os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))

@@ -27,8 +27,7 @@ def received(delivery: Delivery, channel: str) -> Delivery:
         headers = message.headers if isinstance(message.headers, Mapping) else {}  # whoever wrote the row
         id, source = headers.get(ORIGINAL_ID, ""), headers.get(ORIGINAL_SOURCE, NAMELESS)
         message = message._replace(id=id, source=source if source != UNREAD else NAMELESS)
-    app = delivery.flow.partition(".")[0]
-    if message.source == app or message.source.startswith(f"{app}."):
+    if str(message.source).partition(".")[0] == delivery.flow.partition(".")[0]:  # whatever type it has
         message = message._replace(source=NAMELESS)
     message = message._replace(channel=channel)
     return delivery._replace(message=message, foreign=True, digest=digest(message.body))

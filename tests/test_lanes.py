@@ -417,7 +417,7 @@ def test_what_is_kept_or_sent_after_the_work_is_refused(
         objects.put("before", 1)
         outbox = await work.run(write)
         kept.append(await objects.get("before"))
-        with pytest.raises(FlowKitError, match=r"objects\.delete\(\) .* call it before work\.run\(\)"):
+        with pytest.raises(FlowKitError, match=r"objects\.delete\(\) .* do it before work\.run\(\)"):
             objects.delete("before")
         with pytest.raises(FlowKitError, match=r"outbox\.send\(\) .* send inside the function"):
             outbox.send(done, order)

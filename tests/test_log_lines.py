@@ -156,8 +156,8 @@ def test_a_window_ends_by_the_clock_and_tells_how_many_more() -> None:
     assert repetition.admits(record)
 
 
-def test_garbage_behind_pipelined_requests_is_a_line(caplog: pytest.LogCaptureFixture) -> None:
-    """uvicorn closes the connection, and what was asked before is answered into it."""
+def test_garbage_behind_pipelined_requests_is_told_to_its_sender_only(caplog: pytest.LogCaptureFixture) -> None:
+    """The requests before it are answered. uvicorn by itself would close the connection, and log a stack for each."""
 
     async def late(request: Request) -> Response:
         await asyncio.sleep(0.02)
@@ -169,7 +169,7 @@ def test_garbage_behind_pipelined_requests_is_a_line(caplog: pytest.LogCaptureFi
             for _ in range(3):
                 with socket.create_connection(listening.getsockname(), timeout=30) as client:
                     client.sendall(b"GET / HTTP/1.1\r\n\r\n" * 3 + b"\xff" * 7)
-                    while client.recv(4096):
-                        pass
+                    came = b"".join(iter(lambda: client.recv(4096), b""))
+                assert came.count(b"HTTP/1.1 200 OK") == 3
             assert server.close(30)
-    assert [record.getMessage() for record in caplog.records] == ["Invalid HTTP request received."] * 3
+    assert caplog.records == []

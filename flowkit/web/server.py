@@ -18,7 +18,7 @@ class Server:
 
     def __init__(self, asgi: Any, listening: socket.socket, thread: str) -> None:
         config = uvicorn.Config(
-            silent(asgi),
+            asgi,
             http=Connection,
             ws="none",
             limit_concurrency=most_connections() + 1,
@@ -48,22 +48,3 @@ class Server:
         yield self._listening.fileno()
         for connection in self._server.server_state.connections:
             yield connection.transport.get_extra_info("socket").fileno()
-
-
-def silent(asgi: Any) -> Any:
-    """An ASGI application that answers nothing into a connection which uvicorn has closed, because garbage followed the
-    request. uvicorn knows that of the last one of pipelined requests only, and would log a stack for each other one."""
-
-    async def answer(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await asgi(scope, receive, send)
-            return
-        cycle = send.__self__
-
-        async def tell(message: Any) -> None:
-            cycle.disconnected = cycle.disconnected or cycle.transport.is_closing()
-            await send(message)
-
-        await asgi(scope, receive, tell)
-
-    return answer

@@ -42,7 +42,7 @@ def append(path: Path) -> int:
         return log.write("line\n")
 
 
-def test_row_e17_a_file_of_the_working_directory_is_compared_and_stays_as_it_is(folder: Path) -> None:
+def test_a_file_of_the_working_directory_is_compared_and_stays_as_it_is(folder: Path) -> None:
     with pytest.raises(CrashUnsafe, match=r"file \./log: missing content 'before\\nline\\n', surp") as unsafe:
         prove(lambda: append(Path("log")))
     assert unsafe.value.proof.unwatched == []
@@ -52,7 +52,7 @@ def test_row_e17_a_file_of_the_working_directory_is_compared_and_stays_as_it_is(
 
 
 @pytest.mark.parametrize("deed", ["append", "absolute", "remove", "rename", "program", "connection"])
-def test_row_e17_what_a_flow_does_elsewhere_is_refused_before_it_is_done(folder: Path, deed: str) -> None:
+def test_what_a_flow_does_elsewhere_is_refused_before_it_is_done(folder: Path, deed: str) -> None:
     real = folder.parent / "real"
     real.write_text("before\n")
     deeds: dict[str, tuple[Callable[[], object], str]] = {
@@ -76,14 +76,14 @@ def connect() -> None:
     socket.create_connection(("127.0.0.1", 9), timeout=1)
 
 
-def test_row_e17_with_observe_the_verdict_says_what_is_not_watched(folder: Path) -> None:
+def test_with_observe_the_verdict_says_what_is_not_watched(folder: Path) -> None:
     real = folder.parent / "real"
     proof = prove(lambda: real.write_text("once\n"), observe=real.exists)
     assert [one.partition(" (at ")[0] for one in proof.unwatched] == [f"file {real}"]
     assert f"not watched, but for what observe() returns: file {real} (at test_crash_elsewhere.py:" in str(proof)
 
 
-def test_row_e17_temporary_files_and_devices_are_nobodys_effect(folder: Path) -> None:
+def test_temporary_files_and_devices_are_nobodys_effect(folder: Path) -> None:
     import tempfile
 
     def effect() -> None:
@@ -95,13 +95,13 @@ def test_row_e17_temporary_files_and_devices_are_nobodys_effect(folder: Path) ->
     assert (proof.escapes, proof.unwatched) == ([], [])
 
 
-def test_row_e17_a_directory_below_the_working_directory_is_written_to_as_it_is(folder: Path) -> None:
+def test_a_directory_below_the_working_directory_is_written_to_as_it_is(folder: Path) -> None:
     with pytest.raises(CrashUnsafe, match=r"file log: missing content 'line\\n'"):
         prove(lambda: append(Path("out/log")), directory="out")
     assert (folder / "log").read_text() == "before\n"
 
 
-def test_row_e17_what_is_large_or_made_by_tools_is_linked(folder: Path) -> None:
+def test_what_is_large_or_made_by_tools_is_linked(folder: Path) -> None:
     (folder / "large").write_bytes(bytes(COPIED_BYTES + 1))
     for name in (".git", "inner", "node_modules"):
         (folder / name).mkdir()

@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.processes
-def test_row_e18_the_first_example_of_the_readme_runs_as_pasted(tmp_path: Path) -> None:
+def test_the_first_example_of_the_readme_runs_as_pasted(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text()
     code, commands = re.findall(r"```(?:python|sh)\n(.*?)```", readme.partition("\n## A flow\n")[2], re.DOTALL)[:2]
     (tmp_path / "shop.py").write_text(code)
@@ -69,26 +69,26 @@ def test_row_e18_the_first_example_of_the_readme_runs_as_pasted(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("command", ["check", "describe"])
-def test_row_e18_what_only_looks_makes_no_database(folder: Path, command: str) -> None:
+def test_what_only_looks_makes_no_database(folder: Path, command: str) -> None:
     looked = flowkit(folder, command, "shop.py")
     assert (looked.returncode, looked.stderr) == (0, "")
     assert sorted(one.name for one in folder.iterdir() if one.name != "__pycache__") == ["shop.py"]
 
 
 @pytest.mark.processes
-def test_row_e18_an_idle_run_ends_without_a_warning(folder: Path) -> None:
+def test_an_idle_run_ends_without_a_warning(folder: Path) -> None:
     """It ends before its worker has begun to hear signals."""
     run = flowkit(folder, "run", "shop.py", "--until-idle")
     assert (run.returncode, "WARNING" in run.stderr, "died" in run.stderr) == (0, False, False), run.stderr
 
 
 @pytest.mark.processes
-def test_row_e18_run_says_where_it_serves_http(folder: Path) -> None:
+def test_run_says_where_it_serves_http(folder: Path) -> None:
     run = flowkit(folder, "run", "shop.py", "--http", "127.0.0.1:0", "--until-idle")
     assert re.search(r"app shop: serves http://127\.0\.0\.1:[1-9]\d*\n", run.stderr), run.stderr
 
 
-def test_row_e18_sla_init_writes_an_agreement_that_can_be_planned(tmp_path: Path) -> None:
+def test_sla_init_writes_an_agreement_that_can_be_planned(tmp_path: Path) -> None:
     made = flowkit(tmp_path, "sla", "init")
     assert (made.returncode, made.stdout) == (0, "sla.toml is written; change it, then: flowkit sla plan sla.toml\n")
     text = (tmp_path / "sla.toml").read_text()
@@ -108,7 +108,7 @@ def test_row_e18_sla_init_writes_an_agreement_that_can_be_planned(tmp_path: Path
     assert (tmp_path / "sla.toml").read_text() == text
 
 
-def test_row_e18_the_page_on_agreements_says_what_the_tool_says(tmp_path: Path) -> None:
+def test_the_page_on_agreements_says_what_the_tool_says(tmp_path: Path) -> None:
     page = (ROOT / "docs/sla.md").read_text()
     (told,) = re.findall(r"`flowkit sla budget 99\.9 99\.99` \|[^|]*: ([^|]*) \|", page)
     said = [line.split()[2:] for line in flowkit(tmp_path, "sla", "budget", "99.9", "99.99").stdout.splitlines()[2:]]
@@ -139,7 +139,7 @@ def commands(command: Any, *names: str) -> dict[str, str]:
     return {name: text for key, one in inner.items() for name, text in commands(one, *names, key).items()}
 
 
-def test_row_e18_every_command_names_the_variables_that_it_reads() -> None:
+def test_every_command_names_the_variables_that_it_reads() -> None:
     helps = commands(get_command(cli))
     assert helps.keys() > READ.keys()
     for name, text in helps.items():
@@ -150,7 +150,7 @@ def test_row_e18_every_command_names_the_variables_that_it_reads() -> None:
 # ---------------------------------------------------------------- a narrow terminal
 
 
-def test_row_e18_ids_are_not_folded_on_a_narrow_terminal(
+def test_ids_are_not_folded_on_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -170,7 +170,7 @@ def test_row_e18_ids_are_not_folded_on_a_narrow_terminal(
 
 
 @pytest.mark.parametrize("kind", ["plain", "async"])
-def test_row_e18_a_message_says_which_attempt_it_is(kind: str) -> None:
+def test_a_message_says_which_attempt_it_is(kind: str) -> None:
     app = App("shop")
     notes = app.channel("notes", str)
     seen: list[tuple[str, int]] = []

@@ -61,7 +61,7 @@ def serving(**answers: bytes | str) -> Iterator[Api]:
             thread.join()
 
 
-def test_row_a2_a_redirect_is_not_followed_and_gets_no_password() -> None:
+def test_a_redirect_is_not_followed_and_gets_no_password() -> None:
     with serving(policies=b"[]") as other, serving(policies=f"{other.url}/api/policies/%2F") as api:
         with pytest.raises(ConfigError, match=r"answers 302 .*a redirect is not followed") as refused:
             Management(api.url, "/").audit(["flowkit.1.shop.orders"])
@@ -75,12 +75,12 @@ def test_row_a2_a_redirect_is_not_followed_and_gets_no_password() -> None:
     [b"no JSON", b'{"name": "no list"}', b'[{"name": "no definition"}]', b"[" * 100_000],
     ids=["text", "object", "stranger", "deep"],
 )
-def test_row_a2_what_is_no_management_api_is_named(answer: bytes) -> None:
+def test_what_is_no_management_api_is_named(answer: bytes) -> None:
     with serving(policies=answer) as api, pytest.raises(ConfigError, match="is no management API of RabbitMQ"):
         Management(api.url, "/").audit(["flowkit.1.shop.orders"])
 
 
-def test_row_a2_a_server_that_speaks_no_http_is_named() -> None:
+def test_a_server_that_speaks_no_http_is_named() -> None:
     with serving() as api:
         api.RequestHandlerClass = lambda request, *_: request.sendall(b"AMQP\x00\x00\x09\x01\r\n")
         with pytest.raises(ConfigError, match="is no management API of RabbitMQ"):
@@ -90,7 +90,7 @@ def test_row_a2_a_server_that_speaks_no_http_is_named() -> None:
 POLICY = b'[{"name": "theirs", "pattern": "(?|", "definition": {"message-ttl": 5}}]'
 
 
-def test_row_a2_a_policy_that_rabbitmq_does_not_tell_yet_is_no_policy_that_is_fine() -> None:
+def test_a_policy_that_rabbitmq_does_not_tell_yet_is_no_policy_that_is_fine() -> None:
     """A queue that was made just now has no policy in the answer, nor the lack of one."""
     with serving(policies=POLICY, operator_policies=b"[]") as api:
         api.answers["/api/queues/%2F/new"] = (200, NOTHING, b'{"name": "new"}')
@@ -99,7 +99,7 @@ def test_row_a2_a_policy_that_rabbitmq_does_not_tell_yet_is_no_policy_that_is_fi
 
 
 @pytest.mark.parametrize("empty", [b"{}", b"[]"])
-def test_row_a2_a_queue_that_no_policy_applies_to_is_fine(empty: bytes) -> None:
+def test_a_queue_that_no_policy_applies_to_is_fine(empty: bytes) -> None:
     with serving(policies=POLICY, operator_policies=b"[]") as api:
         api.answers["/api/queues/%2F/old"] = (200, NOTHING, b'{"effective_policy_definition": %s}' % empty)
         Management(api.url, "/").audit(["old"])

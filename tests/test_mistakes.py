@@ -63,7 +63,7 @@ def tables(*columns: str) -> MetaData:
     return metadata
 
 
-def test_row_e16_a_table_that_lacks_a_column_is_told_of(
+def test_a_table_that_lacks_a_column_is_told_of(
     database_url: str, monkeypatch: pytest.MonkeyPatch, told: Callable[..., str]
 ) -> None:
     monkeypatch.setenv("FLOWKIT_DATABASE_URL", database_url)
@@ -87,7 +87,7 @@ def test_row_e16_a_table_that_lacks_a_column_is_told_of(
     app.close()
 
 
-def test_row_e16_a_setting_that_is_misspelt_is_refused(
+def test_a_setting_that_is_misspelt_is_refused(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: Callable[..., str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -101,7 +101,7 @@ def test_row_e16_a_setting_that_is_misspelt_is_refused(
     assert not (tmp_path / "flowkit.db").exists(), "nothing is accepted by a database that nobody meant"
 
 
-def test_row_e16_a_setting_that_nobody_knows_is_told_of(
+def test_a_setting_that_nobody_knows_is_told_of(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -129,9 +129,7 @@ app = App("shop")
 """
 
 
-def test_row_e16_an_app_that_raises_at_its_import_is_told_of_with_the_place(
-    tmp_path: Path, told: Callable[..., str]
-) -> None:
+def test_an_app_that_raises_at_its_import_is_told_of_with_the_place(tmp_path: Path, told: Callable[..., str]) -> None:
     (tmp_path / "broken_prices.py").write_text("def rate() -> float:\n    return 1 / 0\n\n\nRATE = rate()\n")
     assert told(BROKEN, DefinitionError).replace(f"{tmp_path}/", "") == (
         "mistaken.py cannot be imported: ZeroDivisionError: division by zero\n"
@@ -153,7 +151,7 @@ def test_row_e16_an_app_that_raises_at_its_import_is_told_of_with_the_place(
 
 
 @pytest.mark.processes
-def test_row_e16_a_reload_of_an_app_with_a_mistake_is_told_once_and_the_old_one_goes_on(
+def test_a_reload_of_an_app_with_a_mistake_is_told_once_and_the_old_one_goes_on(
     sqlite_url: str, tmp_path: Path
 ) -> None:
     source = APP.replace(', "Total"', "")
@@ -222,7 +220,7 @@ UNFIT: list[tuple[Any, Any]] = [(dict, int), (Order, int), (int, Order), (list, 
 @pytest.mark.parametrize(
     ("carried", "taken", "fits"), [(*one, True) for one in FITTING] + [(*one, False) for one in UNFIT]
 )
-def test_row_e16_a_body_that_no_message_can_be_is_refused(carried: Any, taken: Any, fits: bool) -> None:
+def test_a_body_that_no_message_can_be_is_refused(carried: Any, taken: Any, fits: bool) -> None:
     app = App("shop")
 
     def accept(order: Any) -> None:
@@ -249,9 +247,7 @@ def test_row_e16_a_body_that_no_message_can_be_is_refused(carried: Any, taken: A
         (Iterator[int], dict, False), (Iterator[int], int, True),
     ],
 )  # fmt: skip
-def test_row_e16_a_return_value_that_its_channel_never_carries_is_refused(
-    returned: Any, carried: Any, fits: bool
-) -> None:
+def test_a_return_value_that_its_channel_never_carries_is_refused(returned: Any, carried: Any, fits: bool) -> None:
     app = App("shop")
 
     def accept(order: dict[str, int]) -> Any:
@@ -266,7 +262,7 @@ def test_row_e16_a_return_value_that_its_channel_never_carries_is_refused(
         app.check()
 
 
-def test_row_e16_a_channel_that_is_named_by_text_beside_a_declared_one_is_refused() -> None:
+def test_a_channel_that_is_named_by_text_beside_a_declared_one_is_refused() -> None:
     app = App("shop")
     app.flow("orders.recieved", name="accept")(lambda order: None)
     app.channel("orders.received", Order)
@@ -284,7 +280,7 @@ def test_row_e16_a_channel_that_is_named_by_text_beside_a_declared_one_is_refuse
         app.check(subscribed={"orders.received": ["shop.accept"]})  # as before the mistake
 
 
-def test_row_e16_a_channel_that_is_named_by_text_and_is_like_none_is_no_mistake() -> None:
+def test_a_channel_that_is_named_by_text_and_is_like_none_is_no_mistake() -> None:
     app = App("shop")
     app.channel("payments", Order, optional=True)
     orders = app.channel("orders.received", Order)

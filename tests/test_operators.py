@@ -34,7 +34,7 @@ def site(sqlite_url: str) -> Iterator[Site]:
     made.close()
 
 
-def test_row_b5_clients_are_not_told_what_operators_are(site: Site) -> None:
+def test_clients_are_not_told_what_operators_are(site: Site) -> None:
     for path in OPERATORS:
         assert site.client.get(path).status_code == 404
         assert site.admin.get(path).status_code == 200
@@ -64,7 +64,7 @@ class Old(BaseHTTPRequestHandler):
 
 @pytest.mark.processes
 @pytest.mark.parametrize("kind", ["haproxy", "nginx"])
-def test_row_b5_a_balancer_hands_on_no_question_of_operators(kind: str) -> None:
+def test_a_balancer_hands_on_no_question_of_operators(kind: str) -> None:
     old = ThreadingHTTPServer(("127.0.0.1", 0), Old)
     serving = threading.Thread(target=old.serve_forever)
     serving.start()
@@ -139,7 +139,7 @@ def answers(host: str, port: int, path: str) -> int:
 
 
 @pytest.mark.processes
-def test_row_b5_by_default_operators_are_served_on_loopback_only(sqlite_url: str) -> None:
+def test_by_default_operators_are_served_on_loopback_only(sqlite_url: str) -> None:
     port, admin = free_ports()
     with instance(sqlite_url, port, "--workers", "2"):
         until(lambda: answers("127.0.0.1", port, "/readyz") == 200, SECONDS)
@@ -149,7 +149,7 @@ def test_row_b5_by_default_operators_are_served_on_loopback_only(sqlite_url: str
 
 
 @pytest.mark.processes
-def test_row_b5_operators_are_served_where_they_are_told_or_nowhere(sqlite_url: str) -> None:
+def test_operators_are_served_where_they_are_told_or_nowhere(sqlite_url: str) -> None:
     port, admin = free_ports()
     other = free_port()
     with instance(sqlite_url, port, "--admin", f"127.0.0.2:{other}"):
@@ -169,7 +169,7 @@ def test_row_b5_operators_are_served_where_they_are_told_or_nowhere(sqlite_url: 
     ],
 )
 @pytest.mark.processes
-def test_row_b5_a_listener_that_cannot_be_is_refused_by_name(sqlite_url: str, options: list[str], said: str) -> None:
+def test_a_listener_that_cannot_be_is_refused_by_name(sqlite_url: str, options: list[str], said: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "flowkit", "run", "tests.web_app:app", *options],
         env={**os.environ, "FLOWKIT_DATABASE_URL": sqlite_url, "PYTHONPATH": str(ROOT)}, cwd=ROOT,

@@ -77,7 +77,7 @@ def unclosed(sqlite_url: str) -> Iterator[Site]:
     made.close()
 
 
-def test_row_b4_two_principals_with_one_key_send_two_requests(site: Site) -> None:
+def test_two_principals_with_one_key_send_two_requests(site: Site) -> None:
     for _ in range(2):
         first = site.client.post("/orders", json=CONTENT, headers=A | KEY)
         second = site.client.post("/orders", json={"name": "b"}, headers=B | KEY)
@@ -87,7 +87,7 @@ def test_row_b4_two_principals_with_one_key_send_two_requests(site: Site) -> Non
     assert refused.status_code == 422, "the content that another principal sent under this key is not a's"
 
 
-def test_row_b4_a_principal_is_told_of_its_own_requests_only(site: Site) -> None:
+def test_a_principal_is_told_of_its_own_requests_only(site: Site) -> None:
     answer = site.client.post("/orders", json=CONTENT, headers=A | KEY)
     status = answer.headers["content-location"]
     assert site.client.get(status, headers=A).json()["reply"] == "for shop/a"
@@ -99,7 +99,7 @@ def test_row_b4_a_principal_is_told_of_its_own_requests_only(site: Site) -> None
     assert unknown.headers["www-authenticate"] == "Bearer"
 
 
-def test_row_b4_a_request_that_a_hook_refuses_is_not_accepted(site: Site) -> None:
+def test_a_request_that_a_hook_refuses_is_not_accepted(site: Site) -> None:
     for path, headers in (
         ("/orders", {}),
         ("/orders", {"authorization": "Bearer other"}),
@@ -117,7 +117,7 @@ def test_row_b4_a_request_that_a_hook_refuses_is_not_accepted(site: Site) -> Non
     assert site.store.ledger.balances()["shop.accept"].accepted == 0
 
 
-def test_row_b4_a_status_is_told_to_the_token_of_its_url_only(unclosed: Site) -> None:
+def test_a_status_is_told_to_the_token_of_its_url_only(unclosed: Site) -> None:
     site = unclosed
     status = {path: accepted(site, path) for path in ("/orders", "/notes", "/news")}
     for path, flow in (("/orders", "accept"), ("/notes", "note"), ("/news", "tell")):
@@ -140,7 +140,7 @@ def accepted(site: Site, path: str) -> str:
     return status
 
 
-def test_row_b4_every_instance_of_a_store_knows_its_tokens_and_no_other_store_does(
+def test_every_instance_of_a_store_knows_its_tokens_and_no_other_store_does(
     unclosed: Site, postgresql_url: str
 ) -> None:
     status = accepted(unclosed, "/notes")
@@ -157,7 +157,7 @@ def test_row_b4_every_instance_of_a_store_knows_its_tokens_and_no_other_store_do
         stranger.close()
 
 
-def test_row_b4_a_store_has_a_key_of_its_own(database_url: str) -> None:
+def test_a_store_has_a_key_of_its_own(database_url: str) -> None:
     with closing(open_store(Settings(database_url=database_url), check=False)) as store:
         store.upgrade()
         key = store.key()
@@ -168,7 +168,7 @@ def test_row_b4_a_store_has_a_key_of_its_own(database_url: str) -> None:
         assert store.key() != key, "a copy that goes on by itself has another one"
 
 
-def test_row_b4_the_document_says_which_routes_want_a_principal(site: Site) -> None:
+def test_the_document_says_which_routes_want_a_principal(site: Site) -> None:
     document = site.admin.get("/flowkit/openapi.json").json()
     validate(document)
     assert "401" in document["paths"]["/orders"]["post"]["responses"]
@@ -182,6 +182,6 @@ def test_row_b4_the_document_says_which_routes_want_a_principal(site: Site) -> N
         ({"principal": "me"}, "principal='me'"),
     ],
 )
-def test_row_b4_a_route_that_is_wrong_is_told_when_it_is_defined(options: dict[str, Any], said: str) -> None:
+def test_a_route_that_is_wrong_is_told_when_it_is_defined(options: dict[str, Any], said: str) -> None:
     with pytest.raises(DefinitionError, match=said):
         web.post("/a", **options)

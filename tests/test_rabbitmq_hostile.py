@@ -256,7 +256,7 @@ def test_row_22_a_policy_that_discards_nothing_is_taken(sqlite_url: str, managed
 
 
 @pytest.mark.rabbitmq
-def test_row_a2_a_policy_that_is_set_while_a_worker_runs_is_told_of(
+def test_a_policy_that_is_set_while_a_worker_runs_is_told_of(
     sqlite_url: str, managed: tuple[RabbitMQ, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("flowkit.transports.rabbitmq.policies.LOOK_SECONDS", 0.2)

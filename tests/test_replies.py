@@ -44,7 +44,7 @@ def site(database_url: str) -> Iterator[Site]:
     made.close()
 
 
-def test_row_b3_a_reply_is_told_to_its_own_route_and_key_only(site: Site) -> None:
+def test_a_reply_is_told_to_its_own_route_and_key_only(site: Site) -> None:
     confirmed = site.client.post("/orders/confirm", json={"name": "a"}, headers={"idempotency-key": "7777"})
     assert confirmed.json() == "confirmed a"
     key = {"idempotency-key": "ers/confirm7777"}
@@ -53,7 +53,7 @@ def test_row_b3_a_reply_is_told_to_its_own_route_and_key_only(site: Site) -> Non
     assert again.json() == "confirmed a", "another request has written over the reply"
 
 
-def test_row_b3_a_handlers_objects_hold_no_replies(site: Site) -> None:
+def test_a_handlers_objects_hold_no_replies(site: Site) -> None:
     key = {"idempotency-key": "7777"}
     site.client.post("/orders/confirm", json={"name": "a"}, headers=key)
     keys = [OWN + "POST /orders/confirm7777", "POST /orders/confirm7777", "7777"]
@@ -61,7 +61,7 @@ def test_row_b3_a_handlers_objects_hold_no_replies(site: Site) -> None:
     assert site.client.post("/orders/confirm", json={"name": "a"}, headers=key).json() == "confirmed a"
 
 
-def test_row_b3_a_key_that_is_taken_at_the_door_gets_its_reply(site: Site) -> None:
+def test_a_key_that_is_taken_at_the_door_gets_its_reply(site: Site) -> None:
     for length in (240, 255):
         key = {"idempotency-key": "k" * length}
         answer = site.client.post("/orders/confirm", json={"name": str(length)}, headers=key)

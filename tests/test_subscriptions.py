@@ -109,9 +109,7 @@ def said(command: Callable[..., Any], capsys: pytest.CaptureFixture[str], *argum
     return capsys.readouterr().out
 
 
-def test_row_e15_a_flow_that_no_app_has_is_told_of(
-    renamed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_flow_that_no_app_has_is_told_of(renamed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = said(check, capsys, str(tmp_path / "shop.py"))
     assert f"{ORPHANED}app shop has no such flow; 3 message(s) of it wait; {INSTEAD}" in told
     assert told.endswith("1 warnings\n")
@@ -126,14 +124,14 @@ def test_row_e15_a_flow_that_no_app_has_is_told_of(
     assert "orphaned" in said(show_list, capsys, False)
 
 
-def test_row_e15_drain_ends_and_names_what_nobody_empties(renamed: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_drain_ends_and_names_what_nobody_empties(renamed: str, capsys: pytest.CaptureFixture[str]) -> None:
     with Harness(version("book"), renamed) as harness:
         harness.until_quiet()
     assert drain(["shop"], "30s") == 1
     assert f"no app has {OLD} any more" in capsys.readouterr().out
 
 
-def test_row_e15_a_start_tells_of_it(renamed: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_start_tells_of_it(renamed: str, caplog: pytest.LogCaptureFixture) -> None:
     app = version("book")
     services = connect(Settings(database_url=renamed))
     _check(app, services)
@@ -141,7 +139,7 @@ def test_row_e15_a_start_tells_of_it(renamed: str, caplog: pytest.LogCaptureFixt
     assert f"{ORPHANED}app shop has no such flow; 3 message(s) of it wait; {INSTEAD}" in caplog.messages
 
 
-def test_row_e15_a_flow_is_renamed_with_all_it_has(renamed: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flow_is_renamed_with_all_it_has(renamed: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(move, capsys, OLD, NEW) == (
         f"{OLD} is {NEW} now: 2 message(s) and 1 dead letter(s) moved; 1 of which it has a copy of its own, discarded\n"
     )
@@ -162,7 +160,7 @@ def test_row_e15_a_flow_is_renamed_with_all_it_has(renamed: str, capsys: pytest.
     assert OLD not in said(show_list, capsys, False)
 
 
-def test_row_e15_what_is_moved_before_the_new_app_starts_waits_for_it(url: str) -> None:
+def test_what_is_moved_before_the_new_app_starts_waits_for_it(url: str) -> None:
     publish(version("accept"), Order(name="a"))
     move(OLD, NEW)
     with Harness(version("book"), url) as harness:
@@ -172,7 +170,7 @@ def test_row_e15_what_is_moved_before_the_new_app_starts_waits_for_it(url: str) 
         assert harness.balances()[NEW].balanced
 
 
-def test_row_e15_a_flow_is_removed_and_what_waits_is_counted(renamed: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_flow_is_removed_and_what_waits_is_counted(renamed: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(
         ConfigError, match=r"3 message\(s\) and 1 dead letter\(s\) of flow shop.accept are discarded; n"
     ):
@@ -186,7 +184,7 @@ def test_row_e15_a_flow_is_removed_and_what_waits_is_counted(renamed: str, capsy
     assert json.loads(said(audit, capsys, True))["flows"][OLD]["accepted"] == 5
 
 
-def test_row_e15_what_workers_have_is_not_taken_from_them(url: str) -> None:
+def test_what_workers_have_is_not_taken_from_them(url: str) -> None:
     with Harness(version("accept"), url) as harness:
         harness.publish("orders", Order(name="a"))
         with pytest.raises(ConfigError, match=r"flow shop\.accept is one that the running workers of app shop have"):
@@ -217,7 +215,7 @@ def test_a_move_that_cannot_be_is_refused(renamed: str) -> None:
 
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("removed", [False, True])
-def test_row_e15_what_waits_at_the_broker_goes_along(
+def test_what_waits_at_the_broker_goes_along(
     sqlite_url: str, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     removed: bool,
 ) -> None:  # fmt: skip

@@ -92,7 +92,7 @@ def open_at(site: Site) -> int:
 
 
 @pytest.mark.parametrize("part", [b"x", b"x: y\r\n", b"x" * 100 + b": " + b"y" * 1000 + b"\r\n", b"x: " + b"y" * 9999])
-def test_row_b7_headers_are_bounded(site: Site, part: bytes) -> None:
+def test_headers_are_bounded(site: Site, part: bytes) -> None:
     with closing(Client(site.port, b"GET /livez HTTP/1.1\r\nhost: x\r\n")) as client:
         assert client.stream(part * (65536 // len(part)), 2**25) < 2**24, "it is not read to its end"
     many = b"".join(b"h%d: y\r\n" % one for one in range(8000))
@@ -103,7 +103,7 @@ def test_row_b7_headers_are_bounded(site: Site, part: bytes) -> None:
     assert asked(site, b"GET /livez?", b"x" * 20_000, b" HTTP/1.1\r\nhost: x\r\n\r\n")[0] == 200
 
 
-def test_row_b7_a_trailer_is_no_header_of_this_request_or_the_next(site: Site) -> None:
+def test_a_trailer_is_no_header_of_this_request_or_the_next(site: Site) -> None:
     chunked = (
         HEAD
         + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nidempotency-key: evil\r\nexpect: 100-continue\r\n\r\n"
@@ -117,7 +117,7 @@ def test_row_b7_a_trailer_is_no_header_of_this_request_or_the_next(site: Site) -
 
 
 @pytest.mark.parametrize("begin", [b"2\r\n{}\r\n0\r\n", b"2;"], ids=["trailers", "extensions"])
-def test_row_b7_what_stands_between_contents_is_bounded(site: Site, begin: bytes) -> None:
+def test_what_stands_between_contents_is_bounded(site: Site, begin: bytes) -> None:
     with closing(Client(site.port, HEAD, b"transfer-encoding: chunked\r\n\r\n", begin)) as client:
         part = b"x: y\r\n" * 10_000 if begin.endswith(b"\n") else b"x=y;" * 15_000
         assert client.stream(part, 2**25) < 2**24, "it is not read to its end"
@@ -127,7 +127,7 @@ def test_row_b7_what_stands_between_contents_is_bounded(site: Site, begin: bytes
 
 
 @pytest.mark.parametrize("to", [b"websocket", b"h2c"])
-def test_row_b7_an_upgrade_is_not_made_and_the_request_is_read_in_full(site: Site, to: bytes) -> None:
+def test_an_upgrade_is_not_made_and_the_request_is_read_in_full(site: Site, to: bytes) -> None:
     upgrade = b"connection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAMAAABk\r\nsec-websocket-version: 13\r\n"
     one = b"POST /blobs HTTP/1.1\r\nhost: x\r\n" + upgrade + b"upgrade: " + to + b"\r\ncontent-length: 5\r\n\r\n"
     with closing(Client(site.port, one)) as client:
@@ -140,14 +140,14 @@ def test_row_b7_an_upgrade_is_not_made_and_the_request_is_read_in_full(site: Sit
     assert asked(site, b"GET /livez HTTP/1.1\r\nhost: x\r\n" + upgrade + b"upgrade: " + to + b"\r\n\r\n")[0] == 200
 
 
-def test_row_b7_there_is_no_proxy(site: Site) -> None:
+def test_there_is_no_proxy(site: Site) -> None:
     assert asked(site, b"CONNECT localhost:22 HTTP/1.1\r\nhost: x\r\n\r\n")[0] == 501
 
 
 # ------------------------------------------------------------ answers of the right request
 
 
-def test_row_b7_what_follows_a_request_does_not_change_its_answer(site: Site) -> None:
+def test_what_follows_a_request_does_not_change_its_answer(site: Site) -> None:
     good = b"POST /blobs HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nhello"
     assert asked(site, good, b"\x00garbage\r\n\r\n") == (200, b"5")
     assert asked(site, good, b"GET / HTTP/1.1\r\n", b"x: y\r\n" * 10_000) == (200, b"5")
@@ -158,7 +158,7 @@ def test_row_b7_what_follows_a_request_does_not_change_its_answer(site: Site) ->
 # ------------------------------------------------------------ time
 
 
-def test_row_b7_headers_that_come_too_slowly_are_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_that_come_too_slowly_are_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
     assert asked(site)[0] == 0, "one that says nothing is closed"
     assert asked(site, HEAD)[0] == 408
@@ -172,21 +172,21 @@ def test_row_b7_headers_that_come_too_slowly_are_given_up(site: Site, monkeypatc
         assert client.answer()[0] == 408
 
 
-def test_row_b7_content_that_nobody_reads_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_that_nobody_reads_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MESSAGE_SECONDS", 0.2)
     with closing(Client(site.port, b"GET /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n")) as client:
         assert client.answer()[0] == 200
         assert client.answer()[0] == 0
 
 
-def test_row_b7_answers_that_nobody_takes_are_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_nobody_takes_are_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "ANSWER_SECONDS", 0.2)
     with closing(Client(site.port, b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n" * 20)):
         until(lambda: open_at(site) == 1)
         until(lambda: not open_at(site))
 
 
-def test_row_b7_requests_that_wait_for_answers_are_bounded(site: Site) -> None:
+def test_requests_that_wait_for_answers_are_bounded(site: Site) -> None:
     ask = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"
     with closing(Client(site.port, ask * 3000)) as client:
         answers = 0
@@ -198,7 +198,7 @@ def test_row_b7_requests_that_wait_for_answers_are_bounded(site: Site) -> None:
 # ------------------------------------------------------------ many
 
 
-def test_row_b7_of_too_many_connections_the_idlest_is_closed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_too_many_connections_the_idlest_is_closed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CONNECTIONS", 8)
     with ExitStack() as opened:
         busy = [opened.enter_context(closing(Client(site.port, HEAD, b"content-length: 2\r\n\r\n{"))) for _ in range(4)]
@@ -211,7 +211,7 @@ def test_row_b7_of_too_many_connections_the_idlest_is_closed(site: Site, monkeyp
             assert one.answer()[0] == 202
 
 
-def test_row_b7_where_all_connections_are_busy_others_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_all_connections_are_busy_others_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CONNECTIONS", 4)
     site = Site(f"sqlite:///{tmp_path}/flowkit.db", shop())
     site.client.close()
@@ -225,7 +225,7 @@ def test_row_b7_where_all_connections_are_busy_others_are_told(tmp_path: Path, m
 
 
 @pytest.mark.processes
-def test_row_b7_half_open_requests_make_no_worker_deaf(tmp_path: Path) -> None:
+def test_half_open_requests_make_no_worker_deaf(tmp_path: Path) -> None:
     port = free_port()
     environment = {**os.environ, "FLOWKIT_DATABASE_URL": f"sqlite:///{tmp_path}/flowkit.db", "PYTHONPATH": str(ROOT)}
     few = ["prlimit", f"--nofile={FILES}", sys.executable, "-m", "flowkit", "run", "tests.test_web_connections:app"]

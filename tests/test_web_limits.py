@@ -87,7 +87,7 @@ def said(site: Site, content: bytes, path: str = "/notes") -> tuple[int, str]:
 # ------------------------------------------------------------ content
 
 
-def test_row_b6_a_route_takes_a_mebibyte_and_more_where_it_says_so(site: Site) -> None:
+def test_a_route_takes_a_mebibyte_and_more_where_it_says_so(site: Site) -> None:
     too_large = note("a", filler="x" * MAX_CONTENT)
     status, detail = said(site, too_large)
     assert status == 413
@@ -96,7 +96,7 @@ def test_row_b6_a_route_takes_a_mebibyte_and_more_where_it_says_so(site: Site) -
     assert said(site, too_large, "/large")[0] == 202
 
 
-def test_row_b6_a_length_that_is_too_large_is_refused_before_the_content_comes(site: Site) -> None:
+def test_a_length_that_is_too_large_is_refused_before_the_content_comes(site: Site) -> None:
     with socket.create_connection(("127.0.0.1", site.port), SECONDS) as client:
         client.sendall(b"POST /notes HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: ")
         client.sendall(b"%d\r\n\r\n" % (MAX_CONTENT + 1))
@@ -104,12 +104,12 @@ def test_row_b6_a_length_that_is_too_large_is_refused_before_the_content_comes(s
 
 
 @pytest.mark.parametrize("most", [0, -1, MAX_BODY + 1])
-def test_row_b6_a_limit_that_cannot_be_is_refused(most: int) -> None:
+def test_a_limit_that_cannot_be_is_refused(most: int) -> None:
     with pytest.raises(DefinitionError, match="max_body="):
         web.post("/notes", max_body=most)
 
 
-def test_row_b6_content_that_waits_for_its_rest_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_that_waits_for_its_rest_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(content, "IN_FLIGHT", 4 * content.FREE)
     site = Site(f"sqlite:///{tmp_path}/flowkit.db", shop())
     with ExitStack() as opened:
@@ -137,7 +137,7 @@ def _begun(port: int, size: int) -> socket.socket:
 # ------------------------------------------------------------ the reader
 
 
-def test_row_b6_large_content_is_read_by_another_process(site: Site) -> None:
+def test_large_content_is_read_by_another_process(site: Site) -> None:
     assert str(os.getpid()) in said(site, note("bad", filler=""))[1]
     status, detail = said(site, note("bad"))
     assert status == 422
@@ -149,14 +149,14 @@ def test_row_b6_large_content_is_read_by_another_process(site: Site) -> None:
     assert site.client.post("/blobs/a", content=b"x" * 2 * content.FREE).status_code == 202
 
 
-def test_row_b6_an_id_is_found_in_large_content(site: Site) -> None:
+def test_an_id_is_found_in_large_content(site: Site) -> None:
     for _ in range(2):
         answer = site.client.post("/named", content=note("one"), headers=JSON)
         assert (answer.status_code, answer.json()["id"]) == (202, "one")
     assert site.client.post("/named", content=note(""), headers=JSON).status_code == 422
 
 
-def test_row_b6_others_are_answered_while_large_content_is_read_one_at_a_time(site: Site, tmp_path: Path) -> None:
+def test_others_are_answered_while_large_content_is_read_one_at_a_time(site: Site, tmp_path: Path) -> None:
     (tmp_path / "wait").touch()
     log = tmp_path / "log"
     with ThreadPoolExecutor(3) as pool:
@@ -169,14 +169,14 @@ def test_row_b6_others_are_answered_while_large_content_is_read_one_at_a_time(si
     assert [line.split()[0] for line in log.read_text().splitlines()] == ["begin", "end"] * 3
 
 
-def test_row_b6_a_reader_that_dies_costs_one_request(site: Site, tmp_path: Path) -> None:
+def test_a_reader_that_dies_costs_one_request(site: Site, tmp_path: Path) -> None:
     status, detail = _cut(site, tmp_path, lambda pid: os.kill(pid, signal.SIGKILL))
     assert status == 503
     assert "nothing was accepted" in detail
     assert said(site, note("next"))[0] == 202
 
 
-def test_row_b6_a_reader_that_does_not_start_costs_one_request(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_does_not_start_costs_one_request(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def full() -> int:
         raise BlockingIOError("there are too many processes")
 
@@ -186,9 +186,7 @@ def test_row_b6_a_reader_that_does_not_start_costs_one_request(site: Site, monke
     assert said(site, note("a"))[0] == 202
 
 
-def test_row_b6_content_that_takes_too_long_is_given_up(
-    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_content_that_takes_too_long_is_given_up(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "READ_SECONDS", 0.2)
     status, detail = _cut(site, tmp_path, lambda pid: None)
     assert status == 503
@@ -219,7 +217,7 @@ def _runs(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def test_row_b6_a_reader_is_replaced_after_a_while_and_ends_with_its_front(
+def test_a_reader_is_replaced_after_a_while_and_ends_with_its_front(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = Site(f"sqlite:///{tmp_path}/flowkit.db", shop())

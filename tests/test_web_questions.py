@@ -50,9 +50,7 @@ class Slow:
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/scale"])
-def test_row_b8_a_question_is_asked_once_for_all_who_wait(
-    site: Site, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_question_is_asked_once_for_all_who_wait(site: Site, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = Slow(monkeypatch)
     with ExitStack() as opened:
         pool = opened.enter_context(ThreadPoolExecutor(MANY))
@@ -72,7 +70,7 @@ def test_row_b8_a_question_is_asked_once_for_all_who_wait(
     assert len(slow.asked) == before + 1, "an answer is not kept for longer"
 
 
-def test_row_b8_checks_are_made_once_for_all_who_ask(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checks_are_made_once_for_all_who_ask(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def away() -> float:

@@ -39,14 +39,14 @@ def site(tmp_path: Path) -> Iterator[Site]:
     made.close()
 
 
-def test_row_b9_nobody_is_sent_to_the_host_that_a_request_names(site: Site) -> None:
+def test_nobody_is_sent_to_the_host_that_a_request_names(site: Site) -> None:
     for path in ("/orders/", "/livez/", "/totals/"):
         answer = site.client.get(path, headers={"host": "evil.example"})
         assert answer.status_code == 404
         assert "location" not in answer.headers
 
 
-def test_row_b9_a_head_runs_no_handler(site: Site) -> None:
+def test_a_head_runs_no_handler(site: Site) -> None:
     answer = site.client.head("/totals")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
     assert site.client.head("/livez").status_code == 200
@@ -55,14 +55,14 @@ def test_row_b9_a_head_runs_no_handler(site: Site) -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, {"content-type": ""}, {"content-type": "text/plain"}])
-def test_row_b9_content_is_json_only_if_it_says_so(site: Site, headers: dict[str, str]) -> None:
+def test_content_is_json_only_if_it_says_so(site: Site, headers: dict[str, str]) -> None:
     answer = site.client.post("/orders", content=b"{}", headers=headers)
     assert answer.status_code == 415
     assert site.client.post("/orders", content=b"{}", headers=JSON).status_code == 202
 
 
 @pytest.mark.parametrize("path", ["status", "/metrics", "/scale", "/readyz?verbose"])
-def test_row_b9_errors_of_services_are_for_the_log(
+def test_errors_of_services_are_for_the_log(
     site: Site, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def away(*arguments: object) -> None:
@@ -78,7 +78,7 @@ def test_row_b9_errors_of_services_are_for_the_log(
     assert "db.internal" in caplog.text
 
 
-def test_row_b9_what_one_client_sends_costs_no_other_one_its_rate(site: Site) -> None:
+def test_what_one_client_sends_costs_no_other_one_its_rate(site: Site) -> None:
     def send(client: str, content: bytes = b"{}") -> int:
         # The peer is this machine, whose X-Forwarded-For is trusted.
         return site.client.post("/few", content=content, headers={**JSON, "x-forwarded-for": client}).status_code
@@ -89,7 +89,7 @@ def test_row_b9_what_one_client_sends_costs_no_other_one_its_rate(site: Site) ->
     assert send("2001:db8:0:1::1") == 202
 
 
-def test_row_b9_clients_that_came_longest_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_that_came_longest_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket, "MOST", 10)
     buckets = Buckets(1)
     for one in range(1000):

@@ -301,7 +301,7 @@ class StoreConformance:
             unit.access().reply(asked, text, seconds)
             unit.commit()
 
-    def test_row_b3_a_reply_is_found_for_its_own_request_only(self) -> None:
+    def test_a_reply_is_found_for_its_own_request_only(self) -> None:
         mine = Asked("POST /a", "", "b1")
         others = [Asked("POST /ab", "", "1"), Asked("POST /a", "", "b"), Asked("POST /a", "one", "b1")]
         self.reply(FLOW, mine, b"1")
@@ -313,13 +313,13 @@ class StoreConformance:
         self.reply(FLOW, mine, b"4")
         assert self.store.replies("kit", [mine, *others]) == {mine: b"4", others[2]: b"2"}
 
-    def test_row_b3_a_reply_is_committed_with_its_message_or_never_was(self) -> None:
+    def test_a_reply_is_committed_with_its_message_or_never_was(self) -> None:
         asked = Asked("POST /a", "", "1")
         with self.store.unit(FLOW) as unit:
             unit.access().reply(asked, b"1", 60)
         assert self.store.replies("kit", [asked]) == {}
 
-    def test_row_b3_replies_whose_time_is_over_are_purged(self) -> None:
+    def test_replies_whose_time_is_over_are_purged(self) -> None:
         over, still = Asked("POST /a", "", "1"), Asked("POST /a", "", "2")
         self.reply(FLOW, over, b"1", 0)
         self.reply(FLOW, still, b"2")

@@ -585,10 +585,10 @@ def test_a_header_that_is_nested_too_deeply_costs_no_connection(sink: Sink, capl
 def test_a_message_that_cannot_be_read_stays_in_its_queue_and_hinders_no_other(
     sink: Sink, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(flow: str, store: str, found: BasicProperties, body: bytes, tag: object) -> Any:
+    def read(flow: str, store: str, found: BasicProperties, *rest: Any) -> Any:
         if found.message_id == "bad":
             raise ZeroDivisionError("a defect")
-        return delivery(flow, store, found, body, tag)
+        return delivery(flow, store, found, *rest)
 
     monkeypatch.setattr("flowkit.transports.rabbitmq.source.delivery", read)
     for name in ("bad", "good", "better"):

@@ -26,7 +26,7 @@ from tests.simulation.world import Process
 
 ROOT = Path(__file__).parent.parent
 SEEDS = int(os.environ.get("SIMULATE_SEEDS", "2500"))
-SECONDS = 1800
+SECONDS = 2700
 """So long may many runs take, on one core that others use too."""
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(SECONDS + 60)]
 

@@ -115,7 +115,7 @@ class Body:
 
     @cached_property
     def shape(self) -> str:
-        """What its JSON is: an object, a list, a number or text; empty where its type decides that by itself."""
+        """The shape of its JSON: an object, a list, a number or text; empty where its type decides that by itself."""
         schema: Any = self._adapter.core_schema
         if schema["type"] == "definitions":
             schema = schema["schema"]

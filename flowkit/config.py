@@ -28,7 +28,7 @@ STORES = {
 
 PREFIX = "FLOWKIT_"
 OWN = ("FLOWKIT_SLOTS", "FLOWKIT_HTTP_SOCKET", "FLOWKIT_SUPERVISOR")
-"""What a supervisor tells its workers."""
+"""The names by which a supervisor tells its workers something."""
 LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
 """Kubernetes gives such names to all pods of a namespace where a service has a name that begins like a setting."""
 SAME, NEAR = 0.8, 0.6

@@ -1,4 +1,4 @@
-"""What may be told of an error: its class, and as much of its text as stands in the source. Data stay hidden.
+"""The part of an error that may be told: its class, and as much of its text as stands in the source. Data stay hidden.
 
 The text of an exception may repeat a message, a parameter of a statement or a row. Logs, traces and lists of dead
 letters are read by more people than messages are.
@@ -25,7 +25,7 @@ FIELDS = 5
 _TALKATIVE = {"value_error", "assertion_error", "union_tag_invalid", "uuid_parsing"} | {
     "get_attribute_error", "iteration_error", "mapping_type", "bytes_invalid_encoding"
 }  # fmt: skip
-"""What pydantic says of these repeats the value, or is the text of a validator."""
+"""The words of pydantic for these repeat the value, or are those of a validator."""
 _KNOWN = frozenset(get_args(ErrorType)) - _TALKATIVE
 _SCHEMATIC = ("22001", "23", "25", "26", "40", "42501", "42P01", "53", "54", "55", "57", "P0001")
 """States of PostgreSQL whose first line names tables, columns and constraints, but no values; and that of RAISE, which
@@ -98,7 +98,7 @@ def _text(error: BaseException) -> str:
 
 
 def _of_database(error: Any) -> str:
-    """What the driver of a database says, if that names the schema only. SQLAlchemy and PostgreSQL add parameters and
+    """The words of a database's driver, if that names the schema only. SQLAlchemy and PostgreSQL add parameters and
     rows to it."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None:

@@ -456,7 +456,7 @@ class Flow:
             self._send(result, outbox)
 
     def _reply(self, result: object) -> bytes:
-        """What the handler returned, as JSON."""
+        """The value that the handler returned, as JSON."""
         try:
             reply = to_json(result)
             check_finite(reply)

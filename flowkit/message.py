@@ -11,7 +11,7 @@ from flowkit.errors import Undecodable
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]|[\ud800-\udfff]")
 _PRINTED = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
-"""What an error leaves out of a header's value: all but the characters at fault."""
+"""The part of a header's value that an error leaves out: all but the characters at fault."""
 MAX_NAME = 255
 LAST_SECOND = 253_402_300_799
 """Of the year 9999: no clock says more."""

@@ -702,7 +702,7 @@ class Transport(Protocol):
 
     def empty(self, flow: str, keep: Callable[[Sequence[Delivery]], None]) -> None:
         """Hand all that waits for a flow outside of the store's rows to `keep`, some at a time, and remove the place
-        that it receives from. What `keep` raises passes, and what it did not take is still there.
+        that it receives from. An error of `keep` passes, and messages that it did not take are still there.
 
         Blocks. Raises ConfigError while somebody receives for the flow, and BrokerUnavailable.
         """

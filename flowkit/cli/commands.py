@@ -193,7 +193,7 @@ def status(as_json: Json = False) -> None:
 def pause(names: Names) -> None:
     """Let flows, or all of an app, begin nothing.
 
-    This holds for the whole fleet. What has begun is finished, within a second. What comes is accepted, and waits.
+    This holds for the whole fleet. Messages in hand are finished, within a second. New ones are accepted, and wait.
     """
     from flowkit.cli.direct import pause
 
@@ -270,7 +270,7 @@ def dead_show(
 ) -> None:
     """Show one dead letter with its error.
 
-    What holds data is hidden unless asked for: payload, stack and values of headers.
+    Everything that holds data is hidden unless asked for: payload, stack and values of headers.
     """
     from flowkit.cli.dead import show
 
@@ -309,7 +309,7 @@ def subscriptions_list(as_json: Json = False) -> None:
 def subscriptions_remove(flow: FullName, yes: Yes = False) -> None:
     """Remove a flow that no app has any more.
 
-    What waits for it, and its dead letters, are discarded, and counted so in its ledger. Exit code 2 without --yes when
+    Waiting messages and dead letters are discarded, and counted so in its ledger. Exit code 2 without --yes when
     there are some and nobody can be asked.
     """
     from flowkit.cli.subscriptions import remove
@@ -321,8 +321,8 @@ def subscriptions_remove(flow: FullName, yes: Yes = False) -> None:
 def subscriptions_move(flow: FullName, name: FullName) -> None:
     """Rename a flow, with all its messages.
 
-    What waits for it, also at the broker, its inbox, its dead letters and its ledger are those of the new name. All
-    instances have to be stopped.
+    Its waiting messages, also those at the broker, its inbox, its dead letters and its ledger go along. All instances
+    have to be stopped.
     """
     from flowkit.cli.subscriptions import move
 

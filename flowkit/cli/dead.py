@@ -64,7 +64,7 @@ def batches(letters: list[str]) -> Iterator[list[str]]:
 
 
 def show(letter: str, body: bool, json: bool) -> None:
-    """One letter. What holds data of its message is shown only with `body`: payload, stack, and values of headers."""
+    """One letter. Data of its message are shown only with `body`: payload, stack, and values of headers."""
     with _letters() as letters:
         found = letters.read([letter])
     if not found:

@@ -29,7 +29,7 @@ def load(name: str) -> App:
 
     Without a name it is the variable `app`, or the only App there is.
 
-    What the module itself raises on import is told with its place, in five lines at most: see `_failure`.
+    An error of the module itself on import is told with its place, in five lines at most: see `_failure`.
     """
     target, _, attribute = name.partition(":")
     module = _load(target)
@@ -86,8 +86,8 @@ def _load(target: str) -> ModuleType:
 
 
 def _failure(target: str, error: BaseException) -> str:
-    """What a module raised as it was imported, and where: the last places in the user's own code, or, where none of it
-    is there, those in the code of others."""
+    """The error that a module raised as it was imported, and where: the last places in the user's own code, or, where
+    none of it is there, those in the code of others."""
     places = [one for one in extract_tb(error.__traceback__) if not one.filename.startswith(("<frozen", __file__))]
     others = tuple(sysconfig.get_path(one) for one in ("stdlib", "platstdlib", "purelib", "platlib"))
     shown = [

@@ -1,7 +1,7 @@
 """Text that a terminal shows and does not obey."""
 
 ENDS = "\n\t"
-"""What texts of several lines keep."""
+"""The characters that texts of several lines keep."""
 
 
 def plain(text: str, kept: str = "") -> str:

@@ -9,11 +9,11 @@ WINDOW_SECONDS = 10.0
 SAME = 5
 """Lines that say the same of an error are written so often in a window."""
 DIFFERENT = 20
-"""So many errors of one kind of line are told apart in a window. The others are one: together, 105 lines of a kind."""
+"""Errors of one kind of line that are told apart in a window. The others are one: together, 105 lines of a kind."""
 
 
 class Kind(NamedTuple):
-    """What repeated lines have in common: logger, level and text, and what they say of the error at their end."""
+    """The parts that repeated lines have in common: logger, level, text, and the error that ends the line."""
 
     logger: str
     level: int

@@ -55,7 +55,7 @@ def _page(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def _least(texts: Sequence[str]) -> int:
-    """How wide a column is at least. What is one word, such as an id, is to be copied and keeps its line."""
+    """How wide a column is at least. One word, such as an id, keeps its line, so that it can be copied."""
     return max(min(cell_len(text), FOLDED) if " " in text else cell_len(text) for text in texts)
 
 

@@ -32,13 +32,13 @@ class Known(NamedTuple):
 
     @property
     def warning(self) -> str:
-        """What to say of an orphan, and what to write instead."""
+        """Tell of an orphan, and of the command to write."""
         lack = f"the program of app {plain(self.app)} that started last has no such flow"
         return _orphaned(self, lack)
 
 
 def orphans(app: App, store: Store) -> list[str]:
-    """What to say of flows that are subscribed, and that this app does not have. Blocks, and asks no broker."""
+    """Tell of flows that are subscribed, and that this app does not have. Blocks, and asks no broker."""
     lack = f"app {app.name} has no such flow"
     return [
         _orphaned(Known(flow, channel, waiting=store.unfinished([flow])), lack)
@@ -170,7 +170,7 @@ def _refuse_workers(services: Services, apps: Collection[str], flow: str) -> Non
 
 
 def _fetch(services: Services, one: Known, heir: str = "") -> None:
-    """Let what waits for a flow at the broker wait in the store. What other programs sent is to be adopted anew."""
+    """Move the messages of a flow from the broker to the store. Those of other programs are to be adopted anew."""
     store: Any = services.store
 
     def keep(deliveries: Sequence[Delivery]) -> None:

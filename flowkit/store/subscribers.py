@@ -31,7 +31,7 @@ class Subscriber(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """What became of a flow: copies and dead letters that its heir has now, and those that were discarded."""
+    """The end of a flow: copies and dead letters that its heir has now, and those that were discarded."""
 
     moved: int = 0
     letters: int = 0

@@ -1,4 +1,4 @@
-"""What the user's code does outside of all that is compared."""
+"""Effects of the user's code outside of all that is compared."""
 
 import os
 import sys
@@ -57,7 +57,7 @@ class Outside:
         return is_device or f"{path}{os.sep}".startswith(self._inside) or path.endswith(":memory:")
 
     def _say(self, what: str) -> None:
-        """Tell it, with the user's line. What is told of is no further news."""
+        """Tell it, with the user's line. It is told once."""
         self.armed = False
         try:
             self._tell(f"{what}{_place()}")

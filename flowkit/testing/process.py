@@ -16,7 +16,7 @@ from flowkit.testing.points import is_own
 
 
 class ScenarioFailed(FlowKitError):
-    """What the scenario or the flows raised, and where."""
+    """The error of the scenario or the flows, and its place."""
 
 
 class Unrepeatable(FlowKitError):
@@ -43,7 +43,7 @@ class Process:
             self._pipe.send(what)
 
     def hear(self) -> Any:
-        """What it says next. Raises ScenarioFailed with what it raised, or when it is gone."""
+        """Read its next answer. Raises ScenarioFailed with what it raised, or when it is gone."""
         try:
             said = self._pipe.recv()
         except (EOFError, ConnectionError):

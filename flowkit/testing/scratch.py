@@ -8,7 +8,7 @@ from pathlib import Path
 from flowkit.testing.end import Row, entry
 
 COPIED_FILES, COPIED_BYTES = 5_000, 1024 * 1024
-"""So many files at most are copied, and none that is larger. The rest are links to the real ones."""
+"""The most files that are copied, and the size of the largest. The rest are links to the real ones."""
 LINKED = frozenset({"__pycache__", "node_modules"})
 
 Seen = dict[str, tuple[int, ...]]
@@ -41,7 +41,7 @@ class Scratch:
         self._seen = self._look()
 
     def written(self) -> list[Row]:
-        """What is not as it was at first: files that changed or are new, and the names of those that are gone."""
+        """Compare with how it was at first: files that changed or are new, and the names of those that are gone."""
         before, now = self._seen or {}, self._look()
         changed = sorted(name for name in now if now[name] != before.get(name))
         gone = sorted(before.keys() - now.keys())

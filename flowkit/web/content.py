@@ -29,7 +29,7 @@ class Budget:
         self.used = 0
 
     def share(self) -> "Share":
-        """What one request takes of it. A context manager, which gives that back."""
+        """The share of one request. A context manager, which gives that back."""
         return Share(self)
 
 

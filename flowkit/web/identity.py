@@ -46,7 +46,7 @@ def identity(flow: Flow, headers: Headers, found: str | None) -> str | None:
 
 
 async def principal(route: Route, request: HTTPConnection, app: str) -> str:
-    """Who sends a request, by the hook of its route; empty for a route that has none. Raises Problem."""
+    """The sender of a request, by the hook of its route; empty for a route that has none. Raises Problem."""
     if route.principal is None:
         return ""
     head = HTTPConnection(request.scope)  # without the content, which nobody has read or bounded yet

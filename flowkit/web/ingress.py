@@ -186,7 +186,7 @@ class Ingress:
         return outgoing._replace(digest="", request=digest(said))
 
     async def _tell_status(self, request: Request) -> Response:
-        """What became of an accepted request: any instance knows it, and tells it to those that may know."""
+        """Tell the state of an accepted request: any instance knows it, and tells it to those that may know."""
         id = request.path_params["id"]
         if not is_name(id):
             raise Problem(HTTPStatus.NOT_FOUND, "there is no such message")
@@ -217,7 +217,7 @@ class Ingress:
         return store.pending(flows).now + sum(transport.depths(flows).values())
 
     async def _asked(self, question: Callable[[], T]) -> T:
-        """What the store answers to one request."""
+        """Ask the store for one request."""
         return await self._told(asyncio.to_thread(question))
 
     async def _told(self, answer: Awaitable[T]) -> T:
@@ -248,7 +248,7 @@ class Ingress:
         return _json({"status": HTTPStatus.OK, **checks}, HTTPStatus.OK)
 
     async def _checks(self) -> dict[str, Any]:
-        """What can be said of the services that this instance needs."""
+        """Describe the services that this instance needs."""
         store = await self._store.answer()
         transport = "takes messages" if self._services.transport.ready else "takes no messages now"
         for flow, why in sorted(self._services.transport.hindered.items()):
@@ -285,7 +285,7 @@ def _check_rate(route: Route, buckets: Buckets | None, request: Request, sender:
 
 
 def _anonymous(error: FlowKitError) -> str:
-    """What strangers are told of an error of a service: its text names hosts and databases."""
+    """Tell strangers of an error of a service in other words: its text names hosts and databases."""
     _log.warning("a request could not be answered: %s", error)
     service = "broker" if isinstance(error, BrokerUnavailable) else "store"
     return f"the {service} cannot be reached now; the log of this instance says why"
@@ -319,7 +319,7 @@ def _tell_problem(request: Request, error: Any) -> Response:
 
 
 def _tell_error(request: Request, error: Any) -> Response:
-    """What nobody foresaw. The server logs it, and closes the connection."""
+    """Answer an error that nobody foresaw. The server logs it, and closes the connection."""
     return Problem(
         HTTPStatus.INTERNAL_SERVER_ERROR, "this request failed; the log of this instance says why", unread=True
     ).response()

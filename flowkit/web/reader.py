@@ -34,12 +34,12 @@ threads come to nothing."""
 
 
 class Read(NamedTuple):
-    """What a request says."""
+    """The message of a request."""
 
     body: bytes
     """Of its message."""
     key: str | None
-    """What `id_from` finds in it, where that is no header."""
+    """The id that `id_from` finds in it, where that is no header."""
 
 
 class Refusal(NamedTuple):
@@ -62,7 +62,7 @@ def read(flow: Flow, path: Mapping[str, str], query: Sequence[tuple[str, str]], 
 
 
 def _status(arguments: Arguments, content: bytes) -> HTTPStatus:
-    """What is no JSON is malformed; what is something else is not what the route takes."""
+    """Tell content that is no JSON from JSON that the route does not take."""
     if arguments.body is not None and arguments.body.raw is None:
         try:
             from_json(content, allow_inf_nan=False)
@@ -98,7 +98,7 @@ class Reader:
         return found
 
     def close(self) -> None:
-        """Read no more. What is being read is given up. Blocks."""
+        """Read no more, and give up the content in hand. Blocks."""
         self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
         process = self._process
@@ -108,7 +108,7 @@ class Reader:
         self._end()
 
     def _ask(self, *request: object) -> Read | Refusal:
-        """What the process reads of a request."""
+        """Let the process read a request."""
         try:
             pipe = self._pipe or self._begin()
             pipe.send(request)

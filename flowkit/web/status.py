@@ -66,7 +66,7 @@ class Status:
         return [Asked(name, one, message) for name, one in known if one is not None]
 
     def tell(self, requests: Sequence[Asked]) -> dict[str, Any] | None:
-        """What became of requests under one id, as JSON says it; None where none of them was accepted. Blocks."""
+        """The states of requests under one id, as JSON; None where none of them was accepted. Blocks."""
         app = self._app.name
         accepted = {one: (f"channel:{one.route}", source_of(app, one.principal), one.id) for one in requests}
         handled = {

@@ -36,12 +36,12 @@ class _Policy(BaseModel):
 
 
 class _Queue(BaseModel):
-    """What RabbitMQ tells of the policies of a queue, in the end."""
+    """The policies of a queue, as RabbitMQ tells them in the end."""
 
     policy: str | None = None
     operator_policy: str | None = None
     effective_policy_definition: dict[str, Any] | Empty | None = None
-    """What both say together. None: not told yet. Old versions tell an empty one as a list."""
+    """The definition of both together. None: not told yet. Old versions tell an empty one as a list."""
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):
@@ -129,5 +129,5 @@ class Management:
 
 
 def _discards(definition: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a policy lets messages vanish."""
+    """The settings of a policy that let messages vanish."""
     return {rule: definition[rule] for rule in DISCARDS if definition.get(rule) not in (None, KEEPS.get(rule))}

@@ -149,7 +149,7 @@ class Queues:
         await answer(channel, lambda done: channel.queue_delete(self.name(flow), callback=done))
 
     async def _look(self, channel: Channel, flow: str) -> Queue.DeclareOk | None:
-        """What the broker says of the queue of a flow. None: there is none, and the channel is closed."""
+        """Ask the broker about the queue of a flow. None: there is none, and the channel is closed."""
         name = self.name(flow)
         try:
             frame = await answer(channel, lambda done: channel.queue_declare(name, passive=True, callback=done))

@@ -225,6 +225,6 @@ class RabbitSource:
 def received(
     queues: Queues, flow: str, method: Basic.Deliver | Basic.GetOk, found: BasicProperties, body: bytes, tag: object = 0
 ) -> Delivery | None:
-    """What came from the queue of a flow. None for what this store itself gave to the exchange of a shared channel."""
+    """A message from the queue of a flow. None for one that this store itself gave to an exchange."""
     by = method.exchange and (queues.exchange(flow) or method.exchange)
     return delivery(flow, queues.store, found, body, tag, by or "")

@@ -31,7 +31,7 @@ LEASE_SECONDS = 30.0
 CONSUMER_TIMEOUT_SECONDS = 1800.0
 """RabbitMQ's default. Neither AMQP nor the management API tells how it is set."""
 TAKEN = 500
-"""So many messages of a queue that is emptied are asked for at a time."""
+"""The number of messages that are asked for at a time of a queue that is emptied."""
 OPEN_SECONDS = 10.0
 """How long a start waits for the broker."""
 

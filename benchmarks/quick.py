@@ -19,7 +19,7 @@ from benchmarks.worker import FlowKit
 COMMITTED = Path(__file__).parent / "results" / "quick.json"
 COUNTS = {"SQLite": (2_000, 4_000), "PostgreSQL": (1_000, 4_000), "RabbitMQ + PostgreSQL": (600, 4_000)}
 """Messages of the naive loop's runs, and of FlowKit's."""
-ROUNDS = 3
+ROUNDS = 5
 WORSE = 1.2
 """A ratio that has grown by more than this, each time that it is measured, is a regression."""
 TRIES = 3

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -446,6 +446,76 @@ def test_what_is_used_after_its_handler_raises(
         assert len(raised) == 2 * (len(NAMES) - 1)
         assert "flow shop.accept" in raised[0]
         assert "after its handler had returned" in raised[0]
+
+
+def test_the_connection_of_a_result_leads_to_no_other_message(
+    app: App, orders: Channel[Order], database_url: str
+) -> None:
+    kept: list[Connection] = []
+    refused: list[str] = []
+
+    def write(connection: Connection) -> None:
+        try:
+            connection.execute(text("INSERT INTO effects (name) VALUES ('late')"))
+        except FlowKitError as error:
+            refused.append(str(error))
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        result: Any = db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": order.name})
+        kept.append(result.connection)
+        thread = threading.Thread(target=write, args=kept[:1])
+        thread.start()
+        thread.join()
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *NAMES)
+        assert not harness.dead()
+        assert len(refused) == len(NAMES)
+        assert "take it from Session.connection()" in refused[0]
+
+
+def test_a_listener_executes_on_the_connection_of_a_statement(
+    app: App, orders: Channel[Order], database_url: str
+) -> None:
+    """As some do to tell the database in whose name a statement is."""
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": order.name})
+
+    def listen(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if statement.startswith("INSERT INTO effects"):
+            connection.execute(text("SELECT 1"))
+
+    with running(app, database_url) as harness:
+        event.listen(Engine, "before_cursor_execute", listen)
+        try:
+            publish(harness, orders)
+            once(harness, *NAMES)
+            assert not harness.dead()
+        finally:
+            event.remove(Engine, "before_cursor_execute", listen)
+
+
+def test_a_connection_that_a_handler_holds_is_its_own(app: App, orders: Channel[Order], database_url: str) -> None:
+    kept: list[Connection] = []
+    shared: list[str] = []
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        db.execute(text("SELECT 1"))
+        if db.connection() in kept:
+            shared.append(order.name)
+        kept.append(db.connection())
+        db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": order.name})
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *NAMES)
+        assert not shared
+        assert len(kept) == len(NAMES)
 
 
 def test_an_object_that_changes_after_its_handler_changes_nothing(

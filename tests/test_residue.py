@@ -41,7 +41,7 @@ from flowkit.store.residue import Residue, refusal, residue
         ("CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT 1", Residue.PASSING),
     ],
 )
-def test_what_a_statement_leaves_behind(statement: str, left: Residue) -> None:
+def test_what_a_statement_leaves_behind(statement: str, left: int) -> None:
     assert residue(statement) is left
 
 

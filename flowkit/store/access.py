@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
 from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, NestedTransaction
+from sqlalchemy import Connection, CursorResult, Executable, NestedTransaction
 from sqlalchemy.exc import DBAPIError
 
 from flowkit.errors import Apart, FlowKitError, TransactionEnded
@@ -54,6 +53,8 @@ class Access:
         self._exposed = False
         """Whether the handler may write by the driver, unseen."""
         self._savepoint: NestedTransaction | None = None
+        self._connection: HandlerConnection | None = None
+        self._session: HandlerSession | None = None
 
     def __enter__(self) -> "Access":
         if self._careful:
@@ -84,16 +85,43 @@ class Access:
             return SqlObjects(self, self.unit.space)
         return self.connection if wanted is Connection else self.session
 
-    @cached_property
+    @property
     def connection(self) -> HandlerConnection:
-        return HandlerConnection(self.unit.engine, self.unit.pooled, self)
+        """The connection, which whoever asks for it may keep: no other message gets it."""
+        connection = self._connect()
+        connection.held = True
+        return connection
 
-    @cached_property
+    @property
     def session(self) -> HandlerSession:
-        session = HandlerSession(self)
-        if self.unit.hooked:
-            session.wake()
-        return session
+        if self._session is None:
+            self._session = HandlerSession(self)
+            if self.unit.hooked:
+                self._session.wake()
+        return self._session
+
+    def execute(self, statement: Executable, params: Any) -> CursorResult[Any]:
+        """Execute a statement for a session that is one in name only."""
+        self.touch()
+        return Connection.execute(self._connect(), statement, params)
+
+    def hold(self) -> None:
+        """A result or a listener gave the connection away, and it is used. Raises FlowKitError in another thread, which
+        may have it from an earlier message."""
+        if get_ident() != self._thread:
+            raise FlowKitError(
+                f"flow {self.unit.flow}: a thread uses the connection of a result, which may be another message's by "
+                "now; take it from Session.connection()"
+            )
+        self._connect().held = True
+
+    def _connect(self) -> HandlerConnection:
+        """The connection, one for all messages of a batch that do not hold it."""
+        if self._connection is None:
+            spare, self.unit.spare = self.unit.spare, None
+            self._connection = spare or HandlerConnection(self.unit.engine, self.unit.pooled)
+            self._connection.access = self
+        return self._connection
 
     # ------------------------------------------------------------ what the handler does
 
@@ -115,9 +143,8 @@ class Access:
 
     def follow(self) -> None:
         """The transaction begins on another connection, since the pooled one had died while it was idle."""
-        connection: HandlerConnection | None = self.__dict__.get("connection")
-        if connection is not None:
-            connection.move(self.unit.pooled)
+        if self._connection is not None:
+            self._connection.move(self.unit.pooled)
 
     def touch_own(self, what: str) -> None:
         """FlowKit is to read or write its own tables for the handler, whose role or path must not hide them."""
@@ -134,18 +161,20 @@ class Access:
             self.unit.fail(TransactionEnded("the handler ended the transaction by the driver"))
         self.unit.flush_common(self)
         left = residue(statement)
+        if not left:
+            return
         if left & Residue.LASTING and not self.unit.private:
             raise FlowKitError(
                 f"flow {self.unit.flow}: `{_short(statement)}` leaves something in the session at the server, which a "
                 "pooler in transaction mode gives to others; use what ends with the transaction (ON COMMIT DROP)"
             )
-        if left and not self.unit.alone:
+        if not self.unit.alone:
             self.unit.fail(Apart(_short(statement)))
         self.unit.residue |= left
 
     def postpone(self, statement: str, rows: Sequence[Any]) -> bool:
         """Whether a statement waits, to go together with others like it."""
-        plain = not self._exposed and len(self.connection.failures) == 1
+        plain = not self._exposed and len(self._connect().failures) == 1
         return self.unit.postpone(statement, rows, plain)
 
     def expose(self) -> None:
@@ -163,7 +192,7 @@ class Access:
         if isinstance(error, self.unit.refusals):
             self.unit.failure = error
             self.unit.undone = self.unit.undone or self.unit.rolled_back  # SQLite may do so by itself
-            failures = self.connection.failures
+            failures = self._connect().failures
             failures[-1] = failures[-1] or error
 
     # ------------------------------------------------------------ its end
@@ -174,9 +203,8 @@ class Access:
         if self._finished:
             return
         self._finished = True
-        session = self.__dict__.get("session")
-        if session is not None:
-            self._finish_session(session)
+        if self._session is not None:
+            self._finish_session(self._session)
         if self.unit.settings or self.unit.residue & Residue.SETTING:
             self.unit.restore()
 
@@ -187,7 +215,7 @@ class Access:
 
     def _finish_session(self, session: HandlerSession) -> None:
         if not session.awake and session.added:
-            if self._careful or self.unit.alone or session.__dict__.keys() - {"access", "added"}:  # or listened to
+            if self._careful or self.unit.alone or session.marked:
                 session.wake()
             else:
                 self.unit.gather(session.added)
@@ -200,9 +228,8 @@ class Access:
 
     def _check(self) -> None:
         """See whether the handler caught an error of the database, and went on with half of its work."""
-        connection = self.__dict__.get("connection")
-        if connection is not None:
-            failure = next((one for one in connection.failures if one is not None), None)
+        if self._connection is not None:
+            failure = next((one for one in self._connection.failures if one is not None), None)
             if failure is not None or (self._savepoint is not None and not self._savepoint.is_active):
                 raise self.unit.swallowed(failure)
         broken = self.unit.broken()
@@ -211,7 +238,7 @@ class Access:
 
     def _release(self) -> None:
         """Keep what savepoints hold: those that the handler left open, and its own."""
-        session, connection = self.__dict__.get("session"), self.__dict__.get("connection")
+        session, connection = self._session, self._connection
         if session is not None and session.awake:
             for nested in iter(session.get_nested_transaction, None):
                 nested.commit()
@@ -221,7 +248,7 @@ class Access:
 
     def _undo(self) -> None:
         """Undo the handler, where it has a savepoint. Else its whole unit is undone."""
-        session, connection = self.__dict__.get("session"), self.__dict__.get("connection")
+        session, connection = self._session, self._connection
         if session is not None and session.awake:
             self.unit.tell(session, "after_rollback")
         self._undoing = True
@@ -236,8 +263,10 @@ class Access:
 
     def close(self) -> None:
         """Let nobody use it any more."""
-        session = self.__dict__.pop("session", None)  # which knows this access: without, no garbage is left to find
-        self.__dict__.pop("connection", None)
+        session, self._session = self._session, None  # which knows this access: without, no garbage is left to find
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.spare:
+            self.unit.spare = connection
         self._closing = True
         try:
             if session is not None:

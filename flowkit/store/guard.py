@@ -1,6 +1,6 @@
 """The Connection and the Session that a handler writes with: of its message only, and unable to end the transaction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,11 +27,12 @@ class HandlerConnection(Connection):
 
     access: "Access | None" = None
     """Whose it is: it hears of each statement and each error."""
+    held = False
+    """Whether a handler has it in hand. Else the handlers of a batch use it in turns: to make one is dear."""
 
-    def __init__(self, engine: Engine, driver: PoolProxiedConnection, access: "Access") -> None:
+    def __init__(self, engine: Engine, driver: PoolProxiedConnection) -> None:
         super().__init__(engine, driver)
         self.begin()  # for SQLAlchemy, which asks for the driver's connection; the database has begun, or will
-        self.access = access
         self.failures: list[BaseException | None] = [None]
         """The errors of the database, one for the transaction and one for each savepoint that is open in it."""
 
@@ -41,6 +42,11 @@ class HandlerConnection(Connection):
         if self.access is not None:
             self.access.expose()
         return super().connection
+
+    @property
+    def spare(self) -> bool:
+        """Whether the next handler can use it: nobody holds it, and nothing is left of this one."""
+        return not self.held and self.failures == [None]
 
     def move(self, driver: PoolProxiedConnection) -> None:
         """Go on with another connection of the driver's: nothing was done on the old one."""
@@ -77,6 +83,14 @@ class HandlerSession(Session):
         self.access = access
         self.added: list[object] = []
 
+    awake = False
+    """Whether it is a session in earnest."""
+
+    @property
+    def marked(self) -> bool:
+        """Whether the handler set or listens to something on it, though it is no session in earnest."""
+        return self.__dict__.keys() != {"access", "added"}
+
     def __getattr__(self, name: str) -> Any:
         """Make it a session in earnest: something asks for what only that has."""
         if self.awake or name.startswith("__"):
@@ -84,17 +98,19 @@ class HandlerSession(Session):
         self.wake()
         return getattr(self, name)
 
-    @property
-    def awake(self) -> bool:
-        return "identity_map" in self.__dict__
-
     def wake(self) -> None:
         """Become a session in earnest, which keeps what was set on it."""
         own = dict(self.__dict__)
         super().__init__(self.access.connection, join_transaction_mode="rollback_only", close_resets_only=False)
         self.__dict__.update(own)
+        self.awake = True
         added, self.added = self.added, []
-        super().add_all(added)
+        self.gather(added)
+
+    def gather(self, objects: Iterable[object]) -> None:
+        """Add objects of handlers that have used the transaction already."""
+        for one in objects:
+            super().add(one)
 
     def add(self, instance: object, *, _warn: bool = True) -> None:
         self.access.touch()
@@ -137,8 +153,11 @@ def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
     def noted(self: HandlerConnection | HandlerSession, *arguments: Any, **options: Any) -> Any:
         if self.access is not None:
             self.access.touch()
-        if isinstance(self, HandlerSession) and not self.awake:
-            self.wake()
+        if isinstance(self, HandlerSession):
+            if not self.awake:
+                self.wake()
+        elif not self.held and self.access is not None:
+            self.access.hold()
         return method(self, *arguments, **options)
 
     return noted
@@ -158,14 +177,15 @@ for _name in _USES.split():
 def _executing(name: str) -> Callable[..., Any]:
     """A method of the session that executes. While nothing was done with it, statements that know nothing of the ORM go
     to the connection, as they would in the end: SQLAlchemy's sessions ask a statement the same."""
-    by_session, by_connection = getattr(Session, name), getattr(HandlerConnection, name)
+    by_session = getattr(Session, name)
 
     @wraps(by_session)
     def executed(self: HandlerSession, statement: Any, params: Any = None, **options: Any) -> Any:
         if self.awake or self.added or options or getattr(statement, "_propagate_attrs", True):
             self.access.touch()
             return by_session(self, statement, params, **options)
-        return by_connection(self.access.connection, statement, params)
+        result = self.access.execute(statement, params)
+        return result if name == "execute" else getattr(result, name)()
 
     return executed
 

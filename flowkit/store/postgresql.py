@@ -47,6 +47,8 @@ _STAGE = f"""
            CAST(value ->> 12 AS integer), CAST(value ->> 13 AS integer),
            (SELECT {NOW}), (SELECT {NOW}) + CAST(value ->> 14 AS bigint), value ->> 15
     FROM ROWS FROM (jsonb_array_elements(CAST(%s AS jsonb)), unnest(CAST(%b AS bytea[]))) AS each(value, body)"""
+IN_TRANSACTION, NO_PIPELINE = 2, 0
+"""PQTRANS_INTRANS and PQ_PIPELINE_OFF of libpq: it is asked after each message, and the driver's enums are dear."""
 NOT_ACTIVE = "another group of instances is active now"
 _FENCE = f"""
     SELECT CAST(CASE WHEN EXISTS (SELECT 1 FROM flowkit_leases WHERE name = %s AND holder = %s AND token = %s
@@ -185,14 +187,15 @@ class PostgresDialect:
 
     def broken(self, connection: Any) -> BaseException | None:
         """Why the transaction cannot go on. A local look at what the server said last."""
+        seen = connection.pgconn.transaction_status, connection.pgconn.pipeline_status
+        if seen == (IN_TRANSACTION, NO_PIPELINE) and not connection.lock.locked():
+            return None
         status = connection.info.transaction_status.name
         if status == "ACTIVE" or connection.lock.locked() or connection.info.pipeline_status.name != "OFF":
             connection.close()  # the next statement would wait for the handler, for ever
             return StoreUnavailable(
                 "PostgreSQL: the handler left a COPY, a stream or a pipeline of the driver open; use it in a with block"
             )
-        if status == "INTRANS":
-            return None
         if status == "INERROR":
             return RuntimeError(SWALLOWED)
         if status == "IDLE":

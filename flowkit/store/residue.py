@@ -1,7 +1,6 @@
 """Residue: the settings, names and locks that a handler's statement leaves on its transaction or connection."""
 
 import re
-from enum import IntFlag
 from functools import lru_cache
 
 _TEXT = re.compile(
@@ -39,8 +38,8 @@ LONG = 10_000
 """Statements of more characters hold data: they are not kept in memory with what was found out about them."""
 
 
-class Residue(IntFlag):
-    """The kinds of residue, by how long it lasts."""
+class Residue:
+    """The kinds of residue, by how long it lasts. Plain bits, which cost a statement nothing: flags of `enum` do."""
 
     NONE = 0
     SETTING = 1
@@ -53,7 +52,7 @@ class Residue(IntFlag):
     """Whatever a handler did to the driver's connection, unseen."""
 
 
-def residue(statement: str) -> Residue:
+def residue(statement: str) -> int:
     """The residue of a statement. A function that it calls may leave more, unseen: see `App.flow(settings=)`."""
     return _found(statement)[0] if len(statement) < LONG else _look(statement)[0]
 
@@ -63,7 +62,7 @@ def refusal(statement: str) -> str:
     return _found(statement)[1] if len(statement) < LONG else _look(statement)[1]
 
 
-def _look(statement: str) -> tuple[Residue, str]:
+def _look(statement: str) -> tuple[int, str]:
     left, refused = Residue.NONE, ""
     for part in _TEXT.sub(lambda found: "" if found[0] == '"' else " ", statement).split(";"):
         left |= _residue(part.strip())
@@ -74,7 +73,7 @@ def _look(statement: str) -> tuple[Residue, str]:
 _found = lru_cache(1024)(_look)
 
 
-def _residue(part: str) -> Residue:
+def _residue(part: str) -> int:
     if _PASSING.match(part):
         return Residue.PASSING
     if _LASTING.match(part):

@@ -14,7 +14,7 @@ from flowkit.errors import Apart, CommitUnknown, StoreConflict, StoreUnavailable
 from flowkit.message import Message
 from flowkit.ports import Claim, Copy, Delivery, Fence, Identity, Letter, Reopening, Tally
 from flowkit.store.access import Access, hooked
-from flowkit.store.guard import HandlerSession
+from flowkit.store.guard import HandlerConnection, HandlerSession
 from flowkit.store.residue import TOKEN, Residue
 from flowkit.store.tables import DEAD, OPEN
 
@@ -61,10 +61,12 @@ class SqlUnit:
         """The last one of those."""
         self.undone = False
         """Whether a session rolled the transaction back, because a flush failed."""
-        self.residue = Residue.NONE
+        self.residue = 0
         """The residue of the handlers' statements, not put back yet."""
         self.sessions: list[HandlerSession] = []
         """Those that want to know how the transaction ends."""
+        self.spare: HandlerConnection | None = None
+        """The one that the next handler can use."""
         self._store = store
         driver: Any = pooled.driver_connection
         self._driver, self._cursor = driver, driver.cursor()
@@ -231,7 +233,7 @@ class SqlUnit:
         if self._common is None:
             self._common = Access(self)
             self._common.session.wake()
-        self._common.session.add_all(objects)
+        self._common.session.gather(objects)
 
     def postpone(self, statement: str, rows: Sequence[Row], plain: bool) -> bool:
         """Let a handler's plain INSERT wait, so that those of a batch take one round trip. Any other statement, or one
@@ -356,6 +358,7 @@ class SqlUnit:
     def end(self) -> None:
         """Undo what is not committed and return the connection. Never raises: a broken connection is discarded."""
         self._waiting.clear()
+        self.spare = None  # which knows this unit: without, no garbage is left to find
         if self._common is not None:
             self._common.close()
         self._tell_all("after_rollback")

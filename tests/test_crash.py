@@ -173,7 +173,7 @@ def fleet(
     made.services.close()
 
 
-TIMES, ROUNDS = (4, 5) if PROOF else (3, 1)
+TIMES, ROUNDS = (4, 5) if PROOF else (2, 1)
 """Kills at each place in a round. More of them at once would use up the attempts of a message."""
 
 

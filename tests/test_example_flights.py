@@ -156,12 +156,6 @@ def test_the_demo_kills_a_worker_and_arrives_at_equal_results() -> None:
 
 @pytest.mark.processes
 @pytest.mark.postgresql
-def test_the_demo_on_postgresql(postgresql_url: str) -> None:
-    check(demo(postgresql_url))
-
-
-@pytest.mark.processes
-@pytest.mark.postgresql
 def test_the_demo_on_rabbitmq(postgresql_url: str, rabbitmq_url: str) -> None:
     done = demo(postgresql_url, rabbitmq_url)
     assert "broker: amqp://flowkit:***@127.0.0.1" in done.stdout

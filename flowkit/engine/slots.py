@@ -49,7 +49,7 @@ class Slots:
 
     def __init__(self, descriptor: int = -1) -> None:
         self._memory = mmap.mmap(descriptor, HEADER + SLOT * COUNT)
-        self._free: deque[Slot] = deque()
+        self._free: deque[int] = deque()
 
     @property
     def worker(self) -> str:
@@ -84,21 +84,21 @@ class Slots:
 
     def share(self, lanes: int) -> None:
         """Let messages have the slots that so many lanes leave over."""
-        self._free.extend(self.slot(number) for number in range(lanes, COUNT))
+        self._free.extend(range(lanes, COUNT))
 
     def take(self) -> "Slot":
         """A slot for one message, until it is put back. Any thread may call it. Where none is left the first lane's is
         shared: the blame may then fall on a neighbour, which has to run alone once."""
         try:
-            return self._free.popleft()
+            return self.slot(self._free.popleft())
         except IndexError:
             return self.slot(0)
 
     def put_back(self, slot: "Slot") -> None:
         """Strike off what a message's slot notes, and let others have it."""
         slot.strike()
-        if not slot.first:
-            self._free.append(slot)
+        if slot.number:
+            self._free.append(slot.number)
 
     def in_flight(self) -> Iterator[InFlight]:
         """The messages that lanes have noted and not struck off."""
@@ -127,8 +127,8 @@ class Slot:
         self._start = start
 
     @property
-    def first(self) -> bool:
-        return self._start == HEADER
+    def number(self) -> int:
+        return (self._start - HEADER) // SLOT
 
     def note(self, identity: Identity, state: State) -> None:
         name = "\0".join(identity).encode()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from flowkit.app import App
 from flowkit.channel import Channel
+from flowkit.config import Settings, open_store
 from flowkit.errors import ConfigError, DefinitionError, FlowKitError
 from flowkit.testing.end import Columns, Common, Difference, End, differences, files, observed, read, take_down, without
 from flowkit.testing.harness import Harness
@@ -125,6 +126,7 @@ def crash_everywhere(
         home = Path(last.enter_context(tempfile.TemporaryDirectory(prefix="flowkit-crash-", dir=memory)))
         prover = _Prover(app, scenario, home, None if directory is None else Path(directory), observe)
         last.callback(prover.clear)
+        prover.prepare()
         reference, again = prover.run(), prover.run()
         if not any(row["accepted"] for row in reference.end["ledger"]):
             raise Unrepeatable("the scenario publishes nothing that a flow takes; publish to a channel with a flow")
@@ -187,6 +189,11 @@ class _Prover:
         self._scratch = Scratch(home / WORK, directory)
         if directory is not None and directory.is_dir() and any(directory.iterdir()):
             raise ConfigError(f"directory {directory} is not empty; name one that may be emptied for each run")
+
+    def prepare(self) -> None:
+        """Load what each process needs: they are forked from this one."""
+        self.clear()
+        open_store(Settings(database_url=self._url, broker_url=""), check=False).close()
 
     def run(self, number: int = 0) -> _Run:
         """Run the scenario, with a worker that is killed at this point; 0 is none. Raises ScenarioFailed."""

@@ -1,5 +1,6 @@
 """A process of a proof, and what it says of its end."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -73,6 +74,7 @@ class Process:
         self._pipe.close()
 
     def _run(self, pipe: Connection, role: Callable[..., None], *arguments: object) -> None:
+        gc.freeze()  # a collection would look at all that this program made, and so copy the memory that it shares
         self._pipe.close()  # so that this process hears it when the other one is gone
         logging.getLogger("flowkit").setLevel(logging.ERROR)  # that workers are gone is no news here
         try:

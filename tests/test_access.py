@@ -476,11 +476,36 @@ def test_the_connection_of_a_result_leads_to_no_other_message(
         assert "take it from Session.connection()" in refused[0]
 
 
+@pytest.mark.parametrize("wake", [False, True], ids=["asleep", "awake"])
+@pytest.mark.parametrize("name", ["engine_connect", "begin"])
+def test_a_listener_to_the_engine_sets_something_for_the_transaction(
+    app: App, orders: Channel[Order], postgresql_url: str, name: str, wake: bool
+) -> None:
+    """As apps do whose rows belong to tenants."""
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        if wake:
+            db.flush()
+        tenant = db.execute(text("SELECT current_setting('app.tenant', true)")).scalar()
+        db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": f"{order.name} of {tenant}"})
+
+    def listen(connection: Connection) -> None:
+        connection.execute(text("SET LOCAL app.tenant = 'acme'"))
+
+    with running(app, postgresql_url) as harness:
+        event.listen(Engine, name, listen)
+        try:
+            publish(harness, orders)
+        finally:
+            event.remove(Engine, name, listen)
+        once(harness, *(f"{one} of acme" for one in NAMES))
+        assert not harness.dead()
+
+
 def test_a_listener_executes_on_the_connection_of_a_statement(
     app: App, orders: Channel[Order], database_url: str
 ) -> None:
-    """As some do to tell the database in whose name a statement is."""
-
     @app.flow(orders, retry=FAST)
     def accept(order: Order, db: Session) -> None:
         db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": order.name})

@@ -105,7 +105,7 @@ class Access:
         self.touch()
         return Connection.execute(self._connect(), statement, params)
 
-    def hold(self) -> None:
+    def hold(self, connection: HandlerConnection) -> None:
         """A result or a listener gave the connection away, and it is used. Raises FlowKitError in another thread, which
         may have it from an earlier message."""
         if get_ident() != self._thread:
@@ -113,14 +113,15 @@ class Access:
                 f"flow {self.unit.flow}: a thread uses the connection of a result, which may be another message's by "
                 "now; take it from Session.connection()"
             )
-        self._connect().held = True
+        connection.held = True
 
     def _connect(self) -> HandlerConnection:
         """The connection, one for all messages of a batch that do not hold it."""
         if self._connection is None:
             spare, self.unit.spare = self.unit.spare, None
-            self._connection = spare or HandlerConnection(self.unit.engine, self.unit.pooled)
-            self._connection.access = self
+            if spare is not None:
+                spare.access = self
+            self._connection = spare or HandlerConnection(self.unit.engine, self.unit.pooled, self)
         return self._connection
 
     # ------------------------------------------------------------ what the handler does
@@ -172,10 +173,9 @@ class Access:
             self.unit.fail(Apart(_short(statement)))
         self.unit.residue |= left
 
-    def postpone(self, statement: str, rows: Sequence[Any]) -> bool:
-        """Whether a statement waits, to go together with others like it."""
-        plain = not self._exposed and len(self._connect().failures) == 1
-        return self.unit.postpone(statement, rows, plain)
+    def postpone(self, statement: str, rows: Sequence[Any], outside: bool) -> bool:
+        """Whether a statement waits, to go together with others like it. `outside`: of savepoints of the handler's."""
+        return self.unit.postpone(statement, rows, outside and not self._exposed)
 
     def expose(self) -> None:
         """The handler gets the driver's connection, or SQLAlchemy does, to roll back."""
@@ -187,13 +187,13 @@ class Access:
         self.unit.residue |= Residue.DRIVER
         self._exposed = True
 
-    def note(self, error: BaseException) -> None:
-        """Remember what the database refused: a handler that goes on all the same has failed."""
-        if isinstance(error, self.unit.refusals):
+    def note(self, error: BaseException) -> bool:
+        """Whether this is what the database refused: a handler that goes on all the same has failed."""
+        refused = isinstance(error, self.unit.refusals)
+        if refused:
             self.unit.failure = error
             self.unit.undone = self.unit.undone or self.unit.rolled_back  # SQLite may do so by itself
-            failures = self._connect().failures
-            failures[-1] = failures[-1] or error
+        return refused
 
     # ------------------------------------------------------------ its end
 

@@ -25,21 +25,25 @@ def _refuse(what: str) -> NoReturn:
 class HandlerConnection(Connection):
     """A connection whose transaction belongs to FlowKit. It shares the driver's with the messages of its batch."""
 
-    access: "Access | None" = None
+    access: "Access"
     """Whose it is: it hears of each statement and each error."""
+    _made = False
     held = False
     """Whether a handler has it in hand. Else the handlers of a batch use it in turns: to make one is dear."""
 
-    def __init__(self, engine: Engine, driver: PoolProxiedConnection) -> None:
-        super().__init__(engine, driver)
-        self.begin()  # for SQLAlchemy, which asks for the driver's connection; the database has begun, or will
+    def __init__(self, engine: Engine, driver: PoolProxiedConnection, access: "Access") -> None:
+        self.access = access
         self.failures: list[BaseException | None] = [None]
         """The errors of the database, one for the transaction and one for each savepoint that is open in it."""
+        super().__init__(engine, driver)
+        if not self.in_transaction():  # a listener that executes something has begun it
+            self.begin()
+        self._made = True
 
     @property
     def connection(self) -> PoolProxiedConnection:
         """The driver's connection, on which nothing can be seen: what waits goes first, and nothing waits any more."""
-        if self.access is not None:
+        if self._made:  # before, SQLAlchemy begins, for which the database has begun, or will
             self.access.expose()
         return super().connection
 
@@ -151,13 +155,12 @@ class HandlerSession(Session):
 def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def noted(self: HandlerConnection | HandlerSession, *arguments: Any, **options: Any) -> Any:
-        if self.access is not None:
-            self.access.touch()
+        self.access.touch()
         if isinstance(self, HandlerSession):
             if not self.awake:
                 self.wake()
-        elif not self.held and self.access is not None:
-            self.access.hold()
+        elif not self.held:
+            self.access.hold(self)
         return method(self, *arguments, **options)
 
     return noted
@@ -199,7 +202,7 @@ def watch(engine: Engine) -> None:
 
     @event.listens_for(engine, "before_cursor_execute")
     def look(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
-        if isinstance(connection, HandlerConnection) and connection.access is not None:
+        if isinstance(connection, HandlerConnection):
             refused = refusal(statement)
             if refused:
                 _refuse(refused)
@@ -219,24 +222,24 @@ def watch(engine: Engine) -> None:
 
     def postponed(context: ExecutionContext, statement: str, rows: Sequence[Any]) -> bool:
         connection = context.root_connection
-        if not isinstance(connection, HandlerConnection) or connection.access is None:
+        if not isinstance(connection, HandlerConnection):
             return False
-        return connection.access.postpone(statement, rows)
+        return connection.access.postpone(statement, rows, len(connection.failures) == 1)
 
     @event.listens_for(engine, "handle_error")
     def note(context: ExceptionContext) -> None:
         connection = context.connection
-        if isinstance(connection, HandlerConnection) and connection.access is not None:
-            connection.access.note(context.original_exception)
+        if isinstance(connection, HandlerConnection) and connection.access.note(context.original_exception):
+            connection.failures[-1] = connection.failures[-1] or context.original_exception
 
     @event.listens_for(engine, "rollback")
     def undo(connection: Connection) -> None:
-        if isinstance(connection, HandlerConnection) and connection.access is not None:
+        if isinstance(connection, HandlerConnection):
             connection.access.unit.undone = True
 
     @event.listens_for(engine, "commit")
     def keep(connection: Connection) -> None:
-        if isinstance(connection, HandlerConnection) and connection.access is not None:
+        if isinstance(connection, HandlerConnection):
             _refuse("commit() of a session of its own on this connection")
 
     @event.listens_for(engine, "savepoint")

@@ -92,8 +92,8 @@ class HandlerSession(Session):
 
     @property
     def marked(self) -> bool:
-        """Whether the handler set or listens to something on it, though it is no session in earnest."""
-        return self.__dict__.keys() != {"access", "added"}
+        """Whether a session that is asleep has more than its access and its list: something was set, or listens."""
+        return len(self.__dict__) > 2
 
     def __getattr__(self, name: str) -> Any:
         """Make it a session in earnest: something asks for what only that has."""

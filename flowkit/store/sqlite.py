@@ -214,9 +214,11 @@ class SqliteDialect:
 
     def broken(self, connection: Any) -> BaseException | None:
         """Why the transaction is no longer open: SQLite has no failed transactions, only ended ones."""
-        if self.lost(connection):
+        try:
+            open = connection.in_transaction
+        except self.error:
             return StoreUnavailable(f"SQLite ({self.path}): the connection was closed")
-        return None if connection.in_transaction else TransactionEnded("the transaction was ended by the driver")
+        return None if open else TransactionEnded("the transaction was ended by the driver")
 
     def lost(self, connection: Any) -> bool:
         try:

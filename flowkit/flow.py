@@ -163,12 +163,8 @@ class Outbox:
     def route(self, routed: Routed[Any]) -> str:
         """Send a routed value. Raises Unrouted when no flow subscribes to its channel, FlowKitError when the handler
         has returned."""
+        self._check_open()
         channel = routed.channel
-        if self._closed:
-            raise FlowKitError(
-                f"flow {self._flow.name}: outbox.send() was called after the handler of message {self._cause.id}, or "
-                "its function of work.run(), had returned, so nothing would be sent; send inside the function"
-            )
         if channel not in self._flow.to:
             raise DefinitionError(
                 f"flow {self._flow.name} sends to channel {channel.name}, which it does not declare; add it to its to="
@@ -176,8 +172,16 @@ class Outbox:
         if not channel.optional and not self._routes.get(channel.name):
             raise Unrouted(unrouted(channel.name))
         outgoing = compose(self._context, routed, self._flow.name, cause=self._cause)
+        self._check_open()  # a thread may take long to make the message
         self.sent.append(outgoing)
         return outgoing.message.id
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise FlowKitError(
+                f"flow {self._flow.name}: outbox.send() was called after the handler of message {self._cause.id}, or "
+                "its function of work.run(), had returned, so nothing would be sent; send inside the function"
+            )
 
 
 def unrouted(channel: str) -> str:
@@ -499,8 +503,11 @@ Getter = Callable[[Delivery, Outbox, Giver], object]
 
 
 def _attempt(delivery: Delivery) -> Message:
-    """The message, which says which attempt this is."""
-    return delivery.message._replace(attempt=delivery.attempts + 1) if delivery.attempts else delivery.message
+    """The message, which says which attempt this is. The handler may change its headers: they are its own."""
+    message = delivery.message
+    if not delivery.attempts and not message.headers:
+        return message
+    return message._replace(attempt=delivery.attempts + 1, headers=dict(message.headers))
 
 
 def _from_giver(wanted: type) -> Getter:

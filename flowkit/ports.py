@@ -357,6 +357,8 @@ class Access(Protocol):
 
     used: bool
     """Whether the handler touched the transaction."""
+    undone: bool
+    """Whether all that it wrote is undone at its end, though the unit goes on. Else the unit has to be undone."""
 
     def give(self, wanted: type) -> object:
         """The object for a parameter of this type, one of `Store.injects`. It cannot end the transaction."""

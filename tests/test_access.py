@@ -16,6 +16,7 @@ from flowkit.config import Settings, open_store
 from flowkit.engine.triage import DEATHS
 from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError
+from flowkit.store.residue import TOKEN
 from flowkit.testing import Harness
 from tests.shop import FAST, Effect, Order, Unique, new_app, once, running
 
@@ -878,13 +879,13 @@ def test_row_50_flowkits_own_savepoint_is_not_a_handlers(
     def accept(order: Order, db: Session) -> None:
         db.add(Effect(name=order.name))
         if order.deed:
-            db.execute(text("ROLLBACK TO flowkit_unit"))
+            db.execute(text(f"ROLLBACK TO {TOKEN}"))
 
     with running(app, database_url) as harness:
         publish(harness, orders)
         once(harness, *OTHERS)
         (letter,) = harness.dead()
-        assert "FlowKit's own savepoint" in letter.error
+        assert "a savepoint of FlowKit's own" in letter.error
 
 
 def test_a_restart_of_the_database_charges_nobody(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flowkit.store.residue import Residue, refusal, residue
+from flowkit.store.residue import TOKEN, Residue, refusal, residue
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,17 @@ from flowkit.store.residue import Residue, refusal, residue
         ("SELECT 1", Residue.NONE),
         ("INSERT INTO settings (name) VALUES ('x')", Residue.NONE),
         ("UPDATE t SET a = 1", Residue.NONE),
-        ("SAVEPOINT mine", Residue.NONE),
+        ("SAVEPOINT mine", Residue.PASSING),
+        ("ROLLBACK TO SAVEPOINT mine", Residue.PASSING),
+        ("RELEASE mine", Residue.PASSING),
+        ("SELECT 1 AS x INTO LOCAL TEMP mine", Residue.LASTING),
+        ("EXPLAIN (ANALYZE) CREATE TEMP TABLE mine AS SELECT 1", Residue.LASTING),
+        ("EXPLAIN ANALYZE CREATE TEMP TABLE mine AS SELECT 1", Residue.LASTING),
+        ("/* a /* b */ c */ SET LOCAL app.tenant = 'acme'", Residue.SETTING),
+        ("""SELECT 1 AS "it's", set_config('app.tenant', 'acme', true)""", Residue.SETTING),
+        ("""SELECT 1 AS "it's", pg_advisory_lock(4711), 'x'""", Residue.LASTING),
+        (r"SELECT E'it\'s', set_config('app.tenant', 'acme', true)", Residue.SETTING),
+        ('SELECT "a""b;c" FROM t', Residue.NONE),
         ("CREATE TABLE temporary_orders (id int)", Residue.NONE),
         ("SET LOCAL app.tenant = 'x'", Residue.SETTING),
         ("-- who\n set role weak", Residue.SETTING),
@@ -62,8 +72,16 @@ def test_what_a_statement_leaves_behind(statement: str, left: int) -> None:
         ("SET LOCAL transaction_read_only = on", "SQL SET LOCAL TRANSACTION_READ_ONLY"),
         ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "SQL SET SESSION CHARACTERISTICS"),
         ("SELECT 'x; COMMIT'", ""),
-        ("ROLLBACK TO flowkit_unit", "SQL with FlowKit's own savepoint flowkit_unit"),
+        ("PRAGMA [query_only] = 1", "PRAGMA (with a quoted name)"),
+        ("PRAGMA 'query_only' = 1", "PRAGMA (with a quoted name)"),
+        ('PRAGMA "query_only" = 1', "PRAGMA query_only"),
+        ("CREATE TRIGGER a AFTER INSERT ON b BEGIN INSERT INTO c VALUES (1); END", ""),
+        ("CREATE TRIGGER a AFTER INSERT ON b BEGIN SELECT 1; END; END", "SQL END"),
     ],
 )
 def test_what_a_statement_may_not_do(statement: str, refused: str) -> None:
     assert refusal(statement) == refused
+
+
+def test_nobody_goes_back_to_a_savepoint_of_flowkits_own() -> None:
+    assert refusal(f"ROLLBACK TO {TOKEN}") == "SQL with a savepoint of FlowKit's own"

@@ -150,6 +150,7 @@ class Lane:
                 items = self.pipeline.run(part, alone, careful, error_of(verdict))
             except TransactionEnded as error:
                 self._hold([*todo, (triage.later, None)])
+                self.working = part
                 self._ended = error
                 return self._quarantine()
             except BaseException as error:

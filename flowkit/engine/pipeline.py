@@ -277,7 +277,7 @@ class Pipeline:
             self.since = None
             self.slot.strike()
             item.outbox.close()
-        if item.error is not None and access.used and not careful:
+        if item.error is not None and access.used and not access.undone:
             unit.check()
             raise Spoiled(delivery) from item.error
 

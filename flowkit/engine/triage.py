@@ -57,7 +57,7 @@ class Triage:
         """The parts to run after a part failed, the last one first. Raises the error if all of them have to wait."""
         match error:
             case Spoiled():
-                return self._spoiled(error, part)
+                return self._spoiled(error, part, verdict)
             case Apart():
                 return self._run_apart(error, part)
             case Refused():
@@ -84,10 +84,13 @@ class Triage:
                     extra={"flow": self._flow.name, "message_id": id},
                 )  # fmt: skip
 
-    def _spoiled(self, error: Spoiled, part: Sequence[Delivery]) -> list[Part]:
-        """A failed handler had used the transaction. Alone its blame is certain; else all run carefully once."""
+    def _spoiled(self, error: Spoiled, part: Sequence[Delivery], verdict: BaseException | None) -> list[Part]:
+        """A failed handler had used the transaction. Alone its blame is certain; else all run carefully once, and each
+        by itself where even that could not undo it."""
         if len(part) == 1:
             return [(part, error.__cause__)]
+        if verdict is SPOILED:
+            return singles(part)
         self._stumbled.append(error)
         self._pipeline.context.telemetry.rerun(self._flow.name)
         return [(part, SPOILED)]

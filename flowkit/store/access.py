@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from threading import get_ident
+from contextlib import suppress
+from threading import Lock, get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, CursorResult, Executable, NestedTransaction
-from sqlalchemy.exc import DBAPIError
 
 from flowkit.errors import Apart, FlowKitError, TransactionEnded
 from flowkit.ports import Asked, Objects
@@ -24,6 +24,8 @@ HOOKS = (
     "pending_to_persistent", "after_transaction_create", "after_transaction_end",
 )  # fmt: skip
 """Events by which an app sees the session of a message, and what is flushed with it."""
+FLUSHES = 100
+"""So often a session is flushed at the end, like a commit of SQLAlchemy's: its listeners may add to it."""
 _VALUE = re.compile(r"(?:\b[eExXbBnN])?'(?:[^']|'')*'?|(\$\w*\$).*?(?:\1|$)|\b\d[\w.]*")
 """Texts and numbers of a statement, which may be data."""
 _ANY = HandlerSession.__new__(HandlerSession)
@@ -50,14 +52,23 @@ class Access:
         self._closing = False
         self._finished = False
         self._undoing = False
+        self.undone = False
+        """Whether all that the handler wrote is undone, though its unit goes on."""
         self._exposed = False
         """Whether the handler may write by the driver, unseen."""
         self._savepoint: NestedTransaction | None = None
+        self._returned = False
+        self.turn = Lock()
+        """Held for a statement of another thread, so that it comes before the handler's end or not at all."""
+        self._lent: HandlerConnection | None = None
+        """The connection that messages use in turns, and no handler gets."""
         self._connection: HandlerConnection | None = None
         self._session: HandlerSession | None = None
 
     def __enter__(self) -> "Access":
         if self._careful:
+            self.touch()
+            self.unit.set_own()
             self._savepoint = self.connection.begin_nested()
             self.used = False
         return self
@@ -65,16 +76,21 @@ class Access:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self.turn:
+            self._returned = True
         try:
             if error is None:
                 self.finish()
                 self._release()
+                self._forget()
         except BaseException:
             self._undo()
             raise
         else:
             if error is not None:
                 self._undo()
+            elif self._careful:
+                self.unit.release_own()
         finally:
             self.close()
 
@@ -87,10 +103,12 @@ class Access:
 
     @property
     def connection(self) -> HandlerConnection:
-        """The connection, which whoever asks for it may keep: no other message gets it."""
-        connection = self._connect()
-        connection.held = True
-        return connection
+        """The connection of this message alone, which the handler may keep."""
+        if self._connection is None:
+            self.admit()
+            self._connection = HandlerConnection(self.unit.engine, self.unit.pooled, self)
+            self._connection.held = True
+        return self._connection
 
     @property
     def session(self) -> HandlerSession:
@@ -103,7 +121,9 @@ class Access:
     def execute(self, statement: Executable, params: Any) -> CursorResult[Any]:
         """Execute a statement for a session that is one in name only."""
         self.touch()
-        return Connection.execute(self._connect(), statement, params)
+        if self._lent is None:
+            self._lent = self.unit.lend(self)
+        return Connection.execute(self._lent, statement, params)
 
     def hold(self, connection: HandlerConnection) -> None:
         """A result or a listener gave the connection away, and it is used. Raises FlowKitError in another thread, which
@@ -115,25 +135,11 @@ class Access:
             )
         connection.held = True
 
-    def _connect(self) -> HandlerConnection:
-        """The connection, one for all messages of a batch that do not hold it."""
-        if self._connection is None:
-            spare, self.unit.spare = self.unit.spare, None
-            if spare is not None:
-                spare.access = self
-            self._connection = spare or HandlerConnection(self.unit.engine, self.unit.pooled, self)
-        return self._connection
-
     # ------------------------------------------------------------ what the handler does
 
     def touch(self) -> None:
-        """The handler uses the transaction. Raises FlowKitError when it has returned: a thread that it left behind
-        would write into the transaction of another message."""
-        if not self._open or (self._finished and get_ident() != self._thread):
-            raise FlowKitError(
-                f"flow {self.unit.flow}: a session, connection or objects of a message were used after its handler had "
-                "returned; wait in the handler for the threads that it starts, and keep nothing of its session"
-            )
+        """The handler uses the transaction. Raises FlowKitError when it has returned."""
+        self.admit()
         if self._closing:
             return
         self.used = True
@@ -142,10 +148,28 @@ class Access:
             raise self.unit.swallowed()
         self.unit.touch(self)
 
+    def admit(self) -> None:
+        """Raise FlowKitError when the handler has returned: a thread that it left behind would write into the
+        transaction of another message."""
+        if not self._open or (self._returned and get_ident() != self._thread):
+            raise FlowKitError(
+                f"flow {self.unit.flow}: a session, connection or objects of a message were used after its handler had "
+                "returned; wait in the handler for the threads that it starts, and keep nothing of its session"
+            )
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a thread that the handler started runs this."""
+        return get_ident() != self._thread
+
     def follow(self) -> None:
         """The transaction begins on another connection, since the pooled one had died while it was idle."""
-        if self._connection is not None:
-            self._connection.move(self.unit.pooled)
+        for connection in self._connections:
+            connection.move(self.unit.pooled)
+
+    @property
+    def _connections(self) -> list[HandlerConnection]:
+        return [one for one in (self._connection, self._lent) if one is not None]
 
     def touch_own(self, what: str) -> None:
         """FlowKit is to read or write its own tables for the handler, whose role or path must not hide them."""
@@ -158,6 +182,7 @@ class Access:
 
     def look(self, statement: str) -> None:
         """The handler executes a statement. Raises Apart when others in this transaction would meet what it leaves."""
+        self.admit()
         if self.unit.rolled_back:
             self.unit.fail(TransactionEnded("the handler ended the transaction by the driver"))
         self.unit.flush_common(self)
@@ -182,7 +207,8 @@ class Access:
         if self.unit.undone:
             return
         self.touch()
-        self.unit.flush_common(self)
+        if not self.unit.alone:
+            self.unit.fail(Apart("Connection.connection"))  # nobody sees what is done there
         self.unit.send()
         self.unit.residue |= Residue.DRIVER
         self._exposed = True
@@ -214,22 +240,23 @@ class Access:
         self.unit.send()  # now, inside the savepoint of its handler
 
     def _finish_session(self, session: HandlerSession) -> None:
-        if not session.awake and session.added:
-            if self._careful or self.unit.alone or session.marked:
+        if not session.awake and (session.added or session.marked):
+            if self._careful or self.unit.alone or session.marked or not self.unit.gather(session.added):
                 session.wake()
-            else:
-                self.unit.gather(session.added)
-                session.added = []
+            session.added = []
         if session.awake:
             session.dispatch.before_commit(session)
-            session.flush()
+            for _ in range(FLUSHES):
+                session.flush()
+                if not (session.new or session.dirty or session.deleted):
+                    break
             if session.dispatch.after_commit or session.dispatch.after_rollback:
                 self.unit.sessions.append(session)
 
     def _check(self) -> None:
         """See whether the handler caught an error of the database, and went on with half of its work."""
-        if self._connection is not None:
-            failure = next((one for one in self._connection.failures if one is not None), None)
+        for connection in self._connections:
+            failure = next((one for one in connection.failures if one is not None), None)
             if failure is not None or (self._savepoint is not None and not self._savepoint.is_active):
                 raise self.unit.swallowed(failure)
         broken = self.unit.broken()
@@ -252,27 +279,31 @@ class Access:
         if session is not None and session.awake:
             self.unit.tell(session, "after_rollback")
         self._undoing = True
-        if self._savepoint is not None and connection is not None:
+        if self._savepoint is None or connection is None:
+            return
+        with suppress(Exception):  # of SQLAlchemy's state, or a listener's: what counts is the next step
             for savepoint in iter(connection.get_nested_transaction, None):
-                try:
-                    savepoint.rollback()
-                except DBAPIError as error:
-                    if self.unit.token_gone(error) and not self.unit.undone:
-                        self.unit.fail(TransactionEnded("the handler ended the transaction by the driver"))
-                    raise
+                savepoint.rollback()
+        self.unit.undo_own()
+        self.undone = True
+
+    def _forget(self) -> None:
+        """Let the session go, and with it this access: without, no garbage is left to find."""
+        session, self._session = self._session, None
+        if session is not None:
+            self._closing = True
+            session.release()
 
     def close(self) -> None:
         """Let nobody use it any more."""
-        session, self._session = self._session, None  # which knows this access: without, no garbage is left to find
-        connection, self._connection = self._connection, None
-        if connection is not None and connection.spare:
-            self.unit.spare = connection
+        lent, self._lent, self._connection = self._lent, None, None
         self._closing = True
         try:
-            if session is not None:
-                session.release()
+            self._forget()
         finally:
             self._open = False
+            if lent is not None and lent.spare:
+                self.unit.spare = lent
 
 
 def _short(statement: str) -> str:

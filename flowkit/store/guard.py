@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
 
 from sqlalchemy import Connection, Engine, ExceptionContext, ExecutionContext, event
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
 
 from flowkit.errors import TransactionEnded
 from flowkit.store.residue import refusal
 
 if TYPE_CHECKING:
     from flowkit.store.access import Access
+
+
+_SAVEPOINTS = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
 
 
 def _refuse(what: str) -> NoReturn:
@@ -22,14 +26,27 @@ def _refuse(what: str) -> NoReturn:
     )
 
 
+class Driver:
+    """The driver's connection in the hand of a handler, who cannot give it to the pool, and so to another lane."""
+
+    def __init__(self, pooled: PoolProxiedConnection) -> None:
+        self._pooled = pooled
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pooled, name)
+
+    def close(self) -> None:
+        _refuse("connection.close()")
+
+
 class HandlerConnection(Connection):
     """A connection whose transaction belongs to FlowKit. It shares the driver's with the messages of its batch."""
 
     access: "Access"
     """Whose it is: it hears of each statement and each error."""
-    _made = False
+    _beginning = False
     held = False
-    """Whether a handler has it in hand. Else the handlers of a batch use it in turns: to make one is dear."""
+    """Whether a handler may have it in hand. Else the handlers of a batch use it in turns: to make one is dear."""
 
     def __init__(self, engine: Engine, driver: PoolProxiedConnection, access: "Access") -> None:
         self.access = access
@@ -37,15 +54,22 @@ class HandlerConnection(Connection):
         """The errors of the database, one for the transaction and one for each savepoint that is open in it."""
         super().__init__(engine, driver)
         if not self.in_transaction():  # a listener that executes something has begun it
+            self._beginning = True
             self.begin()
-        self._made = True
+            self._beginning = False
+
+    def execution_options(self, **options: Any) -> Self:
+        """Set options, for good: so no other message uses it."""
+        self.access.hold(self)
+        return cast(Self, super().execution_options(**options))
 
     @property
     def connection(self) -> PoolProxiedConnection:
         """The driver's connection, on which nothing can be seen: what waits goes first, and nothing waits any more."""
-        if self._made:  # before, SQLAlchemy begins, for which the database has begun, or will
-            self.access.expose()
-        return super().connection
+        if self._beginning:  # SQLAlchemy asks for it; the database has begun, or will
+            return super().connection
+        self.access.expose()
+        return cast(PoolProxiedConnection, Driver(super().connection))
 
     @property
     def spare(self) -> bool:
@@ -170,7 +194,7 @@ for _name in ["execute", "scalar", "scalars", "exec_driver_sql", "begin_nested"]
     setattr(HandlerConnection, _name, _noting(getattr(Connection, _name)))
 # Objects wait in a session without a statement, so each way into it counts as a use of the transaction.
 _USES = (
-    "add_all delete merge get get_one query refresh flush connection begin_nested expire "
+    "add_all delete delete_all merge merge_all get get_one query refresh flush connection begin_nested expire "
     "expire_all expunge expunge_all bulk_save_objects bulk_insert_mappings bulk_update_mappings"
 )
 for _name in _USES.split():
@@ -184,7 +208,7 @@ def _executing(name: str) -> Callable[..., Any]:
 
     @wraps(by_session)
     def executed(self: HandlerSession, statement: Any, params: Any = None, **options: Any) -> Any:
-        if self.awake or self.added or options or getattr(statement, "_propagate_attrs", True):
+        if self.awake or self.added or options or self.marked or getattr(statement, "_propagate_attrs", True):
             self.access.touch()
             return by_session(self, statement, params, **options)
         result = self.access.execute(statement, params)
@@ -197,34 +221,49 @@ for _name in ["execute", "scalar", "scalars"]:
     setattr(HandlerSession, _name, _executing(_name))
 
 
+def _is_savepoint(context: ExecutionContext) -> bool:
+    """Whether SQLAlchemy itself handles a savepoint: it closes it with its message."""
+    return isinstance(getattr(context.compiled, "statement", None), _SAVEPOINTS)
+
+
 def watch(engine: Engine) -> None:
     """Tell each access of the statements of its handler, of its savepoints, and of what the database refuses."""
 
     @event.listens_for(engine, "before_cursor_execute")
-    def look(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+    def look(
+        connection: Connection, cursor: Any, statement: str, row: Any, context: ExecutionContext, *rest: Any
+    ) -> None:
         if isinstance(connection, HandlerConnection):
             refused = refusal(statement)
             if refused:
                 _refuse(refused)
-            connection.access.look(statement)
+            connection.access.look("" if _is_savepoint(context) else statement)
 
     @event.listens_for(engine, "do_execute")
     def one(cursor: Any, statement: str, row: Any, context: ExecutionContext) -> bool:
-        return postponed(context, statement, [row])
+        return taken(context, statement, [row], lambda: cursor.execute(statement, row))
 
     @event.listens_for(engine, "do_executemany")
     def several(cursor: Any, statement: str, rows: Sequence[Any], context: ExecutionContext) -> bool:
-        return postponed(context, statement, rows)
+        return taken(context, statement, rows, lambda: cursor.executemany(statement, rows))
 
     @event.listens_for(engine, "do_execute_no_params")
     def bare(cursor: Any, statement: str, context: ExecutionContext) -> bool:
-        return postponed(context, statement, [])
+        return taken(context, statement, [], lambda: cursor.execute(statement))
 
-    def postponed(context: ExecutionContext, statement: str, rows: Sequence[Any]) -> bool:
+    def taken(context: ExecutionContext, statement: str, rows: Sequence[Any], execute: Callable[[], object]) -> bool:
+        """Whether a statement needs nothing more: it waits, or was executed in the turn of a handler's thread."""
         connection = context.root_connection
         if not isinstance(connection, HandlerConnection):
             return False
-        return connection.access.postpone(statement, rows, len(connection.failures) == 1)
+        access, outside = connection.access, len(connection.failures) == 1
+        if not access.elsewhere:
+            return access.postpone(statement, rows, outside)
+        with access.turn:
+            access.admit()
+            if not access.postpone(statement, rows, outside):
+                execute()
+        return True
 
     @event.listens_for(engine, "handle_error")
     def note(context: ExceptionContext) -> None:

@@ -15,8 +15,9 @@ from flowkit.message import Message
 from flowkit.ports import Claim, Copy, Delivery, Fence, Identity, Letter, Reopening, Tally
 from flowkit.store.access import Access, hooked
 from flowkit.store.guard import HandlerConnection, HandlerSession
-from flowkit.store.residue import TOKEN, Residue
+from flowkit.store.residue import OWN, TOKEN, Residue
 from flowkit.store.tables import DEAD, OPEN
+from flowkit.store.twin import twin
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
@@ -228,12 +229,45 @@ class SqlUnit:
         if common is not None and access is not common and self._guarded and common.session.new:
             common.session.flush()
 
-    def gather(self, objects: Sequence[object]) -> None:
-        """Flush these with those of the other messages."""
+    def gather(self, objects: Sequence[object]) -> bool:
+        """Flush copies of these with those of the other messages, later. False where they have to be flushed now."""
+        twins = [twin(one) for one in objects]
+        if None in twins:
+            return False
         if self._common is None:
             self._common = Access(self)
             self._common.session.wake()
-        self._common.session.gather(objects)
+        self._common.session.gather(twins)
+        return True
+
+    def lend(self, access: Access) -> HandlerConnection:
+        """The connection that the messages of this unit use in turns."""
+        spare, self.spare = self.spare, None
+        if spare is None:
+            return HandlerConnection(self.engine, self.pooled, access)
+        spare.access = access
+        return spare
+
+    def set_own(self) -> None:
+        """Begin the part of one message, which can be undone alone whatever became of savepoints inside."""
+        self.send()
+        self._execute(f"SAVEPOINT {OWN}")
+
+    def release_own(self) -> None:
+        """Keep the part of one message."""
+        self._execute(f"RELEASE SAVEPOINT {OWN}")
+
+    def undo_own(self) -> None:
+        """Undo the part of one message."""
+        if self.undone:
+            return
+        try:
+            self._execute(f"ROLLBACK TO SAVEPOINT {OWN}")
+            self.release_own()
+        except Exception as error:
+            if self.token_gone(error):
+                self.fail(TransactionEnded("the handler ended the transaction by the driver"))
+            raise
 
     def postpone(self, statement: str, rows: Sequence[Row], plain: bool) -> bool:
         """Let a handler's plain INSERT wait, so that those of a batch take one round trip. Any other statement, or one

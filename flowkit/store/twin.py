@@ -1,0 +1,61 @@
+"""Twins: copies of the objects that a handler only added.
+
+They are flushed with those of other messages, later, as their handler left them, whatever becomes of these meanwhile.
+"""
+
+import datetime
+import decimal
+import uuid
+from collections.abc import Callable
+from enum import Enum
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.attributes import instance_dict, instance_state
+
+STATE = "_sa_instance_state"
+FIXED = frozenset(
+    {type(None), bool, int, float, str, bytes, decimal.Decimal, uuid.UUID}
+    | {datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
+)
+"""Types whose values never change."""
+Default = tuple[str, Callable[[Any], Any]]
+
+
+def twin(instance: object) -> object | None:
+    """A copy of a new object; None where one flushed later, or beside others, would not do what it does by itself.
+
+    Python's own defaults of columns are called now, in the context of the handler.
+    """
+    state = instance_state(instance)
+    mapper: Mapper[Any] = state.mapper
+    dispatch = mapper.dispatch
+    defaults = _defaults(mapper)
+    if state.key is not None or state.session_id is not None or defaults is None:
+        return None
+    if dispatch.before_insert or dispatch.after_insert:
+        return None
+    values = {name: value for name, value in instance_dict(instance).items() if name != STATE}
+    for name, default in defaults:
+        if values.get(name) is None:
+            values[name] = default(None)
+    if not all(type(value) in FIXED or isinstance(value, Enum) for value in values.values()):
+        return None
+    copy: object = mapper.class_manager.new_instance()
+    instance_dict(copy).update(values)
+    return copy
+
+
+@lru_cache(256)
+def _defaults(mapper: Mapper[Any]) -> list[Default] | None:
+    """The attributes that functions fill in, and those functions; None where one has to see the row that it is for."""
+    found: list[Default] = []
+    names = {column: attribute.key for attribute in mapper.column_attrs for column in attribute.columns}
+    for column in (column for table in mapper.tables for column in table.c):
+        default: Any = getattr(column, "default", None)
+        if default is not None and default.is_callable:
+            if column not in names or not hasattr(default.arg, "__wrapped__"):
+                return None
+            found.append((names[column], default.arg))
+    return found

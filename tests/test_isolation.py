@@ -1,0 +1,443 @@
+"""The messages of one batch share a transaction and do not meet, whatever their handlers and the app's listeners do."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, field_serializer
+from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, Text, event, insert, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, Mapper, Session, make_transient_to_detached, mapped_column
+
+from flowkit import App, Channel, Message, Outbox, RetryPolicy
+from flowkit.errors import FlowKitError
+from flowkit.testing import Harness
+from tests.shop import FAST, Effect, Order, Unique, new_app, once, running
+
+NAMES = [str(number) for number in range(10)]
+CULPRIT = "4"
+OTHERS = [name for name in NAMES if name != CULPRIT]
+INSERT = text("INSERT INTO effects (name) VALUES (:name)")
+ONCE = RetryPolicy(attempts=1)
+ISOLATIONS = pytest.mark.parametrize("isolate", ["batch", "savepoint", "single"])
+tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+
+class Own(DeclarativeBase):
+    """Tables of these tests."""
+
+
+class Place(Own):
+    __tablename__ = "places"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text, default=tenant.get)
+    amount: Mapped[int] = mapped_column(default=0)
+
+
+@pytest.fixture
+def app() -> App:
+    return new_app()
+
+
+@pytest.fixture
+def orders(app: App) -> Channel[Order]:
+    return app.channel("orders", Order)
+
+
+@contextmanager
+def running_with_places(app: App, url: str) -> Iterator[Harness]:
+    with running(app, url) as harness:
+        with harness.session() as session:
+            Own.metadata.create_all(session.connection())
+        yield harness
+
+
+@contextmanager
+def listening(target: Any, name: str, listener: Any) -> Iterator[None]:
+    event.listen(target, name, listener)
+    try:
+        yield
+    finally:
+        event.remove(target, name, listener)
+
+
+def publish(harness: Harness, orders: Channel[Order]) -> None:
+    """Ten orders, all of which come in one batch."""
+    for name in NAMES:
+        harness.publish(orders, Order(name=name))
+    for _ in range(4):
+        harness.advance("1s")
+
+
+def places(harness: Harness) -> dict[str, tuple[str, int]]:
+    with harness.session() as session:
+        return {one.name: (one.tenant, one.amount) for one in session.scalars(select(Place))}
+
+
+# ---------------------------------------------------------------- savepoints
+
+
+@ISOLATIONS
+def test_nobody_goes_back_to_the_savepoint_of_another_message(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any
+) -> None:
+    @app.flow(orders, retry=ONCE, isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        if order.name == "2":
+            db.execute(text("SAVEPOINT mine"))
+        if order.name == CULPRIT:
+            db.execute(text("ROLLBACK TO SAVEPOINT mine"))
+        db.execute(INSERT, {"name": order.name})
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        assert len(harness.dead()) == 1
+
+
+@ISOLATIONS
+@pytest.mark.parametrize("statements", [["SAVEPOINT"], ["RELEASE SAVEPOINT", "SAVEPOINT"]], ids=["again", "released"])
+def test_a_savepoint_of_sqlalchemys_name_keeps_no_dead_messages_rows(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any, statements: list[str]
+) -> None:
+    @app.flow(orders, retry=ONCE, isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        db.execute(INSERT, {"name": order.name})
+        if order.name == CULPRIT:
+            for statement in statements:
+                db.execute(text(f"{statement} sa_savepoint_1"))
+            raise ValueError("dead")
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        assert len(harness.dead()) == 1
+
+
+@ISOLATIONS
+def test_a_session_of_the_handlers_own_that_commits_keeps_no_rows(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any
+) -> None:
+    @app.flow(orders, retry=ONCE, isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        db.execute(INSERT, {"name": order.name})
+        if order.name == CULPRIT:
+            own = Session(db.connection(), join_transaction_mode="control_fully")
+            own.execute(text("SELECT 1"))
+            own.commit()
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        assert len(harness.dead()) == 1
+
+
+@ISOLATIONS
+@pytest.mark.parametrize("refused", ["ROLLBACK", "RELEASE"])
+def test_a_listener_that_refuses_savepoints_keeps_no_dead_messages_rows(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any, refused: str
+) -> None:
+    @app.flow(orders, retry=ONCE, isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        db.execute(INSERT, {"name": order.name})
+        if order.name == CULPRIT:
+            raise ValueError("dead")
+
+    def guard(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if statement.split(maxsplit=1)[0] == refused:
+            raise PermissionError("only what writes")
+
+    with running(app, database_url) as harness, listening(Engine, "before_cursor_execute", guard):
+        publish(harness, orders)
+    with running(app, database_url) as harness:
+        dead = {Order.model_validate_json(letter.message.body).name for letter in harness.dead()}
+        assert CULPRIT in dead
+        once(harness, *(name for name in NAMES if name not in dead))
+
+
+# ---------------------------------------------------------------- objects that are only added
+
+
+@pytest.mark.parametrize("hook", ["default", "before_insert"])
+def test_rows_are_made_in_the_context_of_their_handler(
+    app: App, orders: Channel[Order], database_url: str, hook: str
+) -> None:
+    @app.flow(orders, retry=ONCE)
+    def accept(order: Order, db: Session) -> None:
+        tenant.set(f"t{order.name}")
+        db.add(Place(name=order.name))
+
+    def fill(mapper: Mapper[Any], connection: Connection, place: Place) -> None:
+        place.tenant = tenant.get()
+
+    with running_with_places(app, database_url) as harness:
+        if hook == "default":
+            publish(harness, orders)
+        else:
+            with listening(Place, "before_insert", fill):
+                publish(harness, orders)
+        assert places(harness) == {name: (f"t{name}", 0) for name in NAMES}
+
+
+def test_an_added_object_that_changes_later_changes_nothing(
+    app: App, orders: Channel[Order], database_url: str
+) -> None:
+    kept: list[Effect] = []
+
+    @app.flow(orders, retry=ONCE)
+    def accept(order: Order, db: Session) -> None:
+        for one in kept:
+            one.name = "late"
+        row = Effect(name=order.name)
+        db.add(row)
+        kept[:] = [row]
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *NAMES)
+
+
+def test_a_changed_object_that_is_only_added_is_written(app: App, orders: Channel[Order], database_url: str) -> None:
+    @app.flow(orders, retry=ONCE)
+    def accept(order: Order, db: Session) -> None:
+        place = Place(name=order.name, tenant="t", amount=1)
+        make_transient_to_detached(place)
+        place.amount = 7
+        db.add(place)
+
+    with running_with_places(app, database_url) as harness:
+        with harness.session() as session:
+            session.add_all(Place(name=name, tenant="t", amount=1) for name in NAMES)
+            session.flush()
+        publish(harness, orders)
+        assert places(harness) == {name: ("t", 7) for name in NAMES}
+
+
+@ISOLATIONS
+def test_what_listeners_add_after_a_flush_is_written(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any
+) -> None:
+    @app.flow(orders, retry=ONCE, isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+
+    def audit(session: Session, context: Any) -> None:
+        session.add_all([Unique(name=one.name) for one in session.new if isinstance(one, Effect)])
+
+    with running(app, database_url) as harness:
+        with listening(Session, "after_flush", audit):
+            publish(harness, orders)
+        once(harness, *NAMES)
+        with harness.session() as session:
+            assert sorted(session.scalars(select(Unique.name))) == NAMES
+
+
+@ISOLATIONS
+def test_listeners_to_the_session_of_a_message_are_called(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any
+) -> None:
+    told: list[str] = []
+
+    @app.flow(orders, retry=ONCE, isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        event.listen(db, "before_commit", lambda session: session.add(Unique(name=order.name)))
+        event.listen(db, "after_commit", lambda session: told.append(order.name))
+        db.execute(INSERT, {"name": order.name})
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *NAMES)
+        with harness.session() as session:
+            assert sorted(session.scalars(select(Unique.name))) == NAMES
+        assert sorted(told) == NAMES
+
+
+# ---------------------------------------------------------------- connections
+
+
+def test_options_that_a_listener_sets_are_of_one_message(app: App, orders: Channel[Order], database_url: str) -> None:
+    seen: dict[str, object] = {}
+
+    @app.flow(orders, retry=ONCE)
+    def accept(order: Order, db: Session) -> None:
+        token = tenant.set(order.name)
+        try:
+            result: Any = db.execute(text("SELECT 1"))
+            seen[order.name] = result.connection.get_execution_options().get("tenant")
+        finally:
+            tenant.reset(token)
+
+    def option(connection: Connection) -> None:
+        connection.execution_options(tenant=tenant.get())
+
+    with running(app, database_url) as harness, listening(Engine, "engine_connect", option):
+        publish(harness, orders)
+        assert seen == {name: name for name in NAMES}
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_thread_with_the_connection_of_a_result_writes_in_no_other_message(
+    app: App, orders: Channel[Order], database_url: str, held: bool
+) -> None:
+    kept: list[Any] = []
+    refused: list[str] = []
+
+    def late() -> None:
+        try:
+            kept[0].execute(INSERT, {"name": "late"})
+        except Exception as error:
+            refused.append(str(error))
+
+    @app.flow(orders, retry=ONCE)
+    def accept(order: Order, db: Session) -> None:
+        result: Any = db.execute(INSERT, {"name": order.name})
+        kept.append(result.connection)
+        if held:
+            db.connection()
+        if len(kept) > 1:
+            thread = threading.Thread(target=late)
+            thread.start()
+            thread.join()
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *NAMES)
+        assert len(refused) == len(NAMES) - 1
+
+
+@pytest.mark.parametrize("isolate", ["batch", "single"])
+def test_a_thread_amid_a_statement_writes_in_no_other_message(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+    refused: list[str] = []
+
+    def wait() -> str:
+        begun.set()
+        go.wait(20)
+        return "late"
+
+    name = Column("name", Text, default=wait)
+    slow = Table("effects", MetaData(), Column("row", Integer, primary_key=True), name)
+
+    def late(db: Session) -> None:
+        try:
+            db.execute(insert(slow))
+        except Exception as error:
+            refused.append(str(error))
+
+    @app.flow(orders, retry=ONCE, isolate=isolate, concurrency=1)
+    def accept(order: Order, db: Session) -> None:
+        if order.name == CULPRIT and not threads:
+            threads.append(threading.Thread(target=late, args=(db,)))
+            threads[0].start()
+            assert begun.wait(20)
+        if order.name == CULPRIT:
+            raise ValueError("dead")
+        db.execute(INSERT, {"name": order.name})
+        if threads:
+            go.set()
+            threads[0].join(20)
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        assert ["after its handler had returned" in one for one in refused] == [True]
+
+
+def test_the_drivers_connection_is_not_closed_by_the_pools_means(
+    app: App, orders: Channel[Order], database_url: str
+) -> None:
+    @app.flow(orders, retry=ONCE)
+    def accept(order: Order, db: Session) -> None:
+        db.execute(INSERT, {"name": order.name})
+        if order.name == CULPRIT:
+            db.connection().connection.close()
+
+    with running(app, database_url) as harness:
+        publish(harness, orders)
+        once(harness, *OTHERS)
+        (letter,) = harness.dead()
+        assert "the handler called connection.close()" in letter.error
+
+
+def test_what_is_done_to_the_drivers_connection_meets_no_other_message(
+    app: App, orders: Channel[Order], postgresql_url: str
+) -> None:
+    seen: list[object] = []
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, db: Session) -> None:
+        if order.name == CULPRIT:
+            driver: Any = db.connection().connection.driver_connection
+            driver.execute("SET LOCAL app.tenant = 'acme'")
+        else:
+            seen.append(db.scalar(text("SELECT current_setting('app.tenant', true)")))
+        db.execute(INSERT, {"name": order.name})
+
+    with running(app, postgresql_url) as harness:
+        publish(harness, orders)
+        once(harness, *NAMES)
+        assert set(seen) <= {None, ""}
+
+
+# ---------------------------------------------------------------- messages
+
+
+def test_headers_that_a_handler_changes_stay_as_they_came(app: App, orders: Channel[Order], database_url: str) -> None:
+    seen: list[dict[str, str]] = []
+
+    @app.flow(orders, retry=FAST)
+    def accept(order: Order, message: Message) -> None:
+        seen.append(dict(message.headers))
+        message.headers["tenant"] = "evil"  # type: ignore[index]
+        raise ValueError("dead")
+
+    with running(app, database_url) as harness:
+        harness.publish(orders, Order(name="a"), headers={"tenant": "acme"})
+        harness.until_quiet()
+        for _ in range(4):
+            harness.advance("1s")
+        (letter,) = harness.dead()
+        assert letter.message.headers == {"tenant": "acme"}
+        assert seen == [{"tenant": "acme"}] * 3
+
+
+def test_a_thread_that_is_late_with_its_message_is_told(app: App, orders: Channel[Order], database_url: str) -> None:
+    begun, go = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+    refused: list[str] = []
+
+    class Slow(BaseModel):
+        name: str
+
+        @field_serializer("name")
+        def write(self, name: str) -> str:
+            begun.set()
+            go.wait(20)
+            return name
+
+    done = app.channel("done", Slow, optional=True)
+
+    def late(outbox: Outbox) -> None:
+        try:
+            outbox.send(done, Slow(name="late"))
+        except FlowKitError as error:
+            refused.append(str(error))
+
+    @app.flow(orders, to=done, retry=ONCE, concurrency=1)
+    def accept(order: Order, outbox: Outbox) -> None:
+        threads.append(threading.Thread(target=late, args=(outbox,)))
+        threads[0].start()
+        assert begun.wait(20)
+
+    with running(app, database_url) as harness:
+        harness.publish(orders, Order(name="a"))
+        harness.until_quiet()
+        go.set()
+        threads[0].join(20)
+        assert ["outbox.send() was called after the handler" in one for one in refused] == [True]

@@ -171,7 +171,13 @@ def _open_broker(setting: str, url: str, settings: Settings, store: Any) -> Tran
     from flowkit.transports.rabbitmq.transport import RabbitTransport
 
     return RabbitTransport(
-        url, store.identity(), SystemClock(), JITTER, settings.broker_management_url, f"FLOWKIT_{setting}_URL"
+        url,
+        store.identity(),
+        SystemClock(),
+        JITTER,
+        settings.broker_management_url,
+        f"FLOWKIT_{setting}_URL",
+        keys=store.keyring.read,
     )
 
 

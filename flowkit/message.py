@@ -35,7 +35,7 @@ CONTENT_ENCODING = "content-encoding"
 
 
 RESERVED = re.compile(
-    r"flowkit|cc|bcc|x-delivery-count|x-death|x-(first|last)-death-.*|(ce[-_]|cloudevents[:_]).*", re.I
+    r"flowkit(-mac)?|cc|bcc|x-delivery-count|x-death|x-(first|last)-death-.*|(ce[-_]|cloudevents[:_]).*", re.I
 )
 """Headers that transports and brokers read and write themselves."""
 

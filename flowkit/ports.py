@@ -53,6 +53,8 @@ class Delivery(NamedTuple):
     """Whether it came without an id: it got a fresh one, as it does each time that it arrives."""
     digest: str = ""
     """Of its body, where FlowKit did not choose its id, so that another message may have the same."""
+    refused: str = ""
+    """Why it is not the message that it claims to be. It is foreign then, and no handler runs for it."""
 
     @property
     def identity(self) -> "Identity":
@@ -98,6 +100,8 @@ class Expired(NamedTuple):
     """An explicit policy ended it unhandled."""
 
 
+REFUSED = "refused"
+"""The reason of a dead letter that is not the message that it claims to be."""
 Outcome = Done | Duplicate | Retried | Dead | Forwarded | Deferred | Expired
 
 
@@ -310,6 +314,27 @@ class Asked(NamedTuple):
     route: str
     principal: str
     id: str
+
+
+class Key(NamedTuple):
+    """A secret of the store. Messages that travel by a broker are signed with it. Its text does not show it."""
+
+    id: str
+    secret: bytes
+    valid: bool = True
+    """Whether messages that it signed are taken. One that is not valid recognises events of this store."""
+
+    def __repr__(self) -> str:
+        return f"Key({self.id!r})"
+
+
+class Ring(NamedTuple):
+    """The keys of the store."""
+
+    keys: Sequence[Key]
+    """The first one signs; all that are valid verify."""
+    lenient: bool = False
+    """Whether unsigned messages are taken too: they come from the version before."""
 
 
 class Objects(Protocol):

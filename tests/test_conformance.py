@@ -115,7 +115,7 @@ class TestRabbitTransport(OnSqlite, TransportConformance):
     def open(self) -> tuple[Store, Transport]:
         store = opened(self.url)
         url = self.node.url(self.proxy.port)
-        return store, RabbitTransport(url, store.identity(), SystemClock(), lambda: 0.01)
+        return store, RabbitTransport(url, store.identity(), SystemClock(), lambda: 0.01, keys=store.keyring.read)
 
     def lose_connection(self, transport: Transport) -> None:
         known, end = len(self.proxy.arrivals), time.monotonic() + 20

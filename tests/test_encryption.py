@@ -105,7 +105,8 @@ def test_postgresql_by_tls_is_not_told(encrypted: None, far: str, tmp_path: Path
 )
 def test_rabbitmq_in_the_clear_is_told(url: str, management: str, told: int) -> None:
     from flowkit.config import JITTER, SystemClock
+    from tests.keys import ring
 
-    doubts = RabbitTransport(url, "store", SystemClock(), JITTER, management).doubts({})
+    doubts = RabbitTransport(url, "store", SystemClock(), JITTER, management, keys=ring).doubts({})
     assert len(doubts) == told
     assert all("is not encrypted" in one and "a:***@" in one for one in doubts)

@@ -18,6 +18,7 @@ from flowkit.engine.worker import Worker
 from flowkit.errors import BrokerUnavailable
 from flowkit.store.place import _same
 from flowkit.transports.rabbitmq.transport import RabbitTransport
+from tests.keys import ring
 from tests.services.postgresql import PostgreSQL
 from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQ
@@ -121,7 +122,7 @@ def test_a_worker_answers_on_each_connection_and_only_while_its_database_knows_i
     known.set()
     with Proxy("127.0.0.1", rabbitmq_node.port) as proxy:
         first, second = (
-            RabbitTransport(url, "copied", SystemClock(), lambda: 0.1)
+            RabbitTransport(url, "copied", SystemClock(), lambda: 0.1, keys=ring)
             for url in (rabbitmq_node.url(proxy.port), rabbitmq_url)
         )
         with closing(first), closing(second), caplog.at_level(logging.WARNING):

@@ -38,6 +38,7 @@ from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.servers import servers
 from flowkit.transports.rabbitmq.transport import RabbitTransport
 from tests.conftest import PROOF
+from tests.keys import ring
 from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQ
 from tests.shop import Base, Effect, Order, effects, new_app
@@ -250,7 +251,7 @@ def test_row_4_what_is_settled_as_its_connection_ends_is_left_to_the_broker(
     rabbitmq_node: RabbitMQ, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A lane acknowledges and gives back in the very turn in which the connection is lost, before anybody was told."""
-    transport = RabbitTransport(rabbitmq_node.url(proxy.port), new_id(), SystemClock(), random.random)
+    transport = RabbitTransport(rabbitmq_node.url(proxy.port), new_id(), SystemClock(), random.random, keys=ring)
     with closing(transport):
         transport.declare(["shop.accept"])
         source = transport.source("shop.accept", "worker", 10)

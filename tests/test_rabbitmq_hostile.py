@@ -39,6 +39,7 @@ from flowkit.transports.rabbitmq.queues import ARGUMENTS, Queues
 from flowkit.transports.rabbitmq.servers import servers
 from flowkit.transports.rabbitmq.transport import RabbitTransport
 from tests.conftest import CI
+from tests.keys import ring, signatures
 from tests.services import free_port
 from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQ, find_binaries
@@ -670,6 +671,9 @@ NAMES = TEXT | strategies.sampled_from(
 )
 
 
+SIGNATURES = signatures()
+
+
 @hypothesis.given(
     headers=strategies.dictionaries(NAMES, VALUE, max_size=5),
     short=strategies.tuples(SHORT, SHORT, SHORT, SHORT, SHORT),
@@ -689,7 +693,7 @@ def test_row_48_whatever_arrives_becomes_a_delivery(
         sent = BasicProperties().decode(b"".join(properties.encode()))
     except (UnsupportedAMQPFieldException, AssertionError, UnicodeEncodeError, struct.error, ValueError):
         hypothesis.reject()
-    found = delivery("shop.accept", "store", sent, body, 1)
+    found = delivery("shop.accept", "store", sent, body, 1, "", "queue", SIGNATURES)
     assert found is not None
     assert found.foreign
     assert found.message.body == body
@@ -725,7 +729,7 @@ def test_the_largest_envelope_fits_in_a_frame(rabbitmq_url: str) -> None:
     name = "\U0001f600" * MAX_NAME
     headers = {f"{number:04}": "x" for number in range(MAX_HEADERS // 13)}
     largest = Message(name, name, name, GOOD, name, name, 1.5, name, name, check_headers(headers))
-    transport = RabbitTransport(rabbitmq_url, new_id(), SystemClock(), random.random)
+    transport = RabbitTransport(rabbitmq_url, new_id(), SystemClock(), random.random, keys=ring)
     with closing(transport):
         transport.declare(["shop.accept"])
         transport.send(copies("exchange:largest"))  # declares it
@@ -741,7 +745,7 @@ def test_a_publish_that_is_not_allowed_closes_the_channel_once(
     rabbitmq_node.ctl("add_user", "limited", "secret")
     rabbitmq_node.ctl("set_permissions", "limited", ".*", "^(amq.default|flowkit.*)$", ".*")
     url = rabbitmq_node.url(user="limited", password="secret")
-    transport = RabbitTransport(url, new_id(), SystemClock(), random.random)
+    transport = RabbitTransport(url, new_id(), SystemClock(), random.random, keys=ring)
     with closing(transport):
         transport.declare(["shop.accept"])
 

@@ -28,6 +28,7 @@ from flowkit.testing import Harness
 from flowkit.transports.rabbitmq.envelope import delivery, event, properties
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.servers import servers
+from tests.keys import ring, signatures
 from tests.shop import FAST, Base, Effect, Order, effects, new_app, running
 
 DEADLINE_SECONDS = 90.0
@@ -211,7 +212,9 @@ def test_an_event_with_copied_headers_is_one_of_its_own(site: Site, supplier: Su
 def test_the_envelope_of_a_copy_that_comes_by_an_exchange_is_not_ours(
     site: Site, supplier: Supplier, channel: str
 ) -> None:
-    copied = properties(Copy("row", Message("id-1", "shop", channel, b""), "shop.accept"), time.time())
+    copied = properties(
+        Copy("row", Message("id-1", "shop", channel, b""), "shop.accept"), time.time(), "queue", signatures()
+    )
     headers: dict[str, Any] = dict(copied.headers or {})
     with site.worker():
         supplier.send(channel, b'{"name": "a"}', headers=headers | {"ce-id": "A-1", "ce-source": "erp"})
@@ -220,6 +223,7 @@ def test_the_envelope_of_a_copy_that_comes_by_an_exchange_is_not_ours(
     assert [(message.id, message.source) for message in site.seen] == [("A-1", "erp")]
 
 
+@pytest.mark.parametrize("lenient", [False, True])
 @pytest.mark.parametrize(
     ("changed", "own"),
     [
@@ -236,15 +240,20 @@ def test_the_envelope_of_a_copy_that_comes_by_an_exchange_is_not_ours(
         ({"headers": {"flowkit": '["row", "store"]', "ce-id": "2"}}, False),
     ],
 )
-def test_only_what_this_store_gave_to_an_exchange_is_known_for_its_own(changed: dict[str, Any], own: bool) -> None:
-    sent = event(Copy("row", Message("1", "shop", "orders", b"[]", "Order"), EXCHANGE + "orders"), "store")
+def test_only_what_this_store_gave_to_an_exchange_is_known_for_its_own(
+    changed: dict[str, Any], own: bool, lenient: bool
+) -> None:
+    """Also as this version sends it while versions before have to know it."""
+    copy = Copy("row", Message("1", "shop", "orders", b"[]", "Order"), EXCHANGE + "orders")
+    made = signatures(lambda: ring()._replace(lenient=lenient))
+    sent = event(copy, "store", made)
     headers: dict[str, Any] = dict(sent.headers or {})
     sent.headers = headers | changed.get("headers", {})
     came = "shop.accept", changed.get("store", "store"), sent, changed.get("body", b"[]"), 1
-    found = delivery(*came, changed.get("channel", "orders"))
+    found = delivery(*came, changed.get("channel", "orders"), "queue", made)
     assert (found is None) == own
     assert found is None or (found.foreign and found.message.source in ("foreign", "erp"))
-    straight = delivery(*came)
+    straight = delivery(*came, "", "queue", made)
     assert straight is not None, "what is put into the queue of a flow is no copy of what its exchange had"
     assert straight.foreign
 
@@ -261,9 +270,10 @@ def test_only_what_this_store_gave_to_an_exchange_is_known_for_its_own(changed: 
     ],
 )
 def test_an_event_with_another_header_keeps_its_source(header: str) -> None:
-    sent = event(Copy("row", Message("1", "shop", "orders", b"[]", "Order"), EXCHANGE + "orders"), "store")
+    made = signatures()
+    sent = event(Copy("row", Message("1", "shop", "orders", b"[]", "Order"), EXCHANGE + "orders"), "store", made)
     sent.headers = {**(sent.headers or {}), "flowkit": header}
-    found = delivery("shop.accept", "store", sent, b"[]", 1, "orders")
+    found = delivery("shop.accept", "store", sent, b"[]", 1, "orders", "queue", made)
     assert found is not None
     assert (found.foreign, found.message.source, found.message.id) == (True, "shop", "1")
 

@@ -42,6 +42,12 @@ subscriptions_cli = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+keys_cli = typer.Typer(
+    help="The keys that sign messages at a broker: list them, rotate them, require signatures.",
+    epilog=EXITS,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 sla_cli = typer.Typer(
     help="The service level agreement: plan, measure and verify it.",
     epilog=EXITS,
@@ -58,6 +64,7 @@ lb_cli = typer.Typer(help="Load balancers: configurations.", epilog=EXITS, no_ar
 cli.add_typer(dead_cli, name="dead")
 cli.add_typer(db_cli, name="db")
 cli.add_typer(subscriptions_cli, name="subscriptions")
+cli.add_typer(keys_cli, name="keys")
 cli.add_typer(rollout_cli, name="rollout")
 cli.add_typer(sla_cli, name="sla")
 cli.add_typer(lb_cli, name="lb")
@@ -327,6 +334,40 @@ def subscriptions_move(flow: FullName, name: FullName) -> None:
     from flowkit.cli.subscriptions import move
 
     move(flow, name)
+
+
+@keys_cli.command(name="list", epilog=STORE)
+def keys_list(as_json: Json = False) -> None:
+    """List the keys, without their secrets."""
+    from flowkit.cli.keys import show_list
+
+    show_list(as_json)
+
+
+@keys_cli.command(name="rotate", epilog=STORE)
+def keys_rotate(
+    hold: Annotated[str, typer.Option(help="How long the keys before verify: no less than App(retention=)")] = "14d",
+) -> None:
+    """Make a new key, by which all workers sign a minute later.
+
+    Messages that were signed before are taken for --hold. With --hold 0s they are dead letters after two minutes: for
+    a key that somebody else knows.
+    """
+    from flowkit.cli.keys import rotate
+
+    rotate(hold)
+
+
+@keys_cli.command(name="require", epilog=STORE)
+def keys_require() -> None:
+    """Take no unsigned messages any more.
+
+    After an upgrade, messages that versions before signed not are taken for 14 days. Write this once they are at their
+    end. Exit code 2 while a worker of a version before runs; such versions do not start afterwards.
+    """
+    from flowkit.cli.keys import require
+
+    require()
 
 
 @db_cli.command(name="upgrade", epilog=STORE)

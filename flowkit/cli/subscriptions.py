@@ -170,7 +170,8 @@ def _refuse_workers(services: Services, apps: Collection[str], flow: str) -> Non
 
 
 def _fetch(services: Services, one: Known, heir: str = "") -> None:
-    """Move the messages of a flow from the broker to the store. Those of other programs are to be adopted anew."""
+    """Move the messages of a flow from the broker to the store. Those of other programs are to be adopted anew, and
+    those that were refused are dead letters."""
     store: Any = services.store
 
     def keep(deliveries: Sequence[Delivery]) -> None:

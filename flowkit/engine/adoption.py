@@ -36,9 +36,11 @@ def received(delivery: Delivery, channel: str) -> Delivery:
 def adopted(delivery: Delivery, flow: Flow, context: Context) -> Delivery:
     """A received message under the id by which it takes effect once; a fresh one if it has none.
 
-    Raises Undecodable when its body cannot be expanded, or `id_from` finds none.
+    Raises Undecodable when it was refused, its body cannot be expanded, or `id_from` finds none.
     """
     message = delivery.message
+    if delivery.refused:
+        raise Undecodable(delivery.refused)
     if len(message.body) > context.max_body:
         raise Undecodable(f"its body of {len(message.body):,} bytes exceeds the limit of {context.max_body:,} bytes")
     if flow.body.raw is not bytes:

@@ -36,6 +36,7 @@ from flowkit.errors import (
 from flowkit.flow import Call, Context, Flow, Outbox
 from flowkit.fork import end_child
 from flowkit.ports import (
+    REFUSED,
     Claim,
     Copy,
     Dead,
@@ -399,7 +400,7 @@ class Pipeline:
         if item.unread:
             return Deferred(DEFER_SECONDS, error)
         if isinstance(error, Undecodable):
-            return Dead("undecodable", error)
+            return Dead(REFUSED if item.delivery.refused else "undecodable", error)
         if attempts >= self.flow.retry.attempts:
             return Dead("failed", error)
         if isinstance(error, RetryAfter):

@@ -128,7 +128,9 @@ class Versions:
 
     def can_go(self, delivery: Delivery) -> bool:
         """Whether a message can be handed on: what cannot be written as it is, or is older than the inbox remembers, is
-        dead where it was found."""
+        dead where it was found. A foreign one is adopted there: a row does not tell that it is foreign."""
+        if delivery.foreign:
+            return False
         try:
             check_envelope(delivery)
         except Undecodable:

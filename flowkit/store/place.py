@@ -47,7 +47,8 @@ class Place:
             )
 
     def adopt(self, apart: bool = False) -> str:
-        """Let this database be the store's; with `apart`, a store of its own. Returns the store's id.
+        """Let this database be the store's; with `apart`, a store of its own, with keys of its own. Returns the store's
+        id.
 
         Raises ConfigError while workers of it are alive: they would go on with the queues of the id before.
         """
@@ -59,6 +60,8 @@ class Place:
             unit.write(self._store.sql.move, [(here,)] if here else [])
             new = [(self._store.ids(), "store"), (new_key(), "key")]
             unit.write(self._store.sql.rename, new if apart else [])
+            if apart:
+                self._store.keyring.renew(unit)
         return self._store.identity()
 
     def _here(self) -> str:

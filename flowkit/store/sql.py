@@ -36,6 +36,7 @@ from flowkit.store.dead import DeadLetters
 from flowkit.store.fleet import Fleet
 from flowkit.store.groups import Groups
 from flowkit.store.guard import watch
+from flowkit.store.keyring import Keyring
 from flowkit.store.ledger import Ledger
 from flowkit.store.place import Place
 from flowkit.store.retention import Cleaner
@@ -182,6 +183,7 @@ class SqlStore:
         self.ledger = Ledger(self)
         self.subscribers = Subscribers(self)
         self.place = Place(self)
+        self.keyring = Keyring(self)
         self.fence: Fence | None = None
         self.version = ""
         self._fleet = Fleet(self)
@@ -454,6 +456,7 @@ class SqlStore:
                     tables.metadata.create_all(connection)
                     connection.execute(tables.version.insert().values(version_num=tables.VERSION))
                     made = {"store": self.ids(), "oldest": tables.OLDEST, "key": tables.new_key()}
+                    connection.execute(tables.keys.insert(), tables.first_key())
                     connection.execute(
                         tables.meta.insert(), [{"name": name, "value": value} for name, value in made.items()]
                     )

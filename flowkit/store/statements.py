@@ -186,8 +186,8 @@ class Statements:
     started: str = "SELECT {started}"
     join: str = """
         INSERT INTO flowkit_workers (id, app, host, pid, team, site, version, state, epoch, handled, failed, p99,
-                                     locked, started, heartbeat)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {now}, {now})
+                                     locked, signs, started, heartbeat)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, {now}, {now})
         ON CONFLICT (id) DO UPDATE
         SET state = excluded.state, epoch = excluded.epoch, handled = excluded.handled, failed = excluded.failed,
             p99 = excluded.p99, locked = excluded.locked, heartbeat = excluded.heartbeat"""
@@ -321,6 +321,22 @@ class Statements:
         INSERT INTO flowkit_meta (name, value) VALUES ('database', ?)
         ON CONFLICT (name) DO UPDATE SET value = excluded.value"""
     rename: str = "UPDATE flowkit_meta SET value = ? WHERE name = ?"
+
+    keys: str = """
+        SELECT id, secret, {now} - made, expires - {now} FROM flowkit_keys ORDER BY made DESC, id"""
+    add_key: str = "INSERT INTO flowkit_keys (id, secret, made) VALUES (?, ?, {now})"
+    retire_keys: str = """
+        UPDATE flowkit_keys SET expires = {now} + CAST(? AS bigint)
+        WHERE id <> ? AND (expires IS NULL OR expires > {now} + CAST(? AS bigint))"""
+    forget_keys: str = "DELETE FROM flowkit_keys"
+    signing: str = """
+        SELECT (SELECT value FROM flowkit_meta WHERE name = 'oldest'),
+               (SELECT value FROM flowkit_meta WHERE name = 'unsigned'), {now},
+               (SELECT count(*) FROM flowkit_workers WHERE signs = 0)"""
+    older_workers: str = "SELECT id FROM flowkit_workers WHERE signs = 0"
+    begin_signing: str = "UPDATE flowkit_meta SET value = ? WHERE name = 'unsigned' AND value = ''"
+    require_signatures: str = "DELETE FROM flowkit_meta WHERE name = 'unsigned'"
+    raise_oldest: str = "UPDATE flowkit_meta SET value = ? WHERE name = 'oldest' AND value < ?"
 
     # Something to commit, for who only read.
     witness: str = "{witness}"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowkit.errors import ConfigError
 from flowkit.message import UNREAD
-from flowkit.ports import CANDIDATE, EXCHANGE, Copy, Delivery, Tally
+from flowkit.ports import CANDIDATE, EXCHANGE, REFUSED, Copy, Delivery, Letter, Tally
 from flowkit.store.unit import MICROSECOND
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class Subscribers:
         return [one for one in found if one.silent > latest[one.app] + TOGETHER_SECONDS]
 
     def keep(self, flow: str, deliveries: Sequence[Delivery], heir: str = "") -> None:
-        """Make message rows of what waited for a flow elsewhere; of what took effect, none. One transaction.
+        """Make message rows of what waited for a flow elsewhere, and dead letters of what was refused; of what took
+        effect, none. One transaction.
 
         From here on nothing more comes to the flow, and no relay sends these rows there again. An heir that is not
         subscribed yet has its channel.
@@ -67,11 +68,15 @@ class Subscribers:
         with self._store.transaction() as unit:
             self._unsubscribe(unit, flow, heir)
             open = unit.look(deliveries)
+            refused = {one.identity: one for one in deliveries if one.refused and one.identity in open}
+            unit.bury([Letter(one, REFUSED, one.refused, "", 0) for one in refused.values()])
+            if refused:
+                unit.count({flow: Tally(accepted=len(refused), dead=len(refused))})
             unit.stage(
                 [
                     Copy(self._store.ids(), one.message, flow, one.generation, one.attempts)
                     for one in deliveries
-                    if one.identity in open
+                    if one.identity in open and not one.refused
                 ]
             )
 

@@ -4,10 +4,15 @@ from secrets import token_hex
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
 
-VERSION = "0006"
+VERSION = "0007"
 """The revision of the migration that makes this schema."""
 OLDEST = "0001"
 """The oldest revision whose code goes on working on this schema: migrations since only added what it need not know."""
+SIGNING = "0007"
+"""The first revision whose code signs messages. Once signatures are required, older code does not work on the store."""
+UNSIGNED = "unsigned"
+"""The name in `flowkit_meta` of the time until which unsigned messages are taken; empty before the first worker that
+signs. A store that was made by this version has none."""
 
 OPEN, DONE, DEAD = 0, 1, 2
 """States of an inbox row."""
@@ -41,7 +46,22 @@ def new_key() -> str:
     return token_hex(32)
 
 
+def first_key() -> dict[str, object]:
+    """The first of the keys by which messages are signed, as a row. It is older than any other one."""
+    return {"id": token_hex(8), "secret": new_key(), "made": 0}
+
+
 meta = Table("flowkit_meta", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
+
+# Messages at a broker are signed with the newest that all workers know. `expires` is when it verifies no more.
+keys = Table(
+    "flowkit_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("secret", Text, nullable=False),
+    Column("made", BigInteger, nullable=False),
+    Column("expires", BigInteger),
+)
 
 # One row is one addressed copy: outbox and queue at once. `due` is when it may be taken, be it a delay or the end of
 # a lease; (copy, deliveries) is the lease's token, because each lease raises deliveries.
@@ -175,6 +195,7 @@ workers = Table(
     Column("handled", BigInteger, nullable=False, server_default=text("0")),
     Column("failed", BigInteger, nullable=False, server_default=text("0")),
     Column("p99", BigInteger, nullable=False, server_default=text("0")),
+    Column("signs", SmallInteger, nullable=False, server_default=text("0")),
 )
 
 rollouts = Table(

@@ -5,7 +5,7 @@ OpenTelemetry is spoken to in `otel.py` only, which is imported when somebody as
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from flowkit.message import Message
@@ -32,7 +32,7 @@ class Telemetry:
         """The source of a lane, so that what it receives and settles is told."""
         return source
 
-    def ended(self, flow: str, outcomes: Iterable[Outcome | None]) -> None:
+    def ended(self, flow: str, outcomes: Collection[Outcome | None]) -> None:
         """What came of a batch of a flow."""
 
     def rerun(self, flow: str) -> None:

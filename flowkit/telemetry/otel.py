@@ -11,7 +11,7 @@ import threading
 import time
 from asyncio import CancelledError
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Any
@@ -28,7 +28,7 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, S
 from flowkit.disclosure import stack, told
 from flowkit.errors import ConfigError
 from flowkit.message import Message
-from flowkit.ports import Delivery, Outcome, Source
+from flowkit.ports import REFUSED, Dead, Delivery, Outcome, Source
 from flowkit.telemetry import SIGNALS, C, Telemetry
 
 CLOSE_SECONDS = 5.0
@@ -54,6 +54,7 @@ class OpenTelemetry(Telemetry):
         self._sent = meter.create_counter("messaging.client.sent.messages", "{message}", "Messages sent")
         self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Messages received")
         self._outcomes = meter.create_counter("flowkit.outcomes", "{message}", "What came of messages")
+        self._refused = meter.create_counter("flowkit.refused", "{message}", "Messages that are not what they claim")
         self._reruns = meter.create_counter("flowkit.reruns", "{failure}", "Failures after which a batch ran again")
 
     def sent(self, message: Message) -> Message:
@@ -90,9 +91,12 @@ class OpenTelemetry(Telemetry):
     def source(self, source: Source, flow: str, channel: str) -> Source:
         return TracedSource(source, self, flow, channel)
 
-    def ended(self, flow: str, outcomes: Iterable[Outcome | None]) -> None:
+    def ended(self, flow: str, outcomes: Collection[Outcome | None]) -> None:
         for kind, count in Counter(type(one).__name__.lower() for one in outcomes if one is not None).items():
             self._outcomes.add(count, {"messaging.consumer.group.name": flow, "flowkit.outcome": kind})
+        refused = sum(isinstance(one, Dead) and one.reason == REFUSED for one in outcomes)
+        if refused:
+            self._refused.add(refused, {"messaging.consumer.group.name": flow})
 
     def rerun(self, flow: str) -> None:
         self._reruns.add(1, {"messaging.consumer.group.name": flow})

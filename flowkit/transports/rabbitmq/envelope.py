@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import pika.data
 from pika import BasicProperties, DeliveryMode
@@ -17,18 +17,24 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from flowkit.message import CONTENT_ENCODING, CONTENT_TYPE, CONTROL, LAST_SECOND, NAMELESS, Message, digest
-from flowkit.ports import Copy, Delivery
+from flowkit.ports import EXCHANGE, Copy, Delivery
+from flowkit.transports.rabbitmq.signature import HEADER as SIGNATURE
+from flowkit.transports.rabbitmq.signature import Signatures
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Time = Annotated[float, Field(ge=0, le=LAST_SECOND)]
 HEADER = "flowkit"
 """The header that holds the envelope, as a JSON array: AMQP's own properties end at 255 bytes. What goes to an exchange
-has the row, the source and a seal, and the id of the store. Foreign messages have none, or a copied one."""
+has a row and a hash by which this store knows its own. Foreign messages have none, or a copied one."""
 ENVELOPE: TypeAdapter[tuple[Any, ...]] = TypeAdapter(
     tuple[str, Count, Count, Time, str, str, str, str, str | None, Time, str | None, str | None],
     config=ConfigDict(strict=True),
 )
 """The row, generation, attempts, when it was staged, and the message without its body and headers."""
+REFUSED = (
+    "it claims to be of this store, and has no valid signature: somebody else made or changed it, or a version before "
+    "sent it; retry it only if its source did send it: it then counts as a message of another program"
+)
 COUNT = "x-delivery-count"
 """The header in which a quorum queue counts redeliveries."""
 SHORT = 255
@@ -41,22 +47,27 @@ PREFIXES = (PREFIX, "ce_", "cloudEvents:", "cloudEvents_")
 """Before the names of CloudEvents attributes."""
 
 
-def properties(copy: Copy, staged: float) -> BasicProperties:
-    """The properties of a copy that was staged at a time, in seconds since the epoch."""
-    id, source, channel, _, kind, key, time, correlation, causation, headers, _ = copy.message
+def properties(copy: Copy, staged: float, address: str, signatures: Signatures) -> BasicProperties:
+    """The properties of a copy that was staged at a time, in seconds since the epoch, for the queue of that name."""
+    id, source, channel, body, kind, key, time, correlation, causation, headers, _ = copy.message
     own = to_json(
         [copy.row, copy.generation, copy.attempts, staged, id, source, channel, kind, key, time, correlation, causation]
-    )
+    ).decode()
+    if SIGNATURE in headers:  # a version before took it for one of the user's
+        headers = {name: value for name, value in headers.items() if name != SIGNATURE}
     return BasicProperties(
         delivery_mode=DeliveryMode.Persistent,
         message_id=_short(id),
-        headers={**headers, HEADER: own.decode()},
+        headers={**headers, HEADER: own, SIGNATURE: signatures.sign(address, own, headers, body)},
     )
 
 
-def event(copy: Copy, store: str) -> BasicProperties:
+def event(copy: Copy, store: str, signatures: Signatures) -> BasicProperties:
     """The properties of a copy for an exchange of other programs."""
-    id, source, _, _, kind, key, time, correlation, causation, headers, _ = copy.message
+    id, source, _, body, kind, key, time, correlation, causation, headers, _ = copy.message
+    made, origin = signatures.seal(copy.flow, copy.row, id, source, body)
+    if signatures.lenient:  # versions before know only this for their store's own
+        made, origin = seal(id, source, copy.exchange, body), store
     attributes = {
         "specversion": "1.0",
         "id": id,
@@ -78,7 +89,7 @@ def event(copy: Copy, store: str) -> BasicProperties:
         headers={
             **headers,
             **{PREFIX + name: value for name, value in attributes.items() if value},
-            HEADER: to_json([[copy.row, source, seal(id, source, copy.exchange, copy.message.body)], store]).decode(),
+            HEADER: to_json([[copy.row, source, made], origin]).decode(),
         },
     )
 
@@ -96,31 +107,47 @@ def row(found: BasicProperties) -> str:
 
 
 def delivery(
-    flow: str, store: str, found: BasicProperties, body: bytes, tag: object, channel: str = ""
+    flow: str,
+    store: str,
+    found: BasicProperties,
+    body: bytes,
+    tag: object,
+    channel: str,
+    address: str,
+    signatures: Signatures,
 ) -> Delivery | None:
-    """What the broker delivered to a flow of a store: by the exchange of a shared `channel`, or straight to its queue.
+    """What came to a flow of a store from the queue `address`: by the exchange of a shared `channel`, or straight.
 
     None for what that store itself gave to the exchange: its own flows got copies of their own. Only these come with an
-    envelope of FlowKit's, and never by an exchange.
+    envelope of FlowKit's, and never by an exchange. An envelope without a valid signature is refused, but from versions
+    before.
     """
     headers: dict[str, Any] = dict(found.headers or {})
     redelivered = headers.pop(COUNT, 0)
     count = redelivered + 1 if isinstance(redelivered, int) else 1
-    own = headers.pop(HEADER, None)
+    own, signature = headers.pop(HEADER, None), headers.pop(SIGNATURE, None)
     if isinstance(own, str) and not channel:
         with suppress(ValidationError):
             _, generation, attempts, staged, id, source, named, kind, key, time, correlation, causation = (
                 ENVELOPE.validate_json(own)
             )
             message = Message(id, source, named, body, kind, key, time, correlation, causation, headers)
-            return Delivery(message, flow, generation, attempts, count, staged, None, tag)
+            if signatures.lenient:
+                return Delivery(message, flow, generation, attempts, count, staged, None, tag)
+            signed = signatures.covered(address, own, signature, headers, body)
+            if signed is None:
+                kept = {name: _text(value) for name, value in headers.items()}
+                message = message._replace(headers=kept)
+                return Delivery(message, flow, deliveries=count, tag=tag, foreign=True, refused=REFUSED)
+            return Delivery(message._replace(headers=signed), flow, generation, attempts, count, staged, None, tag)
     message = foreign(found, headers, body)
     if isinstance(own, str) and channel:
-        sent = given(own, store)
-        if sent is not None and is_own(sent, channel, found, body):
-            return None
-        if sent is not None and sent[0] in ("", message.source):  # it has our name, and must not take an id of ours
-            message = message._replace(source=NAMELESS)
+        sent = given(own)
+        if sent is not None and (sent.origin == store or signatures.knows(sent.origin)):
+            if is_own(sent, store, channel, found, body, signatures):
+                return None
+            if sent.source in ("", message.source):  # it has our name, and must not take an id of ours
+                message = message._replace(source=NAMELESS)
     return Delivery(message, flow, deliveries=count, tag=tag, foreign=True)
 
 
@@ -129,28 +156,39 @@ def seal(id: str, source: str, channel: str, body: bytes) -> str:
     return digest(to_json([id, source, channel]) + body)
 
 
-def given(header: str, store: str) -> tuple[str, str] | None:
-    """The source and the seal of what a store gave to an exchange, or of what has its header; None without one.
+class Given(NamedTuple):
+    """What an event says of the store that gave it to an exchange. A version before says less: the rest is empty."""
 
-    Both are empty for what an instance of the version before sent.
-    """
+    row: str
+    source: str
+    seal: str
+    origin: str
+    """The id of the key that made the seal. Of versions before, the id of the store: everybody can make their seals."""
+
+
+def given(header: str) -> Given | None:
+    """What the header of an event says; None where it is none of FlowKit's."""
     try:
         sent, origin = from_json(header)
-        _, source, seal = (sent, "", "") if isinstance(sent, str) else sent
+        row, source, seal = (sent, "", "") if isinstance(sent, str) else sent
     except (TypeError, ValueError):
         return None
-    return (str(source), str(seal)) if origin == store else None
+    return Given(str(row), str(source), str(seal), str(origin))
 
 
-def is_own(sent: tuple[str, str], channel: str, found: BasicProperties, body: bytes) -> bool:
+def is_own(sent: Given, store: str, channel: str, found: BasicProperties, body: bytes, signatures: Signatures) -> bool:
     """Whether an event at the exchange of a channel is what the store gave to it, and no other one with its header."""
     headers: Mapping[str, Any] = found.headers or {}
     id, source = headers.get(PREFIX + "id"), headers.get(PREFIX + "source")
     if not isinstance(id, str) or not isinstance(source, str):
         return False
-    if sent == ("", ""):
+    if sent.origin != store:
+        return source == sent.source and signatures.is_sealed(
+            sent.seal, sent.origin, EXCHANGE + channel, sent.row, id, source, body
+        )
+    if not sent.seal:
         return (found.message_id, found.app_id) == (_short(id), _short(source))
-    return sent == (source, seal(id, source, channel, body))
+    return (sent.source, sent.seal) == (source, seal(id, source, channel, body))
 
 
 def foreign(found: BasicProperties, headers: Mapping[str, Any], body: bytes) -> Message:

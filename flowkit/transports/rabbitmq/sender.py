@@ -22,6 +22,7 @@ from flowkit.ports import Clock, Copy, Receipt
 from flowkit.transports.rabbitmq.envelope import event, properties, routing_key, row
 from flowkit.transports.rabbitmq.link import Link, answer, open_channel, said
 from flowkit.transports.rabbitmq.queues import Queues
+from flowkit.transports.rabbitmq.signature import Signatures
 
 CONFIRM_SECONDS = 10.0
 """A publish that is not confirmed by then is unknown: it is sent again, and the connection is given up."""
@@ -63,10 +64,18 @@ class Batch:
 class Sender:
     """Publishes on one channel of one connection. `send` may be called by any thread, the rest by the I/O thread."""
 
-    def __init__(self, loop: Loop, queues: Queues, clock: Clock, unrouted: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        queues: Queues,
+        signatures: Signatures,
+        clock: Clock,
+        unrouted: Callable[[str], None],
+    ) -> None:
         """`unrouted` is called with the name of an exchange that had no queue for a message."""
         self._loop = loop
         self._queues = queues
+        self._signatures = signatures
         self._clock = clock
         self._unrouted = unrouted
         self._channel: Channel | None = None
@@ -99,10 +108,14 @@ class Sender:
         return self._channel is not None and not self.blocked and not self._outworn
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
-        """Publish and wait for the confirms, at most for their deadline; nothing is waited for while not `ready`."""
+        """Publish and wait for the confirms, at most for their deadline; nothing is waited for while not `ready`.
+
+        Raises what reading the keys raises.
+        """
         batch = Batch(copies)
         if not copies or not self.ready:
             return batch.receipts
+        self._signatures.look()
         self._loop.call(self._begin, batch)
         return batch.done.result()
 
@@ -237,8 +250,10 @@ class Sender:
         exchange, body = copy.exchange, copy.message.body
         if exchange:
             mandatory = exchange not in self._queues.optional
-            return exchange, routing_key(copy), body, event(copy, self._queues.store), mandatory
-        return "", self._queues.name(copy.flow), body, properties(copy, copy.staged or self._clock.now()), True
+            made = event(copy, self._queues.store, self._signatures)
+            return exchange, routing_key(copy), body, made, mandatory
+        queue = self._queues.name(copy.flow)
+        return "", queue, body, properties(copy, copy.staged or self._clock.now(), queue, self._signatures), True
 
     def _answered(self, channel: Channel, frame: "Method[Basic.Ack | Basic.Nack]") -> None:
         """The broker confirms, or refuses, one copy or all up to it."""

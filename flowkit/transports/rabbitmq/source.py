@@ -11,12 +11,13 @@ from pika.channel import Channel
 from pika.exceptions import AMQPError
 from pika.spec import Basic
 
-from flowkit.errors import ConfigError
+from flowkit.errors import ConfigError, FlowKitError
 from flowkit.loop import Loop
 from flowkit.ports import Delivery, Random
 from flowkit.transports.rabbitmq.envelope import delivery
 from flowkit.transports.rabbitmq.link import answer, close, open_channel, resolve, said
 from flowkit.transports.rabbitmq.queues import Queues
+from flowkit.transports.rabbitmq.signature import Signatures
 
 AHEAD = 2
 """The broker sends so many batches ahead: one is there when the one before it is done."""
@@ -27,6 +28,9 @@ AGAIN_SECONDS = 2.0
 MOST_SECONDS = 8.0
 """The waits grow, because a channel without an answer is not closed before that minute is over, and a connection has
 2,047 of them."""
+Tag = tuple[int, int]
+"""The epoch of a channel, and the tag of a delivery in it."""
+Arrived = tuple[Basic.Deliver, BasicProperties, bytes, Tag]
 _log = logging.getLogger("flowkit.rabbitmq")
 
 
@@ -41,6 +45,7 @@ class RabbitSource:
         self,
         loop: Loop,
         queues: Queues,
+        signatures: Signatures,
         flow: str,
         limit: int,
         random: Random,
@@ -50,6 +55,7 @@ class RabbitSource:
         """`told` is called when something came, `judge` when `hindered` has changed."""
         self._loop = loop
         self._queues = queues
+        self._signatures = signatures
         self.flow = flow
         self._prefetch = max(2, limit * AHEAD)
         self._random = random
@@ -58,7 +64,7 @@ class RabbitSource:
         self.hindered = "it has not been consumed yet"
         """Why it cannot consume, though there is a connection; empty while it can, and while it is tried again for the
         first time: an election of a leader takes a moment."""
-        self._buffer: deque[Delivery] = deque()
+        self._buffer: deque[Arrived] = deque()
         self._channel: Channel | None = None
         self._epoch = 0
         self._unsettled: dict[int, None] = {}
@@ -75,11 +81,29 @@ class RabbitSource:
 
     def receive(self, limit: int) -> list[Delivery]:
         taken: list[Delivery] = []
+        passed: list[Tag] = []
+        if self._buffer:
+            self._signatures.look()
         while len(taken) < limit:
             try:
-                taken.append(self._buffer.popleft())
+                method, found, body, tag = self._buffer.popleft()
             except IndexError:
                 break
+            try:
+                one = received(self._queues, self._signatures, self.flow, method, found, body, tag)
+            except FlowKitError:  # the keys could not be read
+                self._loop.call(self._requeue, [tag, *(other.tag for other in taken)])
+                raise
+            except Exception:
+                # It stays unsettled: raised here it would cost the lane, again and again.
+                _log.exception("flow %s: message %s was left in its queue", self.flow, found.message_id)
+                continue
+            if one is None:
+                passed.append(tag)
+            else:
+                taken.append(one)
+        if passed:
+            self._loop.call(self._acknowledge, passed)
         return taken
 
     def settle(self, deliveries: Sequence[Delivery]) -> None:
@@ -179,21 +203,11 @@ class RabbitSource:
             return  # given up: the broker hands it out again
         tag = int(method.delivery_tag or 0)
         self._last = tag
-        try:
-            arrived = received(self._queues, self.flow, method, found, body, (self._epoch, tag))
-        except Exception:
-            # It stays unsettled: raised here it would cost the connection of all flows, again and again.
-            self._unsettled[tag] = None
-            _log.exception("flow %s: message %s was left in its queue", self.flow, found.message_id)
-            return
-        if arrived is None:
-            channel.basic_ack(tag)
-            return
         self._unsettled[tag] = None
-        self._buffer.append(arrived)
+        self._buffer.append((method, found, body, (self._epoch, tag)))
         self._told()
 
-    def _current(self, tags: Sequence[tuple[int, int]]) -> list[int]:
+    def _current(self, tags: Sequence[Tag]) -> list[int]:
         """The tags of this channel that are not settled yet. Those of an earlier channel mean nothing any more, nor do
         those of one that has just been closed and is not given up yet: the broker hands its deliveries out again."""
         if self._channel is None or not self._channel.is_open:
@@ -203,7 +217,7 @@ class RabbitSource:
             del self._unsettled[tag]
         return known
 
-    def _acknowledge(self, tags: Sequence[tuple[int, int]]) -> None:
+    def _acknowledge(self, tags: Sequence[Tag]) -> None:
         """All below the lowest unsettled tag at once, the others singly."""
         done = self._current(tags)
         if self._channel is None or not done:
@@ -216,15 +230,24 @@ class RabbitSource:
             if tag > lowest:
                 self._channel.basic_ack(tag)
 
-    def _requeue(self, tags: Sequence[tuple[int, int]]) -> None:
+    def _requeue(self, tags: Sequence[Tag]) -> None:
         for tag in self._current(tags):
             if self._channel is not None:
                 self._channel.basic_nack(tag)
 
 
 def received(
-    queues: Queues, flow: str, method: Basic.Deliver | Basic.GetOk, found: BasicProperties, body: bytes, tag: object = 0
+    queues: Queues,
+    signatures: Signatures,
+    flow: str,
+    method: Basic.Deliver | Basic.GetOk,
+    found: BasicProperties,
+    body: bytes,
+    tag: object = 0,
 ) -> Delivery | None:
-    """A message from the queue of a flow. None for one that this store itself gave to an exchange."""
+    """A message from the queue of a flow. None for one that this store itself gave to an exchange.
+
+    May block to read the keys, and raises what that raises.
+    """
     by = method.exchange and (queues.exchange(flow) or method.exchange)
-    return delivery(flow, queues.store, found, body, tag, by or "")
+    return delivery(flow, queues.store, found, body, tag, by or "", queues.name(flow), signatures)

@@ -14,7 +14,7 @@ from flowkit import duration
 from flowkit.errors import BrokerUnavailable, ConfigError
 from flowkit.loop import Loop
 from flowkit.message import MAX_BODY
-from flowkit.ports import CANDIDATE, Clock, Copy, Delivery, Random, Receipt, Shared
+from flowkit.ports import CANDIDATE, Clock, Copy, Delivery, Random, Receipt, Ring, Shared
 from flowkit.transports.rabbitmq.exchanges import Exchanges
 from flowkit.transports.rabbitmq.link import Link, close, open_channel, refused, said
 from flowkit.transports.rabbitmq.management import Management
@@ -23,6 +23,7 @@ from flowkit.transports.rabbitmq.presence import Presence
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.sender import Sender
 from flowkit.transports.rabbitmq.servers import servers
+from flowkit.transports.rabbitmq.signature import Signatures
 from flowkit.transports.rabbitmq.source import RabbitSource, received
 from flowkit.url import exposed, is_loopback, mask
 
@@ -32,6 +33,11 @@ CONSUMER_TIMEOUT_SECONDS = 1800.0
 """RabbitMQ's default. Neither AMQP nor the management API tells how it is set."""
 TAKEN = 500
 """The number of messages that are asked for at a time of a queue that is emptied."""
+UNSIGNED = (
+    "unsigned messages in queues of RabbitMQ are taken for the store's own, because a version before may have sent "
+    "them; once those are at their end, write: flowkit keys require"
+)
+"""While it is so, a program that may publish to the default exchange can forge a message."""
 OPEN_SECONDS = 10.0
 """How long a start waits for the broker."""
 
@@ -50,9 +56,11 @@ class RabbitTransport:
         random: Random,
         management_url: str = "",
         setting: str = "FLOWKIT_BROKER_URL",
+        *,
+        keys: Callable[[], Ring],
     ) -> None:
         """`store`: the id of the database whose flows these are, part of the queues' names. `setting`: where the URL
-        comes from. Raises ConfigError."""
+        comes from. `keys` reads those of the store, and blocks for it. Raises ConfigError."""
         self._url = url
         self._shown = f"{setting} is {mask(url)}"
         (server, *_) = found = servers(url, setting)
@@ -62,6 +70,7 @@ class RabbitTransport:
         self._management = Management(management_url, server.virtual_host) if management_url else None
         self._random = random
         self._queues = Queues(store)
+        self._signatures = Signatures(keys, clock)
         self._clock = clock
         self._changed = threading.Condition()
         self._arrived = False
@@ -117,6 +126,8 @@ class RabbitTransport:
 
     def doubts(self, deadlines: Mapping[str, float]) -> list[str]:
         reached = [*self._doubts, *(self._management.doubts if self._management else ())]
+        if self._signatures.lenient:
+            reached.append(UNSIGNED)
         return reached + [
             f"flow {flow} may take {duration.text(seconds)} (deadline=), and RabbitMQ hands a message out again after "
             f"its consumer_timeout, {duration.text(CONSUMER_TIMEOUT_SECONDS)} unless its configuration says otherwise: "
@@ -131,7 +142,7 @@ class RabbitTransport:
 
     def source(self, flow: str, worker: str, limit: int) -> RabbitSource:
         io = self._open()
-        source = RabbitSource(io.loop, self._queues, flow, limit, self._random, self._tell, io.judge)
+        source = RabbitSource(io.loop, self._queues, self._signatures, flow, limit, self._random, self._tell, io.judge)
         io.loop.run(io.attach(source))
         return source
 
@@ -164,7 +175,13 @@ class RabbitTransport:
             try:
                 taken = io.loop.run(self._queues.take(channel, flow, TAKEN))
                 if taken:
-                    keep([one for one in (received(self._queues, flow, *came) for came in taken) if one is not None])
+                    keep(
+                        [
+                            one
+                            for came in taken
+                            if (one := received(self._queues, self._signatures, flow, *came)) is not None
+                        ]
+                    )
                     io.loop.call(channel.basic_ack, 0, True)  # all of them
                 elif taken is not None:
                     io.loop.run(self._queues.delete(channel, flow))
@@ -183,12 +200,22 @@ class RabbitTransport:
     def _open(self) -> "Connections":
         with self._opening:
             if self._io is None:
+                self._signatures.look()
                 loop = Loop("flowkit-rabbitmq")
                 self._io = loop.run(self._connections(loop))
             return self._io
 
     async def _connections(self, loop: Loop) -> "Connections":
-        return Connections(loop, self._url, self._shown, self._queues, self._clock, self._random, self._management)
+        return Connections(
+            loop,
+            self._url,
+            self._shown,
+            self._queues,
+            self._signatures,
+            self._clock,
+            self._random,
+            self._management,
+        )
 
     def _tell(self) -> None:
         """Wake who waits."""
@@ -214,6 +241,7 @@ class Connections:
         url: str,
         shown: str,
         queues: Queues,
+        signatures: Signatures,
         clock: Clock,
         random: Random,
         management: Management | None,
@@ -227,7 +255,7 @@ class Connections:
         self.presence: Presence | None = None
         self.exchanges = Exchanges(queues, management, self.ask, self._consumed)
         self._policies = Policies(management, self._consumed_queues) if management is not None else None
-        self.sender = Sender(loop, queues, clock, self.exchanges.came_back)
+        self.sender = Sender(loop, queues, signatures, clock, self.exchanges.came_back)
         self.publishing = Link(servers(url), random, self.sender.opened, self.sender.lost)
         self.consuming = Link(servers(url), random, self._consume, self._lost)
         self.sender.link = self.publishing

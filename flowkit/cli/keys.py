@@ -1,0 +1,61 @@
+"""`flowkit keys`: the keys by which messages at a broker are signed. No command shows a secret."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from flowkit import duration
+from flowkit.cli import show
+from flowkit.config import Settings, open_store
+from flowkit.store.keyring import HANDOVER_SECONDS, KNOWN_SECONDS, Keyring, KeyState
+
+
+def show_list(json: bool) -> None:
+    """List the keys, and say whether unsigned messages are taken."""
+    with _keyring() as keyring:
+        found, unsigned = keyring.states(), keyring.unsigned()
+    if json:
+        show.as_json({"keys": [one._asdict() for one in found], "unsigned_seconds": unsigned})
+        return
+    show.table("Keys", ["key", "state"], [(one.id, _state(one)) for one in found])
+    if unsigned is not None:
+        print(
+            f"\nunsigned messages are taken for {show.ago(unsigned)} more, for those that a version before sent; once "
+            "these are at their end, write: flowkit keys require"
+        )
+
+
+def rotate(hold: str) -> None:
+    """Make a new key."""
+    seconds = duration.seconds(hold, "--hold")
+    with _keyring() as keyring:
+        id = keyring.rotate(seconds)
+    print(
+        f"key {id} signs in {duration.text(KNOWN_SECONDS)}; the keys before it verify for "
+        f"{duration.text(HANDOVER_SECONDS + seconds)}"
+    )
+
+
+def require() -> None:
+    """Take no unsigned messages any more."""
+    with _keyring() as keyring:
+        keyring.require()
+    print(
+        "only signed messages are taken from now on, by each worker within 30s; versions before do not start any more"
+    )
+
+
+def _state(key: KeyState) -> str:
+    if key.left is not None and key.left <= 0:
+        return "verifies no more"
+    left = "" if key.left is None else f"verifies for {show.ago(key.left)} more"
+    return ", ".join(filter(None, ["signs" if key.signs else "", left])) or "signs soon"
+
+
+@contextmanager
+def _keyring() -> Iterator[Keyring]:
+    store: Any = open_store(Settings.read(), create=False)
+    try:
+        yield store.keyring
+    finally:
+        store.close()

@@ -1,0 +1,139 @@
+"""The keys of a store: messages that travel by a broker are signed with them."""
+
+from collections.abc import Sequence
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flowkit.errors import ConfigError
+from flowkit.ports import Key, Ring
+from flowkit.store.tables import SIGNING, first_key, new_key
+from flowkit.store.unit import MICROSECOND
+
+if TYPE_CHECKING:
+    from flowkit.store.sql import SqlStore
+    from flowkit.store.unit import SqlUnit
+
+KNOWN_SECONDS = 60.0
+"""A new key signs when it is so old: workers look at the keys twice as often, so that all know it by then."""
+HANDOVER_SECONDS = 2 * KNOWN_SECONDS
+"""After so long no worker signs with the key before. Its `hold` begins then."""
+DRAIN_SECONDS = 14 * 86_400.0
+"""So long unsigned messages are taken after the first worker that signs has started: App(retention=) by default, so
+that later ones would be dead letters for their age."""
+
+
+class KeyState(NamedTuple):
+    """A key, for people. Times are in seconds: since it was made, and until it verifies no more; None: for good."""
+
+    id: str
+    age: float
+    left: float | None
+    signs: bool
+
+
+class Keyring:
+    """Reads and changes the keys. Every call blocks; any thread may call it. Its callers show no secret."""
+
+    def __init__(self, store: "SqlStore") -> None:
+        self._store = store
+
+    def read(self) -> Ring:
+        """The keys, for a process that uses a broker. From then on older code is refused where signatures are required.
+
+        Raises ConfigError where there are no keys.
+        """
+        rows, lenient = self._rows(), self._is_lenient()
+        keys = [Key(id, bytes.fromhex(secret), left is None or left > 0) for id, secret, _, left in rows]
+        signs = _signing(rows)
+        return Ring(tuple(sorted(keys, key=lambda key: key.id != signs)), lenient)
+
+    def states(self) -> list[KeyState]:
+        """The keys without their secrets, the newest first. Raises as `read` does."""
+        rows = self._rows()
+        return [
+            KeyState(id, age / MICROSECOND, None if left is None else left / MICROSECOND, id == _signing(rows))
+            for id, _, age, left in rows
+        ]
+
+    def rotate(self, hold: float) -> str:
+        """Make a new key, and let those before verify for `hold` seconds more. Returns its id."""
+        id, seconds = token_hex(8), int((HANDOVER_SECONDS + hold) * MICROSECOND)
+        with self._store.transaction(fenced=False) as unit:
+            unit.write(self._store.sql.add_key, [(id, new_key())])
+            unit.write(self._store.sql.retire_keys, [(seconds, id, seconds)])
+        return id
+
+    def renew(self, unit: "SqlUnit") -> None:
+        """Replace all keys, in a transaction: those of the store that this one is a copy of sign nothing here."""
+        first = first_key()
+        unit.write(self._store.sql.forget_keys, [()])
+        unit.write(self._store.sql.add_key, [(first["id"], first["secret"])])
+
+    def require(self) -> None:
+        """Take no unsigned messages any more. Raises ConfigError while workers of the version before are there."""
+        with self._store.unit("") as unit:
+            found = unit.read(self._store.sql.older_workers)
+        older = [worker for (worker,) in found if not self._store.is_gone(worker)]
+        if older:
+            raise ConfigError(
+                f"{len(older)} worker(s) of the version before are there and sign nothing: what they send would be "
+                "refused; stop them, or start them with this version, and ask again"
+            )
+        self._require()
+
+    def unsigned(self) -> float | None:
+        """For how many seconds more unsigned messages are taken, at least; None: they are not taken."""
+        found = self._signing()
+        return None if found.until is None else max(0.0, DRAIN_SECONDS if found.until == "" else found.left)
+
+    def _is_lenient(self) -> bool:
+        """Whether unsigned messages are taken. That ends with its time, but not while older workers are there."""
+        found = self._signing()
+        if found.until == "":
+            with self._store.transaction(fenced=False) as unit:
+                unit.write(self._store.sql.begin_signing, [(str(found.now + int(DRAIN_SECONDS * MICROSECOND)),)])
+        elif found.until is None or (found.left <= 0 and not found.older):
+            if found.until is not None or found.oldest < SIGNING:
+                self._require()
+            return False
+        return True
+
+    def _require(self) -> None:
+        with self._store.transaction(fenced=False) as unit:
+            unit.write(self._store.sql.require_signatures, [()])
+            unit.write(self._store.sql.raise_oldest, [(SIGNING, SIGNING)])
+
+    def _signing(self) -> "_Signing":
+        with self._store.unit("") as unit:
+            return _Signing(*unit.read(self._store.sql.signing)[0])
+
+    def _rows(self) -> list[Any]:
+        with self._store.unit("") as unit:
+            rows = list(unit.read(self._store.sql.keys))
+        if not rows:
+            raise ConfigError("the store of FLOWKIT_DATABASE_URL has no keys to sign with; run: flowkit db upgrade")
+        return rows
+
+
+def _signing(rows: Sequence[Any]) -> str:
+    """The newest key that all workers know; the oldest one if all are new."""
+    known = [id for id, _, age, _ in rows if age >= KNOWN_SECONDS * MICROSECOND]
+    return str(known[0] if known else rows[-1][0])
+
+
+class _Signing(NamedTuple):
+    """What the store says of signatures."""
+
+    oldest: str
+    """The oldest version whose code works on it."""
+    until: str | None
+    """When unsigned messages are not taken any more, in microseconds; empty while no worker that signs has started;
+    None: they are not taken."""
+    now: int
+    older: int
+    """How many workers of the version before are there."""
+
+    @property
+    def left(self) -> float:
+        """Seconds until then."""
+        return (int(self.until or 0) - self.now) / MICROSECOND

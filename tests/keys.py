@@ -1,0 +1,19 @@
+"""Keys for tests without a store."""
+
+from collections.abc import Callable
+
+from flowkit.config import SystemClock
+from flowkit.ports import Key, Ring
+from flowkit.transports.rabbitmq.signature import Signatures
+
+
+def ring() -> Ring:
+    """One key, always the same."""
+    return Ring([Key("test", bytes(32))])
+
+
+def signatures(read: Callable[[], Ring] = ring) -> Signatures:
+    """Signatures whose keys were read."""
+    made = Signatures(read, SystemClock())
+    made.look()
+    return made

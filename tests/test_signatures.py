@@ -1,0 +1,372 @@
+"""What travels by a broker is signed: nobody else can make, change, or send elsewhere a message of the store's."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pika import BasicProperties
+from sqlalchemy import text
+
+from flowkit.cli import keys
+from flowkit.config import Services, Settings, connect, open_store
+from flowkit.engine.adoption import received, unread
+from flowkit.engine.versions import Versions
+from flowkit.engine.worker import Worker
+from flowkit.errors import ConfigError
+from flowkit.message import Message
+from flowkit.ports import REFUSED, Copy, Delivery, Key, Ring, Shared
+from flowkit.store import keyring, tables
+from flowkit.transports.rabbitmq.envelope import properties
+from flowkit.transports.rabbitmq.queues import Queues
+from flowkit.transports.sql import SqlTransport
+from tests.keys import ring, signatures
+from tests.shop import Order, new_app
+from tests.test_schema import at
+from tests.test_shared import Site, Supplier, wait_until
+
+HEADERS = {"tenant": "blue"}
+SIGNED = "queue", "[1]", HEADERS, b"body"
+CHANGES: dict[str, tuple[Any, ...]] = {
+    "address": ("other", "[1]", HEADERS, b"body"),
+    "envelope": ("queue", "[2]", HEADERS, b"body"),
+    "header": ("queue", "[1]", {"tenant": "red"}, b"body"),
+    "header of another type": ("queue", "[1]", {"tenant": 1}, b"body"),
+    "header that is gone": ("queue", "[1]", {}, b"body"),
+    "body": ("queue", "[1]", HEADERS, b"other"),
+    "where the body begins": ("queue", "[1", HEADERS, b"]body"),
+}
+
+
+def check(made: Any, signature: object, signed: tuple[Any, ...] = SIGNED) -> Any:
+    address, envelope, headers, body = signed
+    return made.covered(address, envelope, signature, headers, body)
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_a_signature_covers_all_of_a_message(changed: str) -> None:
+    made = signatures()
+    signature = made.sign(*SIGNED)
+    assert check(made, signature) == HEADERS
+    assert check(made, signature, CHANGES[changed]) is None
+
+
+def test_headers_that_a_broker_adds_are_left_out() -> None:
+    """RabbitMQ may be told to add when, and by which node, a message came."""
+    made = signatures()
+    added = {**HEADERS, "timestamp_in_ms": 1, "x-routed-by": "node"}
+    assert check(made, made.sign(*SIGNED), ("queue", "[1]", added, b"body")) == HEADERS
+
+
+NO_SIGNATURES = [None, 1, "", "no JSON", "[]", "[1, 2, 3]", '["test", "é", []]', '["test", "", [1]]', '["", "", null]']
+
+
+@pytest.mark.parametrize("signature", NO_SIGNATURES)
+def test_what_is_no_signature_is_none(signature: object) -> None:
+    assert check(signatures(), signature) is None
+
+
+def test_a_key_of_another_store_signs_nothing_here() -> None:
+    theirs = signatures(lambda: Ring([Key("test", bytes(range(32)))]))
+    assert check(signatures(), theirs.sign(*SIGNED)) is None
+
+
+def test_a_key_that_is_not_valid_any_more_recognises_events_only() -> None:
+    old, event = signatures(), ("exchange:orders", "row", "1", "shop", b"")
+    seal, key = old.seal(*event)
+    made = signatures(lambda: Ring([Key("new", bytes(range(32))), *(one._replace(valid=False) for one in ring().keys)]))
+    assert check(made, old.sign(*SIGNED)) is None
+    assert made.is_sealed(seal, key, *event)
+    assert not made.is_sealed(seal, key, "exchange:orders", "row", "2", "shop", b"")
+
+
+def test_an_unknown_key_is_looked_for_but_not_again_and_again() -> None:
+    read: list[None] = []
+
+    def keys() -> Ring:
+        read.append(None)
+        return ring()
+
+    made, theirs = signatures(keys), signatures(lambda: Ring([Key("other", bytes(32))]))
+    made._looked = float("-inf")
+    for _ in range(100):
+        assert check(made, theirs.sign(*SIGNED)) is None
+    assert len(read) == 2
+
+
+def test_no_text_of_a_key_shows_its_secret() -> None:
+    key = Key("id", b"secret-secret")
+    assert "secret" not in f"{key} {key!r} {Ring([key])!r} {[key]}"
+
+
+# ------------------------------------------------------------ the store
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Any]:
+    made: Any = open_store(Settings(database_url=database_url), check=False)
+    made.upgrade()
+    with closing(made):
+        yield made
+
+
+def test_a_key_signs_when_all_workers_know_it(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,) = store.keyring.read().keys
+    new = store.keyring.rotate(3600)
+    assert [key.id for key in store.keyring.read().keys] == [first.id, new]
+    monkeypatch.setattr(keyring, "KNOWN_SECONDS", 0.0)
+    found = store.keyring.read().keys
+    assert [(key.id, key.valid) for key in found] == [(new, True), (first.id, True)]
+    assert len({key.secret for key in found}) == 2
+    assert [one.signs for one in store.keyring.states()] == [True, False]
+
+
+def test_a_key_that_others_know_is_ended_at_once(store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyring, "HANDOVER_SECONDS", 0.0)
+    (first,) = store.keyring.read().keys
+    store.keyring.rotate(3600)
+    store.keyring.rotate(0)
+    valid = {key.id: key.valid for key in store.keyring.read().keys}
+    assert (len(valid), sum(valid.values()), valid[first.id]) == (3, 1, False)
+
+
+def test_a_copy_that_is_a_store_of_its_own_has_other_keys(store: Any) -> None:
+    """Else it would take events of the other store for its own, and drop them."""
+    (first,) = store.keyring.read().keys
+    store.place.adopt(apart=True)
+    (other,) = store.keyring.read().keys
+    assert first.id != other.id
+    assert first.secret != other.secret
+
+
+def test_a_store_of_the_version_before_takes_unsigned_messages_for_a_time(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(database_url, "0006")
+    settings = Settings(database_url=database_url)
+    with closing(open_store(settings, check=False)) as store:
+        store.upgrade()
+        assert store.keyring.read().lenient
+        assert store.keyring.unsigned() == pytest.approx(keyring.DRAIN_SECONDS, abs=60)
+        older = "INSERT INTO flowkit_workers (id, app, host, pid, started, heartbeat, state, locked) VALUES"
+        with store.dialect.engine.connect() as connection:
+            connection.execute(text(f"{older} ('old', 'shop', 'here', 1, 1, 4102444800000000, 'ready', 0)"))
+            connection.execute(text("UPDATE flowkit_meta SET value = '1' WHERE name = 'unsigned'"))
+            connection.commit()
+        assert store.keyring.read().lenient, "an older worker is there"
+        with pytest.raises(ConfigError, match=r"1 worker\(s\) of the version before are there and sign nothing"):
+            store.keyring.require()
+        store.leave_fleet("old")
+        assert not store.keyring.read().lenient
+        assert store.keyring.unsigned() is None
+    monkeypatch.setattr(tables, "VERSION", "0006")
+    with pytest.raises(ConfigError, match=r"has FlowKit schema 0007, and this version needs 0006"):
+        open_store(settings)
+    monkeypatch.undo()
+    with closing(open_store(settings, check=False)) as store:
+        store.upgrade()
+        assert not store.keyring.read().lenient, "an upgrade takes nothing back"
+
+
+def test_a_store_of_this_version_takes_no_unsigned_message(store: Any) -> None:
+    assert not store.keyring.read().lenient
+
+
+def test_commands_show_keys_without_their_secrets(
+    store: Any, database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", database_url)
+    monkeypatch.delenv("FLOWKIT_BROKER_URL", raising=False)
+    keys.rotate("2d")
+    keys.show_list(False)
+    keys.show_list(True)
+    keys.require()
+    said = capsys.readouterr().out
+    for key in store.keyring.read().keys:
+        assert key.id in said
+        assert key.secret.hex() not in said
+    assert "signs in 1m; the keys before it verify for 2d2m" in said
+
+
+def test_a_refused_message_of_a_flow_that_is_renamed_is_a_dead_letter(store: Any) -> None:
+    """As a row it would be one of the store's own."""
+    message = Message("order-1", "shop", "orders", b"")
+    one = Delivery(message, "shop.accept", foreign=True, refused="it has no signature")
+    store.subscribers.keep("shop.accept", [unread(received(one, "orders"))] * 2)
+    (letter,) = store.dead_letters.read(store.dead_letters.select())
+    assert (letter.reason, letter.error, letter.message.headers["ce-id"]) == (REFUSED, one.refused, "order-1")
+    assert store.due() == set()
+    assert store.ledger.balances()["shop.accept"].balanced
+
+
+def test_what_is_not_ours_is_not_handed_on_to_another_version(store: Any) -> None:
+    app = new_app("shop")
+    services = Services(Settings(), store, SqlTransport(store, 30))
+    versions = Versions(store, app.context(services), "shop", "2", 30, 3600)
+    one = Delivery(Message("order-1", "shop", "orders", b""), "shop.accept@candidate", staged=time.time())
+    assert versions.can_go(one)
+    assert not versions.can_go(one._replace(foreign=True)), "as a row it would be one of the store's own"
+
+
+# ------------------------------------------------------------ the broker
+
+
+@pytest.fixture
+def site(tmp_path: Path, rabbitmq_url: str) -> Iterator[Site]:
+    with closing(Site("shop", f"orders-{time.time_ns()}", tmp_path, rabbitmq_url)) as made:
+        yield made
+
+
+@pytest.fixture
+def attacker(rabbitmq_url: str) -> Iterator[Supplier]:
+    with closing(Supplier(rabbitmq_url)) as made:
+        yield made
+
+
+def address(site: Site, flow: str = "shop.accept") -> str:
+    return Queues(site.store.identity()).name(flow)
+
+
+def put(attacker: Supplier, queue: str, headers: dict[str, Any], body: bytes) -> None:
+    attacker.channel.basic_publish("", queue, body, BasicProperties(message_id="x", headers=headers), mandatory=True)
+
+
+def taken(site: Site, attacker: Supplier, name: str) -> tuple[str, dict[str, Any], bytes]:
+    """Publish a message, and take it from the queue of the flow: its id, its headers and its body."""
+    worker = Worker(site.app, connect(site.settings))
+    for lane in worker.lanes:
+        lane.source.close()
+    id = site.app.publish(site.orders, Order(name=name), headers=HEADERS)
+    while worker.relay.step():
+        pass
+    worker.relay.flush()
+    came = [attacker.get(address(site)) for _ in range(2)]  # the copy, and the event that the exchange gave back
+    found, body = next(one for one in came if "flowkit-mac" in (one[0].headers or {}))
+    worker.close()
+    worker.services.close()
+    headers: dict[str, Any] = dict(found.headers or {})
+    headers.pop("x-delivery-count", None)
+    return id, headers, body
+
+
+def generation(headers: dict[str, Any]) -> dict[str, Any]:
+    envelope = json.loads(headers["flowkit"])
+    envelope[1] = 1000
+    return {"flowkit": json.dumps(envelope, separators=(",", ":"))}
+
+
+FORGED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "unsigned": lambda headers: {"flowkit-mac": None},
+    "of a later generation": generation,
+    "another header": lambda headers: {"tenant": "red"},
+    "another key": lambda headers: {"flowkit-mac": signatures().sign("queue", headers["flowkit"], HEADERS, b"")},
+}
+
+
+def refused(site: Site) -> int:
+    letters = list(site.store.dead_letters.read(site.store.dead_letters.select()))
+    assert {letter.reason for letter in letters} <= {REFUSED}, [tuple(letter) for letter in letters]
+    return len(letters)
+
+
+@pytest.mark.rabbitmq
+def test_nobody_else_makes_or_changes_a_message_of_ours(site: Site, attacker: Supplier) -> None:
+    id, headers, body = taken(site, attacker, "a")
+    forged = [{**headers, **change(headers)} for change in FORGED.values()]
+    with site.worker():
+        for one in forged:
+            put(attacker, address(site), one, body)
+        put(attacker, address(site), headers, b'{"name": "b"}')
+        put(attacker, address(site), headers, b"no JSON")
+        wait_until(lambda: refused(site) == 3)  # one of each body that claims to be the same message
+        assert site.seen == []
+        assert id, "none of them took its identity"
+        put(attacker, address(site), headers, body)
+        wait_until(lambda: site.effects() == {"a": 1})
+        put(attacker, address(site), headers, body)  # once more
+        put(attacker, address(site), forged[1], body)
+        site.rest()
+    assert site.effects() == {"a": 1}
+    assert [(one.id, one.source, dict(one.headers)["tenant"]) for one in site.seen] == [(id, "shop", "blue")]
+
+
+@pytest.mark.rabbitmq
+def test_a_true_copy_counts_in_its_own_queue_only(site: Site, attacker: Supplier, tmp_path: Path) -> None:
+    """Here a message for the queue of another store."""
+    _, headers, body = taken(site, attacker, "a")
+    url = site.settings.broker_url
+    with closing(Site("billing", f"bills-{time.time_ns()}", tmp_path, url)) as other, other.worker():
+        put(attacker, address(other, "billing.accept"), headers, body)
+        wait_until(lambda: refused(other) == 1)
+        assert other.seen == []
+        other.rest()
+
+
+@pytest.mark.rabbitmq
+def test_a_refused_message_that_is_retried_is_one_of_another_program(site: Site, attacker: Supplier) -> None:
+    id, headers, body = taken(site, attacker, "a")
+    with site.worker():
+        put(attacker, address(site), {**headers, "flowkit-mac": ""}, body)
+        wait_until(lambda: refused(site) == 1)
+        site.store.dead_letters.retry(site.store.dead_letters.select())
+        wait_until(lambda: site.effects() == {"a": 1})
+        put(attacker, address(site), headers, body)  # the true one took no harm
+        wait_until(lambda: site.effects() == {"a": 2})
+    assert {(one.id, one.source) for one in site.seen} == {(id, "foreign"), (id, "shop")}
+
+
+@pytest.mark.rabbitmq
+def test_messages_are_taken_while_keys_are_rotated(
+    site: Site, attacker: Supplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keyring, "KNOWN_SECONDS", 0.0)
+    monkeypatch.setattr(keyring, "HANDOVER_SECONDS", 0.0)
+    _, old, body = taken(site, attacker, "a")
+    with site.worker():
+        site.store.keyring.rotate(3600)
+        put(attacker, address(site), old, body)
+        wait_until(lambda: site.effects() == {"a": 1})
+    _, new, body = taken(site, attacker, "b")
+    assert json.loads(old["flowkit-mac"])[0] != json.loads(new["flowkit-mac"])[0]
+    site.store.keyring.rotate(0)
+    with site.worker():
+        put(attacker, address(site), new, body)
+        wait_until(lambda: refused(site) == 1)
+    assert site.effects() == {"a": 1}
+
+
+@pytest.mark.rabbitmq
+def test_messages_of_the_version_before_come_to_their_end(site: Site, attacker: Supplier) -> None:
+    """Some lie in the queue, older workers send others, and all can read those of this version."""
+    with site.store.transaction() as unit:
+        unit.write("INSERT INTO flowkit_meta (name, value) VALUES ('unsigned', '')", [()])
+    site.services.transport.declare(["shop.accept"], [Shared(site.orders.name, ["shop.accept"], False)])
+
+    def old(name: str, row: str) -> None:
+        body = Order(name=name).model_dump_json().encode()
+        copy = Copy(row, Message(f"id-{name}", "shop", site.orders.name, body), "shop.accept")
+        made: dict[str, Any] = dict(properties(copy, time.time(), "", signatures()).headers or {})
+        del made["flowkit-mac"]
+        put(attacker, address(site), made, body)
+
+    for name in ("a", "b"):
+        old(name, "1")
+    queue = attacker.subscribe(site.orders.name)
+    with site.worker():
+        old("c", "2")
+        old("a", "3")  # sent again by an older worker
+        site.app.publish(site.orders, Order(name="d"))
+        wait_until(lambda: site.effects() == {"a": 1, "b": 1, "c": 1, "d": 1})
+        found, _ = attacker.get(queue)
+        assert site.store.identity() in str(found.headers), "as the version before knows its own"
+    site.store.keyring.require()
+    with site.worker():
+        old("e", "4")
+        wait_until(lambda: refused(site) == 1)
+        site.app.publish(site.orders, Order(name="f"))
+        found, _ = attacker.get(queue)
+        assert site.store.identity() not in str(found.headers)
+        wait_until(lambda: site.effects() == {"a": 1, "b": 1, "c": 1, "d": 1, "f": 1})

@@ -211,6 +211,20 @@ def test_what_is_not_ours_is_not_handed_on_to_another_version(store: Any) -> Non
     assert not versions.can_go(one._replace(foreign=True)), "as a row it would be one of the store's own"
 
 
+@pytest.mark.parametrize("source", ["shop", "shop.note", "shop/alice", "billing", "billing.accept", "billing/alice"])
+def test_a_source_that_is_a_name_of_ours_is_moved_aside(source: str) -> None:
+    """Of this app, of a client of its routes, and of another app of the store."""
+    one = Delivery(Message("order-1", source, "orders", b""), "shop.accept", foreign=True)
+    aside = "foreign" if source in ("shop", "shop.note") else f"foreign:{source}"
+    assert received(one, "orders", {"billing"}).message.source == aside
+
+
+@pytest.mark.parametrize("source", ["shopping", "/shop", "erp/shop", "urn:shop", "billings.accept"])
+def test_a_source_that_is_none_of_ours_stays(source: str) -> None:
+    one = Delivery(Message("order-1", source, "orders", b""), "shop.accept", foreign=True)
+    assert received(one, "orders", {"billing"}).message.source == source
+
+
 # ------------------------------------------------------------ the broker
 
 
@@ -291,6 +305,15 @@ def test_nobody_else_makes_or_changes_a_message_of_ours(site: Site, attacker: Su
         site.rest()
     assert site.effects() == {"a": 1}
     assert [(one.id, one.source, dict(one.headers)["tenant"]) for one in site.seen] == [(id, "shop", "blue")]
+
+
+@pytest.mark.rabbitmq
+def test_no_other_program_takes_an_id_of_another_app_of_the_store(site: Site, attacker: Supplier) -> None:
+    site.store.subscribe({"billing.accept": "bills"})
+    with site.worker():
+        put(attacker, address(site), {"ce-id": "1", "ce-source": "billing"}, b'{"name": "a"}')
+        wait_until(lambda: site.effects() == {"a": 1})
+    assert [(one.id, one.source) for one in site.seen] == [("1", "foreign:billing")]
 
 
 @pytest.mark.rabbitmq

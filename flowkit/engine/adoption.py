@@ -4,14 +4,17 @@ A message that cannot be read has no id of the flow's: the one that its sender g
 dead letter has a source of its own, and the hash of what came as its id; a retry brings it here once more.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 from flowkit.engine.item import Item, describe, renamed
 from flowkit.errors import Reused, Undecodable
 from flowkit.flow import Context, Flow
 from flowkit.foreign import expand
-from flowkit.message import NAMELESS, ORIGINAL_ID, ORIGINAL_SOURCE, UNREAD, digest
+from flowkit.message import MAX_NAME, NAMELESS, ORIGINAL_ID, ORIGINAL_SOURCE, UNREAD, digest
 from flowkit.ports import Delivery, Duplicate, Unit
+
+PARTS = re.compile("[./]")
 
 
 def is_foreign(delivery: Delivery) -> bool:
@@ -19,16 +22,24 @@ def is_foreign(delivery: Delivery) -> bool:
     return delivery.foreign or delivery.message.source == UNREAD
 
 
-def received(delivery: Delivery, channel: str) -> Delivery:
-    """A message of another program as it came, at the channel of its flow. One that claims to be of this app must not
-    take an identity that a message of the app has, or will have."""
+def app_of(name: str) -> str:
+    """The app that a flow, or the source of a message, is of: they are APP, APP.FLOW or APP/PRINCIPAL."""
+    return PARTS.split(name, maxsplit=1)[0]
+
+
+def received(delivery: Delivery, channel: str, apps: Collection[str] = ()) -> Delivery:
+    """A message of another program as it came, at the channel of its flow. One that claims to be of this app, or of
+    another one of the store, must not take an identity that a message of theirs has, or will have."""
     message = delivery.message
     if message.source == UNREAD:
         headers = message.headers if isinstance(message.headers, Mapping) else {}  # whoever wrote the row
         id, source = headers.get(ORIGINAL_ID, ""), headers.get(ORIGINAL_SOURCE, NAMELESS)
         message = message._replace(id=id, source=source if source != UNREAD else NAMELESS)
-    if str(message.source).partition(".")[0] == delivery.flow.partition(".")[0]:  # whatever type it has
+    own, source = app_of(delivery.flow), str(message.source)  # whatever type it has
+    if source.partition(".")[0] == own:
         message = message._replace(source=NAMELESS)
+    elif app_of(source) == own or app_of(source) in apps:  # it may be true of several programs: they stay apart
+        message = message._replace(source=f"{NAMELESS}:{source}"[:MAX_NAME])
     message = message._replace(channel=channel)
     return delivery._replace(message=message, foreign=True, digest=digest(message.body))
 

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -93,6 +93,8 @@ class Pipeline:
     """Whether the worker drains: the rest of a batch is then given back."""
     beside: Callable[[], bool] = lambda: False
     """Whether another version of the app is rolled out, so that it may read what this one cannot."""
+    apps: Callable[[], Collection[str]] = lambda: ()
+    """The apps of the store. Messages of other programs get the identity of none of them."""
     observe: Callable[[Sequence[Item]], None] = lambda items: None
     """Sees each batch after its commit."""
     wake: Callable[[set[str]], None] = lambda flows: None
@@ -174,7 +176,7 @@ class Pipeline:
         for item in items:
             try:
                 if is_foreign(item.delivery):
-                    item.delivery = received(item.delivery, self.flow.source.name)
+                    item.delivery = received(item.delivery, self.flow.source.name, self.apps())
                     item.delivery = adopted(item.delivery, self.flow, self.context)
                 delivery = item.delivery
                 check_envelope(delivery)

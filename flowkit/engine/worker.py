@@ -13,6 +13,7 @@ from typing import Any
 
 from flowkit.app import App
 from flowkit.config import Services
+from flowkit.engine.adoption import app_of
 from flowkit.engine.async_lane import AsyncLane
 from flowkit.engine.async_pipeline import AsyncPipeline
 from flowkit.engine.item import Item
@@ -26,7 +27,7 @@ from flowkit.engine.versions import VersionedSource, Versions, named
 from flowkit.errors import BrokerUnavailable, StoreConflict, StoreLost, Unavailable
 from flowkit.flow import Flow
 from flowkit.loop import Loop
-from flowkit.ports import CANDIDATE, DRAINED, EXCHANGE, LANES, MINIMUM, NORMAL, PAUSED, Retention, WorkerInfo
+from flowkit.ports import CANDIDATE, DRAINED, EXCHANGE, LANES, MINIMUM, NORMAL, PAUSED, Retention, Store, WorkerInfo
 
 BEAT_SECONDS = 1.0
 CLEAN_SECONDS = 10.0
@@ -40,6 +41,8 @@ DEADLINE_STEPS = 100
 BACKOFF_SECONDS = (0.1, 5.0)
 KNOWN_SECONDS = 3.0
 """A worker that could not record its heartbeat for so long may have been removed from the fleet by others."""
+NAMES_SECONDS = 60.0
+"""How often it is seen which apps the store has."""
 MEETINGS = 5
 """How often strangers are asked again. Each time takes half a second."""
 NAMED = 3
@@ -114,6 +117,9 @@ class Worker:
         self.relay = Relay(store, transport, services.clock, self.id)
         self.directions = store.directions()
         """What the fleet is directed to: (what, name) -> value."""
+        self._apps = _apps(store)
+        self._named = services.clock.monotonic()
+        """When the apps of the store were read last."""
         self.shed: frozenset[str] = frozenset()
         """The flows that rest, because the service is reduced."""
         self.lanes = [
@@ -187,6 +193,7 @@ class Worker:
             lane=f"{self.id}-{number}",
             retention=self.app.retention,
             beside=lambda: self.versions.beside,
+            apps=lambda: self._apps,
             observe=lambda items: self._observe(flow, received, items),
             halted=lambda: self._hushed or self.stopping.is_set() or self._rests(flow),
             wake=self.wake,
@@ -263,6 +270,8 @@ class Worker:
             store.beat(self.id, "waiting" if waits else self.condition, self.versions.epoch, self._recent.figures())
             were = self.directions, self.shed
             self.directions = store.directions()
+            if now - self._named >= NAMES_SECONDS:
+                self._apps, self._named = _apps(store), now
             self.shed = self._shed()
             if self.state == "ready" and not waits and self._suffices():
                 store.note_up(self.app.name)
@@ -567,3 +576,8 @@ class Worker:
         first, most = (WATCH_SECONDS, WATCH_SECONDS) if missed == "broker" else BACKOFF_SECONDS
         self.stopping.wait(min(most, first * 2 ** min(failures, 10)) * self.services.random())
         return True
+
+
+def _apps(store: Store) -> frozenset[str]:
+    """The apps that have flows in a store."""
+    return frozenset(map(app_of, store.subscriptions()))

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import hypothesis
@@ -254,6 +255,35 @@ def test_row_22_a_policy_that_discards_nothing_is_taken(sqlite_url: str, managed
             Worker(shop(), services).close()
     finally:
         node.ctl("clear_policy", "full")
+
+
+@pytest.mark.rabbitmq
+def test_users_of_the_broker_that_may_do_too_much_are_told(sqlite_url: str, managed: tuple[RabbitMQ, int]) -> None:
+    node, port = managed
+    rights = {"supplier": ("^$", "^orders$", "^$"), "anybody": ("^$", ".*", "^.*$"), "seer": ("^$", "^$", "^$")}
+    for user, patterns in rights.items():
+        node.ctl("add_user", user, "secret")
+        node.ctl("set_permissions", user, *patterns)
+    node.ctl("set_user_tags", "seer", "policymaker")
+    management = node.management_url(port)
+    own = urlsplit(node.url()).username
+
+    def audited(url: str) -> list[str]:
+        settings = Settings(database_url=sqlite_url, broker_url=node.url(), broker_management_url=url)
+        with closing(connect(settings)) as services:
+            return [line for line in services.transport.audit([]) if "user" in line]
+
+    try:
+        anybody, flowkit = sorted(audited(management))
+        assert anybody.startswith("user anybody of RabbitMQ may write and read everything in virtual host /; docs")
+        assert flowkit.startswith(
+            f"user {own} of RabbitMQ, which FlowKit uses, may configure, write and read everything"
+        )
+        (line,) = audited(f"http://seer:secret@127.0.0.1:{port}")
+        assert line.endswith("are not audited: that needs a user with the tag administrator")
+    finally:
+        for user in rights:
+            node.ctl("delete_user", user)
 
 
 @pytest.mark.rabbitmq

@@ -21,11 +21,13 @@ TELL_SECONDS, ASK_SECONDS = 15.0, 0.5
 """How long a start waits for RabbitMQ to tell the policy of a new queue, and how often it asks."""
 MOST_BYTES = 16 * 1024 * 1024
 """The longest answer that is read."""
-NOT_FOUND, REDIRECTS = 404, range(300, 400)
+NOT_FOUND, DENIED, REDIRECTS = 404, (401, 403), range(300, 400)
 KEEPS = {"overflow": "reject-publish"}
 DISCARDS = ("overflow", "message-ttl", "expires", "delivery-limit")
 """What a policy must not say, unless it says what `KEEPS` does. A policy's overflow wins over a quorum queue's own
 argument, and of two limits the lower one holds."""
+EVERYTHING = frozenset({".*", "^.*$", "^.*", ".*$", ".+", "^.+$", "(.*)", "^(.*)$"})
+"""Patterns that give a right to everything. Others are not read: RabbitMQ's syntax is not Python's."""
 Empty = Annotated[list[Any], Field(max_length=0)]
 
 
@@ -42,6 +44,15 @@ class _Queue(BaseModel):
     operator_policy: str | None = None
     effective_policy_definition: dict[str, Any] | Empty | None = None
     """The definition of both together. None: not told yet. Old versions tell an empty one as a list."""
+
+
+class _Permission(BaseModel):
+    """What a user may do in the virtual host, as patterns of names."""
+
+    user: str
+    configure: str
+    write: str
+    read: str
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):
@@ -98,6 +109,23 @@ class Management:
                     "leave the queues flowkit.* out of it"
                 )
 
+    def rights(self, user: str) -> list[str]:
+        """Which users may do too much in the virtual host; `user` is the one of FlowKit itself. Raises as `audit`
+        does."""
+        found = self._allowed("vhosts", list[_Permission], "/permissions")
+        if found is None:
+            return ["the rights of RabbitMQ's users are not audited: that needs a user with the tag administrator"]
+        told = []
+        for one in found:
+            rights = {"configure": one.configure, "write": one.write, "read": one.read}
+            free = [right for right, pattern in rights.items() if pattern in EVERYTHING]
+            if free:
+                told.append(
+                    f"user {one.user} of RabbitMQ{', which FlowKit uses,' if one.user == user else ''} may "
+                    f"{_and(free)} everything in virtual host {self._vhost}; docs/security.md says what it needs"
+                )
+        return told or ["no user of RabbitMQ has a right to everything in this virtual host"]
+
     def is_bound(self, queue: str, exchange: str) -> bool:
         """Whether a queue is bound to an exchange. Raises as `audit` does."""
         return bool(self._read("bindings", list[Any], f"/e/{quote(exchange, safe='')}/q/{quote(queue, safe='')}"))
@@ -106,6 +134,13 @@ class Management:
         """The policies of a queue, as far as RabbitMQ tells them. Of a queue that is gone it tells nothing."""
         columns = "name,policy,operator_policy,effective_policy_definition"  # without a name, nothing is told as a list
         return self._read("queues", _Queue, f"/{quote(name, safe='')}?columns={columns}", missing=_Queue())
+
+    def _allowed(self, kind: str, type: type[T], which: str) -> T | None:
+        """The same as `_read`; None where our user may not see them."""
+        try:
+            return self._read(kind, type, which)
+        except _Denied:
+            return None
 
     def _read(self, kind: str, type: type[T], which: str = "", missing: T | None = None) -> T:
         """The things of a kind in our virtual host; `missing`, if given, where there are none of that name."""
@@ -121,11 +156,20 @@ class Management:
             why = "check user and password, and that it is RabbitMQ's management API"
             if error.code in REDIRECTS:
                 why = "a redirect is not followed, for the password would go along; name the API's own address"
-            raise ConfigError(f"{SETTING} is {self._shown}, which answers {error.code} {error.reason}; {why}") from None
+            refusal = _Denied if error.code in DENIED else ConfigError
+            raise refusal(f"{SETTING} is {self._shown}, which answers {error.code} {error.reason}; {why}") from None
         except OSError as error:
             raise BrokerUnavailable(f"{SETTING} is {self._shown}, which cannot be reached: {error}") from None
         except (HTTPException, ValueError):
             raise ConfigError(f"{SETTING} is {self._shown}, which is no management API of RabbitMQ") from None
+
+
+class _Denied(ConfigError):
+    """Our user may not see this, or has another password."""
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _discards(definition: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from pika import PlainCredentials
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.channel import Channel
 from pika.exceptions import AMQPError
@@ -67,6 +68,7 @@ class RabbitTransport:
         clear = [f"{one.host}:{one.port}" for one in found if not (one.ssl_options or is_loopback(one.host))]
         self._doubts = exposed(setting, url, clear, "write amqps://")
         """Of how the broker is reached."""
+        self._user = str(server.credentials.username) if isinstance(server.credentials, PlainCredentials) else ""
         self._management = Management(management_url, server.virtual_host) if management_url else None
         self._random = random
         self._queues = Queues(store)
@@ -105,7 +107,13 @@ class RabbitTransport:
             *(_counted("exchanges of shared channels", "the exchanges", exchanges) if exchanges else []),
             *self._audit_bindings([flow for flow, there in found.items() if there]),
         ]
-        return [*said, self._audit_policies([flow for flow, there in found.items() if there])]
+        return [*said, self._audit_policies([flow for flow, there in found.items() if there]), *self._audit_rights()]
+
+    def _audit_rights(self) -> list[str]:
+        """Which users of the broker may do too much."""
+        if self._management is None:
+            return ["the rights of RabbitMQ's users are not audited: that needs FLOWKIT_BROKER_MANAGEMENT_URL"]
+        return self._management.rights(self._user)
 
     def _audit_bindings(self, flows: Sequence[str]) -> list[str]:
         """Which of these flows receive nothing from their shared channels."""

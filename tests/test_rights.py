@@ -3,24 +3,28 @@
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from sqlalchemy import make_url
 from sqlalchemy.orm import Session
 
 from flowkit import Objects, RetryPolicy
 from flowkit.cli import main
 from flowkit.config import Settings, connect
+from flowkit.errors import Reused
 from flowkit.message import new_id
 from flowkit.ports import Fence, Retention
 from flowkit.store import tables
 from tests.services.postgresql import PostgreSQL
 from tests.shop import FAST, Effect, Order, new_app, running
 from tests.test_database import wait_until, working
-from tests.test_postgresql import GRANTS, administer, role_of
+from tests.test_postgresql import GRANTS, administer, prepare, role_of
 
 pytestmark = pytest.mark.postgresql
 Command = Callable[..., tuple[int, str]]
@@ -175,3 +179,77 @@ def test_a_right_that_is_taken_away_holds_a_message_up_and_costs_it_nothing(post
         (letter,) = store.dead_letters.read(store.dead_letters.select())
         assert letter.error == "ValueError: the failure of the handler" and letter.attempts == 1
         assert ran["a"] < 50, "it waits between the tries"
+
+
+PAGE = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
+LESS = {role: sql for role in ("publisher", "monitor") for sql in PAGE.split("```sql\n") if f" TO {role};" in sql}
+"""Role of docs/security.md -> the statements that give it its rights."""
+
+
+@contextmanager
+def role(url: str, name: str) -> Iterator[str]:
+    """A role with the rights of docs/security.md. Yields its URL."""
+    prepare(url)
+    administer(url, f"CREATE ROLE {name} LOGIN PASSWORD 'secret'", LESS[name].split("```")[0])
+    try:
+        yield make_url(url).set(username=name, password="secret").render_as_string(hide_password=False)
+    finally:
+        administer(url, f"DROP OWNED BY {name}", f"DROP ROLE {name}")
+
+
+def refuses(url: str, *statements: str) -> None:
+    plain = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+    for one in statements:
+        with psycopg.connect(plain) as asking, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            asking.execute(one)
+            pytest.fail(f"it may {one}", pytrace=False)
+
+
+READS = ("SELECT body FROM flowkit_messages", "SELECT body FROM flowkit_dead", "SELECT * FROM flowkit_keys")
+ENDS = (
+    "DELETE FROM flowkit_messages",
+    "UPDATE flowkit_messages SET due = 0",
+    "DELETE FROM flowkit_inbox",
+    "UPDATE flowkit_meta SET value = ''",
+    "DELETE FROM flowkit_subscriptions",
+    "UPDATE flowkit_subscriptions SET channel = ''",
+)
+
+
+def test_a_role_that_publishes_can_do_nothing_else(postgresql_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+    with role(postgresql_url, "publisher") as url:
+        with closing(connect(Settings(database_url=postgresql_url, broker_url=""))) as services:
+            services.store.subscribe({"shop.accept": "orders"})
+            app.connect(connect(Settings(database_url=url, broker_url="")))
+            with closing(app):
+                assert app.publish(orders, Order(name="a"), id="1") == "1"
+                assert app.publish(orders, Order(name="a"), id="1") == "1", "sent again"
+                with pytest.raises(Reused):
+                    app.publish(orders, Order(name="b"), id="1")
+            assert services.store.pending(["shop.accept"]).now == 1
+        refuses(url, *READS, *ENDS)
+
+
+def test_a_role_that_monitors_sees_no_message(postgresql_url: str, flowkit: Command) -> None:
+    with role(postgresql_url, "monitor") as url:
+        for words in (("status",), ("audit",)):
+            code, said = flowkit(url, *words)
+            assert code == 0, said
+        refuses(url, *READS, *ENDS, "INSERT INTO flowkit_messages DEFAULT VALUES", "SELECT * FROM flowkit_meta")
+
+
+@pytest.mark.rabbitmq
+def test_the_rights_of_a_worker_are_enough_with_a_broker(postgresql_url: str, rabbitmq_url: str) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+    done: list[str] = []
+    app.flow(orders, name="accept")(lambda order: done.append(order.name))
+    with (
+        role_of(postgresql_url) as url,
+        closing(connect(Settings(database_url=url, broker_url=rabbitmq_url))) as services,
+        working(app, services),
+    ):
+        app.publish(orders, Order(name="a"))
+        wait_until(lambda: done == ["a"])

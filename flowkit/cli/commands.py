@@ -43,7 +43,7 @@ subscriptions_cli = typer.Typer(
     rich_markup_mode=None,
 )
 keys_cli = typer.Typer(
-    help="The keys that sign messages at a broker: list them, rotate them, require signatures.",
+    help="Keys that sign messages: list, rotate, require them.",
     epilog=EXITS,
     no_args_is_help=True,
     rich_markup_mode=None,

@@ -11,7 +11,7 @@ from flowkit import duration
 from flowkit.channel import Channel, T
 from flowkit.config import Services, Settings, connect
 from flowkit.errors import DefinitionError, StoreConflict, StoreUnavailable, Undecodable
-from flowkit.flow import Context, Flow, Isolation, Outgoing, RetryPolicy, compose
+from flowkit.flow import Context, Flow, Isolation, Outgoing, RetryPolicy, SourceFrom, compose
 from flowkit.foreign import IdFrom
 from flowkit.message import MAX_BODY, check_name
 from flowkit.ports import EXCHANGE, Shared, Store
@@ -94,6 +94,7 @@ class App:
         batch: int = 100,
         isolate: Isolation = "batch",
         id_from: IdFrom | None = None,
+        source_from: SourceFrom | None = None,
         settings: bool = False,
         priority: int = 0,
     ) -> Callable[[F], F]:
@@ -103,9 +104,11 @@ class App:
         of a worker run it, by default 2 on PostgreSQL and 1 on SQLite; `batch` is the most messages that share a
         transaction; `isolate="savepoint"` gives each message a savepoint, `"single"` a transaction of its own;
         `id_from` finds the id of what other programs send, by a shared channel or as requests: a field of the body, a
-        function of it, or `web.header(name)`; `settings=True` says that the handler changes settings of its transaction
-        (SET, a role) by functions, which FlowKit does not see: each message then has a transaction of its own, and
-        settings are put back; flows of less `priority` rest first while the service is reduced. Raises DefinitionError.
+        function of it, or `web.header(name)`; `source_from="user_id"` makes RabbitMQ's user the source of messages of
+        other programs, and refuses those that do not name it; `settings=True` says that the handler changes settings of
+        its transaction (SET, a role) by functions, which FlowKit does not see: each message then has a transaction of
+        its own, and settings are put back; flows of less `priority` rest first while the service is reduced. Raises
+        DefinitionError.
         """
         channels = [to] if isinstance(to, Channel | str) else to
 
@@ -131,6 +134,7 @@ class App:
                 batch=batch,
                 isolate=isolate,
                 id_from=id_from,
+                source_from=source_from,
                 settings=settings,
                 priority=priority,
             )

@@ -21,6 +21,8 @@ from flowkit.route import REPLY_SECONDS, Arguments, Header, Route, principal_of
 from flowkit.telemetry import OFF, Telemetry
 
 Isolation = Literal["batch", "savepoint", "single"]
+SourceFrom = Literal["user_id"]
+"""The user of RabbitMQ that sent a message: RabbitMQ checks that property."""
 LANES = 2
 """Lanes of a flow that says nothing of its concurrency, on a store with many writers."""
 IN_FLIGHT = 100
@@ -220,6 +222,8 @@ class Flow:
     isolate: Isolation = "batch"
     id_from: IdFrom | None = None
     """Where foreign messages, or requests, have their id."""
+    source_from: SourceFrom | None = None
+    """What names the program that sent a foreign message, in place of what it says itself."""
     settings: bool = False
     """Whether the handler changes settings of its transaction or connection by functions, where nobody sees it."""
     priority: int = 0
@@ -331,8 +335,15 @@ class Flow:
             )
 
     def _check_identity(self) -> None:
-        """Find an `id_from` that nothing would look at."""
+        """Find an `id_from`, or a `source_from`, that nothing would look at."""
         self.identifier.check()
+        if self.source_from not in (None, *get_args(SourceFrom)):
+            raise self.wrong(f'source_from is {self.source_from!r}; write source_from="user_id", or leave it out')
+        if self.source_from is not None and (self.request is not None or not self.source.shared):
+            raise self.wrong(
+                "source_from names the program that sent a message, but its source is no shared channel, at which "
+                "other programs are met; declare the channel shared=True, or leave source_from out"
+            )
         if self.id_from is None or self.request is not None:
             return
         source = f"channel {self.source.name}"

@@ -30,6 +30,8 @@ UNREAD = "flowkit:unread"
 ORIGINAL_ID, ORIGINAL_SOURCE = "ce-id", "ce-source"
 """The headers in which such a letter keeps the id and the source that it came with."""
 DIGEST_BYTES = 16
+USER_ID = "amqp-user-id"
+"""The header of a message of another program that says which user of RabbitMQ sent it. Nobody else can set it."""
 CONTENT_ENCODING = "content-encoding"
 """The header in which messages of other programs say how their body is compressed."""
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from pika import BasicProperties
+from pika.exceptions import ChannelClosedByBroker
 from sqlalchemy import text
 
 from flowkit.cli import keys
@@ -16,7 +18,7 @@ from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.adoption import received, unread
 from flowkit.engine.versions import Versions
 from flowkit.engine.worker import Worker
-from flowkit.errors import ConfigError
+from flowkit.errors import ConfigError, DefinitionError
 from flowkit.message import Message
 from flowkit.ports import REFUSED, Copy, Delivery, Key, Ring, Shared
 from flowkit.store import keyring, tables
@@ -393,3 +395,41 @@ def test_messages_of_the_version_before_come_to_their_end(site: Site, attacker: 
         found, _ = attacker.get(queue)
         assert site.store.identity() not in str(found.headers)
         wait_until(lambda: site.effects() == {"a": 1, "b": 1, "c": 1, "d": 1, "f": 1})
+
+
+# ------------------------------------------------------------ who sent it
+
+
+def test_a_source_that_nobody_names_is_refused_as_it_is_defined() -> None:
+    for shared, source_from, why in (
+        (True, "app_id", r"source_from is 'app_id'; write source_from=.user_id."),
+        (False, "user_id", "its source is no shared channel"),
+    ):
+        app = new_app("shop")
+        options: Any = {"source_from": source_from}
+        app.flow(app.channel("orders", Order, shared=shared), name="accept", **options)(lambda order: None)
+        with pytest.raises(DefinitionError, match=why):
+            app.check()
+
+
+@pytest.mark.rabbitmq
+def test_the_user_of_the_broker_is_the_source(tmp_path: Path, rabbitmq_url: str, attacker: Supplier) -> None:
+    name = f"orders-{time.time_ns()}"
+    user = urlsplit(rabbitmq_url).username
+    with closing(Site("shop", name, tmp_path, rabbitmq_url, source_from="user_id")) as site:
+        with site.worker():
+            claim = {"ce-id": "1", "ce-source": "erp"}
+            attacker.send(name, b'{"name": "a"}', headers={**claim, "amqp-user-id": "erp"})
+            attacker.send(name, b'{"name": "b"}', headers={**claim, "ce-source": "user:erp"})
+            attacker.send(name, b'{"name": "c"}', headers={**claim, "amqp-user-id": "erp"}, user_id=user)
+            wait_until(lambda: site.effects() == {"c": 1} and len(site.outcomes) == 3)
+            site.rest()
+        letters = list(site.store.dead_letters.read(site.store.dead_letters.select()))
+    assert [(one.id, one.source) for one in site.seen] == [("1", f"user:{user}")]
+    assert len(letters) == 2
+    assert all(
+        "knows who sent a message by its user_id (source_from=), and it has none" in one.error for one in letters
+    )
+    attacker.channel.confirm_delivery()
+    with pytest.raises(ChannelClosedByBroker, match="user_id property set to 'erp' but authenticated user was"):
+        attacker.send(name, b"", user_id="erp")

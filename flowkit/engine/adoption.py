@@ -11,10 +11,12 @@ from flowkit.engine.item import Item, describe, renamed
 from flowkit.errors import Reused, Undecodable
 from flowkit.flow import Context, Flow
 from flowkit.foreign import expand
-from flowkit.message import MAX_NAME, NAMELESS, ORIGINAL_ID, ORIGINAL_SOURCE, UNREAD, digest
+from flowkit.message import MAX_NAME, NAMELESS, ORIGINAL_ID, ORIGINAL_SOURCE, UNREAD, USER_ID, Message, digest
 from flowkit.ports import Delivery, Duplicate, Unit
 
 PARTS = re.compile("[./]")
+USER = "user:"
+"""Before the name of a user of the broker that is the source of a message."""
 
 
 def is_foreign(delivery: Delivery) -> bool:
@@ -27,9 +29,10 @@ def app_of(name: str) -> str:
     return PARTS.split(name, maxsplit=1)[0]
 
 
-def received(delivery: Delivery, channel: str, apps: Collection[str] = ()) -> Delivery:
+def received(delivery: Delivery, channel: str, apps: Collection[str] = (), by_user: bool = False) -> Delivery:
     """A message of another program as it came, at the channel of its flow. One that claims to be of this app, or of
-    another one of the store, must not take an identity that a message of theirs has, or will have."""
+    another one of the store, must not take an identity that a message of theirs has, or will have. `by_user`: its
+    source is the user of the broker that sent it, if it says which."""
     message = delivery.message
     if message.source == UNREAD:
         headers = message.headers if isinstance(message.headers, Mapping) else {}  # whoever wrote the row
@@ -40,6 +43,8 @@ def received(delivery: Delivery, channel: str, apps: Collection[str] = ()) -> De
         message = message._replace(source=NAMELESS)
     elif app_of(source) == own or app_of(source) in apps:  # it may be true of several programs: they stay apart
         message = message._replace(source=f"{NAMELESS}:{source}"[:MAX_NAME])
+    if by_user and (user := _user(message)):
+        message = message._replace(source=f"{USER}{user}"[:MAX_NAME])
     message = message._replace(channel=channel)
     return delivery._replace(message=message, foreign=True, digest=digest(message.body))
 
@@ -52,6 +57,11 @@ def adopted(delivery: Delivery, flow: Flow, context: Context) -> Delivery:
     message = delivery.message
     if delivery.refused:
         raise Undecodable(delivery.refused)
+    if flow.source_from and not _user(message):
+        raise Undecodable(
+            f"flow {flow.name} knows who sent a message by its user_id (source_from=), and it has none; the program "
+            "that sends it sets that property to the name of its user"
+        )
     if len(message.body) > context.max_body:
         raise Undecodable(f"its body of {len(message.body):,} bytes exceeds the limit of {context.max_body:,} bytes")
     if flow.body.raw is not bytes:
@@ -66,6 +76,11 @@ def adopted(delivery: Delivery, flow: Flow, context: Context) -> Delivery:
     return delivery._replace(
         message=message._replace(id=id or context.ids()), unidentified=delivery.unidentified or not id
     )
+
+
+def _user(message: Message) -> str:
+    """The user of the broker that sent a message; empty where it does not say so."""
+    return message.headers.get(USER_ID, "") if isinstance(message.headers, Mapping) else ""
 
 
 def unread(delivery: Delivery) -> Delivery:

@@ -176,7 +176,9 @@ class Pipeline:
         for item in items:
             try:
                 if is_foreign(item.delivery):
-                    item.delivery = received(item.delivery, self.flow.source.name, self.apps())
+                    item.delivery = received(
+                        item.delivery, self.flow.source.name, self.apps(), self.flow.source_from is not None
+                    )
                     item.delivery = adopted(item.delivery, self.flow, self.context)
                 delivery = item.delivery
                 check_envelope(delivery)

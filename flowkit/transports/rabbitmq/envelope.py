@@ -16,7 +16,7 @@ from pika import BasicProperties, DeliveryMode
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from flowkit.message import CONTENT_ENCODING, CONTENT_TYPE, CONTROL, LAST_SECOND, NAMELESS, Message, digest
+from flowkit.message import CONTENT_ENCODING, CONTENT_TYPE, CONTROL, LAST_SECOND, NAMELESS, USER_ID, Message, digest
 from flowkit.ports import EXCHANGE, Copy, Delivery
 from flowkit.transports.rabbitmq.signature import HEADER as SIGNATURE
 from flowkit.transports.rabbitmq.signature import Signatures
@@ -205,6 +205,9 @@ def foreign(found: BasicProperties, headers: Mapping[str, Any], body: bytes) -> 
         kept.setdefault(CONTENT_TYPE, properties["content_type"])
     if found.content_encoding is not None:
         kept[CONTENT_ENCODING] = _text(found.content_encoding)
+    kept.pop(USER_ID, None)
+    if found.user_id:
+        kept[USER_ID] = _text(found.user_id)
     return Message(
         id=attributes.get("id") or properties.get("message_id") or "",
         source=attributes.get("source") or properties.get("app_id") or NAMELESS,

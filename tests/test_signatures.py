@@ -159,9 +159,14 @@ def test_a_store_of_the_version_before_takes_unsigned_messages_for_a_time(
             connection.execute(text("UPDATE flowkit_meta SET value = '1' WHERE name = 'unsigned'"))
             connection.commit()
         assert store.keyring.read().lenient, "an older worker is there"
+        assert store.keyring.unsigned() == pytest.approx(keyring.DRAIN_SECONDS, abs=60), "the time begins with its end"
         with pytest.raises(ConfigError, match=r"1 worker\(s\) of the version before are there and sign nothing"):
             store.keyring.require()
         store.leave_fleet("old")
+        assert store.keyring.read().lenient
+        with store.dialect.engine.connect() as connection:
+            connection.execute(text("UPDATE flowkit_meta SET value = '1' WHERE name = 'unsigned'"))
+            connection.commit()
         assert not store.keyring.read().lenient
         assert store.keyring.unsigned() is None
     monkeypatch.setattr(tables, "VERSION", "0006")

@@ -18,8 +18,10 @@ KNOWN_SECONDS = 60.0
 HANDOVER_SECONDS = 2 * KNOWN_SECONDS
 """After so long no worker signs with the key before. Its `hold` begins then."""
 DRAIN_SECONDS = 14 * 86_400.0
-"""So long unsigned messages are taken after the first worker that signs has started: App(retention=) by default, so
-that later ones would be dead letters for their age."""
+"""So long unsigned messages are taken after a worker of the version before was there last: App(retention=) by default,
+so that later ones would be dead letters for their age."""
+AGAIN_SECONDS = 3600.0
+"""So often it is written down that one is there."""
 
 
 class KeyState(NamedTuple):
@@ -87,14 +89,17 @@ class Keyring:
         return None if found.until is None else max(0.0, DRAIN_SECONDS if found.until == "" else found.left)
 
     def _is_lenient(self) -> bool:
-        """Whether unsigned messages are taken. That ends with its time, but not while older workers are there."""
+        """Whether unsigned messages are taken: for a time after workers of the version before were there last."""
         found = self._signing()
-        if found.until == "":
-            with self._store.transaction(fenced=False) as unit:
-                unit.write(self._store.sql.begin_signing, [(str(found.now + int(DRAIN_SECONDS * MICROSECOND)),)])
-        elif found.until is None or (found.left <= 0 and not found.older):
-            if found.until is not None or found.oldest < SIGNING:
+        if found.until is None:
+            if found.oldest < SIGNING:
                 self._require()
+            return False
+        if found.until == "" or (found.older and found.left < DRAIN_SECONDS - AGAIN_SECONDS):
+            with self._store.transaction(fenced=False) as unit:
+                unit.write(self._store.sql.drain_unsigned, [(str(found.now + int(DRAIN_SECONDS * MICROSECOND)),)])
+        elif found.left <= 0:
+            self._require()
             return False
         return True
 
@@ -127,7 +132,7 @@ class _Signing(NamedTuple):
     oldest: str
     """The oldest version whose code works on it."""
     until: str | None
-    """When unsigned messages are not taken any more, in microseconds; empty while no worker that signs has started;
+    """When unsigned messages are not taken any more, in microseconds; empty before a process that signs was there;
     None: they are not taken."""
     now: int
     older: int

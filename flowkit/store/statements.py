@@ -334,7 +334,7 @@ class Statements:
                (SELECT value FROM flowkit_meta WHERE name = 'unsigned'), {now},
                (SELECT count(*) FROM flowkit_workers WHERE signs = 0)"""
     older_workers: str = "SELECT id FROM flowkit_workers WHERE signs = 0"
-    begin_signing: str = "UPDATE flowkit_meta SET value = ? WHERE name = 'unsigned' AND value = ''"
+    drain_unsigned: str = "UPDATE flowkit_meta SET value = ? WHERE name = 'unsigned'"
     require_signatures: str = "DELETE FROM flowkit_meta WHERE name = 'unsigned'"
     raise_oldest: str = "UPDATE flowkit_meta SET value = ? WHERE name = 'oldest' AND value < ?"
 

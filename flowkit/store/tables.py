@@ -11,8 +11,8 @@ OLDEST = "0001"
 SIGNING = "0007"
 """The first revision whose code signs messages. Once signatures are required, older code does not work on the store."""
 UNSIGNED = "unsigned"
-"""The name in `flowkit_meta` of the time until which unsigned messages are taken; empty before the first worker that
-signs. A store that was made by this version has none."""
+"""The name in `flowkit_meta` of the time until which unsigned messages are taken; empty before the first
+process that signs. A store that was made by this version has none."""
 
 OPEN, DONE, DEAD = 0, 1, 2
 """States of an inbox row."""

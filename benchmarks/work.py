@@ -36,10 +36,11 @@ class Order(BaseModel):
     note: str = "n" * 90
 
 
-def bench_app(style: Style) -> App:
-    """One flow that does the work, and one that would get the message onward: only the first is run."""
+def bench_app(style: Style, shared: bool = False) -> App:
+    """One flow that does the work, and one that would get the message onward: only the first is run. `shared`: other
+    programs may send to the first."""
     app = App("bench", metadata=Base.metadata)
-    orders, onward = app.channel("orders", Order), app.channel("onward", Order)
+    orders, onward = app.channel("orders", Order, shared=shared), app.channel("onward", Order)
 
     if style == "none":
 

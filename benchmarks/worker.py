@@ -103,8 +103,11 @@ class Site:
 class FlowKit(Site):
     """The flow that does the work."""
 
+    shared = False
+    """Whether other programs put messages into its queue."""
+
     def __init__(self, place: Place, style: Style, telemetry: Telemetry = OFF) -> None:
-        super().__init__(place, bench_app(style), ["work"], telemetry)
+        super().__init__(place, bench_app(style, self.shared), ["work"], telemetry)
         self._style = style
 
     def send(self, orders: Sequence[Order]) -> None:
@@ -132,3 +135,4 @@ class FlowKitFromBroker(FlowKit):
     """The same, for what other programs put into the flow's queue: it enters as the naive loop's messages do."""
 
     name = "FlowKit, from the broker"
+    shared = True

@@ -523,9 +523,12 @@ class Sink:
 
     def __init__(self, url: str, broker_url: str) -> None:
         self.app = App("shop")
+        self.orders = f"orders-{uuid4()}"
         self.seen: list[Message] = []
         self.app.flow(
-            self.app.channel("orders", Order), name="accept", retry=RetryPolicy(attempts=2, first="10ms", jitter=0)
+            self.app.channel(self.orders, Order, shared=True),
+            name="accept",
+            retry=RetryPolicy(attempts=2, first="10ms", jitter=0),
         )(self.accept)
         services: Any = connect(Settings(database_url=url, broker_url=broker_url))
         self.services, self.store = services, services.store
@@ -681,7 +684,7 @@ def test_odd_envelopes_are_taken_as_they_come_and_sent_again(sink: Sink) -> None
     wait_until(lambda: sink.ended() == len(ODD))
     assert [letter.reason for letter in sink.letters()] == ["failed"] * len(ODD)
     assert len(sink.seen) == 2 * len(ODD)
-    assert {message.channel for message in sink.seen} == {"orders"}
+    assert {message.channel for message in sink.seen} == {sink.orders}
     assert sink.store.ledger.balances()["shop.accept"].accepted == len(ODD)
 
 

@@ -324,6 +324,20 @@ def test_no_other_program_takes_an_id_of_another_app_of_the_store(site: Site, at
 
 
 @pytest.mark.rabbitmq
+def test_other_programs_put_nothing_into_the_queue_of_a_channel_of_our_own(site: Site, attacker: Supplier) -> None:
+    ran: list[str] = []
+    bills = site.app.channel("bills", Order)
+    site.app.flow(bills, name="bill")(lambda order: ran.append(order.name))
+    with site.worker():
+        put(attacker, address(site, "shop.bill"), {"ce-id": "1", "ce-source": "erp"}, b'{"name": "a"}')
+        wait_until(lambda: refused(site) == 1)
+        site.app.publish(bills, Order(name="b"))
+        wait_until(lambda: ran == ["b"])
+    (letter,) = site.store.dead_letters.read(site.store.dead_letters.select())
+    assert "straight into the queue of a flow whose channel is for this app alone" in letter.error
+
+
+@pytest.mark.rabbitmq
 def test_a_true_copy_counts_in_its_own_queue_only(site: Site, attacker: Supplier, tmp_path: Path) -> None:
     """Here a message for the queue of another store."""
     _, headers, body = taken(site, attacker, "a")

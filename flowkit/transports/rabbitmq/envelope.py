@@ -35,6 +35,10 @@ REFUSED = (
     "it claims to be of this store, and has no valid signature: somebody else made or changed it, or a version before "
     "sent it; retry it only if its source did send it: it then counts as a message of another program"
 )
+STRANGE = (
+    "it comes from another program, straight into the queue of a flow whose channel is for this app alone; declare the "
+    "channel shared=True, and let others send to its exchange"
+)
 COUNT = "x-delivery-count"
 """The header in which a quorum queue counts redeliveries."""
 SHORT = 255
@@ -112,11 +116,12 @@ def delivery(
     found: BasicProperties,
     body: bytes,
     tag: object,
-    channel: str,
+    channel: str | None,
     address: str,
     signatures: Signatures,
 ) -> Delivery | None:
-    """What came to a flow of a store from the queue `address`: by the exchange of a shared `channel`, or straight.
+    """What came to a flow of a store from the queue `address`: by the exchange of a shared `channel`, or straight. None
+    for a channel: other programs have nothing to put into this queue.
 
     None for what that store itself gave to the exchange: its own flows got copies of their own. Only these come with an
     envelope of FlowKit's, and never by an exchange. An envelope without a valid signature is refused, but from versions
@@ -141,6 +146,8 @@ def delivery(
                 return Delivery(message, flow, deliveries=count, tag=tag, foreign=True, refused=REFUSED)
             return Delivery(message._replace(headers=signed), flow, generation, attempts, count, staged, None, tag)
     message = foreign(found, headers, body)
+    if channel is None and not signatures.lenient:
+        return Delivery(message, flow, deliveries=count, tag=tag, foreign=True, refused=STRANGE)
     if isinstance(own, str) and channel:
         sent = given(own)
         if sent is not None and (sent.origin == store or signatures.knows(sent.origin)):

@@ -84,13 +84,14 @@ class RabbitSource:
         passed: list[Tag] = []
         if self._buffer:
             self._signatures.look()
+        shared = bool(self._queues.exchange(self.flow))
         while len(taken) < limit:
             try:
                 method, found, body, tag = self._buffer.popleft()
             except IndexError:
                 break
             try:
-                one = received(self._queues, self._signatures, self.flow, method, found, body, tag)
+                one = received(self._queues, self._signatures, self.flow, method, found, body, tag, shared)
             except FlowKitError:  # the keys could not be read
                 self._loop.call(self._requeue, [tag, *(other.tag for other in taken)])
                 raise
@@ -244,10 +245,12 @@ def received(
     found: BasicProperties,
     body: bytes,
     tag: object = 0,
+    shared: bool = True,
 ) -> Delivery | None:
-    """A message from the queue of a flow. None for one that this store itself gave to an exchange.
+    """A message from the queue of a flow. None for one that this store itself gave to an exchange. `shared`: whether
+    other programs are met at the channel of the flow.
 
     May block to read the keys, and raises what that raises.
     """
     by = method.exchange and (queues.exchange(flow) or method.exchange)
-    return delivery(flow, queues.store, found, body, tag, by or "", queues.name(flow), signatures)
+    return delivery(flow, queues.store, found, body, tag, (by or "") if shared else None, queues.name(flow), signatures)

@@ -26,6 +26,7 @@ from examples.shop import flows
 from flowkit import Message, RetryPolicy
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
+from flowkit.ports import REFUSED, Dead, Done
 from flowkit.telemetry import OFF, ambient, otel
 from flowkit.telemetry.otel import OpenTelemetry
 from flowkit.testing import Harness
@@ -263,6 +264,13 @@ def test_metrics_follow_the_conventions(collector: Collector) -> None:
         for one in measured["flowkit.outcomes"]
     }
     assert outcomes == {("shop.accept", "done"): 1, ("shop.reserve", "dead"): 1}
+
+
+def test_messages_that_are_not_what_they_claim_are_counted() -> None:
+    collector = Collector()
+    collector.telemetry.ended("shop.accept", [Done(), Dead(REFUSED), Dead("failed"), Dead(REFUSED), None])
+    (point,) = collector.measured()["flowkit.refused"]
+    assert (point.value, point.attributes["messaging.consumer.group.name"]) == (2, "shop.accept")
 
 
 def test_what_is_not_sampled_is_not_recorded_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:

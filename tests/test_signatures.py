@@ -22,7 +22,7 @@ from flowkit.errors import ConfigError, DefinitionError
 from flowkit.message import Message
 from flowkit.ports import REFUSED, Copy, Delivery, Key, Ring, Shared
 from flowkit.store import keyring, tables
-from flowkit.transports.rabbitmq.envelope import properties
+from flowkit.transports.rabbitmq.envelope import delivery, properties
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.sql import SqlTransport
 from tests.keys import ring, signatures
@@ -97,6 +97,15 @@ def test_an_unknown_key_is_looked_for_but_not_again_and_again() -> None:
     for _ in range(100):
         assert check(made, theirs.sign(*SIGNED)) is None
     assert len(read) == 2
+
+
+def test_a_forged_message_names_no_user_of_the_broker() -> None:
+    """Its dead letter is a message of another program when it is retried, and its source may be that user."""
+    copy = Copy("1", Message("1", "shop", "orders", b"", headers={"amqp-user-id": "erp"}), "shop.accept")
+    sent = properties(copy, 1.0, "other", signatures())
+    found = delivery("shop.accept", "store", sent, b"", 1, "", "queue", signatures())
+    assert found is not None and found.refused
+    assert found.message.headers == {}
 
 
 def test_no_text_of_a_key_shows_its_secret() -> None:

@@ -31,7 +31,7 @@ ENVELOPE: TypeAdapter[tuple[Any, ...]] = TypeAdapter(
     config=ConfigDict(strict=True),
 )
 """The row, generation, attempts, when it was staged, and the message without its body and headers."""
-REFUSED = (
+FORGED = (
     "it claims to be of this store, and has no valid signature: somebody else made or changed it, or a version before "
     "sent it; retry it only if its source did send it: it then counts as a message of another program"
 )
@@ -141,9 +141,9 @@ def delivery(
                 return Delivery(message, flow, generation, attempts, count, staged, None, tag)
             signed = signatures.covered(address, own, signature, headers, body)
             if signed is None:
-                kept = {name: _text(value) for name, value in headers.items()}
+                kept = {name: _text(value) for name, value in headers.items() if name != USER_ID}
                 message = message._replace(headers=kept)
-                return Delivery(message, flow, deliveries=count, tag=tag, foreign=True, refused=REFUSED)
+                return Delivery(message, flow, deliveries=count, tag=tag, foreign=True, refused=FORGED)
             return Delivery(message._replace(headers=signed), flow, generation, attempts, count, staged, None, tag)
     message = foreign(found, headers, body)
     if channel is None and not signatures.lenient:

@@ -13,7 +13,7 @@ FROM ?= 0
 MINUTES ?= 5
 SEED ?= 0
 INPUTS ?= 50000
-.PHONY: help demo demo-rabbitmq test test-slow test-fast test-wheel check format bench bench-quick bench-scale bench-peers bench-ingress availability
+.PHONY: help demo demo-rabbitmq test test-slow test-fast test-wheel test-oldest sbom check format bench bench-quick bench-scale bench-peers bench-ingress availability
 .PHONY: simulate chaos soak fuzz services proof clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
@@ -43,6 +43,13 @@ test-wheel: .venv-wheel/.test ## run the fast tests on the built wheel, away fro
 	python="$$PWD/.venv-wheel/bin/python"; cd "$$work"; \
 	"$$python" -c 'import flowkit; assert "site-packages" in flowkit.__file__, flowkit.__file__'; \
 	"$$python" -m pytest $(FAST)
+
+test-oldest: .venv-oldest/.made ## run the fast tests with the lowest versions of what FlowKit needs
+	.venv-oldest/bin/python -m pytest $(FAST) -p no:anyio
+
+sbom: .venv-sbom/.made ## write build/sbom.json: what an install with constraints.txt consists of (CycloneDX)
+	mkdir -p build
+	.venv-sbom/tool/bin/cyclonedx-py environment .venv-sbom/plain/bin/python --output-format JSON --output-file build/sbom.json
 
 check: $(VENV)/.dev ## lint, formatting, types, and who may import whom
 	$(BIN)/ruff check
@@ -94,7 +101,7 @@ services: ## install the servers that tests start for themselves
 	tests/services/install
 
 clean: ## remove all that was made here
-	rm -rf .venv .venv-wheel .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-wheel .venv-oldest .venv-sbom .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The demo needs no test tools; what tests need is added to the same environment.
@@ -112,6 +119,19 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(PYTHON) -m venv --clear .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt --editable '.[all]'
+	touch $@
+
+.venv-oldest/.made: pyproject.toml oldest.txt
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-oldest/bin/python -m pip install --quiet --constraint oldest.txt --editable '.[all]' --group test
+	touch $@
+
+.venv-sbom/.made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv-sbom/plain
+	.venv-sbom/plain/bin/python -m pip install --quiet --constraint constraints.txt '.[postgresql]'
+	$(PYTHON) -m venv --clear .venv-sbom/tool
+	.venv-sbom/tool/bin/python -m pip install --quiet 'cyclonedx-bom>=7,<8'
 	touch $@
 
 # The wheel's dependencies stay; the wheel itself is built anew each time.

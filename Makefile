@@ -13,7 +13,7 @@ FROM ?= 0
 MINUTES ?= 5
 SEED ?= 0
 INPUTS ?= 50000
-.PHONY: help demo demo-rabbitmq test test-slow test-fast test-wheel test-oldest sbom check format bench bench-quick bench-scale bench-peers bench-ingress availability
+.PHONY: help demo demo-rabbitmq test test-slow test-fast test-wheel test-oldest sbom check format bench bench-quick bench-scale bench-peers bench-ingress attack availability
 .PHONY: simulate chaos soak fuzz services proof clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
@@ -77,6 +77,9 @@ availability: $(VENV)/.dev services ## measure what broken, replaced and other v
 	$(BIN)/python -m benchmarks.availability
 	$(BIN)/python -m benchmarks.availability_chart
 
+attack: .venv-attack/.made services ## attack a worker as strangers would, and see what holds
+	.venv-attack/bin/python -m benchmarks.attack
+
 bench-peers: .venv-peers/.made services ## measure beside other projects
 	.venv-peers/bin/python -m benchmarks.peers
 	.venv-peers/bin/python -m benchmarks.peers.chart
@@ -101,7 +104,7 @@ services: ## install the servers that tests start for themselves
 	tests/services/install
 
 clean: ## remove all that was made here
-	rm -rf .venv .venv-wheel .venv-oldest .venv-sbom .venv-peers build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-wheel .venv-oldest .venv-sbom .venv-peers .venv-attack build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The demo needs no test tools; what tests need is added to the same environment.
@@ -119,6 +122,12 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(PYTHON) -m venv --clear .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt --editable '.[all]'
+	touch $@
+
+.venv-attack/.made: pyproject.toml benchmarks/attack/requirements.txt
+	$(PYTHON) -m venv --clear .venv-attack
+	.venv-attack/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	.venv-attack/bin/python -m pip install --quiet --requirement benchmarks/attack/requirements.txt --editable '.[all]'
 	touch $@
 
 .venv-oldest/.made: pyproject.toml oldest.txt

@@ -1,0 +1,146 @@
+"""Slow, large, many and half requests, at a worker directly and through the balancers that FlowKit configures."""
+
+import http.client
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from benchmarks.attack.attackers import ATTACKS, SHARE
+from benchmarks.attack.keys import instances
+from benchmarks.attack.verdict import Verdict
+from flowkit.continuity.site import HOST
+from flowkit.web import balancer
+from tests.services.balancer import Balancer
+
+CLIENTS = 4
+QUIET_SECONDS, ATTACK_SECONDS = 2.0, 5.0
+LEAST, MOST_MEBIBYTES = 0.5, 400
+"""What ordinary requests keep of their rate; and the memory of the worker, pages that it shares counted in part."""
+KIB = 1024
+LOOK_SECONDS = 0.1
+REFUSED = (http.client.HTTPException, OSError)
+
+
+class Ordinary:
+    """Clients that send one order after the other, each by its own connection."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._end = threading.Event()
+        self._good = [0] * CLIENTS
+        self._threads = [threading.Thread(target=self._send, args=(number,), daemon=True) for number in range(CLIENTS)]
+        for thread in self._threads:
+            thread.start()
+
+    def rate(self, seconds: float) -> float:
+        """How many were accepted a second, for so long. Blocks."""
+        began, before = time.monotonic(), sum(self._good)
+        time.sleep(seconds)
+        return (sum(self._good) - before) / (time.monotonic() - began)
+
+    def close(self) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _send(self, number: int) -> None:
+        connection = http.client.HTTPConnection(HOST, self._port, timeout=10)
+        while not self._end.is_set():
+            headers = {"content-type": "application/json", "idempotency-key": str(uuid4())}
+            try:
+                connection.request("POST", "/places", '{"name": "ordinary"}', headers)
+                answer = connection.getresponse()
+                answer.read()
+                self._good[number] += answer.status == http.HTTPStatus.ACCEPTED
+            except REFUSED:
+                connection.close()
+        connection.close()
+
+
+class Memory:
+    """The most memory that a worker had, and that the processes had that it started."""
+
+    def __init__(self, supervisor: int) -> None:
+        self._supervisor = supervisor
+        self._end = threading.Event()
+        self.worker = self.readers = 0
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._end.wait(LOOK_SECONDS):
+            for worker in _children(self._supervisor):
+                self.worker = max(self.worker, _mebibytes(worker))
+                self.readers = max(self.readers, sum(map(_mebibytes, _children(worker))))
+
+
+def _children(pid: int) -> list[int]:
+    with suppress(OSError):
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return [int(one) for task in tasks for one in (task / "children").read_text().split()]
+    return []
+
+
+def _mebibytes(pid: int) -> int:
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) // KIB
+    return 0
+
+
+@contextmanager
+def _ways(port: int) -> Iterator[dict[str, int]]:
+    """The ways to an instance: directly, and through each balancer that is installed here."""
+    with ExitStack() as opened:
+        ways = {"directly": port}
+        for kind in ("haproxy", "nginx"):
+            one = opened.enter_context(closing(Balancer(kind)))
+            place, here = [balancer.Instance(HOST, port)], f"{HOST}:{one.port}"
+            fault = one.configure(
+                balancer.haproxy(place, here, None) if kind == "haproxy" else balancer.nginx(place, here)
+            )
+            if fault:
+                raise SystemExit(f"{kind} refuses its configuration: {fault}")
+            one.start()
+            ways[kind] = one.port
+        yield ways
+
+
+def _attack(name: str, port: int) -> tuple[float, float]:
+    """The rate of ordinary requests without an attack, before and after it, and with one. All come by the same way."""
+    with closing(Ordinary(port)) as ordinary:
+        before = ordinary.rate(QUIET_SECONDS)
+        command = [sys.executable, "-m", "benchmarks.attack.attackers", name, str(port), str(ATTACK_SECONDS + 2)]
+        attacker = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        try:
+            time.sleep(1)  # until it has loaded
+            during = ordinary.rate(ATTACK_SECONDS)
+        finally:
+            attacker.kill()
+            attacker.wait()
+        time.sleep(0.5)
+        return (before + ordinary.rate(QUIET_SECONDS)) / 2, during
+
+
+def attacks(names: Sequence[str] = tuple(ATTACKS)) -> Iterator[Verdict]:
+    """Attack an instance in each way, a new one each time."""
+    for name in names:
+        with instances(1) as (node,), _ways(node.port) as ways, closing(Memory(node.pid)) as memory:
+            rates = {way: _attack(name, port) for way, port in ways.items()}
+            held = all(during >= quiet * LEAST for quiet, during in rates.values())
+            held = held and 0 < memory.worker < MOST_MEBIBYTES
+            kept = ", ".join(f"{way} {during / quiet:.0%}" for way, (quiet, during) in rates.items() if quiet)
+            tried = (ATTACKS[name].__doc__ or "").strip().rstrip(".")
+            seen = f"ordinary requests keep {kept} of their rate; {memory.worker} MB"
+            seen += f", and {memory.readers} MB of the reader" if memory.readers else ""
+            yield Verdict(name.replace("_", " "), f"{tried}, with {SHARE:.0%} of a core", seen, held)

@@ -1,10 +1,13 @@
 """Replies: each belongs to one request, and nothing else reads or writes it."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Collection, Iterator, Mapping
 
 import pytest
 
 from flowkit import App, Objects, web
+from flowkit.ports import Asked
+from flowkit.web.replies import Replies
 from tests.shop import Base, Order
 from tests.test_web import Site, until
 
@@ -74,3 +77,20 @@ def test_a_key_that_is_taken_at_the_door_gets_its_reply(site: Site) -> None:
     assert (refused.status_code, "1 to 255 characters" in refused.json()["detail"]) == (422, True)
     until(lambda: site.store.unfinished(list(site.worker.app.flows)) == 0)
     assert sum(one.dead for one in site.store.ledger.balances().values()) == 0
+
+
+def test_a_look_that_fails_is_told_and_the_next_one_finds_the_reply(caplog: pytest.LogCaptureFixture) -> None:
+    asked, errors = Asked("route", "", "1"), [KeyError("a mistake")]
+
+    def look(requests: Collection[Asked]) -> Mapping[Asked, bytes]:
+        if errors:
+            raise errors.pop()
+        return {asked: b"yes"}
+
+    async def wait() -> bytes | None:
+        return await Replies(look).wait(asked, 3)
+
+    assert asyncio.run(wait()) == b"yes"
+    (record,) = [one for one in caplog.records if one.name == "flowkit.http"]
+    assert "replies could not be looked for" in record.message
+    assert record.exc_info is not None and "a mistake" in str(record.exc_info[1])

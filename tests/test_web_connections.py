@@ -221,7 +221,8 @@ def test_where_all_connections_are_busy_others_are_told(tmp_path: Path, monkeypa
         for _ in range(4):
             opened.enter_context(closing(Client(site.port, HEAD, b"content-length: 2\r\n\r\n{")))
         until(lambda: open_at(site) == 4)
-        assert asked(site, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")[0] == 503
+        status, told = asked(site, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (status, from_json(told)["status"]) == (503, 503)
 
 
 @pytest.mark.processes

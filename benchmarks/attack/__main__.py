@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.attack.verdict import Verdict
-from benchmarks.database import circumstances
+from benchmarks.database import commit
 
 PARTS = ("identities", "keys", "floods", "canary")
 NARROW = 160
@@ -33,8 +33,9 @@ def main() -> int:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     options = parser.parse_args()
     os.environ.setdefault("FLOWKIT_LOG_LEVEL", "ERROR")
+    measured = commit()  # before the code may change
     verdicts = list(run(options.parts))
-    table = Table("attack", "tried", "seen", "", title=f"commit {circumstances()['commit']}", title_justify="left")
+    table = Table("attack", "tried", "seen", "", title=f"commit {measured}", title_justify="left")
     for one in verdicts:
         table.add_row(one.attack, one.tried, one.seen, "held" if one.held else "did not hold")
     console = Console()

@@ -1,6 +1,7 @@
 """Slow, large, many and half requests, at a worker directly and through the balancers that FlowKit configures."""
 
 import http.client
+import statistics
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from tests.services.balancer import Balancer
 
 CLIENTS = 4
 QUIET_SECONDS, ATTACK_SECONDS = 2.0, 5.0
-LEAST, MOST_MEBIBYTES = 0.5, 400
+LEAST, MOST_MEBIBYTES, ROUNDS = 0.5, 400, 3
 """What ordinary requests keep of their rate; and the memory of the worker, pages that it shares counted in part."""
 KIB = 1024
 LOOK_SECONDS = 0.1
@@ -116,8 +117,16 @@ def _ways(port: int) -> Iterator[dict[str, int]]:
         yield ways
 
 
-def _attack(name: str, port: int) -> tuple[float, float]:
-    """The rate of ordinary requests without an attack, before and after it, and with one. All come by the same way."""
+def _kept(name: str, port: int) -> float:
+    """Which part of their rate ordinary requests keep. A machine has other work: what looks bad is seen three times."""
+    parts = [_once(name, port)]
+    while parts[0] < LEAST and len(parts) < ROUNDS:
+        parts.append(_once(name, port))
+    return statistics.median(parts)
+
+
+def _once(name: str, port: int) -> float:
+    """The rate of ordinary requests with an attack, as a part of that before and after. All come by the same way."""
     with closing(Ordinary(port)) as ordinary:
         before = ordinary.rate(QUIET_SECONDS)
         command = [sys.executable, "-m", "benchmarks.attack.attackers", name, str(port), str(ATTACK_SECONDS + 2)]
@@ -129,17 +138,17 @@ def _attack(name: str, port: int) -> tuple[float, float]:
             attacker.kill()
             attacker.wait()
         time.sleep(0.5)
-        return (before + ordinary.rate(QUIET_SECONDS)) / 2, during
+        return during * 2 / (before + ordinary.rate(QUIET_SECONDS))
 
 
 def attacks(names: Sequence[str] = tuple(ATTACKS)) -> Iterator[Verdict]:
     """Attack an instance in each way, a new one each time."""
     for name in names:
         with instances(1) as (node,), _ways(node.port) as ways, closing(Memory(node.pid)) as memory:
-            rates = {way: _attack(name, port) for way, port in ways.items()}
-            held = all(during >= quiet * LEAST for quiet, during in rates.values())
+            parts = {way: _kept(name, port) for way, port in ways.items()}
+            held = all(part >= LEAST for part in parts.values())
             held = held and 0 < memory.worker < MOST_MEBIBYTES
-            kept = ", ".join(f"{way} {during / quiet:.0%}" for way, (quiet, during) in rates.items() if quiet)
+            kept = ", ".join(f"{way} {part:.0%}" for way, part in parts.items())
             tried = (ATTACKS[name].__doc__ or "").strip().rstrip(".")
             seen = f"ordinary requests keep {kept} of their rate; {memory.worker} MB"
             seen += f", and {memory.readers} MB of the reader" if memory.readers else ""

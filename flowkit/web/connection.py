@@ -1,6 +1,7 @@
 """Connections of clients: uvicorn's on httptools, which has no limits of its own for headers, trailers and time."""
 
 import asyncio
+import logging
 import resource
 from collections import deque
 from http import HTTPStatus
@@ -9,7 +10,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from flowkit.web.content import CONTENT_SECONDS
-from flowkit.web.problem import Problem
+from flowkit.web.problem import RETRY_SECONDS, Problem
 
 HEAD_BYTES = 32 * 1024
 """Most bytes of a request's line and headers, and of what comes between two pieces of its content."""
@@ -23,6 +24,7 @@ PIPELINED = 100
 """Most requests that wait on one connection for the answers to those before them."""
 CONNECTIONS = 1000
 """Most connections of a process, as far as the limit of its open files allows."""
+_log = logging.getLogger("flowkit.http")
 
 
 def most_connections() -> int:
@@ -58,7 +60,7 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > most_connections():
             idle = [one for one in self.connections if isinstance(one, Connection) and one.first is None]
             idlest = min(idle, key=lambda one: (one.since, one is self))
-            if idlest is not self:  # else it is told that there are too many, by `limit_concurrency`
+            if idlest is not self:  # else its request is refused
                 self.connections.discard(idlest)
                 idlest.transport.abort()
 
@@ -141,6 +143,12 @@ class Connection(HttpToolsProtocol):
                 self._problem = Problem(HTTPStatus.NOT_IMPLEMENTED, "this is no proxy: it has no CONNECT")
                 raise TooMuch
             return
+        if max(len(self.connections), len(self.tasks)) > most_connections():
+            _log.warning("a request was refused: all of %d connections are busy", most_connections())
+            self._problem = Problem(
+                HTTPStatus.SERVICE_UNAVAILABLE, "all connections are busy; nothing was accepted", RETRY_SECONDS
+            )
+            raise TooMuch
         self._head, self._unread = False, 0
         self._unlimit()
         if len(self.pipeline) >= PIPELINED:

@@ -1,6 +1,7 @@
 """Replies: what flows returned for requests, looked for in the store for all that wait at once."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Mapping
 
 from flowkit.errors import FlowKitError
@@ -9,6 +10,7 @@ from flowkit.ports import Asked
 FIRST_SECONDS, MOST_SECONDS = 0.005, 0.25
 GROWTH = 1.2
 """While nobody else comes, each look is later by so much."""
+_log = logging.getLogger("flowkit.http")
 
 
 class Replies:
@@ -46,6 +48,9 @@ class Replies:
                 found = await asyncio.to_thread(self._look, list(self._waiting))
             except FlowKitError:
                 found = {}  # the store is away: whoever waits is told in time that it is accepted
+            except Exception:
+                found = {}
+                _log.exception("replies could not be looked for; this is tried again")
             for asked, value in found.items():
                 for reply in self._waiting.pop(asked, []):
                     if not reply.done():

@@ -8,7 +8,7 @@ from typing import Any
 import uvicorn
 
 from flowkit.fork import part_with
-from flowkit.web.connection import Connection, most_connections
+from flowkit.web.connection import Connection
 
 KEEP_ALIVE_SECONDS = 20
 
@@ -21,7 +21,6 @@ class Server:
             asgi,
             http=Connection,
             ws="none",
-            limit_concurrency=most_connections() + 1,
             lifespan="off",
             access_log=False,
             log_config=None,

@@ -17,6 +17,10 @@ class StoreMissing(ConfigError):
     """The database's file is not there, and nobody asked to make it."""
 
 
+class StoreOutdated(ConfigError):
+    """A file of SQLite has the schema of a version before, or none, and nobody asked to bring it up to this one."""
+
+
 class Reject(FlowKitError):
     """Raised by a handler: this message is a dead letter now, whatever the retry policy says."""
 

@@ -1,6 +1,8 @@
 """The schema over versions: a migration only adds, or exchanges an index, and workers of the version before go on."""
 
 import ast
+import sqlite3
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,6 +14,8 @@ from alembic import command
 from alembic.config import Config
 
 import flowkit.store.migrations
+from flowkit.cli.commands import main
+from flowkit.cli.run import _join
 from flowkit.config import Settings, open_store
 from flowkit.errors import ConfigError
 from flowkit.store import tables
@@ -75,6 +79,37 @@ def test_code_that_is_too_old_for_a_schema_is_refused(database_url: str, monkeyp
     monkeypatch.setattr(tables, "VERSION", "0000")
     with pytest.raises(ConfigError, match=r"has FlowKit schema .* this version needs 0000"):
         open_store(Settings(database_url=database_url))
+
+
+SHOP = """from flowkit import App
+app = App("shop")
+app.flow(app.channel("notes", str), name="note")(lambda body: None)
+"""
+LOOKS = ("status", "audit", "dead list", "subscriptions list", "db check", "check shop.py", "describe shop.py")
+
+
+@pytest.mark.parametrize("command", LOOKS)
+def test_a_look_changes_no_schema(
+    tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path}/flowkit.db"
+    at(url, "0005")
+    (tmp_path / "shop.py").write_text(SHOP)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", url)
+    monkeypatch.setattr(sys, "argv", ["flowkit", *command.split()])
+    with pytest.raises(SystemExit):
+        main()
+    said = "".join(capsys.readouterr())
+    assert f"has FlowKit schema 0005, and this version needs {tables.VERSION}; run: flowkit db upgrade" in said
+    with closing(sqlite3.connect(tmp_path / "flowkit.db")) as connection:
+        assert connection.execute("SELECT version_num FROM flowkit_version").fetchall() == [("0005",)]
+
+
+def test_a_worker_of_a_newer_version_upgrades_the_schema_of_its_supervisor(sqlite_url: str) -> None:
+    at(sqlite_url, "0005")
+    _join(Settings(database_url=sqlite_url)).close()
+    open_store(Settings(database_url=sqlite_url), create=False).close()
 
 
 def test_upgrades_at_once_do_not_hinder_each_other(database_url: str) -> None:

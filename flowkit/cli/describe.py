@@ -10,7 +10,7 @@ from flowkit.cli.plain import plain
 from flowkit.cli.statelessness import traps
 from flowkit.cli.subscriptions import orphans
 from flowkit.config import Services, Settings, connect, doubts
-from flowkit.errors import StoreMissing
+from flowkit.errors import StoreMissing, StoreOutdated
 
 MEMORY = "sqlite:///:memory:"
 
@@ -19,7 +19,7 @@ def check(name: str) -> None:
     """Check definitions and configuration, and warn of state outside of the database."""
     app = load(name)
     refuse_green_threads(name)
-    services = _look()
+    services, *outdated = _look()
     try:
         app.check(services.store.injects, _subscribers(services))
         store: Any = services.store
@@ -31,7 +31,7 @@ def check(name: str) -> None:
         found += list(services.transport.doubts({flow.name: flow.deadline for flow in app.flows.values()}))
     finally:
         services.close()
-    found += [*doubts(), *lost]
+    found += [*outdated, *doubts(), *lost]
     found += [trap for flow in app.flows.values() for trap in traps(flow)]
     for line in (*said, *found):
         print(plain(str(line)))
@@ -43,10 +43,10 @@ def describe(name: str, json: bool) -> None:
     """Show flows and channels."""
     app = load(name)
     refuse_green_threads(name)  # a warm spare asks this command whether the app can run
-    services = _look()
+    services, *outdated = _look()
     try:
         subscriptions = dict(services.store.subscriptions())
-        lost = [] if json else orphans(app, services.store)
+        lost = [] if json else [*outdated, *orphans(app, services.store)]
     finally:
         services.close()
     found = _description(app, subscriptions, services.store.serial)
@@ -79,13 +79,20 @@ def describe(name: str, json: bool) -> None:
         print(f"\n{plain(line)}")
 
 
-def _look() -> Services:
-    """The services of the settings, of which nothing is made: a database that is not there yet is as an empty one."""
+def _look() -> tuple[Any, ...]:
+    """The services of the settings, of which nothing is made or changed, and what has to be told of them: a database
+    that is not there yet, or has another schema, is as an empty one."""
     settings = Settings.read()
     try:
-        return connect(settings, create=False)
+        return (connect(settings, create=False),)
     except StoreMissing:
-        return connect(settings.model_copy(update={"database_url": MEMORY}))
+        return (_nothing(settings),)
+    except StoreOutdated as error:
+        return _nothing(settings), f"{error}, or flowkit run; nothing was looked for in it"
+
+
+def _nothing(settings: Settings) -> Services:
+    return connect(settings.model_copy(update={"database_url": MEMORY}))
 
 
 def _description(app: App, subscriptions: dict[str, str], serial: bool) -> dict[str, Any]:

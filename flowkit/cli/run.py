@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -30,7 +30,7 @@ from flowkit.engine.slots import Slots
 from flowkit.engine.supervisor import COMMAND, LOST, REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.versions import named
 from flowkit.engine.worker import Worker
-from flowkit.errors import ConfigError, StoreConflict, Unavailable
+from flowkit.errors import ConfigError, StoreConflict, StoreOutdated, Unavailable
 from flowkit.message import new_id
 from flowkit.ports import Fence, WorkerInfo
 from flowkit.telemetry import configure
@@ -103,7 +103,7 @@ def run(name: str, options: Options) -> int:
     refuse_green_threads(name)
     configure(app.name)
     if descriptor:
-        services = connect(settings, create=False)  # it was there: the supervisor has opened it
+        services = _join(settings)
         slots = Slots(int(descriptor))
         os.close(int(descriptor))  # it is mapped, and no program that a handler starts is to have it
         return _work(app, services, options, grace, slots, signals)
@@ -112,6 +112,15 @@ def run(name: str, options: Options) -> int:
         return _supervise(app, services, options, grace)
     finally:
         services.close()
+
+
+def _join(settings: Settings) -> Services:
+    """What a worker works with. A file is made by its supervisor only, which may be of a version before this one."""
+    with suppress(StoreOutdated):
+        return connect(settings, create=False)
+    with closing(open_store(settings, check=False, create=False)) as store:
+        store.upgrade()
+    return connect(settings, create=False)
 
 
 def _work(app: App, services: Services, options: Options, grace: float, slots: Slots, signals: Signals) -> int:

@@ -24,7 +24,7 @@ def adopt(apart: bool) -> None:
 
 def check() -> int:
     """Say whether the schema is this version's. Returns 1 when it is not."""
-    store = open_store(Settings.read(), check=False)
+    store = open_store(Settings.read(), check=False, create=False)
     try:
         store.check_schema()
     except ConfigError as error:

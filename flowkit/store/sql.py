@@ -13,7 +13,7 @@ from sqlalchemy.engine.reflection import ObjectKind
 from sqlalchemy.orm import Session
 
 from flowkit.disclosure import told
-from flowkit.errors import ConfigError
+from flowkit.errors import ConfigError, StoreOutdated
 from flowkit.fork import refuse_child
 from flowkit.message import new_id
 from flowkit.ports import (
@@ -466,7 +466,8 @@ class SqlStore:
         self.check_schema()
 
     def check_schema(self) -> None:
-        """Raise ConfigError unless the schema is of this version, or a later one that this one's code can work on."""
+        """Raise ConfigError unless the schema is of this version, or a later one that this one's code can work on;
+        StoreOutdated where a run brings it up to this version, as on SQLite."""
         try:
             with self.dialect.engine.connect() as connection:
                 known = _version(connection)
@@ -476,7 +477,7 @@ class SqlStore:
         if not fits:
             has = "has no FlowKit schema" if known is None else f"has FlowKit schema {known}"
             self.close()
-            raise ConfigError(
+            raise (StoreOutdated if self.serial and (known or "") < tables.VERSION else ConfigError)(
                 f"the database of FLOWKIT_DATABASE_URL {has}, and this version needs {tables.VERSION}; "
                 "run: flowkit db upgrade"
             )

@@ -25,6 +25,7 @@ from flowkit.errors import (
     StoreConflict,
     StoreLost,
     StoreMissing,
+    StoreOutdated,
     StoreUnavailable,
     TransactionEnded,
 )
@@ -327,8 +328,8 @@ class SqliteDialect:
 
 
 def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) -> SqlStore:
-    """Open the SQLite store of a URL; with `create`, make it where there is none. Raises ConfigError, StoreMissing if
-    there is none."""
+    """Open the SQLite store of a URL; with `create`, make it where there is none, and bring its schema up to this
+    version; without, `check` the schema. Raises ConfigError, StoreMissing if there is none, StoreOutdated."""
     path = make_url(url).database or ":memory:"
     if path != ":memory:":
         folder = Path(path).absolute().parent
@@ -339,10 +340,16 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
                 f"FLOWKIT_DATABASE_URL names {path}, and there is no such file here; go to the folder where the flows "
                 "run, or set it to their database"
             )
-        _make(path)
+        if create:
+            _make(path)
     store = SqlStore(SqliteDialect(path, clock), clock)
     try:
-        store.create_schema()
+        if create:
+            store.create_schema()
+        elif check:
+            store.check_schema()
+    except StoreOutdated:
+        raise
     except Exception as error:
         cause = store.classify(error)
         if isinstance(cause, StoreConflict):

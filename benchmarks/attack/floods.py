@@ -11,15 +11,15 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from benchmarks.attack.attackers import ATTACKS, SHARE
+from benchmarks.attack.attackers import ATTACKS, BEGUN, SHARE
 from benchmarks.attack.keys import instances
 from benchmarks.attack.verdict import Verdict
-from flowkit.continuity.site import HOST
+from flowkit.continuity.site import HOST, wait_until
 from flowkit.web import balancer
 from tests.services.balancer import Balancer
 
 CLIENTS = 4
-QUIET_SECONDS, ATTACK_SECONDS = 2.0, 5.0
+QUIET_SECONDS, ATTACK_SECONDS, END_SECONDS = 2.0, 6.0, 60.0
 LEAST, MOST_MEBIBYTES, ROUNDS = 0.5, 400, 3
 """What ordinary requests keep of their rate; and the memory of the worker, pages that it shares counted in part."""
 KIB = 1024
@@ -126,19 +126,17 @@ def _kept(name: str, port: int) -> float:
 
 
 def _once(name: str, port: int) -> float:
-    """The rate of ordinary requests with an attack, as a part of that before and after. All come by the same way."""
+    """The rate of ordinary requests with an attack, as a part of that before. All come by the same way."""
     with closing(Ordinary(port)) as ordinary:
+        wait_until(lambda: ordinary.rate(LOOK_SECONDS) > 0, "ordinary requests are not answered")
         before = ordinary.rate(QUIET_SECONDS)
-        command = [sys.executable, "-m", "benchmarks.attack.attackers", name, str(port), str(ATTACK_SECONDS + 2)]
-        attacker = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        try:
-            time.sleep(1)  # until it has loaded
+        command = [sys.executable, "-m", "benchmarks.attack.attackers", name, str(port), str(ATTACK_SECONDS)]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as attacker:
+            assert attacker.stdout is not None and attacker.stdout.readline().strip() == BEGUN
             during = ordinary.rate(ATTACK_SECONDS)
-        finally:
-            attacker.kill()
-            attacker.wait()
-        time.sleep(0.5)
-        return during * 2 / (before + ordinary.rate(QUIET_SECONDS))
+            deeds, _ = attacker.communicate(timeout=END_SECONDS)
+        assert int(deeds) > CLIENTS, f"{name} did nothing"
+        return during / before
 
 
 def attacks(names: Sequence[str] = tuple(ATTACKS)) -> Iterator[Verdict]:

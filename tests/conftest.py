@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -11,6 +12,9 @@ import pytest
 from tests.services import rabbitmq
 from tests.services.postgresql import PostgreSQL, find_binaries
 from tests.services.rabbitmq import RabbitMQ
+
+if TYPE_CHECKING:
+    from tests.test_web import Site
 
 CI = bool(os.environ.get("CI"))
 PROOF = bool(os.environ.get("FLOWKIT_PROOF"))
@@ -90,6 +94,16 @@ def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
 def sqlite_url(tmp_path: Path) -> str:
     """A fresh database on SQLite."""
     return f"sqlite:///{tmp_path}/flowkit.db"
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, sqlite_url: str) -> "Iterator[Site]":
+    """A worker that serves what the test's module calls `shop`."""
+    from tests.test_web import Site
+
+    made = Site(sqlite_url, request.module.shop())
+    yield made
+    made.close()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])

@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
@@ -36,13 +35,6 @@ def shop() -> App:
         return "x" * 1_000_000
 
     return app
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(f"sqlite:///{tmp_path}/flowkit.db", shop())
-    yield made
-    made.close()
 
 
 class Client:

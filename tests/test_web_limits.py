@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,13 +66,6 @@ def shop() -> App:
     def keep(blob: bytes, name: str) -> None: ...
 
     return app
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(f"sqlite:///{tmp_path}/flowkit.db", shop())
-    yield made
-    made.close()
 
 
 def note(name: str, work: Path | str = "", filler: str = LARGE) -> bytes:

@@ -1,10 +1,8 @@
 """Questions that everybody may ask cost no other request its answer."""
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -24,13 +22,6 @@ def shop() -> App:
         return 1
 
     return app
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(f"sqlite:///{tmp_path}/flowkit.db", shop())
-    yield made
-    made.close()
 
 
 class Slow:

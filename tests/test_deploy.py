@@ -63,6 +63,16 @@ def test_the_time_to_end_is_longer_than_flowkit_takes() -> None:
         assert int(str(seconds).removesuffix("s")) > grace + MARGIN_SECONDS + REST_SECONDS
 
 
+def test_the_service_may_do_little() -> None:
+    """What systemd itself says of it, in percent: an unhardened service has 92 to 96."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed")
+    command = [program, "security", "--offline=yes", "--threshold=25", "--no-pager", str(DEPLOY / "flowkit.service")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_balancer_gets_the_file_that_the_comment_says() -> None:
     """Docker Compose looks for it beside its own file, and makes a folder of this name where it finds none."""
     text = (DEPLOY / "compose.yaml").read_text()

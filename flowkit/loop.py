@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
 CLOSE_SECONDS = 2.0
@@ -17,7 +17,7 @@ class Loop:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
@@ -50,6 +50,13 @@ class Loop:
         finally:
             self.call(leave.set)
             held.result()
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            with suppress(KeyboardInterrupt, SystemExit):  # of a task, which asyncio raises here too: the others go on
+                self._loop.run_forever()
+                ended = True
 
     def close(self) -> None:
         """End the thread, and what still runs on it."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -400,6 +400,58 @@ def test_a_unit_of_work_past_its_deadline_is_undone(app: App, database_url: str)
         harness.until_quiet()
         once(harness)
         assert harness.dead()[0].error.startswith("DeadlinePassed")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [StopIteration, StopAsyncIteration, GeneratorExit, asyncio.CancelledError, KeyboardInterrupt, SystemExit],
+)
+def test_what_asyncio_takes_for_a_signal_is_a_failure_of_a_unit_of_work(app: App, error: type[BaseException]) -> None:
+    orders, done = app.channel("orders", Order), app.channel("done", Order, optional=True)
+
+    @app.flow(orders, to=done, deadline="2s", retry=RetryPolicy(attempts=1))
+    async def store(order: Order, work: UnitOfWork) -> None:
+        def write(db: Session, outbox: Outbox) -> None:
+            db.add(Effect(name=order.name))
+            outbox.send(done, order)
+            if order.deed:
+                raise error
+
+        async def run(part: Awaitable[None]) -> None:
+            await part
+
+        if order.deed == "in a task":  # a task group takes a cancellation inside for none of its business
+            async with asyncio.TaskGroup() as group:
+                group.create_task(run(work.run(write)))
+        else:
+            await work.run(write)
+
+    with running(app, "sqlite:///:memory:") as harness:
+        for name, deed in [("a", "raise"), ("b", "in a task"), ("c", "")]:
+            harness.publish(orders, Order(name=name, deed=deed))
+        harness.until_quiet()
+        once(harness, "c")
+        assert [order.name for order in harness.sent(done)] == ["c"]
+        stacks = [letter.stack for letter in harness.dead()]
+        assert [f"RuntimeError: work.run(): write raised {error.__name__}" in stack for stack in stacks] == [True, True]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_task_that_exits_ends_its_handler_and_not_the_loop_of_all(app: App, error: type[BaseException]) -> None:
+    @app.flow(orders := app.channel("orders", Order), deadline="2s", retry=RetryPolicy(attempts=1))
+    async def fetch(order: Order) -> None:
+        async def leave() -> None:
+            if order.deed:
+                raise error
+
+        await asyncio.create_task(leave())
+
+    with running(app, "sqlite:///:memory:") as harness:
+        harness.publish(orders, Order(name="a", deed="exit"))
+        harness.publish(orders, Order(name="b"))
+        harness.until_quiet()
+        assert [letter.error.split(":")[0] for letter in harness.dead()] == [error.__name__]
+        assert harness.balances()["shop.fetch"].applied == 1
 
 
 def test_a_duplicate_does_not_run_its_unit_of_work(app: App) -> None:

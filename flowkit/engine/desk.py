@@ -13,6 +13,10 @@ from flowkit.message import check_name
 from flowkit.ports import Access, Asked, Objects
 
 T = TypeVar("T")
+SIGNALS = (
+    StopIteration, StopAsyncIteration, GeneratorExit, asyncio.CancelledError, KeyboardInterrupt, SystemExit,
+)  # fmt: skip
+"""Errors that futures refuse, or that tasks and coroutines take for something else than a failure."""
 
 
 class Errand:
@@ -120,7 +124,15 @@ class Work:
                 f"work.run() was called again for message {item.delivery.message.id}, whose unit of work is committed; "
                 "do everything in one function"
             )
-        result: T = await desk.ask(lambda errand: desk.clerk.apply(item, function, lambda: errand.given_up))
+
+        def apply(errand: Errand) -> T:
+            try:
+                result: T = desk.clerk.apply(item, function, lambda: errand.given_up)
+            except SIGNALS as error:
+                raise RuntimeError(f"work.run(): {_name(function)} raised {type(error).__name__}") from error
+            return result
+
+        result: T = await desk.ask(apply)
         return result
 
 
@@ -171,6 +183,10 @@ class BufferedObjects:
 
     def __bool__(self) -> bool:
         return bool(self._written)
+
+
+def _name(function: Callable[..., object]) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
 async def _over(result: "asyncio.Future[Any]") -> None:

@@ -366,7 +366,8 @@ class UnitOfWork(Protocol):
 
         When it returns, the message is applied: its claim, what the function wrote and what it sent are committed
         together. When it raises, all is undone, and it may be run again. What the function gets is an ORM session and
-        an Outbox. Raises FlowKitError when the unit of work is committed already.
+        an Outbox. Raises FlowKitError when the unit of work is committed already, and TypeError when the function is an
+        `async def` or a generator, or returns what nobody has run yet.
         """
 
 

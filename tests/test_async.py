@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import re
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -452,6 +453,65 @@ def test_a_task_that_exits_ends_its_handler_and_not_the_loop_of_all(app: App, er
         harness.until_quiet()
         assert [letter.error.split(":")[0] for letter in harness.dead()] == [error.__name__]
         assert harness.balances()["shop.fetch"].applied == 1
+
+
+async def writes_as_coroutine(db: Session, outbox: Outbox) -> None:
+    db.add(Effect(name="never"))
+
+
+def writes_as_generator(db: Session, outbox: Outbox) -> Iterator[int]:
+    db.add(Effect(name="never"))
+    yield 1
+
+
+async def writes_as_both(db: Session, outbox: Outbox) -> AsyncIterator[int]:
+    db.add(Effect(name="never"))
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (writes_as_coroutine, r"writes_as_coroutine returned a coroutine, .*; write a plain def"),
+        (writes_as_generator, r"writes_as_generator returned a generator, "),
+        (writes_as_both, r"writes_as_both returned an async_generator, "),
+        (lambda db, outbox: writes_as_coroutine(outbox=outbox, db=db), r"<lambda> returned a coroutine, "),
+        (lambda db, outbox: map(db.add, [Effect(name="never")]), r"<lambda> returned a map, "),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_unit_of_work_that_does_nothing_until_somebody_goes_on_with_it_is_refused(
+    app: App, function: Callable[[Session, Outbox], Any], says: str
+) -> None:
+    @app.flow(orders := app.channel("orders", Order), retry=RetryPolicy(attempts=1))
+    async def store(order: Order, work: UnitOfWork) -> None:
+        await work.run(function)
+
+    with running(app, "sqlite:///:memory:") as harness:
+        harness.publish(orders, Order(name="a"))
+        harness.until_quiet()
+        once(harness)
+        [letter] = harness.dead()
+        assert re.search(says, letter.stack)
+
+
+def test_of_two_units_of_work_at_once_the_second_is_refused_by_name(
+    app: App, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[object] = []
+
+    @app.flow(orders := app.channel("orders", Order), retry=FAST)
+    async def store(order: Order, work: UnitOfWork) -> None:
+        told.extend(await asyncio.gather(work.run(put("a")), work.run(put("b")), return_exceptions=True))
+        await asyncio.gather(work.run(put("c")), work.run(put("d")))
+
+    with running(app, database_url) as harness, caplog.at_level(logging.ERROR):
+        harness.publish(orders, Order(name="a"))
+        harness.until_quiet()
+        once(harness, "a")
+        assert told[0] is None
+        assert "work.run() was called again for message" in str(told[1])
+        assert "failed after work.run() had committed" in caplog.text
 
 
 def test_a_duplicate_does_not_run_its_unit_of_work(app: App) -> None:

@@ -1,8 +1,8 @@
 """What `async def` handlers work with. They never touch the database: they ask their lane, whose thread may block."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
+from typing import Any, Protocol, TypeVar, cast
 
 from pydantic_core import PydanticSerializationError, to_json
 
@@ -17,6 +17,8 @@ SIGNALS = (
     StopIteration, StopAsyncIteration, GeneratorExit, asyncio.CancelledError, KeyboardInterrupt, SystemExit,
 )  # fmt: skip
 """Errors that futures refuse, or that tasks and coroutines take for something else than a failure."""
+LAZY = (Awaitable, Generator, AsyncGenerator, map)
+"""What a function returns that has done nothing yet."""
 
 
 class Errand:
@@ -118,22 +120,37 @@ class Work:
         self._desk = desk
 
     async def run(self, function: Callable[[Any, Any], T]) -> T:
-        desk, item = self._desk, self._desk.item
+        self._check()
+        result: T = await self._desk.ask(lambda errand: self._apply(errand, function))
+        return result
+
+    def _apply(self, errand: Errand, function: Callable[[Any, Any], T]) -> T:
+        self._check()  # another one may have committed since it was asked for
+        name = getattr(function, "__name__", type(function).__name__)
+
+        def apply(session: Any, outbox: Any) -> T:
+            result = function(session, outbox)
+            if isinstance(result, LAZY):
+                if isinstance(result, Coroutine):
+                    result.close()
+                raise TypeError(
+                    f"work.run(): {name} returned {_a(result)}, so that nothing is done; write a plain def that does "
+                    "the database's part before it returns, and await other things before or after work.run()"
+                )
+            return result
+
+        try:
+            return cast(T, self._desk.clerk.apply(self._desk.item, apply, lambda: errand.given_up))
+        except SIGNALS as error:
+            raise RuntimeError(f"work.run(): {name} raised {type(error).__name__}") from error
+
+    def _check(self) -> None:
+        item = self._desk.item
         if item.outcome is not None:
             raise FlowKitError(
                 f"work.run() was called again for message {item.delivery.message.id}, whose unit of work is committed; "
                 "do everything in one function"
             )
-
-        def apply(errand: Errand) -> T:
-            try:
-                result: T = desk.clerk.apply(item, function, lambda: errand.given_up)
-            except SIGNALS as error:
-                raise RuntimeError(f"work.run(): {_name(function)} raised {type(error).__name__}") from error
-            return result
-
-        result: T = await desk.ask(apply)
-        return result
 
 
 class BufferedObjects:
@@ -185,8 +202,10 @@ class BufferedObjects:
         return bool(self._written)
 
 
-def _name(function: Callable[..., object]) -> str:
-    return getattr(function, "__name__", type(function).__name__)
+def _a(value: object) -> str:
+    """The type of a value, with its article."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 async def _over(result: "asyncio.Future[Any]") -> None:

@@ -11,6 +11,7 @@ from flowkit import App, Objects, Outbox, UnitOfWork
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.ports import Done
+from flowkit.testing import Harness
 from tests.shop import Order, new_app, running
 from tests.test_rabbitmq import wait_until
 
@@ -141,3 +142,25 @@ def test_row_b2_who_only_puts_overwrites(app: App, database_url: str) -> None:
         app.publish_many(app.channels["orders"], [Order(name=str(number)) for number in range(3)])
         harness.until_quiet()
         assert [outcome for _, _, outcome in harness.outcomes] == [Done()] * 3
+
+
+def kept(harness: Harness, flow: str, *keys: str) -> list[object]:
+    """The objects of a flow's app."""
+    with harness.store.unit(flow) as unit:
+        objects = unit.access().give(Objects)
+        return [objects.get(key) for key in keys]
+
+
+def test_what_a_handler_does_to_a_value_after_its_put_changes_nothing(app: App, database_url: str) -> None:
+    @app.flow(app.channel("orders", Order))
+    async def keep(order: Order, objects: Objects) -> None:
+        rows = [1]
+        objects.put("rows", rows)
+        rows.clear()
+        (await objects.get("rows")).append(2)
+        assert await objects.get("rows") == [1]
+
+    with running(app, database_url) as harness:
+        harness.publish("orders", Order(name="a"))
+        harness.until_quiet()
+        assert kept(harness, "shop.keep", "rows") == [[1]]

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, Protocol, TypeVar, cast
 
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from flowkit import duration
 from flowkit.engine.item import Item
@@ -158,15 +158,15 @@ class BufferedObjects:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._written: dict[str, tuple[Any, str | float | None] | None] = {}
-        """Key -> value and its time to live; None for a deleted one."""
+        self._written: dict[str, tuple[bytes, str | float | None] | None] = {}
+        """Key -> value as JSON, and its time to live; None for a deleted one."""
         self._read: dict[str, bytes] = {}
         """Key -> what it was when the handler read it first, as JSON: the handler may change what it was given."""
 
     async def get(self, key: str) -> Any:
         if key in self._written:
             found = self._written[key]
-            return found and found[0]
+            return found and from_json(found[0])
         value = await self._desk.ask(lambda _: self._desk.clerk.read(key))
         self._read.setdefault(key, to_json(value))
         return value
@@ -174,12 +174,12 @@ class BufferedObjects:
     def put(self, key: str, value: Any, ttl: str | float | None = None) -> None:
         self._desk.check("objects.put() was called")
         try:
-            to_json(value)
+            body = to_json(value)
         except PydanticSerializationError as error:
             raise TypeError(f"object {key}: {error}") from None
         if ttl is not None:
             duration.seconds(ttl, "an object's ttl")
-        self._written[check_name("an object's key", key)] = (value, ttl)
+        self._written[check_name("an object's key", key)] = (body, ttl)
 
     def delete(self, key: str) -> None:
         self._desk.check("objects.delete() was called")
@@ -195,7 +195,8 @@ class BufferedObjects:
             if found is None:
                 objects.delete(key)
             else:
-                objects.put(key, *found)
+                body, ttl = found
+                objects.put(key, from_json(body), ttl)
         return True
 
     def __bool__(self) -> bool:

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from flowkit import App, Objects, Outbox, UnitOfWork
+from flowkit import App, FlowKitError, Objects, Outbox, UnitOfWork
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.ports import Done
@@ -164,3 +164,48 @@ def test_what_a_handler_does_to_a_value_after_its_put_changes_nothing(app: App, 
         harness.publish("orders", Order(name="a"))
         harness.until_quiet()
         assert kept(harness, "shop.keep", "rows") == [[1]]
+
+
+def test_what_a_task_does_after_its_handler_has_returned_is_refused_by_name(app: App, database_url: str) -> None:
+    told: list[str] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    @app.flow(app.channel("orders", Order))
+    async def keep(order: Order, objects: Objects, work: UnitOfWork) -> None:
+        returned = asyncio.Event()
+
+        async def late() -> None:
+            await returned.wait()
+            for call in (
+                lambda: objects.put("late", 1),
+                lambda: objects.delete("soon"),
+                lambda: objects.get("soon"),
+                lambda: work.run(lambda session, outbox: None),
+            ):
+                try:
+                    result = call()
+                    if asyncio.iscoroutine(result):
+                        await result
+                except FlowKitError as error:
+                    told.append(str(error))
+
+        async def reading() -> None:
+            try:
+                await objects.get("slow")
+            except FlowKitError as error:
+                told.append(str(error))
+
+        objects.put("soon", 1)
+        tasks.extend(map(asyncio.create_task, (late(), reading())))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(returned.set)
+
+    with running(app, database_url) as harness:
+        harness.publish("orders", Order(name="a"))
+        harness.until_quiet()
+        wait_until(lambda: all(task.done() for task in tasks))
+        assert kept(harness, "shop.keep", "soon", "late") == [1, None]
+        assert [outcome for _, _, outcome in harness.outcomes] == [Done()]
+    calls = ["objects.delete()", "objects.get()", "objects.get()", "objects.put()", "work.run()"]
+    assert sorted(one.split(" ")[0] for one in told) == calls
+    assert all("after the handler of message" in one and "await in the handler the tasks" in one for one in told)

@@ -80,6 +80,7 @@ class AsyncPipeline(Pipeline):
         finally:
             end_child(self.process, self.flow.name)
             item.outbox.close()
+            desk.close()
         item.handled = True
 
     def run(

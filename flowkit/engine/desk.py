@@ -61,6 +61,11 @@ class Desk:
         """What kept the handler from the database, if that was no failure of its own: the message runs again."""
         self.bound: asyncio.Timeout | None = None
         """The handler's deadline: what else cancels, while it lasts, is the handler's own doing."""
+        self._closed = False
+
+    def close(self) -> None:
+        """Take nothing more: the handler has returned, and a thread may write what it kept."""
+        self._closed = True
 
     def give(self, wanted: type) -> object:
         return self.objects if wanted is Objects else Work(self)
@@ -72,8 +77,17 @@ class Desk:
         self.check("its handler returned a reply")
         self._reply = asked, reply, seconds
 
+    def check_open(self, what: str) -> None:
+        """Raise FlowKitError where `what` happened after the handler had returned."""
+        if self._closed:
+            raise FlowKitError(
+                f"{what} after the handler of message {self.item.delivery.message.id} had returned, so it would be "
+                "lost; await in the handler the tasks that it starts"
+            )
+
     def check(self, what: str) -> None:
         """Raise FlowKitError where `what` happened too late to be committed."""
+        self.check_open(what)
         if self.item.outcome is not None:
             raise FlowKitError(
                 f"{what} after message {self.item.delivery.message.id} had committed, so it would be lost; do it "
@@ -120,6 +134,7 @@ class Work:
         self._desk = desk
 
     async def run(self, function: Callable[[Any, Any], T]) -> T:
+        self._desk.check_open("work.run() was called")
         self._check()
         result: T = await self._desk.ask(lambda errand: self._apply(errand, function))
         return result
@@ -164,10 +179,12 @@ class BufferedObjects:
         """Key -> what it was when the handler read it first, as JSON: the handler may change what it was given."""
 
     async def get(self, key: str) -> Any:
+        self._desk.check_open("objects.get() was called")
         if key in self._written:
             found = self._written[key]
             return found and from_json(found[0])
         value = await self._desk.ask(lambda _: self._desk.clerk.read(key))
+        self._desk.check_open("objects.get() found its object")
         self._read.setdefault(key, to_json(value))
         return value
 

@@ -7,9 +7,10 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
+from pydantic_core import from_json, to_json
 
 from flowkit.disclosure import place
-from flowkit.document import may_be_too_long, may_have_offset
+from flowkit.document import check_finite, may_be_too_long, may_have_offset
 
 Schema = Mapping[str, Any]
 """A core schema, or a part of one."""
@@ -215,6 +216,27 @@ def _names(alias: Any) -> Iterator[str]:
     elif alias and isinstance(alias[0], list):
         for one in alias:
             yield from _names(one)
+
+
+def faithful(value: Any, where: str) -> bytes:
+    """The JSON of a value without an annotation, if it comes out as that value. Raises TypeError otherwise, with what
+    to write instead."""
+    try:
+        body = to_json(value)
+        came = from_json(body)
+    except ValueError as error:
+        raise TypeError(f"{where}: {error}") from None
+    try:
+        check_finite(body)
+    except ValueError:
+        raise TypeError(f"{where}: JSON has no NaN and no infinity; write None or a text in their place") from None
+    why = difference(value, came)
+    if why:
+        raise TypeError(
+            f"{where}: this {_kind(value)} would not come out as it went in: {why}; write what JSON knows: "
+            'model_dump(mode="json") of a model, list() of a tuple or a set, str() of others, and texts as keys'
+        )
+    return body
 
 
 def difference(went: Any, came: Any, where: str = "") -> str:

@@ -352,7 +352,8 @@ class Objects(Protocol):
         """The value of a key; None where there is none, or its time is over."""
 
     def put(self, key: str, value: Any, ttl: str | float | None = None) -> None:
-        """Set a key, for a duration such as "1h" if one is given. Raises TypeError for what JSON cannot say."""
+        """Set a key, for a duration such as "1h" if one is given. Raises TypeError for what would not
+        come out of JSON as it went in, such as a tuple, a Decimal or a model."""
 
     def delete(self, key: str) -> None:
         """Remove a key, if it is there."""

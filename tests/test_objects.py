@@ -2,12 +2,17 @@
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from math import inf, nan
+from typing import NamedTuple
 
 import pytest
 
-from flowkit import App, FlowKitError, Objects, Outbox, UnitOfWork
+from flowkit import App, FlowKitError, Objects, Outbox, RetryPolicy, UnitOfWork
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.ports import Done
@@ -209,3 +214,49 @@ def test_what_a_task_does_after_its_handler_has_returned_is_refused_by_name(app:
     calls = ["objects.delete()", "objects.get()", "objects.get()", "objects.put()", "work.run()"]
     assert sorted(one.split(" ")[0] for one in told) == calls
     assert all("after the handler of message" in one and "await in the handler the tasks" in one for one in told)
+
+
+class Kept(NamedTuple):
+    amount: int
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"rate": inf}, "JSON has no NaN and no infinity"),
+        ([nan], "JSON has no NaN and no infinity"),
+        ({1: "a"}, "1 of dict is not in what comes out, a dict; "),
+        ([Decimal("1.10")], "0: Decimal comes out as str; "),
+        (b"raw", "bytes comes out as str; "),
+        ({"tags": {"a"}}, "tags: set comes out as list; "),
+        ({"pair": (1, 2)}, "pair: tuple comes out as list; "),
+        (Order(name="a"), "Order comes out as dict; "),
+        (Kept(1), "Kept comes out as list; "),
+        (datetime(2026, 1, 1, tzinfo=UTC), "datetime comes out as str; "),
+        ([10**5000], "object bad: "),
+    ],
+)
+@pytest.mark.parametrize("waits", [False, True], ids=["def", "async def"])
+def test_an_object_that_would_not_come_out_as_it_went_in_is_refused(
+    app: App, value: object, says: str, waits: bool
+) -> None:
+    def keep(order: Order, objects: Objects) -> None:
+        objects.put("good", {"a": [1, 2.5, None, True, "ä", {}], "b": Counter("aab")})
+        if order.deed:
+            objects.put("bad", value)
+
+    async def keep_async(order: Order, objects: Objects) -> None:
+        keep(order, objects)
+
+    flow = app.flow(app.channel("orders", Order), name="keep", retry=RetryPolicy(attempts=1))
+    flow(keep_async if waits else keep)
+    with running(app, "sqlite:///:memory:") as harness:
+        harness.publish("orders", Order(name="a", deed="bad"))
+        harness.until_quiet()
+        assert kept(harness, "shop.keep", "good", "bad") == [None, None]
+        [letter] = harness.dead()
+        assert "TypeError: object bad: " in letter.stack
+        assert says in letter.stack
+        harness.publish("orders", Order(name="b"))
+        harness.until_quiet()
+        assert kept(harness, "shop.keep", "good") == [{"a": [1, 2.5, None, True, "ä", {}], "b": {"a": 2, "b": 1}}]

@@ -4,11 +4,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
 from typing import Any, Protocol, TypeVar, cast
 
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import from_json, to_json
 
 from flowkit import duration
 from flowkit.engine.item import Item
 from flowkit.errors import FlowKitError, StoreConflict, Unavailable
+from flowkit.fidelity import faithful
 from flowkit.message import check_name
 from flowkit.ports import Access, Asked, Objects
 
@@ -190,10 +191,7 @@ class BufferedObjects:
 
     def put(self, key: str, value: Any, ttl: str | float | None = None) -> None:
         self._desk.check("objects.put() was called")
-        try:
-            body = to_json(value)
-        except PydanticSerializationError as error:
-            raise TypeError(f"object {key}: {error}") from None
+        body = faithful(value, f"object {key}")
         if ttl is not None:
             duration.seconds(ttl, "an object's ttl")
         self._written[check_name("an object's key", key)] = (body, ttl)

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import PydanticSerializationError, from_json, to_json
+from pydantic_core import from_json
 
 from flowkit import duration
-from flowkit.document import check_readable
 from flowkit.errors import StoreConflict
+from flowkit.fidelity import faithful
 from flowkit.message import check_name
 
 if TYPE_CHECKING:
@@ -30,11 +30,7 @@ class SqlObjects:
         return from_json(found[0][0]) if found else None
 
     def put(self, key: str, value: Any, ttl: duration.Duration | None = None) -> None:
-        try:
-            body = to_json(value)
-            check_readable(body)
-        except (PydanticSerializationError, ValueError) as error:
-            raise TypeError(f"object {key}: {error}") from None
+        body = faithful(value, f"object {key}")
         lasts = None if ttl is None else int(duration.seconds(ttl, "an object's ttl") * 1_000_000)
         row = (self._space, check_name("an object's key", key), body, lasts)
         self._access.touch_own("objects.put()")

@@ -4,13 +4,15 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from math import inf, nan
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
 
 from flowkit import App, FlowKitError, Objects, Outbox, RetryPolicy, UnitOfWork
 from flowkit.config import Settings, connect, open_store
@@ -260,3 +262,85 @@ def test_an_object_that_would_not_come_out_as_it_went_in_is_refused(
         harness.publish("orders", Order(name="b"))
         harness.until_quiet()
         assert kept(harness, "shop.keep", "good") == [{"a": [1, 2.5, None, True, "ä", {}], "b": {"a": 2, "b": 1}}]
+
+
+@contextmanager
+def change(harness: Harness) -> Iterator[Any]:
+    """The objects of the app, which are committed."""
+    with harness.store.unit("shop.other") as unit:
+        with unit.access() as access:
+            yield access.give(Objects)
+        unit.commit()
+
+
+class Undone(Exception):
+    """Rolls a savepoint back."""
+
+
+@pytest.mark.parametrize("isolate", ["batch", "savepoint"])
+@pytest.mark.parametrize("kind", [Session, Connection])
+@pytest.mark.parametrize("known", [True, False], ids=["read", "unread"])
+def test_what_is_put_inside_of_a_savepoint_is_undone_with_it(
+    app: App, database_url: str, kind: type, isolate: Any, known: bool
+) -> None:
+    seen: list[object] = []
+
+    def keep(order: Order, db: Any, objects: Objects) -> None:
+        if known:
+            seen.extend(objects.get(key) for key in ("a", "b", "c"))
+        objects.put("a", 1)
+        with suppress(Undone), db.begin_nested():
+            objects.delete("old")
+            assert objects.get("old") is None
+            objects.put("a", 2)
+            objects.put("b", 2)
+            with db.begin_nested():
+                objects.put("c", 2)
+            with suppress(Undone), db.begin_nested():
+                objects.delete("c")
+                objects.get("c")
+                raise Undone
+            seen.append([objects.get(key) for key in ("a", "b", "c")])
+            raise Undone
+        seen.append([objects.get(key) for key in ("a", "b", "c")])
+        objects.put("old", "new")
+        objects.put("a", 3)
+        with db.begin_nested():
+            objects.delete("a")
+            objects.put("b", 3)
+        objects.put("a", 4)
+
+    keep.__annotations__["db"] = kind
+    app.flow(app.channel("orders", Order), retry=RetryPolicy(attempts=1), isolate=isolate)(keep)
+    with running(app, database_url) as harness:
+        with change(harness) as objects:
+            objects.put("old", 1)
+        harness.publish("orders", Order(name="a"))
+        harness.until_quiet()
+        assert harness.dead() == []
+        assert seen == [None] * 3 * known + [[2, 2, 2], [1, None, None]]
+        assert kept(harness, "shop.keep", "a", "b", "c", "old") == [4, 3, None, "new"]
+
+
+def test_an_update_is_not_lost_to_a_savepoint_that_is_rolled_back(app: App, postgresql_url: str) -> None:
+    others: list[Callable[[], None]] = []
+
+    @app.flow(app.channel("orders", Order))
+    def count(order: Order, db: Connection, objects: Objects) -> None:
+        counted = objects.get("orders") or 0
+        with suppress(Undone), db.begin_nested():
+            objects.put("orders", counted + 1)
+            raise Undone
+        while others:
+            others.pop()()
+        objects.put("orders", counted + 1)
+
+    def other(harness: Harness) -> None:
+        with change(harness) as objects:
+            objects.put("orders", (objects.get("orders") or 0) + 1)
+
+    with running(app, postgresql_url) as harness:
+        others.append(lambda: other(harness))
+        harness.publish("orders", Order(name="a"))
+        harness.until_quiet()
+        assert kept(harness, "shop.count", "orders") == [2]

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
+from sqlalchemy import Connection, event
 
 from flowkit import duration
 from flowkit.errors import StoreConflict
@@ -20,13 +21,21 @@ class SqlObjects:
         self._access = access
         self._unit = access.unit
         self._space = space
-        self._read: dict[str, Any] = {}
-        """Key -> the column as this message knows it; None where it knows that there is none."""
+        self._read: dict[str, bytes | None] = {}
+        """Key -> what others have put there, when this message read it first; None where there was none."""
+        self._own: dict[str, bytes | None] = {}
+        """Key -> what this message has put there since; None where it has deleted it."""
+        self._outside: dict[str, bytes | None] | None = None
+        """Its own when it wrote inside of a savepoint of the handler's for the first time; None before that."""
+        self._marks: list[dict[str, bytes | None]] = []
+        """Its own as each savepoint was set that is open, but for those from before."""
 
     def get(self, key: str) -> Any:
         self._access.touch_own("objects.get()")
         found = self._unit.read(self._unit.sql.get_object, (self._space, check_name("an object's key", key)))
-        self._read.setdefault(key, found[0][0] if found else None)
+        body = found[0][0] if found else None
+        if key not in self._own or body not in (None, self._own[key]):
+            self._read.setdefault(key, body)
         return from_json(found[0][0]) if found else None
 
     def put(self, key: str, value: Any, ttl: duration.Duration | None = None) -> None:
@@ -34,25 +43,55 @@ class SqlObjects:
         lasts = None if ttl is None else int(duration.seconds(ttl, "an object's ttl") * 1_000_000)
         row = (self._space, check_name("an object's key", key), body, lasts)
         self._access.touch_own("objects.put()")
-        if key not in self._read:
-            self._unit.write(self._unit.sql.put_object, [row])
+        self._enter()
+        sql = self._unit.sql
+        if key not in self._read and self._own.get(key, b"") is not None:
+            self._unit.write(sql.put_object, [row])
             self._unit.send()  # now, inside the savepoint of its handler
-            return
-        read, sql = self._read[key], self._unit.sql
-        if read is None:
+        elif (known := self._known(key)) is None:
             self._compare(key, sql.create_object, row)
         else:
-            self._compare(key, sql.replace_object, (body, lasts, self._space, key, read))
-        self._read[key] = body
+            self._compare(key, sql.replace_object, (body, lasts, self._space, key, known))
+        self._own[key] = body
 
     def delete(self, key: str) -> None:
         self._access.touch_own("objects.delete()")
+        self._enter()
         if key not in self._read:
             self._unit.write(self._unit.sql.delete_object, [(self._space, key)])
             self._unit.send()
-        elif self._read[key] is not None:
-            self._compare(key, self._unit.sql.remove_object, (self._space, key, self._read[key]))
-            self._read[key] = None
+        elif (known := self._known(key)) is not None:
+            self._compare(key, self._unit.sql.remove_object, (self._space, key, known))
+        self._own[key] = None
+
+    def _known(self, key: str) -> bytes | None:
+        """What is there as this message knows it, which has read it."""
+        return self._own[key] if key in self._own else self._read[key]
+
+    def _enter(self) -> None:
+        """Be inside of the savepoint that the handler has begun, and remember what is undone with it. A session sets
+        its savepoint at its first statement, and what is written here is none of its own."""
+        session, connection = self._access._session, self._access._connection
+        if session is not None and session.awake and session.in_nested_transaction():
+            session.connection()
+        if self._outside is not None or connection is None:
+            return
+        if connection.get_nested_transaction() not in (None, self._access._savepoint):
+            self._outside = dict(self._own)
+            event.listen(connection, "savepoint", self._mark)
+            event.listen(connection, "rollback_savepoint", self._undo)
+            event.listen(connection, "release_savepoint", self._keep)
+
+    def _mark(self, connection: Connection, name: None) -> None:
+        self._marks.append(dict(self._own))
+
+    def _undo(self, connection: Connection, name: str, context: None) -> None:
+        """Forget what the database has undone: all that was put here since the savepoint was set."""
+        self._own = self._marks.pop() if self._marks else dict(self._outside or {})
+
+    def _keep(self, connection: Connection, name: str, context: None) -> None:
+        if self._marks:
+            self._marks.pop()
 
     def _compare(self, key: str, statement: str, row: tuple[object, ...]) -> None:
         """Write what this message has read before. It waits for whoever writes the same key, and fails if that

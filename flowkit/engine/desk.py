@@ -135,7 +135,6 @@ class Work:
         self._desk = desk
 
     async def run(self, function: Callable[[Any, Any], T]) -> T:
-        self._desk.check_open("work.run() was called")
         self._check()
         result: T = await self._desk.ask(lambda errand: self._apply(errand, function))
         return result

@@ -13,6 +13,7 @@ from sqlalchemy import event
 
 from flowkit.errors import StoreUnavailable
 from flowkit.store.library import sqlite_driver
+from flowkit.store.locks import Locks
 from flowkit.store.sqlite import _FENCE, BUSY_SECONDS, SqliteDialect
 from tests.simulation.world import Process, Task, World
 
@@ -246,6 +247,7 @@ class Dialect(SqliteDialect):
             del connection.news  # no collection sees that cursors hold their connection: all would stay for good
         for descriptor in self._locks.descriptors:
             os.close(descriptor)
+        self._locks = Locks(f"{self.path}-workers")  # the numbers are other files' from now on
 
 
 class News:

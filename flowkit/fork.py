@@ -7,6 +7,7 @@ lock is held, even when the parent died long ago.
 import ctypes
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -14,10 +15,43 @@ from typing import TypeVar
 
 from flowkit.errors import ConfigError
 
+PATIENCE_SECONDS = 5.0
 CAME_BACK = 70
 """Exit status of a child that came back from the handler that forked it."""
 T = TypeVar("T")
 _log = logging.getLogger("flowkit")
+
+
+class Making:
+    """What is made just now, and is to be parted with as soon as its owner knows it: nobody forks before that.
+
+    A connection takes its time. A fork waits for it, at most `PATIENCE_SECONDS`: its server may be silent for longer.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+        os.register_at_fork(before=self._wait, after_in_parent=self._changed.release, after_in_child=self._forget)
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def _wait(self) -> None:
+        self._changed.acquire()
+        self._changed.wait_for(lambda: not self._count, PATIENCE_SECONDS)
+
+    def _forget(self) -> None:
+        self._count = 0
+        self._changed.release()
+
+
+making = Making()
 
 
 def part_with(owner: T, descriptors: Callable[[T], Iterable[int]]) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DisconnectionError
 
 from flowkit.errors import ConfigError
-from flowkit.fork import part_with
+from flowkit.fork import making, part_with
 from flowkit.url import is_loopback, mask
 
 TRANSACTION = "transaction"
@@ -83,8 +83,9 @@ class Servers:
         hosts, ports = (str(settings.get(name, "")).split(",") for name in ("host", "port"))
         for _ in hosts:
             several = {"host": ",".join(hosts), "port": ",".join(ports)} if len(hosts) > 1 else {}
-            connection = Connection.connect(*names, **settings | several, autocommit=True)
-            self._connections.add(connection)
+            with making:
+                connection = Connection.connect(*names, **settings | several, autocommit=True)
+                self._connections.add(connection)
             info = connection.info
             if not connection.pgconn.ssl_in_use and not is_loopback(info.hostaddr or info.host):
                 self.exposed.add(f"{info.host}:{info.port}")

@@ -223,7 +223,7 @@ class Flow:
     id_from: IdFrom | None = None
     """Where foreign messages, or requests, have their id."""
     source_from: SourceFrom | None = None
-    """What names the program that sent a foreign message, in place of what it says itself."""
+    """The property that names the sender of a foreign message, in place of the message's own word."""
     settings: bool = False
     """Whether the handler changes settings of its transaction or connection by functions, where nobody sees it."""
     priority: int = 0

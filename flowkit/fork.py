@@ -23,7 +23,7 @@ _log = logging.getLogger("flowkit")
 
 
 class Making:
-    """What is made just now, and is to be parted with as soon as its owner knows it: nobody forks before that.
+    """Counts connections that are being made: a fork waits until the owner of each knows it, and can part with it.
 
     A connection takes its time. A fork waits for it, at most `PATIENCE_SECONDS`: its server may be silent for longer.
     """

@@ -341,8 +341,9 @@ class Objects(Protocol):
     """Injected into handlers: a durable key-value store of the app, written in the handler's transaction.
 
     Values are what JSON can say. Each call is a statement in the transaction, and blocks for it. In an `async def`
-    handler `get` is awaited, and what is put or deleted waits for the handler's end. What is put or deleted inside of a
-    `begin_nested()` of the handler's session or connection is undone with it.
+    handler `get` is awaited, and what is put or deleted waits for the handler's end.
+    A `begin_nested()` of the handler's session or connection undoes the puts and deletes inside of it when it is
+    rolled back.
 
     No update of a key is lost: where a handler has read a key and another message changes it before the commit, its
     `put` or `delete` of that key raises StoreConflict, and the message runs again, which is no attempt. Other keys that

@@ -1,4 +1,4 @@
-"""What FlowKit installs, in which versions, and which internals of others it relies upon."""
+"""The packages that FlowKit installs, their versions, and the internals of others that it relies upon."""
 
 import inspect
 import re
@@ -20,7 +20,7 @@ FOUND_BY_OTHERS = {"uvloop"}
 
 
 def required(name: str, *extras: str) -> list[Requirement]:
-    """What a package needs here, with these extras."""
+    """The requirements of a package here, with these extras."""
     every = [Requirement(one) for one in metadata.requires(name) or ()]
     return [
         one

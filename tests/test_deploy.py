@@ -64,7 +64,7 @@ def test_the_time_to_end_is_longer_than_flowkit_takes() -> None:
 
 
 def test_the_service_may_do_little() -> None:
-    """What systemd itself says of it, in percent: an unhardened service has 92 to 96."""
+    """The exposure that systemd finds, in percent: an unhardened service has 92 to 96."""
     program = shutil.which("systemd-analyze")
     if program is None:
         pytest.skip("systemd-analyze is not installed")

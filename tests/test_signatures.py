@@ -1,4 +1,4 @@
-"""What travels by a broker is signed: nobody else can make, change, or send elsewhere a message of the store's."""
+"""Messages at a broker are signed: nobody else can make, change, or send elsewhere a message of the store's."""
 
 import json
 import time

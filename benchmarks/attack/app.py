@@ -10,7 +10,7 @@ class Base(DeclarativeBase): ...
 
 
 class Effect(Base):
-    """What a message did. No unique key: a second effect shows."""
+    """The effect of a message. It has no unique key, so a second effect shows."""
 
     __tablename__ = "effects"
 

@@ -193,7 +193,7 @@ def upgrades(port: int, pace: Pace) -> None:
 
 
 def questions(port: int, pace: Pace) -> None:
-    """What only operators may ask, from many connections."""
+    """Ask the questions of operators, from many connections."""
     pace.rate = RATE
     lines = [Line(port, pace) for _ in range(24)]
     while pace.lasts:

@@ -31,7 +31,7 @@ TELEMETRY = {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "consol
 
 
 def said(settings: Mapping[str, str], *words: str) -> str:
-    """What a command of FlowKit prints, on both outputs."""
+    """The text that a command of FlowKit prints, on both outputs."""
     done = subprocess.run(
         [*COMMAND, *words], env={**os.environ, "PYTHONPATH": str(ROOT), **settings}, cwd=ROOT, capture_output=True,
         text=True, timeout=120, check=False,

@@ -12,7 +12,7 @@ SECONDS = 60.0
 
 
 class Answer(NamedTuple):
-    """What came back."""
+    """The answer."""
 
     status: int
     text: str

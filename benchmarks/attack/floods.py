@@ -21,7 +21,7 @@ from tests.services.balancer import Balancer
 CLIENTS = 4
 QUIET_SECONDS, ATTACK_SECONDS, END_SECONDS = 2.0, 6.0, 60.0
 LEAST, MOST_MEBIBYTES, ROUNDS = 0.5, 400, 3
-"""What ordinary requests keep of their rate; and the memory of the worker, pages that it shares counted in part."""
+"""The part of their rate that ordinary requests keep; and the worker's memory, of which shared pages count in part."""
 KIB = 1024
 LOOK_SECONDS = 0.1
 REFUSED = (http.client.HTTPException, OSError)

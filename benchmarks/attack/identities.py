@@ -65,7 +65,7 @@ class Ground:
         app.publish(orders, Order(name="true", late=late), id=id)
 
     def effects(self, id: str) -> list[tuple[str, str]]:
-        """What took effect under an id: the name of the order, and the source of its message."""
+        """The effects under an id: the name of the order, and the source of its message."""
         with self.store.dialect.engine.connect() as connection:
             return [(name, source) for name, source in connection.execute(EFFECTS, {"id": id})]
 

@@ -11,7 +11,7 @@ from pika.exceptions import AMQPError
 
 
 class Sent(NamedTuple):
-    """What is published: to which exchange, under which routing key, and the message."""
+    """A message that is published, with its exchange and routing key."""
 
     exchange: str
     key: str

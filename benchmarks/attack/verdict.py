@@ -1,4 +1,4 @@
-"""What became of one attack."""
+"""The verdict on one attack."""
 
 from typing import NamedTuple
 

@@ -115,7 +115,7 @@ def run(name: str, options: Options) -> int:
 
 
 def _join(settings: Settings) -> Services:
-    """What a worker works with. A file is made by its supervisor only, which may be of a version before this one."""
+    """The services of a worker. A file is made by its supervisor only, which may be of a version before this one."""
     with suppress(StoreOutdated):
         return connect(settings, create=False)
     with closing(open_store(settings, check=False, create=False)) as store:

@@ -19,7 +19,7 @@ SIGNALS = (
 )  # fmt: skip
 """Errors that futures refuse, or that tasks and coroutines take for something else than a failure."""
 LAZY = (Awaitable, Generator, AsyncGenerator, map)
-"""What a function returns that has done nothing yet."""
+"""Types of results that stand for work which is not done yet."""
 
 
 class Errand:

@@ -25,7 +25,7 @@ HOOKS = (
 )  # fmt: skip
 """Events by which an app sees the session of a message, and what is flushed with it."""
 FLUSHES = 100
-"""So often a session is flushed at the end, like a commit of SQLAlchemy's: its listeners may add to it."""
+"""Most flushes of a session at its end, as in a commit of SQLAlchemy's: listeners may add to it at each."""
 _VALUE = re.compile(r"(?:\b[eExXbBnN])?'(?:[^']|'')*'?|(\$\w*\$).*?(?:\1|$)|\b\d[\w.]*")
 """Texts and numbers of a statement, which may be data."""
 _ANY = HandlerSession.__new__(HandlerSession)

@@ -18,10 +18,10 @@ KNOWN_SECONDS = 60.0
 HANDOVER_SECONDS = 2 * KNOWN_SECONDS
 """After so long no worker signs with the key before. Its `hold` begins then."""
 DRAIN_SECONDS = 14 * 86_400.0
-"""So long unsigned messages are taken after a worker of the version before was there last: App(retention=) by default,
-so that later ones would be dead letters for their age."""
+"""Time in seconds for which unsigned messages are taken after the last worker of the version before: the default of
+App(retention=), because later ones are dead letters for their age."""
 AGAIN_SECONDS = 3600.0
-"""So often it is written down that one is there."""
+"""Seconds between two notes that such a worker is there."""
 
 
 class KeyState(NamedTuple):
@@ -127,7 +127,7 @@ def _signing(rows: Sequence[Any]) -> str:
 
 
 class _Signing(NamedTuple):
-    """What the store says of signatures."""
+    """The store's record of signatures."""
 
     oldest: str
     """The oldest version whose code works on it."""

@@ -65,7 +65,7 @@ class SqlObjects:
         self._own[key] = None
 
     def _known(self, key: str) -> bytes | None:
-        """What is there as this message knows it, which has read it."""
+        """The value that this message, which has read the key, takes to be there."""
         return self._own[key] if key in self._own else self._read[key]
 
     def _enter(self) -> None:

@@ -33,7 +33,7 @@ _SETTING = re.compile(
     r"(?:set|reset)\b|update\s+(?:pg_catalog\s*\.\s*)?pg_settings\b|.*\bset_config\s*\(", re.IGNORECASE
 )
 _EXPLAIN = re.compile(r"explain\b\s*(?:\([^)]*\)|analy[sz]e\b|verbose\b|\s)*", re.IGNORECASE)
-"""What stands before a statement that is executed all the same, with ANALYZE."""
+"""The words before a statement that ANALYZE executes."""
 _TRIGGER = re.compile(r"create\s+(?:temp(?:orary)?\s+)?trigger\b", re.IGNORECASE)
 """SQLite's triggers hold statements, and an END of their own."""
 _PRAGMA = re.compile(r"pragma\b(?:\s+(?:\w+\s*\.\s*)?(\w+)\s*(=|\(|$))?", re.IGNORECASE)
@@ -88,7 +88,7 @@ def _look(statement: str) -> tuple[int, str]:
 
 
 def _plain(found: re.Match[str]) -> str:
-    """What stands for a comment, a text, a space or a quoted name: of the last one its letters."""
+    """A quoted name without its quotes; a space in place of a comment, a text or spaces."""
     return re.sub(r"\W", "_", found[0][1:-1]) if found[0][0] == '"' else " "
 
 

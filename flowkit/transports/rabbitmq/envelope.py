@@ -120,8 +120,8 @@ def delivery(
     address: str,
     signatures: Signatures,
 ) -> Delivery | None:
-    """What came to a flow of a store from the queue `address`: by the exchange of a shared `channel`, or straight. None
-    for a channel: other programs have nothing to put into this queue.
+    """The delivery to a flow of a store from the queue `address`: by the exchange of a shared `channel`, or straight.
+    `channel` is None where other programs have nothing to put into this queue.
 
     None for what that store itself gave to the exchange: its own flows got copies of their own. Only these come with an
     envelope of FlowKit's, and never by an exchange. An envelope without a valid signature is refused, but from versions
@@ -164,7 +164,7 @@ def seal(id: str, source: str, channel: str, body: bytes) -> str:
 
 
 class Given(NamedTuple):
-    """What an event says of the store that gave it to an exchange. A version before says less: the rest is empty."""
+    """The origin of an event, as it says itself. A version before says less: the rest is empty."""
 
     row: str
     source: str
@@ -174,7 +174,7 @@ class Given(NamedTuple):
 
 
 def given(header: str) -> Given | None:
-    """What the header of an event says; None where it is none of FlowKit's."""
+    """The origin that the header of an event says; None where it is none of FlowKit's."""
     try:
         sent, origin = from_json(header)
         row, source, seal = (sent, "", "") if isinstance(sent, str) else sent

@@ -47,7 +47,7 @@ class _Queue(BaseModel):
 
 
 class _Permission(BaseModel):
-    """What a user may do in the virtual host, as patterns of names."""
+    """The rights of a user in the virtual host, as patterns of names."""
 
     user: str
     configure: str

@@ -19,7 +19,7 @@ HEADER = "flowkit-mac"
 BYTES = 16
 """Of a hash."""
 PURPOSE = b"flowkit-mac"
-"""What else is hashed with these keys has other hashes."""
+"""Sets these hashes apart from others that are made with the same keys."""
 MOST_NAMES = 100
 """A message with more headers is signed with all that it has: their names would not fit beside them in a frame."""
 LOOK_SECONDS = 30.0

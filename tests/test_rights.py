@@ -181,6 +181,24 @@ def test_a_right_that_is_taken_away_holds_a_message_up_and_costs_it_nothing(post
         assert ran["a"] < 50, "it waits between the tries"
 
 
+def test_a_right_that_only_retention_lacks_holds_no_message_up(
+    postgresql_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, ran = new_app(), Counter[str]()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders)
+    def accept(order: Order) -> None:
+        ran[order.name] += 1
+
+    with role_of(postgresql_url) as url, closing(connect(Settings(database_url=url))) as services:
+        administer(postgresql_url, "REVOKE ALL ON flowkit_dead FROM worker")
+        with working(app, services):
+            wait_until(lambda: "permission denied for table flowkit_dead" in caplog.text)
+            app.publish(orders, Order(name="a"))
+            wait_until(lambda: ran["a"] == 1)
+
+
 PAGE = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
 LESS = {role: sql for role in ("publisher", "monitor") for sql in PAGE.split("```sql\n") if f" TO {role};" in sql}
 """Role of docs/security.md -> the statements that give it its rights."""

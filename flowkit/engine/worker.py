@@ -286,12 +286,13 @@ class Worker:
                 store.renew(rows, self.services.settings.lease)
             self._renewed = now
         if now - self._cleaned >= CLEAN_SECONDS:
+            self._cleaned = now  # also where it fails: messages do not wait for what only clears away
             app = self.app
             removed = store.clean(
                 Retention(app.name, list(app.flows), list(app.channels), app.retention, app.dead_letter_hold), self.id
             )
-            if removed < MUCH:
-                self._cleaned = now
+            if removed >= MUCH:
+                self._cleaned = float("-inf")
 
     def watch_deadlines(self) -> None:
         """See whether a handler runs past its deadline. Its thread cannot be ended: the process has to be replaced."""

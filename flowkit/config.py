@@ -69,10 +69,28 @@ class Settings(BaseSettings):
             if meant and os.environ.get(meant) is None and similar(name, [meant], SAME):
                 raise ConfigError(f"{name} is no setting, and would do nothing; write {meant}")
         try:
-            return cls()
-        except ValidationError as error:
-            faults = [f"FLOWKIT_{str(one['loc'][0]).upper()}: {one['msg']}" for one in error.errors()]
+            found = cls()
+        except ValidationError as error:  # never of a URL, which may have a password: any text is one
+            faults = [f"FLOWKIT_{str(one['loc'][0]).upper()}: {one['input']!r}: {one['msg']}" for one in error.errors()]
             raise ConfigError("; ".join(faults)) from None
+        _check_database(found.database_url)
+        return found
+
+
+def _check_database(url: str) -> None:
+    """Refuse an environment that names no database, or one that is in the memory of each process: a message that is
+    accepted there is lost. Raises ConfigError."""
+    if not url:
+        raise ConfigError(
+            "FLOWKIT_DATABASE_URL is empty; unset it, or write sqlite:///path/to/file.db or "
+            "postgresql://user:password@host/database"
+        )
+    path = url.partition("?")[0].partition("://")[2].partition("/")[2]
+    if scheme(url).partition("+")[0] == "sqlite" and path in ("", ":memory:"):
+        raise ConfigError(
+            f"FLOWKIT_DATABASE_URL is {mask(url)}, which names no file: what is in memory ends with its process; write "
+            "sqlite:///file.db, with three slashes, or sqlite:////folder/file.db"
+        )
 
 
 def unknown(environment: Iterable[str]) -> dict[str, str]:

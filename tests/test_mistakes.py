@@ -293,3 +293,29 @@ def test_a_channel_that_is_named_by_text_and_is_like_none_is_no_mistake() -> Non
     declared.channel("orders.received", Order)
     declared.flow("orders.recieved", name="accept")(lambda order: None)
     declared.check()
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite://flowkit.db", "sqlite:flowkit.db", "sqlite:/a.db"]
+)
+def test_a_setting_that_names_no_file_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Each process would have a database in its memory: `flowkit send` would print an id, and lose the message."""
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", url)
+    with pytest.raises(ConfigError) as found:
+        Settings.read()
+    assert str(found.value) == (
+        f"FLOWKIT_DATABASE_URL is {url}, which names no file: what is in memory ends with its process; write "
+        "sqlite:///file.db, with three slashes, or sqlite:////folder/file.db"
+    )
+
+
+def test_a_setting_without_a_value_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", "")
+    with pytest.raises(ConfigError, match="FLOWKIT_DATABASE_URL is empty; unset it, or write sqlite:///"):
+        Settings.read()
+
+
+def test_a_wrong_setting_is_told_with_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWKIT_THREADS", "many")
+    with pytest.raises(ConfigError, match="FLOWKIT_THREADS: 'many': Input should be a valid integer"):
+        Settings.read()

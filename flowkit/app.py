@@ -76,8 +76,9 @@ class App:
         if known is None:
             known = self.channels[name] = Channel(name, type, optional, shared)
         elif (known.type, known.optional, known.shared) != (type, optional, shared):
+            other = Channel(name, type, optional, shared)
             raise DefinitionError(
-                f"channel {name} is declared twice, as {known.type!r} and as {type!r}; "
+                f"channel {name} is declared twice, as {known.declared} and as {other.declared}; "
                 "declare it once and use the object"
             )
         return known
@@ -110,6 +111,9 @@ class App:
         its own, and settings are put back; flows of less `priority` rest first while the service is reduced. Raises
         DefinitionError.
         """
+        if not isinstance(source, Channel | str):
+            before = getattr(source, "__name__", source)
+            raise DefinitionError(f"@app.flow is written without a channel before {before}; write @app.flow(channel)")
         channels = [to] if isinstance(to, Channel | str) else to
 
         def register(handler: F) -> F:

@@ -54,6 +54,13 @@ class Channel(Generic[T]):
         """How its values become bytes and come back."""
         return self._body
 
+    @property
+    def declared(self) -> str:
+        """How it is declared, for people: its type and its options."""
+        options = {", optional=True": self.optional, ", shared=True": self.shared}
+        kind = self.type.__qualname__ if isinstance(self.type, type) else str(self.type)
+        return kind + "".join(option for option, taken in options.items() if taken)
+
     def __call__(
         self,
         value: T,

@@ -19,7 +19,8 @@ def seconds(duration: object, what: str = "a duration") -> float:
     elif isinstance(duration, str) and _PART.sub("", duration) == "" and duration:
         value = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(duration))
     else:
-        raise DefinitionError(f'{what} is {duration!r}; write a timedelta, seconds, or text such as "30s" or "1h30m"')
+        how = "a number with its unit," if isinstance(duration, str) else "a timedelta, seconds, or text"
+        raise DefinitionError(f'{what} is {duration!r}; write {how} such as "30s" or "1h30m"')
     if not 0 <= value < float("inf"):
         raise DefinitionError(f"{what} is {duration!r}; it must be zero or more and finite")
     return value

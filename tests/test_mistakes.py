@@ -16,7 +16,7 @@ import pytest
 from pydantic import BaseModel, Field, RootModel, model_validator
 from sqlalchemy import Column, Integer, MetaData, Table, text
 
-from flowkit import App, ConfigError, DefinitionError
+from flowkit import App, ConfigError, DefinitionError, RetryPolicy
 from flowkit.cli.describe import check
 from flowkit.cli.run import _check
 from flowkit.cli.schema import upgrade
@@ -319,3 +319,38 @@ def test_a_wrong_setting_is_told_with_its_value(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("FLOWKIT_THREADS", "many")
     with pytest.raises(ConfigError, match="FLOWKIT_THREADS: 'many': Input should be a valid integer"):
         Settings.read()
+
+
+def test_a_decorator_without_its_channel_is_told() -> None:
+    """It would make no flow, and say nothing beside one that is right."""
+    app = App("shop")
+    why = r"@app.flow is written without a channel before accept; write @app.flow\(channel\)"
+    with pytest.raises(DefinitionError, match=why):
+
+        @app.flow  # type: ignore[arg-type]
+        def accept(order: dict[str, Any]) -> None:
+            pass
+
+
+def test_a_channel_that_is_declared_otherwise_is_told_with_the_difference() -> None:
+    app = App("shop")
+    app.channel("orders", int)
+    with pytest.raises(DefinitionError, match="orders is declared twice, as int and as str; declare it once"):
+        app.channel("orders", str)
+    with pytest.raises(DefinitionError, match="orders is declared twice, as int and as int, shared=True; declare"):
+        app.channel("orders", int, shared=True)
+
+
+def test_a_definition_that_is_wrong_is_told_with_its_place(told: Callable[..., str], tmp_path: Path) -> None:
+    """It is one of many, and not each names its flow."""
+    source = f"{APP}\nfrom flowkit import RetryPolicy\napp.flow('more', retry=RetryPolicy(first='1 second'))\n"
+    assert told(source, DefinitionError) == (
+        'RetryPolicy(first=) is \'1 second\'; write a number with its unit, such as "30s" or "1h30m"\n'
+        f"  {tmp_path}/mistaken.py, line {source.count(chr(10))}, in <module>: "
+        "app.flow('more', retry=RetryPolicy(first='1 second'))"
+    )
+
+
+def test_a_duration_of_another_kind_is_told_with_what_can_be_written() -> None:
+    with pytest.raises(DefinitionError, match=r"RetryPolicy\(first=\) is None; write a timedelta, seconds, or text"):
+        RetryPolicy(first=None)  # type: ignore[arg-type]

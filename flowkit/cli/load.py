@@ -15,10 +15,12 @@ from pathlib import Path
 from traceback import extract_tb
 from types import ModuleType
 
+import flowkit
 from flowkit.app import App
 from flowkit.errors import DefinitionError, FlowKitError
 
 MOST_PLACES, MOST_TEXT = 3, 500
+PACKAGE = str(Path(flowkit.__file__).parent) + os.sep
 GREEN = ("gevent", "eventlet")
 """Libraries that replace what waits, in the modules of others."""
 REPLACED = ((_thread, "start_new_thread"), (time, "sleep"), (socket, "socket"), (select, "select"))
@@ -79,6 +81,8 @@ def load_function(name: str, function: str) -> Callable[..., object]:
 def _load(target: str) -> ModuleType:
     try:
         return _from_file(Path(target)) if target.endswith(".py") else _from_name(target)
+    except DefinitionError as error:
+        raise DefinitionError("\n".join([str(error), *_places(error)[-MOST_PLACES:]])) from error
     except FlowKitError:
         raise
     except (Exception, SystemExit) as error:
@@ -88,18 +92,24 @@ def _load(target: str) -> ModuleType:
 def _failure(target: str, error: BaseException) -> str:
     """The error that a module raised as it was imported, and where: the last places in the user's own code, or, where
     none of it is there, those in the code of others."""
-    places = [one for one in extract_tb(error.__traceback__) if not one.filename.startswith(("<frozen", __file__))]
-    others = tuple(sysconfig.get_path(one) for one in ("stdlib", "platstdlib", "purelib", "platlib"))
-    shown = [
-        f"  {one.filename}, line {one.lineno}, in {one.name}: {one.line}"
-        for one in [one for one in places if not one.filename.startswith(others)] or places
-    ]
+    shown = _places(error)
     what = " ".join(str(error).split())
     if isinstance(error, SyntaxError) and error.text:
         what = error.msg
         shown.append(f"  {error.filename}, line {error.lineno}: {error.text.strip()}")
     said = f"{target} cannot be imported: {type(error).__name__}: {what[:MOST_TEXT]}"
     return "\n".join([said, *shown[-MOST_PLACES:], "mend it, and ask again"])
+
+
+def _places(error: BaseException) -> list[str]:
+    """Where an error was raised: in the user's own code, or, where none of it is there, in that of others. None of the
+    error's own way through FlowKit."""
+    places = [one for one in extract_tb(error.__traceback__) if not one.filename.startswith(("<frozen", PACKAGE))]
+    others = tuple(sysconfig.get_path(one) for one in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return [
+        f"  {one.filename}, line {one.lineno}, in {one.name}: {one.line}"
+        for one in [one for one in places if not one.filename.startswith(others)] or places
+    ]
 
 
 def _from_file(path: Path) -> ModuleType:

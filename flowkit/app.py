@@ -76,7 +76,7 @@ class App:
         if known is None:
             known = self.channels[name] = Channel(name, type, optional, shared)
         elif (known.type, known.optional, known.shared) != (type, optional, shared):
-            other = Channel(name, type, optional, shared)
+            other: Channel[Any] = Channel(name, type, optional, shared)
             raise DefinitionError(
                 f"channel {name} is declared twice, as {known.declared} and as {other.declared}; "
                 "declare it once and use the object"

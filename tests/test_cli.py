@@ -646,6 +646,30 @@ def test_dead_letters_that_are_not_there(flowkit: Terminal, arguments: list[str]
     assert message in result.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["dead", "list", "--flow", "shop.acept"], 1),
+        (["dead", "list", "--group", "--flow", "shop.acept"], 1),
+        (["dead", "retry", "--flow", "accept"], 1),
+        (["dead", "discard", "--flow", "shop.acept"], 1),
+        (["pause", "accept"], 2),
+        (["scale", "shop.acept", "2"], 2),
+        (["subscriptions", "remove", "accept"], 2),
+    ],
+)
+def test_a_flow_that_is_misspelt_is_told_with_the_one_that_is_meant(
+    flowkit: Terminal, arguments: list[str], code: int
+) -> None:
+    """An empty list of dead letters would say that all is well."""
+    flowkit("send", "shop.py", "orders.received", '{"id": 1}')
+    result = flowkit(*arguments)
+    assert (result.code, result.out) == (code, "")
+    assert f"no flow {'or app ' * (arguments[0] in ('pause', 'scale'))}" in result.err
+    assert "is in this store; is shop.accept meant?" in result.err
+    assert flowkit("dead", "list", "--flow", "shop.accept").code == 0
+
+
 # ---------------------------------------------------------------- the schema
 
 

@@ -29,7 +29,8 @@ OLD, NEW = "shop.accept", "shop.book"
 ORPHANED = f"orphaned: {OLD} is subscribed to orders, but "
 INSTEAD = (
     "if it has another name now, keep the old one by @app.flow(…, name='accept'), or write: flowkit subscriptions move "
-    "shop.accept shop.NAME; if it is gone, write: flowkit subscriptions remove shop.accept"
+    "shop.accept shop.NAME; if it is gone, write: flowkit subscriptions remove shop.accept; if it is of another "
+    "program whose app is named shop too, give one of the two apps another name"
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import typer
 from rich.progress import Progress
 
+from flowkit.cli.name import similar
 from flowkit.cli.plain import ENDS, plain
 from flowkit.cli.show import as_json, as_json_list, table, tables
 from flowkit.config import Settings, open_store
@@ -19,9 +20,14 @@ HIDDEN = "(hidden; see --body)"
 
 
 @contextmanager
-def _letters() -> Iterator[Any]:
-    store = open_store(Settings.read(), create=False)
+def _letters(flow: str | None = None) -> Iterator[Any]:
+    """The dead letters. Refuses a flow that nothing has, because the letters of another one may be meant."""
+    store: Any = open_store(Settings.read(), create=False)
     try:
+        subscribed = store.subscriptions() if flow else ()
+        if flow and flow not in subscribed and flow not in (balances := store.ledger.balances()):
+            meant = similar(flow, {*subscribed, *balances})
+            raise FlowKitError(f"there are no such dead letters: no flow {plain(flow)} is in this store{meant}")
         yield store.dead_letters
     finally:
         store.close()
@@ -32,7 +38,7 @@ def show_list(flow: str | None, error: str | None, limit: int, group: bool, json
     if group:
         show_groups(flow, error, limit, json)
         return
-    with _letters() as letters:
+    with _letters(flow) as letters:
         found = letters.select(flow, error, limit + 1)  # one more tells that there are more
         pages = (letters.read(batch, whole=False) for batch in batches(found[:limit]))
         if json:
@@ -48,7 +54,7 @@ def show_list(flow: str | None, error: str | None, limit: int, group: bool, json
 
 def show_groups(flow: str | None, error: str | None, limit: int, json: bool) -> None:
     """Count by flow and error, the most frequent first."""
-    with _letters() as letters:
+    with _letters(flow) as letters:
         rows = letters.groups(flow, error, limit)
     columns = ["flow", "reason", "error", "count"]
     if json:
@@ -86,7 +92,7 @@ def settle(
     if bool(chosen) + bool(flow or error) + all != 1:
         raise typer.BadParameter(f"name what to {verb}: either ids of letters, or --flow and --error, or --all")
     chosen = list(dict.fromkeys(chosen))
-    with _letters() as letters:
+    with _letters(flow) as letters:
         wanted = chosen or letters.select(flow, error)
         if not wanted:
             raise FlowKitError("there are no such dead letters")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flowkit import duration
+from flowkit.cli.name import similar
 from flowkit.cli.plain import plain
 from flowkit.config import Settings, open_store
 from flowkit.continuity import agreement, planning
@@ -112,7 +113,8 @@ def _check(store: Any, names: Collection[str]) -> None:
     flows = store.subscriptions()
     known = {*flows, *map(_app, flows)}
     if unknown := sorted(set(names) - known):
-        raise ConfigError(f"no flow or app {_listed(unknown)} is in this store; flowkit status names the flows")
+        meant = similar(unknown[0], known)
+        raise ConfigError(f"no flow or app {_listed(unknown)} is in this store{meant}; flowkit status names the flows")
 
 
 def _wait_for_workers(store: Any, names: Collection[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from flowkit.app import App
 from flowkit.cli import show
+from flowkit.cli.name import similar
 from flowkit.cli.plain import plain
 from flowkit.config import Services, connect
 from flowkit.engine.adoption import received, unread
@@ -54,7 +55,8 @@ def _orphaned(one: Known, lack: str) -> str:
     return (
         f"orphaned: {flow} {subscribed}{waits}; if it has another name now, keep the old one by @app.flow(…, "
         f"name={short!r}), or write: flowkit subscriptions move {flow} {plain(one.app)}.NAME; if it is gone, write: "
-        f"flowkit subscriptions remove {flow}"
+        f"flowkit subscriptions remove {flow}; if it is of another program whose app is named {plain(one.app)} too, "
+        "give one of the two apps another name"
     )
 
 
@@ -185,7 +187,8 @@ def _find(found: Sequence[Known], flow: str) -> Known:
     for one in found:
         if one.flow == flow:
             return one
-    raise ConfigError(f"no flow {plain(flow)} is in this store; flowkit subscriptions list names them")
+    meant = similar(flow, [one.flow for one in found])
+    raise ConfigError(f"no flow {plain(flow)} is in this store{meant}; flowkit subscriptions list names them")
 
 
 def _confirm(what: str) -> None:

@@ -86,6 +86,23 @@ def test_an_idle_run_ends_without_a_warning(folder: Path) -> None:
 def test_run_says_where_it_serves_http(folder: Path) -> None:
     run = flowkit(folder, "run", "shop.py", "--http", "127.0.0.1:0", "--until-idle")
     assert re.search(r"app shop: serves http://127\.0\.0\.1:[1-9]\d*\n", run.stderr), run.stderr
+    said = re.findall(r".*127\.0\.0\.1.*", run.stderr)
+    assert len(said) == 2, said
+    assert "app shop: serves operators at http://127.0.0.1:" in said[1]
+
+
+def test_a_library_tells_of_no_thread_that_starts_unless_all_is_wanted(folder: Path) -> None:
+    """Each worker has two servers; FlowKit says where they are, once."""
+    code = (
+        "import logging; from flowkit.cli.logs import log; from flowkit.config import Settings\n"
+        "log(Settings(log_level=LEVEL)); said = logging.getLogger('uvicorn.error')\n"
+        "said.info('Started server process'); said.warning('Invalid HTTP request')"
+    )
+    for level, shown in (("INFO", False), ("DEBUG", True), ("ERROR", False)):
+        run = subprocess.run(
+            [sys.executable, "-c", code.replace("LEVEL", repr(level))], capture_output=True, text=True, check=True
+        )
+        assert ("Started" in run.stderr, "Invalid" in run.stderr) == (shown, level != "ERROR")
 
 
 def test_sla_init_writes_an_agreement_that_can_be_planned(tmp_path: Path) -> None:

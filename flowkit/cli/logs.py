@@ -165,9 +165,12 @@ class LogWriter(logging.Handler):
 def log(settings: Settings) -> None:
     """Write the logs of this process as the settings say. Raises ConfigError."""
     known = logging.getLevelNamesMapping()
-    if settings.log_level.upper() not in known:
+    level = known.get(settings.log_level.upper())
+    if level is None:
         raise ConfigError(f"FLOWKIT_LOG_LEVEL is {settings.log_level!r}; write DEBUG, INFO, WARNING or ERROR")
     plain = PlainFormatter("%(asctime)s %(levelname)s %(name)s %(message)s")
     handler = LogWriter(STANDARD_ERROR)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
-    logging.basicConfig(level=known[settings.log_level.upper()], handlers=[handler])
+    logging.basicConfig(level=level, handlers=[handler])
+    if level > logging.DEBUG:  # that each of a worker's servers starts and ends is no news
+        logging.getLogger("uvicorn").setLevel(max(level, logging.WARNING))

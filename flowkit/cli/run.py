@@ -248,8 +248,8 @@ def _supervise(app: App, services: Services, options: Options, grace: float) -> 
     standby = _patiently(lambda: _standby(app, services, options.standby != "none"))
     if standby is None:
         _serve(serving)
-    for one in serving:
-        _log.info("app %s: serves http://%s", app.name, named_place(one))
+    for one, whom in zip(serving, ("", " operators at"), strict=False):
+        _log.info("app %s: serves%s http://%s", app.name, whom, named_place(one))
     broker = bool(services.settings.broker_url or services.settings.drain_url)
     idle = Idle(store, services.transport, chosen, broker) if options.until_idle else None
     _log.info(
@@ -298,7 +298,6 @@ def _bind(options: Options) -> list[socket.socket]:
     admin = options.admin or f"127.0.0.1:{clients.getsockname()[1] + ADMIN_PORTS}"
     operators = bind(admin, "--admin")
     os.environ[ADMIN_VARIABLE] = str(operators.fileno())
-    _log.info("operators are served at %s:%d", *operators.getsockname()[:2])
     return [clients, operators]
 
 

@@ -646,6 +646,23 @@ def test_dead_letters_that_are_not_there(flowkit: Terminal, arguments: list[str]
     assert message in result.err
 
 
+def test_what_a_channel_refuses_is_told_by_send(flowkit: Terminal) -> None:
+    """It can be read, and would not come out as it went in."""
+    source = (flowkit.folder / "shop.py").read_text()
+    (flowkit.folder / "shop.py").write_text(
+        source.replace("    deed: str = ", "    total: float = 0\n    deed: str = ")
+    )
+    why = (
+        "not a message for channel orders.received: this Order would not come out as it went in: total: Input should "
+        "be a valid number (null may stand for NaN"
+    )
+    result = flowkit("send", "shop.py", "orders.received", '{"id": 1, "total": NaN}')
+    assert (result.code, result.out, result.err.startswith(f"flowkit: {why}")) == (1, "", True), result.err
+    lines = flowkit("send", "shop.py", "orders.received", stdin=b'{"id": 1}\n{"id": 2, "total": NaN}\n')
+    assert lines.code == 1
+    assert lines.err.startswith(f"flowkit: nothing was sent\nflowkit: line 2: {why}"), lines.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

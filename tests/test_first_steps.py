@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,13 @@ import pytest
 from pydantic import BaseModel
 from typer.main import get_command
 
-from flowkit import App, Message, RetryPolicy
+from flowkit import App, ConfigError, Message, RetryPolicy
 from flowkit.cli import show
 from flowkit.cli.commands import cli
 from flowkit.config import Settings
 from flowkit.continuity import agreement, planning
 from flowkit.testing import Harness
+from flowkit.web.listen import bind
 from tests.test_cli import ROOT
 
 APP = """
@@ -89,6 +91,24 @@ def test_run_says_where_it_serves_http(folder: Path) -> None:
     said = re.findall(r".*127\.0\.0\.1.*", run.stderr)
     assert len(said) == 2, said
     assert "app shop: serves operators at http://127.0.0.1:" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [
+        ("192.0.2.1:8080", "--http 192.0.2.1:8080: Cannot assign requested address; is it an address of this machine?"),
+        ("127.0.0.1:65000", "--admin (by default the port of --http + 1000) 127.0.0.1:66000: write HOST:PORT, such as"),
+    ],
+)
+def test_an_address_that_cannot_be_served_is_told_with_its_reason(folder: Path, address: str, what: str) -> None:
+    run = flowkit(folder, "run", "shop.py", "--http", address, "--until-idle")
+    assert (run.returncode, run.stderr.startswith(f"flowkit: {what}")) == (2, True), run.stderr
+
+
+def test_an_address_that_is_in_use_is_told_as_such() -> None:
+    why = "Address already in use; is another program listening there"
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=why):
+        bind(f"127.0.0.1:{taken.getsockname()[1]}", "--http")
 
 
 def test_a_library_tells_of_no_thread_that_starts_unless_all_is_wanted(folder: Path) -> None:

@@ -296,7 +296,7 @@ def _bind(options: Options) -> list[socket.socket]:
     if options.admin == NO_ADMIN:
         return [clients]
     admin = options.admin or f"127.0.0.1:{clients.getsockname()[1] + ADMIN_PORTS}"
-    operators = bind(admin, "--admin")
+    operators = bind(admin, "--admin" if options.admin else "--admin (by default the port of --http + 1000)")
     os.environ[ADMIN_VARIABLE] = str(operators.fileno())
     return [clients, operators]
 

@@ -109,6 +109,9 @@ class Values:
 
 def _decode(channel: Channel[Any], body: bytes, where: str) -> Any:
     try:
-        return channel.body.decode(body)
-    except Undecodable as error:
-        raise FlowKitError(f"{where}not a message for channel {channel.name}: {error}") from None
+        value = channel.body.decode(body)
+        channel.body.encode(value)  # or what it refuses is found in the middle of a batch, by no line
+    except (Undecodable, TypeError) as error:
+        why = str(error).removeprefix(f"channel {channel.name}: ")
+        raise FlowKitError(f"{where}not a message for channel {channel.name}: {why}") from None
+    return value

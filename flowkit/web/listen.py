@@ -1,5 +1,6 @@
 """Sockets that serve."""
 
+import errno
 import socket
 
 from flowkit.errors import ConfigError
@@ -7,6 +8,12 @@ from flowkit.fork import part_with
 
 BACKLOG = 2048
 """So many connections wait to be accepted."""
+DOUBTS = {
+    errno.EADDRINUSE: "is another program listening there?",
+    errno.EADDRNOTAVAIL: "is it an address of this machine?",
+    errno.EACCES: "ports below 1024 need a right of their own: take a higher one",
+}
+"""Why an address cannot be bound -> what to look at."""
 
 
 def bind(address: str, option: str) -> socket.socket:
@@ -24,9 +31,8 @@ def bind(address: str, option: str) -> socket.socket:
     except OSError as error:
         if made is not None:
             made.close()
-        raise ConfigError(
-            f"{option} {address}: {error.strerror or error}; is another program listening there?"
-        ) from None
+        doubt = DOUBTS.get(error.errno or 0, "is it HOST:PORT, such as 0.0.0.0:8080?")
+        raise ConfigError(f"{option} {address}: {error.strerror or error}; {doubt}") from None
     part_with(made, lambda one: [one.fileno()])
     return made
 

@@ -105,6 +105,12 @@ def test_an_address_that_cannot_be_served_is_told_with_its_reason(folder: Path, 
     assert (run.returncode, run.stderr.startswith(f"flowkit: {what}")) == (2, True), run.stderr
 
 
+def test_a_database_that_answers_at_once_is_told_as_quick(folder: Path) -> None:
+    flowkit(folder, "send", "shop.py", "notes", "one")
+    said = flowkit(folder, "status").stdout
+    assert re.search(r"^the store answers in (less than 0\.1|[1-9]\d*\.\d|0\.[1-9]) ms$", said, re.MULTILINE), said
+
+
 def test_an_address_that_is_in_use_is_told_as_such() -> None:
     why = "Address already in use; is another program listening there"
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match=why):

@@ -76,7 +76,7 @@ def status(json: bool) -> None:
             print(f"app {plain(app)}: group {plain(standing.group)} is active {how}")
     for name, seconds in latencies.items():
         far = "; instances so far from it are slow, and belong to a site of their own" if seconds > FAR_SECONDS else ""
-        print(f"the {name} answers in {seconds * 1e3:.1f} ms{far}")
+        print(f"the {name} answers in {_milliseconds(seconds)}{far}")
     print()
     show.table(
         "Flows",
@@ -109,6 +109,11 @@ def status(json: bool) -> None:
         how = "" if what in (PAUSED, DRAINED) else f" {value}"
         print(f"\n{plain(name)}: {what}{how}; flowkit resume {plain(name)} ends that")
     _tell_of_others(balances, backlog)
+
+
+def _milliseconds(seconds: float) -> str:
+    """A latency, for people: none is 0."""
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-4 else "less than 0.1 ms"
 
 
 def _directed(directions: Mapping[tuple[str, str], int], what: str, flow: str) -> int | None:

@@ -121,6 +121,8 @@ class Access:
     def execute(self, statement: Executable, params: Any) -> CursorResult[Any]:
         """Execute a statement for a session that is one in name only."""
         self.touch()
+        if self.elsewhere:  # it may be amid this as the handler returns, and the lent one be another message's then
+            return Connection.execute(self.connection, statement, params)
         if self._lent is None:
             self._lent = self.unit.lend(self)
         return Connection.execute(self._lent, statement, params)

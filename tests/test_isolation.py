@@ -444,3 +444,42 @@ def test_a_thread_that_is_late_with_its_message_is_told(app: App, orders: Channe
         go.set()
         threads[0].join(20)
         assert ["outbox.send() was called after the handler" in one for one in refused] == [True]
+
+
+# ---------------------------------------------------------------- results
+
+
+@pytest.mark.parametrize("isolate", ["batch", "single"])
+@pytest.mark.parametrize("kept_by", ["the app", "its error"])
+@pytest.mark.parametrize(
+    "query", ["SELECT name FROM uniques", "INSERT INTO uniques VALUES ('x'), ('y') RETURNING name"]
+)
+def test_a_result_that_is_kept_holds_up_nobody(
+    app: App, orders: Channel[Order], sqlite_url: str, isolate: Any, kept_by: str, query: str
+) -> None:
+    kept: list[object] = []
+
+    @app.flow(orders, retry=ONCE, isolate=isolate, concurrency=1)
+    def accept(order: Order, db: Session) -> None:
+        if order.name != CULPRIT:
+            db.execute(INSERT, {"name": order.name})
+            return
+        result = db.execute(text(query))
+        assert result.fetchone()
+        if kept_by == "the app":
+            kept.append(result)
+        else:
+            raise ValueError("dead")
+
+    with running(app, sqlite_url) as harness:
+        with harness.session() as session:
+            session.add_all([Unique(name="a"), Unique(name="b")])
+            session.commit()
+        publish(harness, orders)
+        with harness.session() as first, harness.session() as second:  # the pool's connections, and so another's commit
+            first.connection()
+            second.execute(INSERT, {"name": "n"})
+        harness.publish(orders, Order(name="m"))
+        harness.until_quiet()
+        once(harness, *OTHERS, "n", "m")
+        assert len(harness.dead()) == (kept_by == "its error")

@@ -78,6 +78,7 @@ class Access:
     ) -> None:
         with self.turn:
             self._returned = True
+        self.unit.close_cursors()
         try:
             if error is None:
                 self.finish()
@@ -182,9 +183,11 @@ class Access:
                 "transaction, with which FlowKit's tables may not be found; use the objects before that"
             )
 
-    def look(self, statement: str) -> None:
+    def look(self, statement: str, cursor: Any) -> None:
         """The handler executes a statement. Raises Apart when others in this transaction would meet what it leaves."""
         self.admit()
+        if self.unit.cursors is not None:
+            self.unit.cursors.add(cursor)
         if self.unit.rolled_back:
             self.unit.fail(TransactionEnded("the handler ended the transaction by the driver"))
         self.unit.flush_common(self)

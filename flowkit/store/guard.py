@@ -237,7 +237,7 @@ def watch(engine: Engine) -> None:
             refused = refusal(statement)
             if refused:
                 _refuse(refused)
-            connection.access.look("" if _is_savepoint(context) else statement)
+            connection.access.look("" if _is_savepoint(context) else statement, cursor)
 
     @event.listens_for(engine, "do_execute")
     def one(cursor: Any, statement: str, row: Any, context: ExecutionContext) -> bool:

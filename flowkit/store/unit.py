@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakSet
 
 from pydantic_core import to_json
 from sqlalchemy.pool import PoolProxiedConnection
@@ -68,6 +69,8 @@ class SqlUnit:
         """Those that want to know how the transaction ends."""
         self.spare: HandlerConnection | None = None
         """The one that the next handler can use."""
+        self.cursors: WeakSet[Any] | None = WeakSet() if store.dialect.serial else None
+        """The cursors of handlers, where one goes on working as it is asked for rows."""
         self._store = store
         driver: Any = pooled.driver_connection
         self._driver, self._cursor = driver, driver.cursor()
@@ -247,6 +250,13 @@ class SqlUnit:
             return HandlerConnection(self.engine, self.pooled, access)
         spare.access = access
         return spare
+
+    def close_cursors(self) -> None:
+        """Close what a handler left open: a result that somebody keeps, be it the traceback of an error, would hold
+        back SQLite's commit, and keep the connection from each transaction after another connection's commit."""
+        for cursor in list(self.cursors or ()):
+            with suppress(Exception):  # a thread is amid it
+                cursor.close()
 
     def set_own(self) -> None:
         """Begin the part of one message, which can be undone alone whatever became of savepoints inside."""

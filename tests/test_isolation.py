@@ -388,6 +388,40 @@ def test_what_is_done_to_the_drivers_connection_meets_no_other_message(
         assert set(seen) <= {None, ""}
 
 
+BECOME = """
+    CREATE FUNCTION become(path text) RETURNS text LANGUAGE plpgsql AS
+    $$ BEGIN RETURN set_config('search_path', path, true); END $$"""
+
+
+@pytest.mark.parametrize(
+    ("deed", "dead"),
+    [
+        ("SET LOCAL search_path = pg_catalog", 0),
+        ("SET ROLE pg_monitor", 0),
+        ("SET TRANSACTION READ ONLY", 1),
+        ("SELECT become('pg_catalog')", 1),
+    ],
+)
+def test_what_a_handler_sets_unseen_holds_up_nobody(
+    app: App, orders: Channel[Order], postgresql_url: str, deed: str, dead: int
+) -> None:
+    @app.flow(orders, retry=ONCE, isolate="single")
+    def accept(order: Order, db: Session) -> None:
+        db.execute(INSERT, {"name": order.name})
+        if order.name == CULPRIT and "become" in deed:
+            db.execute(text(deed))
+        elif order.name == CULPRIT:
+            driver: Any = db.connection().connection.driver_connection
+            driver.execute(deed)
+
+    with running(app, postgresql_url) as harness:
+        with harness.session() as session:
+            session.execute(text(BECOME))
+        publish(harness, orders)
+        once(harness, *(OTHERS if dead else NAMES))
+        assert ["settings=True" in letter.error for letter in harness.dead()] == [True] * dead
+
+
 # ---------------------------------------------------------------- messages
 
 

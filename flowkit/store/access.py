@@ -236,7 +236,7 @@ class Access:
         self._finished = True
         if self._session is not None:
             self._finish_session(self._session)
-        if self.unit.settings or self.unit.residue & Residue.SETTING:
+        if self.unit.settings or self.unit.residue & ~Residue.PASSING:  # by the driver it may have changed one, unseen
             self.unit.restore()
 
     def reply(self, asked: Asked, reply: bytes, seconds: float) -> None:

@@ -69,6 +69,7 @@ POOLER = (
 )
 _LACKING = {"42501", "42P01", "42703"}
 """Insufficient privilege, no such table, no such column."""
+_BARRED = _LACKING | {"25006"}  # read-only transaction
 STANDBY_WAIT = "SyncRepWaitForLSN"
 """The server's function that waits for synchronous standbys (PostgreSQL 9.1 to 18)."""
 _log = logging.getLogger("flowkit.store")
@@ -237,6 +238,9 @@ class PostgresDialect:
                 "INSERT, UPDATE and DELETE on FlowKit's tables"
             )
         return error
+
+    def barred(self, error: BaseException) -> bool:
+        return getattr(error, "sqlstate", None) in _BARRED
 
     def place(self, connection: Any) -> str:
         (database,) = connection.execute("SELECT oid FROM pg_database WHERE datname = current_database()").fetchone()

@@ -97,6 +97,9 @@ class Dialect(Protocol):
         """The StoreConflict or StoreUnavailable that an error means; else the error. Of a statement of FlowKit's `own`
         that is also what would be a handler's failure."""
 
+    def barred(self, error: BaseException) -> bool:
+        """Whether a statement failed for what a handler can have set for its transaction: a role, a path, a mode."""
+
     def place(self, connection: Any) -> str:
         """Which database this is, as parts with a slash between; empty where a copy cannot be told from it."""
 

@@ -258,6 +258,9 @@ class SqliteDialect:
                 _log.warning("SQLite (%s): a transaction given up could not be rolled back: %s", self.path, error)
         connection.close()
 
+    def barred(self, error: BaseException) -> bool:
+        return False
+
     def classify(self, error: BaseException, own: bool = False) -> BaseException:
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:

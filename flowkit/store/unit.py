@@ -471,7 +471,15 @@ class SqlUnit:
 
     def _cause(self, error: BaseException, own: bool = True) -> BaseException:
         """What an error means; a connection on which the store was away is not used again."""
-        self._met = cause = self._store.classify(error, own)
+        cause = self._store.classify(error, own)
+        if isinstance(cause, StoreUnavailable) and self._guarded and self._store.dialect.barred(error):
+            # Its handler may have done that, unseen. If it did not, the record of this failure is refused as well, and
+            # then the store is away.
+            cause = RuntimeError(
+                f"FlowKit's own statement failed after the handler: {error}; did it change a role, a path or the "
+                "transaction's mode? @app.flow(…, settings=True) puts settings back"
+            )
+        self._met = cause
         self._gone = isinstance(cause, StoreUnavailable)
         return cause
 

@@ -17,6 +17,8 @@ LAST_SECOND = 253_402_300_799
 """Of the year 9999: no clock says more."""
 MAX_BODY = 16 * 1024 * 1024
 """The largest body, in bytes, unless the app or the transport sets less."""
+BATCH_BYTES = 4 * 1024 * 1024
+"""A batch ends with the message whose body brings it to so many bytes: as objects, JSON takes many times its size."""
 MAX_HEADERS = 64 * 1024
 """The most bytes of all headers together: RabbitMQ takes them, with the envelope, in one frame of 128 KiB."""
 HEADER_BYTES = 8

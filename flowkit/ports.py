@@ -522,7 +522,8 @@ class Store(Protocol):
 
     # message rows
     def lease(self, flow: str, limit: int, worker: str, seconds: float) -> list[Delivery]:
-        """Take up to `limit` due rows of a flow, in a short committed transaction of its own."""
+        """Take up to `limit` due rows of a flow, in a short committed transaction of its own: none beyond the one whose
+        body brings them to BATCH_BYTES."""
 
     def renew(self, rows: Collection[tuple[str, int]], seconds: float) -> None:
         """Hold these leased rows for `seconds` more."""

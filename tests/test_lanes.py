@@ -20,6 +20,7 @@ from flowkit.engine.lane import Lane
 from flowkit.engine.reduction import shed
 from flowkit.engine.worker import Worker
 from flowkit.errors import TransactionEnded
+from flowkit.message import BATCH_BYTES
 from flowkit.ports import LANES
 from flowkit.store.unit import SqlUnit
 from flowkit.testing import Harness
@@ -72,6 +73,29 @@ def test_a_duplicate_is_acknowledged_when_its_message_is_at_an_end_and_not_befor
         assert transport.depths(["shop.store"]) == {"shop.store": 0}
         assert harness.balances()["shop.store"].applied == 2
         assert sorted(ran) == ["first", "second"]
+
+
+@pytest.mark.parametrize("broker", [False, True], ids=["rows", "broker"])
+def test_a_batch_ends_with_the_message_that_makes_it_large(app: App, sqlite_url: str, broker: bool) -> None:
+    """As objects, JSON takes many times its size: a backlog of large messages is not read all at once."""
+    files = app.channel("files", bytes)
+    ran: list[int] = []
+
+    @app.flow(files)
+    def keep(file: bytes) -> None:
+        ran.append(file[0])
+
+    with Harness(app, sqlite_url, broker=broker) as harness:
+        for number in range(4):
+            app.publish(files, bytes([number]) * (BATCH_BYTES // 2 + 1 if number < 3 else 1))
+        while harness.worker.relay.step():
+            """They go to the broker, where there is one."""
+        [lane] = harness.worker.lanes
+        steps = []
+        while lane.step():
+            steps.append((sorted(ran), lane.full, [item.body for item in lane.pipeline.items]))
+            ran.clear()
+    assert steps[:2] == [([0, 1], True, [None, None]), ([2, 3], False, [None, None])]
 
 
 def test_a_commit_that_failed_is_no_end_for_a_duplicate_either(app: App, sqlite_url: str) -> None:

@@ -79,6 +79,7 @@ class AsyncPipeline(Pipeline):
             item.error = checked(error)
         finally:
             end_child(self.process, self.flow.name)
+            item.body = None  # it may be large, and waits for its commit with others
             item.outbox.close()
             desk.close()
         item.handled = True

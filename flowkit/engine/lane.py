@@ -1,8 +1,10 @@
 """A lane: one bounded consumer of one flow."""
 
 import logging
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
+from itertools import accumulate
 
 from flowkit.engine.item import Item, describe
 from flowkit.engine.pipeline import Pipeline
@@ -10,6 +12,7 @@ from flowkit.engine.relay import REMOVE_SECONDS
 from flowkit.engine.slots import Slot
 from flowkit.engine.triage import SPOILED, Part, Triage, error_of, singles
 from flowkit.errors import TransactionEnded
+from flowkit.message import BATCH_BYTES
 from flowkit.ports import Delivery, Identity, Source
 
 FIRST_BATCH = 32
@@ -62,8 +65,11 @@ class Lane:
         if self._ended is not None:
             self._quarantine()
             return True
-        batch, self.held = self.held or self.source.receive(self._limit), []
-        self.full = len(batch) >= self._limit
+        there = self.held or self.source.receive(self._limit)
+        sizes = list(accumulate(len(one.message.body) for one in there))
+        count = bisect_left(sizes, BATCH_BYTES) + 1  # to the one that reaches it
+        batch, self.held = there[:count], there[count:]
+        self.full = len(there) >= self._limit or count <= len(there)
         if not batch:
             return self.flush()
         if self._slow:

@@ -282,6 +282,7 @@ class Pipeline:
             self.since = None
             self.slot.strike()
             item.outbox.close()
+            item.body = None  # it may be large, and what ran last is kept
         if item.error is not None and access.used and not access.undone:
             unit.check()
             raise Spoiled(delivery) from item.error

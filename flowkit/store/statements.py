@@ -10,7 +10,7 @@ found by.
 
 from dataclasses import dataclass, fields
 
-from flowkit.message import UNREAD
+from flowkit.message import BATCH_BYTES, UNREAD
 from flowkit.ports import CANDIDATE
 
 ENVELOPE = "source, id, channel, body, type, key, time, correlation, causation, headers"
@@ -120,8 +120,10 @@ class Statements:
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, {{now}} + ?, ?)"""
     # A counter at its end, or none at all, would fail the lease of all the flow's rows: it begins again.
     lease: str = f"""
-        WITH taken AS (SELECT copy FROM flowkit_messages WHERE flow = ? AND due <= {{now}}
-                       ORDER BY due LIMIT ? {{skip}})
+        WITH ready AS (SELECT copy, length(body) AS bytes FROM flowkit_messages WHERE flow = ? AND due <= {{now}}
+                       ORDER BY due LIMIT ? {{skip}}),
+        taken AS (SELECT copy FROM (SELECT copy, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes AS before
+                                    FROM ready) AS sized WHERE before < {BATCH_BYTES})
         UPDATE flowkit_messages SET due = {{now}} + ?, worker = ?, parked = NULL, deliveries =
                CASE WHEN deliveries BETWEEN 0 AND 2147483646 THEN CAST(deliveries AS integer) + 1 ELSE 1 END
         WHERE copy IN (SELECT copy FROM taken)

@@ -18,7 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 from flowkit.errors import ConfigError, Fenced, StoreConflict
-from flowkit.message import MAX_NAME, Message, new_id
+from flowkit.message import BATCH_BYTES, MAX_NAME, Message, new_id
 from flowkit.ports import (
     CANDIDATE,
     Asked,
@@ -389,6 +389,13 @@ class StoreConformance:
         rows = [Copy(new_id(), message(str(number).encode()), FLOW) for number in range(20)]
         self.stage(*rows)
         assert [one.row for one in self.store.lease(FLOW, 20, new_id(), 30)] == [one.row for one in rows]
+
+    def test_a_lease_ends_with_the_row_that_makes_it_large(self) -> None:
+        body = b"x" * (BATCH_BYTES // 2 + 1)
+        self.stage(*(Copy(new_id(), message(body), FLOW) for _ in range(3)), Copy(new_id(), message(), FLOW))
+        assert [len(self.store.lease(FLOW, 10, new_id(), 30)) for _ in range(3)] == [2, 2, 0]
+        self.stage(*(Copy(new_id(), message(body), FLOW) for _ in range(2)))
+        assert [len(self.store.lease(FLOW, 1, new_id(), 30)) for _ in range(3)] == [1, 1, 0]
 
     def test_row_36_rows_of_a_slow_transaction_are_not_skipped(self) -> None:
         if self.store.serial:

@@ -26,6 +26,7 @@ from flowkit.engine.slots import Slot, Slots, State
 from flowkit.engine.versions import VersionedSource, Versions, named
 from flowkit.errors import BrokerUnavailable, StoreConflict, StoreLost, Unavailable
 from flowkit.flow import Flow
+from flowkit.heap import give_back
 from flowkit.loop import Loop
 from flowkit.ports import CANDIDATE, DRAINED, EXCHANGE, LANES, MINIMUM, NORMAL, PAUSED, Retention, Store, WorkerInfo
 
@@ -320,6 +321,7 @@ class Worker:
         # What is loaded stays: a full collection that looks at all of it holds up every thread for 100 ms.
         gc.collect()
         gc.freeze()
+        give_back()
         threading.Thread(target=self._guard_deadlines, args=(abandon,), name="flowkit-deadlines", daemon=True).start()
         threads = [
             threading.Thread(target=self._work, name=f"flowkit-{number}", daemon=True)

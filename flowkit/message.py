@@ -71,9 +71,12 @@ def new_id() -> str:
     return str(uuid7())
 
 
-def digest(body: bytes) -> str:
-    """What tells one body from another one, as text."""
-    return blake2b(body, digest_size=DIGEST_BYTES).hexdigest()
+def digest(*parts: bytes) -> str:
+    """What tells one body, of these parts in turn, from another one, as text."""
+    made = blake2b(digest_size=DIGEST_BYTES)
+    for part in parts:
+        made.update(part)
+    return made.hexdigest()
 
 
 def check_name(what: str, value: object) -> str:

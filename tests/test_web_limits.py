@@ -1,12 +1,14 @@
 """What strangers send by HTTP is bounded: an instance answers others meanwhile, and its memory does not grow."""
 
+import asyncio
 import os
 import signal
 import socket
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Annotated
 
@@ -147,6 +149,16 @@ def test_an_id_is_found_in_large_content(site: Site) -> None:
         answer = site.client.post("/named", content=note("one"), headers=JSON)
         assert (answer.status_code, answer.json()["id"]) == (202, "one")
     assert site.client.post("/named", content=note(""), headers=JSON).status_code == 422
+
+
+def test_large_content_that_is_the_message_does_not_come_back_from_its_reader() -> None:
+    app = shop()
+    with closing(reader.Reader(app.flows)) as reading:
+        sent = note("one")
+        found = asyncio.run(reading.read(app.flows["shop.named"], {}, (), sent))
+        assert (found.key, found.body is sent) == ("one", True)
+        packed = asyncio.run(reading.read(app.flows["shop.keep"], {"name": "a"}, (), b"x" * len(sent)))
+        assert packed.body == to_json({"name": "a", "blob": {"base64": b64encode(b"x" * len(sent)).decode()}})
 
 
 def test_others_are_answered_while_large_content_is_read_one_at_a_time(site: Site, tmp_path: Path) -> None:

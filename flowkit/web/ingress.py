@@ -182,8 +182,8 @@ class Ingress:
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
         # Whoever chose the id: it may be told to the client, who then sends it as its key. And of what came, not of
         # what becomes of it: another version of the app may have packed it otherwise.
-        said = json.dumps((*asked, sender) if sender else asked).encode() + content
-        return outgoing._replace(digest="", request=digest(said))
+        said = json.dumps((*asked, sender) if sender else asked).encode()
+        return outgoing._replace(digest="", request=digest(said, content))
 
     async def _tell_status(self, request: Request) -> Response:
         """Tell the state of an accepted request: any instance knows it, and tells it to those that may know."""

@@ -31,6 +31,8 @@ READ_SECONDS = 10.0
 LIFE_SECONDS = 20.0
 """A process that reads is ended after so long: it gives its memory back, and its copies of the worker's background
 threads come to nothing."""
+AS_IT_CAME = b""
+"""Stands for a body that is the content itself, which need not come back. No body of large content is empty."""
 
 
 class Read(NamedTuple):
@@ -107,11 +109,13 @@ class Reader:
         self._thread.shutdown()
         self._end()
 
-    def _ask(self, *request: object) -> Read | Refusal:
+    def _ask(
+        self, flow: str, path: Mapping[str, str], query: Sequence[tuple[str, str]], content: bytes
+    ) -> Read | Refusal:
         """Let the process read a request."""
         try:
             pipe = self._pipe or self._begin()
-            pipe.send(request)
+            pipe.send((flow, path, query, content))
             if not pipe.poll(READ_SECONDS):
                 self._end()
                 raise _given_up(f"the content was not read within {READ_SECONDS:g} s")
@@ -124,7 +128,7 @@ class Reader:
         if isinstance(answer, str):
             raise RuntimeError(f"a content could not be read: {answer}")
         found: Read | Refusal = answer
-        return found
+        return found._replace(body=content) if isinstance(found, Read) and found.body == AS_IT_CAME else found
 
     def _begin(self) -> Connection:
         """Start the process. Raises OSError."""
@@ -175,6 +179,8 @@ def _serve(flows: Mapping[str, Flow], pipe: Connection) -> None:
         signal.setitimer(signal.ITIMER_REAL, 2 * READ_SECONDS)  # also where the worker is there no more
         try:
             answer: Read | Refusal | str = read(flows[name], path, query, content)
+            if isinstance(answer, Read) and answer.body is content:
+                answer = answer._replace(body=AS_IT_CAME)
         except Exception:
             answer = traceback.format_exc()
         signal.setitimer(signal.ITIMER_REAL, 0)

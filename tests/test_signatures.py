@@ -14,6 +14,7 @@ from pika.exceptions import ChannelClosedByBroker
 from sqlalchemy import text
 
 from flowkit.cli import keys
+from flowkit.cli.subscriptions import move
 from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.adoption import received, unread
 from flowkit.engine.versions import Versions
@@ -344,6 +345,38 @@ def test_other_programs_put_nothing_into_the_queue_of_a_channel_of_our_own(site:
         wait_until(lambda: ran == ["b"])
     (letter,) = site.store.dead_letters.read(site.store.dead_letters.select())
     assert "straight into the queue of a flow whose channel is for this app alone" in letter.error
+
+
+@pytest.mark.rabbitmq
+def test_what_strangers_put_into_a_queue_of_our_own_stays_refused_when_its_flow_is_renamed(
+    site: Site, attacker: Supplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bills = site.app.channel("bills", Order)
+    site.app.flow(bills, name="bill")(lambda order: None)
+    with site.worker():
+        pass
+    put(attacker, address(site, "shop.bill"), {"ce-id": "1", "ce-source": "erp"}, b'{"name": "a"}')
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", site.settings.database_url)
+    monkeypatch.setenv("FLOWKIT_BROKER_URL", site.settings.broker_url)
+    wait_until(lambda: site.services.transport.depths(["shop.bill"])["shop.bill"] == 1)
+    move("shop.bill", "shop.invoice")
+    assert site.store.due() == set(), "no handler runs for it"
+    assert refused(site) == 1
+
+
+@pytest.mark.rabbitmq
+def test_only_the_broker_says_how_often_a_message_was_handed_out(site: Site, attacker: Supplier) -> None:
+    """Else whoever may publish lets every message run alone, as one that has killed its process."""
+    transport: Any = site.services.transport
+    transport.declare(["shop.accept"], [Shared(site.orders.name, ["shop.accept"], False)])
+    source = transport.source("shop.accept", "worker", 10)
+    attacker.send(site.orders.name, b"", headers={"x-delivery-count": 1000})
+    for handed_out in (1, 2):
+        wait_until(lambda: source.stocked)
+        (one,) = source.receive(10)
+        assert one.deliveries == handed_out
+        source.release([one])
+    source.close()
 
 
 @pytest.mark.rabbitmq

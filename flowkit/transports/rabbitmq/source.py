@@ -14,7 +14,7 @@ from pika.spec import Basic
 from flowkit.errors import ConfigError, FlowKitError
 from flowkit.loop import Loop
 from flowkit.ports import Delivery, Random
-from flowkit.transports.rabbitmq.envelope import delivery
+from flowkit.transports.rabbitmq.envelope import COUNT, delivery
 from flowkit.transports.rabbitmq.link import answer, close, open_channel, resolve, said
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.signature import Signatures
@@ -244,13 +244,15 @@ def received(
     method: Basic.Deliver | Basic.GetOk,
     found: BasicProperties,
     body: bytes,
-    tag: object = 0,
-    shared: bool = True,
+    tag: object,
+    shared: bool,
 ) -> Delivery | None:
     """A message from the queue of a flow. None for one that this store itself gave to an exchange. `shared`: whether
     other programs are met at the channel of the flow.
 
     May block to read the keys, and raises what that raises.
     """
+    if not method.redelivered and COUNT in (found.headers or ()):  # the broker has not counted yet: its sender wrote it
+        found.headers = {name: value for name, value in (found.headers or {}).items() if name != COUNT}
     by = method.exchange and (queues.exchange(flow) or method.exchange)
     return delivery(flow, queues.store, found, body, tag, (by or "") if shared else None, queues.name(flow), signatures)

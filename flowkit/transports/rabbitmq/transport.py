@@ -183,13 +183,12 @@ class RabbitTransport:
             try:
                 taken = io.loop.run(self._queues.take(channel, flow, TAKEN))
                 if taken:
-                    keep(
-                        [
-                            one
-                            for came in taken
-                            if (one := received(self._queues, self._signatures, flow, *came)) is not None
-                        ]
-                    )
+                    # Only its app knows whether the channel is shared. What came by an exchange was let in there.
+                    came = [
+                        received(self._queues, self._signatures, flow, method, found, body, 0, bool(method.exchange))
+                        for method, found, body in taken
+                    ]
+                    keep([one for one in came if one is not None])
                     io.loop.call(channel.basic_ack, 0, True)  # all of them
                 elif taken is not None:
                     io.loop.run(self._queues.delete(channel, flow))

@@ -15,16 +15,18 @@ from sqlalchemy import text
 
 from flowkit.cli import keys
 from flowkit.cli.subscriptions import move
-from flowkit.config import Services, Settings, connect, open_store
+from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.adoption import received, unread
 from flowkit.engine.versions import Versions
 from flowkit.engine.worker import Worker
-from flowkit.errors import ConfigError, DefinitionError
-from flowkit.message import Message
-from flowkit.ports import REFUSED, Copy, Delivery, Key, Ring, Shared
+from flowkit.errors import ConfigError, DefinitionError, FlowKitError, StoreUnavailable
+from flowkit.message import Message, new_id
+from flowkit.ports import EXCHANGE, REFUSED, Copy, Delivery, Key, Ring, Shared
 from flowkit.store import keyring, tables
+from flowkit.transports.rabbitmq import signature
 from flowkit.transports.rabbitmq.envelope import delivery, properties
 from flowkit.transports.rabbitmq.queues import Queues
+from flowkit.transports.rabbitmq.transport import RabbitTransport
 from flowkit.transports.sql import SqlTransport
 from tests.keys import ring, signatures
 from tests.shop import Order, new_app
@@ -377,6 +379,40 @@ def test_only_the_broker_says_how_often_a_message_was_handed_out(site: Site, att
         assert one.deliveries == handed_out
         source.release([one])
     source.close()
+
+
+@pytest.mark.rabbitmq
+def test_what_is_in_hand_goes_back_when_the_keys_cannot_be_read(
+    rabbitmq_url: str, attacker: Supplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the broker waits for it for good, and sends nothing more to this flow after a few of such times."""
+    monkeypatch.setattr(signature, "AGAIN_SECONDS", 0.0)
+    away: list[FlowKitError] = []
+
+    def keys() -> Ring:
+        if away:
+            raise away[0]
+        return ring()
+
+    flow, exchange = "shop.accept", f"orders-{time.time_ns()}"
+    with closing(RabbitTransport(rabbitmq_url, new_id(), SystemClock(), lambda: 0.0, keys=keys)) as transport:
+        transport.declare([flow], [Shared(exchange, [flow], False)])
+        source = transport.source(flow, "worker", 10)
+        (sent,) = transport.send([Copy("1", Message("1", "shop", exchange, b""), EXCHANGE + exchange)])
+        assert sent.confirmed
+        copy = properties(Copy("2", Message("2", "shop", exchange, b""), flow), 1.0, "other", signatures())
+        unknown = {**dict(copy.headers or {}), "flowkit-mac": '["unknown", "", []]'}
+        put(attacker, transport._queues.name(flow), unknown, b"")
+        wait_until(lambda: len(source._buffer) == 2)
+        away.append(StoreUnavailable("the database is away"))
+        with pytest.raises(StoreUnavailable):
+            source.receive(10)
+        away.clear()
+        wait_until(lambda: len(source._buffer) == 2)
+        came = source.receive(10)
+        assert [one.message.id for one in came] == ["2"]
+        source.settle(came)
+        wait_until(lambda: not source._unsettled, 10)
 
 
 @pytest.mark.rabbitmq

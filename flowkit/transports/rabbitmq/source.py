@@ -93,7 +93,7 @@ class RabbitSource:
             try:
                 one = received(self._queues, self._signatures, self.flow, method, found, body, tag, shared)
             except FlowKitError:  # the keys could not be read
-                self._loop.call(self._requeue, [tag, *(other.tag for other in taken)])
+                self._loop.call(self._requeue, [tag, *passed, *(other.tag for other in taken)])
                 raise
             except Exception:
                 # It stays unsettled: raised here it would cost the lane, again and again.

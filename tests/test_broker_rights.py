@@ -79,7 +79,7 @@ DEEDS: dict[str, Callable[[BlockingChannel, str], object]] = {
 @pytest.mark.parametrize("user", ["supplier", "consumer"])
 def test_nothing_else_can_be_done(users: Users, tmp_path: Path, user: str) -> None:
     with closing(Site("shop", "orders", tmp_path, users.worker)) as site, site.worker():
-        queue = Queues(site.store.identity).name("shop.accept")
+        queue = Queues(site.store.identity()).name("shop.accept")
         (server, *_) = servers(getattr(users, user))
         with closing(BlockingConnection(server)) as connection:
             for name, deed in DEEDS.items():

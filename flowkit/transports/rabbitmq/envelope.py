@@ -32,8 +32,9 @@ ENVELOPE: TypeAdapter[tuple[Any, ...]] = TypeAdapter(
 )
 """The row, generation, attempts, when it was staged, and the message without its body and headers."""
 FORGED = (
-    "it claims to be of this store, and has no valid signature: somebody else made or changed it, or a version before "
-    "sent it; retry it only if its source did send it: it then counts as a message of another program"
+    "it claims to be of this store, and has no valid signature: somebody else made or changed it, its key verifies no "
+    "more (flowkit keys list), or a version before sent it; retry it only if its source did send it: it then counts as "
+    "a message of another program"
 )
 STRANGE = (
     "it comes from another program, straight into the queue of a flow whose channel is for this app alone; declare the "

@@ -26,8 +26,11 @@ KEEPS = {"overflow": "reject-publish"}
 DISCARDS = ("overflow", "message-ttl", "expires", "delivery-limit")
 """What a policy must not say, unless it says what `KEEPS` does. A policy's overflow wins over a quorum queue's own
 argument, and of two limits the lower one holds."""
-EVERYTHING = frozenset({".*", "^.*$", "^.*", ".*$", ".+", "^.+$", "(.*)", "^(.*)$"})
-"""Patterns that give a right to everything. Others are not read: RabbitMQ's syntax is not Python's."""
+EVERYTHING = frozenset({"^", "$", ".", "^.", ".$", "(.*)", "^(.*)$"}).union(
+    begin + some + end for begin in ("", "^") for some in (".*", ".+") for end in ("", "$")
+)
+"""Patterns that give a right to everything: RabbitMQ looks for them anywhere in a name. Others are not read, for
+their syntax is not Python's."""
 Empty = Annotated[list[Any], Field(max_length=0)]
 
 

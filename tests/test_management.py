@@ -70,6 +70,16 @@ def test_a_redirect_is_not_followed_and_gets_no_password() -> None:
         assert "hidden-secret" not in str(refused.value)
 
 
+def test_a_proxy_of_the_environment_gets_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be sent in the clear, also where the API is on the same machine."""
+    with serving(policies=b"[]") as proxy, serving(policies=b"[]", operator_policies=b"[]") as api:
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_port}")
+        Management(api.url, "/").audit(["flowkit.1.shop.orders"])
+        assert proxy.seen == []
+        assert len(api.seen) == 2
+
+
 @pytest.mark.parametrize(
     "answer",
     [b"no JSON", b'{"name": "no list"}', b'[{"name": "no definition"}]', b"[" * 100_000],

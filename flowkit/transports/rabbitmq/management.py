@@ -81,7 +81,9 @@ class Management:
         self._root = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         self._headers = {"Authorization": f"Basic {b64encode(login.encode()).decode()}"}
         self._vhost = vhost
-        self._opener = urllib.request.build_opener(_StayHere)
+        # Without TLS a proxy of the environment would get the password, also of an API on this machine.
+        proxies = {scheme: proxy for scheme, proxy in urllib.request.getproxies().items() if scheme == "https"}
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _StayHere)
         clear = parts.scheme == "http" and not is_loopback(parts.hostname)
         self.doubts = exposed(SETTING, url, [parts.hostname] if clear else [], "write https://")
         """Of how it is reached."""

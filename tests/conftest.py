@@ -25,14 +25,26 @@ hypothesis.settings.register_profile("home", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if CI else "home")
 
+COSTLY = {"nodes", "managed"}
+"""Fixtures that start RabbitMQ for the tests of one module: a cluster, and a node with its management API."""
+
 _numbers = itertools.count(1)
+
+
+def _campaign_seconds(item: pytest.Item) -> float:
+    """How long a campaign may take at most; 0 for every other test."""
+    limit = item.get_closest_marker("timeout")
+    return float(limit.args[0]) if limit and item.get_closest_marker("campaign") else 0.0
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the server, so that -m 'not postgresql' leaves nothing out. What takes minutes comes first."""
-    items.sort(key=lambda item: item.get_closest_marker("campaign") is None)
+    """Mark what uses the server, so that -m 'not postgresql' leaves nothing out. Group the tests of a costly server, so
+    that one process starts it once. What takes minutes comes first, and first of all what may take the longest."""
+    items.sort(key=_campaign_seconds, reverse=True)
     for item in items:
+        for fixture in COSTLY & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(fixture))
         if "postgresql" in getattr(item, "fixturenames", ()):
             item.add_marker("postgresql")
         if "rabbitmq_node" in getattr(item, "fixturenames", ()):

@@ -16,7 +16,6 @@ from tests.test_rabbitmq import NAMES, Shop, wait_until
 
 pytestmark = [
     pytest.mark.campaign,
-    pytest.mark.xdist_group("cluster"),
     pytest.mark.rabbitmq,
     pytest.mark.postgresql,
     pytest.mark.slow,

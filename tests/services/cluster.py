@@ -84,7 +84,7 @@ class Cluster:
         end, patience, rest = time.monotonic() + 2 * DEADLINE, time.monotonic() + PATIENCE_SECONDS, iter(self.nodes)
         while True:
             for asked in filter(RabbitMQ.answers, self.nodes):
-                said = asked.ctl("eval", f'ra_leaderboard:lookup_leader(binary_to_atom(<<"%2F_{queue}">>)).')
+                said = asked.evaluate(f'ra_leaderboard:lookup_leader(binary_to_atom(<<"%2F_{queue}">>)).')
                 for node in self.nodes:
                     if node.name in said:
                         return node
@@ -114,5 +114,5 @@ class Cluster:
 
     def _seen(self, node: RabbitMQ) -> list[str]:
         """The nodes that run, as one of them knows."""
-        said = node.ctl("eval", "rabbit_nodes:all_running().") if node.answers() else ""
+        said = node.evaluate("rabbit_nodes:all_running().") if node.answers() else ""
         return [one.name for one in self.nodes if one.name in said]

@@ -50,6 +50,10 @@ class Line(Base):
 pytestmark = pytest.mark.processes
 
 
+FEW = 10
+"""Points for tests of how ends are compared: others kill workers at every point."""
+
+
 def publish(*names: str, deed: str = "") -> Callable[[Harness], None]:
     def scenario(harness: Harness) -> None:
         for name in names:
@@ -245,7 +249,8 @@ def logger(directory: Path, line: Callable[[str], str]) -> App:
 
 def test_a_time_does_not_hide_the_rest_of_a_file(directory: Path) -> None:
     with pytest.raises(CrashUnsafe) as unsafe:
-        crash_everywhere(logger(directory, lambda name: f"{time.time()} {name}\n"), publish("a"), directory=directory)
+        app = logger(directory, lambda name: f"{time.time()} {name}\n")
+        crash_everywhere(app, publish("a"), directory=directory, points=FEW)
     said = str(unsafe.value)
     assert "file log: missing content '# a\\n', surplus content '# a\\n# a\\n'" in said
     assert "compared without these, because they differ without a crash: numbers in content of file log" in said
@@ -261,7 +266,10 @@ def test_a_time_does_not_hide_the_rest_of_what_is_observed(directory: Path) -> N
 
     with pytest.raises(CrashUnsafe, match=r"observe\(\): missing \[1\] 'a\\n', surplus \[1\] 'a\\na\\n'") as unsafe:
         crash_everywhere(
-            careless(directory), scenario, observe=lambda: [time.time(), log.read_text() if log.exists() else ""]
+            careless(directory),
+            scenario,
+            observe=lambda: [time.time(), log.read_text() if log.exists() else ""],
+            points=FEW,
         )
     assert unsafe.value.proof.masked == ["numbers in [0] of observe()"]
 
@@ -270,7 +278,7 @@ def test_folders_of_random_names_are_counted(directory: Path) -> None:
     app = App("folders")
     app.flow(app.channel("orders", Order), name="make")(lambda order: tempfile.mkdtemp(dir=directory) and None)
     with pytest.raises(CrashUnsafe, match=r"files: surplus path '#'"):
-        crash_everywhere(app, publish("a"), directory=directory)
+        crash_everywhere(app, publish("a"), directory=directory, points=FEW)
 
 
 def test_what_cannot_be_compared_at_all_is_refused(directory: Path) -> None:
@@ -390,7 +398,7 @@ def test_another_effect_is_observed(tmp_path: Path) -> None:
             return connection.execute("SELECT name FROM mail").fetchall()
 
     with pytest.raises(CrashUnsafe, match=r"observe\(\): surplus \[1\]\[0\] 'a'"):
-        crash_everywhere(app, scenario, observe=observe)
+        crash_everywhere(app, scenario, observe=observe, points=FEW)
 
 
 def test_state_in_the_workers_memory_is_found() -> None:
@@ -409,7 +417,7 @@ def test_state_in_the_workers_memory_is_found() -> None:
         db.add(Sale(name=f"{order.name} of {len(seen)}", at=datetime.datetime(2026, 1, 1)))
 
     with pytest.raises(CrashUnsafe, match=r"table sale: missing .*name 'a of 1'.*surplus .*name 'a of 0'"):
-        crash_everywhere(app, publish("a"))
+        crash_everywhere(app, publish("a"), points=2 * FEW)
 
 
 def test_what_varies_without_a_crash_is_not_compared_and_the_rest_is(directory: Path) -> None:
@@ -421,7 +429,7 @@ def test_what_varies_without_a_crash_is_not_compared_and_the_rest_is(directory: 
         return {"name": order.name, "number": random.SystemRandom().random()}
 
     app.flow(drawn, name="take")(lambda found: None)
-    proof = crash_everywhere(app, publish("a"))
+    proof = crash_everywhere(app, publish("a"), points=FEW)
     assert proof.ignored == ["body.number of sent"]
     assert not proof.escapes
 
@@ -492,12 +500,13 @@ def command(
 
 def test_flowkit_prove_says_what_escaped(command: Callable[..., tuple[int | str | None, str]]) -> None:
     effect = 'open("files/log", "a").write(order)'
-    code, said = command("pass", "scenario")
+    few = ("--points", str(FEW))
+    code, said = command("pass", "scenario", *few)
     assert (code, "0 of these crashes change the end" in said) == (0, True)
-    code, said = command(effect, "scenario", "--directory", "files")
+    code, said = command(effect, "scenario", "--directory", "files", *few)
     assert code == 1
     assert "file log: missing content 'a', surplus content 'aa'" in said
-    code, said = command(effect, "scenario", "--directory", "files", "--json")
+    code, said = command(effect, "scenario", "--directory", "files", "--json", *few)
     assert (code, json.loads(said)["escapes"][0]["differences"][0]["where"]) == (1, "file log")
     code, said = command("pass", "nothing")
     assert (code, said) == (2, "flowkit: proven.py has no function nothing; write def nothing(…) there\n")

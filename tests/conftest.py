@@ -3,12 +3,15 @@
 import itertools
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
+import psycopg
 import pytest
 
+from flowkit.config import Settings, open_store
 from tests.services import rabbitmq
 from tests.services.postgresql import PostgreSQL, find_binaries
 from tests.services.rabbitmq import RabbitMQ
@@ -90,13 +93,27 @@ def rabbitmq_url(rabbitmq_node: RabbitMQ) -> str:
     return rabbitmq_node.url()
 
 
+@pytest.fixture(scope="session")
+def migrated(postgresql: PostgreSQL) -> str:
+    """The name of a database with FlowKit's tables: a copy of it is there sooner than the migrations make another. Its
+    tables are empty, so that each copy gets an id and a key of its own from `upgrade`."""
+    name = "migrated"
+    with closing(open_store(Settings(database_url=postgresql.create_database(name)), check=False)) as store:
+        store.upgrade()
+    with psycopg.connect(postgresql.url(name)) as connection:
+        connection.execute("DELETE FROM flowkit_meta")
+        connection.execute("DELETE FROM flowkit_keys")
+    return name
+
+
 @pytest.fixture
-def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
-    """A fresh database on PostgreSQL, whatever the test before did to the server."""
+def postgresql_url(request: pytest.FixtureRequest, postgresql: PostgreSQL) -> Iterator[str]:
+    """A fresh database on PostgreSQL, whatever the test before did to the server. It is empty, or a copy of `migrated`
+    for tests with that mark."""
     postgresql.resume()
     postgresql.start()
-    name = f"test_{next(_numbers)}"
-    yield postgresql.create_database(name)
+    name, is_migrated = f"test_{next(_numbers)}", request.node.get_closest_marker("migrated")
+    yield postgresql.create_database(name, request.getfixturevalue("migrated") if is_migrated else "template1")
     postgresql.resume()
     postgresql.start()
     postgresql.drop_database(name)

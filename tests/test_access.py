@@ -22,6 +22,8 @@ from flowkit.store.residue import TOKEN
 from flowkit.testing import Harness
 from tests.shop import FAST, Effect, Order, Unique, new_app, once, running
 
+pytestmark = pytest.mark.migrated
+
 NAMES = [str(number) for number in range(10)]
 CULPRIT = "4"
 OTHERS = [name for name in NAMES if name != CULPRIT]

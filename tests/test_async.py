@@ -33,6 +33,8 @@ from flowkit.testing import Harness
 from tests.shop import FAST, Effect, Order, Unique, new_app, once, running
 from tests.test_traps import driver_commit
 
+pytestmark = pytest.mark.migrated
+
 SLOW = RetryPolicy(attempts=3, first="1h", jitter=0)
 
 

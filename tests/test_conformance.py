@@ -19,6 +19,8 @@ from flowkit.transports.sql import SqlTransport
 from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQ
 
+pytestmark = pytest.mark.migrated
+
 
 def opened(url: str) -> Any:
     store = open_store(Settings(database_url=url), check=False)

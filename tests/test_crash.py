@@ -23,7 +23,7 @@ from tests import crash_app
 from tests.conftest import PROOF
 from tests.shop import Base, Order, effects
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(1800 if PROOF else 300)]
+pytestmark = [pytest.mark.migrated, pytest.mark.processes, pytest.mark.timeout(1800 if PROOF else 300)]
 ROOT = Path(__file__).parent.parent
 APP = str(ROOT / "tests" / "crash_app.py")
 WAITS = """

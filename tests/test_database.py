@@ -40,6 +40,8 @@ from tests.services.postgresql import PostgreSQL
 from tests.services.proxy import Proxy
 from tests.shop import Base, Effect, Order, effects, new_app, once, running
 
+pytestmark = pytest.mark.migrated
+
 COMMIT = b"COMMIT\0"
 """As the driver sends it; READ COMMITTED is not meant."""
 END_OTHERS = """

@@ -23,6 +23,8 @@ from flowkit.ports import Copy, Fence, WorkerInfo
 from flowkit.store.sql import SqlStore
 from tests.test_web_processes import SECONDS, Instances, request, until
 
+pytestmark = pytest.mark.migrated
+
 FIRST, HOT, WARM = ("--group", "first"), ("--standby", "hot"), ("--standby", "warm")
 
 

@@ -13,6 +13,8 @@ from flowkit.ports import Copy, Dead, Done, Duplicate
 from flowkit.testing import Harness
 from tests.shop import Effect, new_app, once, running
 
+pytestmark = pytest.mark.migrated
+
 FLOW = "shop.accept"
 
 

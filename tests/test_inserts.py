@@ -32,7 +32,7 @@ UPDATE = text("UPDATE lines SET name = name || '!' WHERE id = :id")
 MERGE = text("INSERT INTO lines (id, name) VALUES (:id, :name) ON CONFLICT DO NOTHING")
 COUNT = text("SELECT count(*) FROM lines")
 Deed = Callable[[Session, int], object]
-pytestmark = pytest.mark.postgresql
+pytestmark = [pytest.mark.migrated, pytest.mark.postgresql]
 
 
 class Seen(list[tuple[str, int]]):

@@ -16,6 +16,8 @@ from flowkit.errors import FlowKitError
 from flowkit.testing import Harness
 from tests.shop import FAST, Effect, Order, Unique, new_app, once, running
 
+pytestmark = pytest.mark.migrated
+
 NAMES = [str(number) for number in range(10)]
 CULPRIT = "4"
 OTHERS = [name for name in NAMES if name != CULPRIT]

@@ -28,6 +28,8 @@ from tests.shop import Effect, Order, effects, new_app, once, running
 from tests.test_rabbitmq import Shop, wait_until
 from tests.test_traps import driver_commit
 
+pytestmark = pytest.mark.migrated
+
 
 @pytest.fixture
 def app() -> App:

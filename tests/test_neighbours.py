@@ -18,6 +18,8 @@ from flowkit.ports import Delivery
 from flowkit.testing import Harness
 from tests.shop import FAST, Effect, Order, effects, new_app, once, running
 
+pytestmark = pytest.mark.migrated
+
 Deed = Callable[[Session], object]
 NAMES = [str(number) for number in range(10)]
 CULPRIT = "4"

@@ -22,6 +22,8 @@ from flowkit.testing import Harness
 from tests.shop import Order, new_app, running
 from tests.test_rabbitmq import wait_until
 
+pytestmark = pytest.mark.migrated
+
 ORDERS = 200
 
 

@@ -27,6 +27,8 @@ from tests.services.balancer import Balancer
 from tests.shop import FAST, Base, Effect, Order, effects, new_app
 from tests.test_web_processes import ROOT, SECONDS, Clients, Instances, before, until
 
+pytestmark = pytest.mark.migrated
+
 FLOW = "shop.take"
 ROUNDS = 2_000
 """More than any test needs."""

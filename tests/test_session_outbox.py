@@ -11,6 +11,8 @@ from flowkit import ConfigError
 from flowkit.testing import Harness
 from tests.shop import Effect, Order, Unique, new_app, once
 
+pytestmark = pytest.mark.migrated
+
 
 @pytest.fixture
 def harness(database_url: str) -> Any:

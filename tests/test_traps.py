@@ -19,6 +19,8 @@ from flowkit.ports import Duplicate
 from tests.conftest import PROOF
 from tests.shop import COMMIT, FAST, Effect, Order, Unique, effects, new_app, once, running
 
+pytestmark = pytest.mark.migrated
+
 Deed = Callable[[Session], object]
 
 

@@ -30,6 +30,8 @@ from flowkit.web.front import Front
 from flowkit.web.listen import listen
 from tests.shop import Base, Effect, Order, effects
 
+pytestmark = pytest.mark.migrated
+
 SECONDS = 30.0
 
 

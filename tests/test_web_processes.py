@@ -28,7 +28,7 @@ from tests.services.balancer import Balancer
 from tests.shop import Base, effects
 from tests.web_app import app
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.migrated, pytest.mark.processes, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parent.parent
 SECONDS = 60.0
 

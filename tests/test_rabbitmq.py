@@ -154,7 +154,7 @@ def test_a_channel_that_believes_in_a_dead_leader_is_replaced(shop: Shop, rabbit
         """What the broker believes of who leads the queue; its consumers know better."""
         set_pid = f"fun(Q) -> amqqueue:set_pid(Q, {{element(1, amqqueue:get_pid(Q)), {node}}}) end"
         update = f'rabbit_amqqueue:update(rabbit_misc:r(<<"/">>, queue, <<"{name}">>), {set_pid})'
-        rabbitmq_node.ctl("eval", f"rabbit_misc:execute_mnesia_transaction(fun() -> {update} end).")
+        rabbitmq_node.evaluate(f"rabbit_misc:execute_mnesia_transaction(fun() -> {update} end).")
 
     def refused() -> bool:
         with shop.store.unit("") as unit:
@@ -344,12 +344,12 @@ def test_row_15_a_queue_that_does_not_answer_stops_its_own_flow_only(
     queue = Queues(shop.store.identity()).name("shop.invoice")
     other.transport.declare(list(shop.app.flows))
     leader = f"whereis('%2F_{queue}')"
-    rabbitmq_node.ctl("eval", f"sys:suspend({leader}).")
+    rabbitmq_node.evaluate(f"sys:suspend({leader}).")
     with shop.worker() as worker:
         wait_until(lambda: "shop.invoice: its queue cannot be consumed: no answer in time" in caplog.text)
         shop.publish("a")
         wait_until(lambda: shop.store.ledger.balances()["shop.accept"].applied == 1)
-        rabbitmq_node.ctl("eval", f"sys:resume({leader}).")
+        rabbitmq_node.evaluate(f"sys:resume({leader}).")
         shop.check("a")
         lanes = sum(lane.flow.name == "shop.invoice" for lane in worker.lanes)
         listed = ("list_queues", "--no-table-headers", "name", "consumers")
@@ -435,10 +435,10 @@ def test_what_was_not_confirmed_in_time_is_sent_again_as_soon_as_it_can_be(
     with shop.worker():
         shop.publish("first")
         shop.check("first")
-        rabbitmq_node.ctl("eval", f"sys:suspend({leader}).")
+        rabbitmq_node.evaluate(f"sys:suspend({leader}).")
         shop.publish("second")
         wait_until(lambda: "a publish was not confirmed within 1s" in caplog.text)
-        rabbitmq_node.ctl("eval", f"exit({leader}, kill).")  # with all that it was sent
+        rabbitmq_node.evaluate(f"exit({leader}, kill).")  # with all that it was sent
         killed = time.monotonic()
         shop.check("first", "second")
         assert time.monotonic() - killed < shop.services.transport.lease / 2
@@ -457,8 +457,8 @@ def test_what_is_refused_is_tried_again_soon_and_then_less_often(shop: Shop) -> 
 def test_row_24_what_the_broker_finds_too_large_is_parked_and_hinders_nothing(
     sqlite_url: str, rabbitmq_node: RabbitMQ, rabbitmq_url: str
 ) -> None:
-    limit = rabbitmq_node.ctl("eval", "application:get_env(rabbit, max_message_size).")
-    rabbitmq_node.ctl("eval", "application:set_env(rabbit, max_message_size, 1000).")
+    limit = rabbitmq_node.evaluate("application:get_env(rabbit, max_message_size).")
+    rabbitmq_node.evaluate("application:set_env(rabbit, max_message_size, 1000).")
     try:
         shop = Shop(sqlite_url, rabbitmq_url)
         with shop.worker():
@@ -472,7 +472,7 @@ def test_row_24_what_the_broker_finds_too_large_is_parked_and_hinders_nothing(
                 }
             assert reason == "RabbitMQ takes 1,000 bytes at most (max_message_size)"
     finally:
-        rabbitmq_node.ctl("eval", f"{{ok, N}} = {limit.strip()}, application:set_env(rabbit, max_message_size, N).")
+        rabbitmq_node.evaluate(f"{{ok, N}} = {limit.strip()}, application:set_env(rabbit, max_message_size, N).")
     with shop.worker():
         shop.check("a", "large" * 400, "b", "c")
     shop.close()

@@ -137,7 +137,7 @@ def tls_port(certificates: Path, rabbitmq_node: RabbitMQ) -> Iterator[int]:
         f'{{{option}, "{certificates / name}"}}'
         for option, name in (("cacertfile", "ours.pem"), ("certfile", "cert.pem"), ("keyfile", "key.pem"))
     )
-    rabbitmq_node.ctl("eval", f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}}}, [{files}], 2, 2).')
+    rabbitmq_node.evaluate(f'rabbit_networking:start_ssl_listener({{"127.0.0.1", {port}}}, [{files}], 2, 2).')
     yield port
 
 
@@ -446,7 +446,7 @@ def test_a_flow_that_cannot_consume_makes_its_worker_unready_by_name(
 ) -> None:
     """The broker grants four channels on a connection, and each lane needs one."""
     environment = "application:set_env(rabbit, channel_max, {})."
-    rabbitmq_node.ctl("eval", environment.format(4))
+    rabbitmq_node.evaluate(environment.format(4))
     app = shop("a", "b", "c", "d", "e", "f")
     with Proxy("127.0.0.1", rabbitmq_node.port) as proxy:
         services = connect(Settings(database_url=sqlite_url, broker_url=rabbitmq_node.url(proxy.port)))
@@ -467,11 +467,11 @@ def test_a_flow_that_cannot_consume_makes_its_worker_unready_by_name(
             why = "RabbitMQ grants this connection no more channels (channel_max); each lane needs one"
             assert services.transport.hindered[hindered] == why
             assert f"flow {hindered}: its queue cannot be consumed: {why}" in caplog.text
-            rabbitmq_node.ctl("eval", environment.format(2047))
+            rabbitmq_node.evaluate(environment.format(2047))
             proxy.cut()
             wait_until(lambda: told() == "ready" and worker._slots.ready)
         finally:
-            rabbitmq_node.ctl("eval", environment.format(2047))
+            rabbitmq_node.evaluate(environment.format(2047))
             worker.stop()
             thread.join(60)
             services.close()

@@ -79,6 +79,38 @@ def places(harness: Harness) -> dict[str, tuple[str, int]]:
         return {one.name: (one.tenant, one.amount) for one in session.scalars(select(Place))}
 
 
+# ---------------------------------------------------------------- objects that handlers keep
+
+
+@ISOLATIONS
+@pytest.mark.parametrize("known", [False, True])
+def test_objects_that_a_handler_keeps_are_written_when_it_runs_again(
+    app: App, orders: Channel[Order], database_url: str, isolate: Any, known: bool
+) -> None:
+    kept: dict[str, Place] = {}
+    failed: list[str] = []
+
+    @app.flow(orders, retry=RetryPolicy(attempts=2, first="1s"), isolate=isolate)
+    def accept(order: Order, db: Session) -> None:
+        if order.name not in kept:
+            kept[order.name] = db.get_one(Place, order.name) if known else Place(name=order.name)
+        db.add(kept[order.name])
+        kept[order.name].amount = 7
+        db.flush()
+        if order.name == CULPRIT and not failed:
+            failed.append(order.name)
+            raise ValueError("the first time")
+
+    with running_with_places(app, database_url) as harness:
+        if known:
+            with harness.session() as session:
+                session.add_all(Place(name=name, amount=1) for name in NAMES)
+                session.commit()
+        publish(harness, orders)
+        assert not harness.dead() and failed
+        assert places(harness) == {name: ("nobody", 7) for name in NAMES}
+
+
 # ---------------------------------------------------------------- savepoints
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, CursorResult, Executable, NestedTransaction
 
 from flowkit.errors import Apart, FlowKitError, TransactionEnded
 from flowkit.ports import Asked, Objects
+from flowkit.store.flushed import Flushed
 from flowkit.store.guard import HandlerConnection, HandlerSession
 from flowkit.store.objects import SqlObjects
 from flowkit.store.residue import Residue, residue
@@ -64,6 +65,7 @@ class Access:
         """The connection that messages use in turns, and no handler gets."""
         self._connection: HandlerConnection | None = None
         self._session: HandlerSession | None = None
+        self._flushed: Flushed | None = None
 
     def __enter__(self) -> "Access":
         if self._careful:
@@ -127,6 +129,12 @@ class Access:
         if self._lent is None:
             self._lent = self.unit.lend(self)
         return Connection.execute(self._lent, statement, params)
+
+    def flush(self, session: HandlerSession) -> None:
+        """A session is about to flush."""
+        if self._flushed is None:
+            self._flushed = Flushed()
+        self._flushed.note(session)
 
     def hold(self, connection: HandlerConnection) -> None:
         """A result or a listener gave the connection away, and it is used. Raises FlowKitError in another thread, which
@@ -307,6 +315,11 @@ class Access:
             self._forget()
         finally:
             self._open = False
+            if self._flushed is not None:
+                if self._undoing:
+                    self._flushed.undo()
+                else:
+                    self.unit.flushed += self._flushed
             if lent is not None and lent.spare:
                 self.unit.spare = lent
 

@@ -165,6 +165,10 @@ class HandlerSession(Session):
     def get_transaction(self) -> NoReturn:
         _refuse("get_transaction()")
 
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        self.access.flush(self)
+        super().flush(objects)
+
     def begin(self, nested: bool = False) -> SessionTransaction:
         if not nested:
             _refuse("begin()")
@@ -198,7 +202,7 @@ _USES = (
     "expire_all expunge expunge_all bulk_save_objects bulk_insert_mappings bulk_update_mappings"
 )
 for _name in _USES.split():
-    setattr(HandlerSession, _name, _noting(getattr(Session, _name)))
+    setattr(HandlerSession, _name, _noting(getattr(HandlerSession, _name)))
 
 
 def _executing(name: str) -> Callable[..., Any]:

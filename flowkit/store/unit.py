@@ -15,6 +15,7 @@ from flowkit.errors import Apart, CommitUnknown, StoreConflict, StoreUnavailable
 from flowkit.message import Message
 from flowkit.ports import Claim, Copy, Delivery, Fence, Identity, Letter, Reopening, Tally
 from flowkit.store.access import Access, hooked
+from flowkit.store.flushed import Flushed
 from flowkit.store.guard import HandlerConnection, HandlerSession
 from flowkit.store.residue import OWN, TOKEN, Residue
 from flowkit.store.tables import DEAD, OPEN
@@ -69,6 +70,8 @@ class SqlUnit:
         """Those that want to know how the transaction ends."""
         self.spare: HandlerConnection | None = None
         """The one that the next handler can use."""
+        self.flushed = Flushed()
+        """Of its handlers that did not fail."""
         self.cursors: WeakSet[Any] | None = WeakSet() if store.dialect.serial else None
         """The cursors of handlers, where one goes on working as it is asked for rows."""
         self._store = store
@@ -394,6 +397,7 @@ class SqlUnit:
                 raise TransactionEnded(ENDED) from error
             raise cause from error
         self._begun = False
+        self.flushed.clear()
         if self._store.dialect.doubtful(self._driver):
             self._gone = True
             raise CommitUnknown("the wait for the synchronous standby was cancelled: it may not have the commit")
@@ -406,6 +410,7 @@ class SqlUnit:
         if self._common is not None:
             self._common.close()
         self._tell_all("after_rollback")
+        self.flushed.undo()  # nothing, where all is committed
         with suppress(Exception):  # on a connection that is closed it cannot be
             self._cursor.close()
         dialect = self._store.dialect

@@ -35,6 +35,8 @@ HELD = """
 """How many of these rows are leased under these tokens."""
 IDLE = {"wait", "due", "due_of_all", "join", "subscribers", "rollout", "active", "keep_active", "keep_mark", "mark"}
 """What idle workers do all the time: seldom worth a fault."""
+READ_BEFORE = "SELECT ?1 WHERE ?1 IS NOT NULL"
+"""Reads an object as it was."""
 FENCED = {"claim", "lease", "remove"}
 """What only the active group may commit."""
 NAMES = {text: name for name, text in vars(SqliteDialect.statements).items()} | {_FENCE: "fence"}
@@ -85,6 +87,11 @@ class Connection(module.Connection):  # type: ignore[misc, name-defined]
     lost = False
     effective = False
     """Whether the transaction did what only the active group may."""
+    several = False
+    """Whether it stands for one to a server, where several write at once."""
+    missed: dict[str, bytes | None]
+    """Object -> what was there when its transaction asked for the lock, where others changed it before it had that. A
+    server lets no transaction wait for its beginning: it may have read the object in the meantime."""
 
     def cut(self) -> None:
         """It is gone, and the server rolls back what is open."""
@@ -113,7 +120,14 @@ class Connection(module.Connection):  # type: ignore[misc, name-defined]
 class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
     def execute(self, statement: str, parameters: Any = ()) -> Any:
         call = super().execute
-        return self._at(statement, lambda: self._watched(statement, [parameters], lambda: call(statement, parameters)))
+
+        def run() -> Any:
+            missed = self.connection.missed if name_of(statement) == "get_object" else {}
+            if parameters[1:] and parameters[1] in missed:  # the next look at it sees what is there now
+                return call(READ_BEFORE, (missed.pop(parameters[1]),))
+            return call(statement, parameters)
+
+        return self._at(statement, lambda: self._watched(statement, [parameters], run))
 
     def executemany(self, statement: str, rows: Any) -> Any:
         call = super().executemany
@@ -130,6 +144,16 @@ class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
         if self.rowcount > held:
             self.connection.news.world.blame(AssertionError(f"a stale holder changed rows of another: {statement}"))
         return result
+
+    def _changes(self) -> int:
+        """How many changes of objects are committed."""
+        return int(super().execute("SELECT coalesce(max(number), 0) FROM changes").fetchone()[0])
+
+    def _missed(self, changes: int) -> dict[str, bytes | None]:
+        """What was there of each object after so many changes that has changed since then."""
+        return dict(
+            super().execute("SELECT key, before FROM changes WHERE number > ? ORDER BY number DESC", (changes,))
+        )
 
     def _judge(self) -> None:
         """A commit of a group counts only while that is active."""
@@ -156,6 +180,7 @@ class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
             raise _error(SQLITE_FULL, "database or disk is full")
         if fault == "cut":
             connection.cut()
+        changes = self._changes() if name == "begin" and connection.several and news.writer else None
         if name in LOCKING:
             news.await_lock(connection, since + BUSY_SECONDS)
         if name == "commit" and connection.effective:
@@ -164,6 +189,7 @@ class Cursor(module.Cursor):  # type: ignore[misc, name-defined]
         result = call()
         if name == "begin":
             news.writer = connection
+            connection.missed = {} if changes is None else self._missed(changes)
         elif not connection.in_transaction:
             news.unlock(connection)
         if fault == "cut after":
@@ -209,6 +235,7 @@ class Dialect(SqliteDialect):
 
     def _arm(self, connection: Any, record: Any) -> None:
         connection.news, connection.armed = self._news, True
+        connection.several, connection.missed = not self.serial, {}
         self._connections.append(connection)
 
     def lost(self, connection: Any) -> bool:

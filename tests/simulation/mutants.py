@@ -21,6 +21,7 @@ from flowkit.store import access as accessing
 from flowkit.store.access import Access
 from flowkit.store.clock import Hands
 from flowkit.store.fleet import Fleet
+from flowkit.store.objects import SqlObjects
 from flowkit.store.residue import Residue
 from flowkit.store.sql import SqlStore
 from flowkit.store.sqlite import SqliteDialect
@@ -467,6 +468,22 @@ def a_connection_that_dies_is_always_the_handlers_fault() -> Iterator[None]:
 @mutant_of(Shape.CLOCK)
 def the_clock_is_trusted() -> Iterator[None]:
     with patch.object(Hands, "look", lambda self: None):
+        yield
+
+
+@mutant_of(Shape.CONTENTION)
+def an_object_is_put_whatever_became_of_it_since_it_was_read() -> Iterator[None]:
+    def put(original: Any, self: SqlObjects, key: str, value: Any) -> None:
+        self._read.clear()
+        original(self, key, value)
+
+    with _wrap(SqlObjects, "put", put):
+        yield
+
+
+@mutant_of(Shape.CONTENTION)
+def a_collision_is_a_failure() -> Iterator[None]:
+    with patch.object(triaging, "SOLO_TRIES", 0), patch.object(triaging, "SOLO_BATCHES", 1):
         yield
 
 

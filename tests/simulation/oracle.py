@@ -11,7 +11,7 @@ from flowkit import App
 from flowkit.ports import CANDIDATE
 from flowkit.store.sql import SqlStore
 from flowkit.store.sqlite import SqliteDialect
-from tests.simulation.shop import Deeds, Order, dies, expected, fails
+from tests.simulation.shop import HOT, Deeds, Order, dies, expected, fails
 from tests.simulation.world import World
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def check(
         staged = {row for (row,) in unit.read("SELECT copy FROM staged")}
         (hot,) = unit.read("SELECT count FROM hot")[0]
         integrity = unit.read("PRAGMA integrity_check")
-        objects = {key for (key,) in unit.read("SELECT key FROM flowkit_objects")}
+        objects = {key: from_json(value) for key, value in unit.read("SELECT key, value FROM flowkit_objects")}
         replies = Counter(f"note {from_json(reply)}" for (reply,) in unit.read("SELECT reply FROM flowkit_replies"))
     letters = {(one.flow, one.message.id): one.reason for one in store.dead_letters.read(store.dead_letters.select())}
     log = {name: said for client in clients for name, said in client.log.items()}
@@ -100,8 +100,13 @@ def check(
     lost, twice = wanted - effects, effects - wanted
     assert not lost, f"lost: {sorted(lost)}"
     assert not twice, f"applied twice, or though it failed: {sorted(twice)}"
-    assert hot == sum(order.deed == "hot" for order in accepted), f"the hot row says {hot}"
-    assert objects == {f"invoice {order.name}" for order in accepted if not dies(order)}, "objects differ from effects"
+    count = sum(order.deed == "hot" for order in accepted)
+    assert hot == count, f"the hot row says {hot}, of {count}"
+    counted = objects.pop(HOT, 0)
+    assert counted == 2 * count, f"the hot object says {counted}, of {2 * count}"
+    assert objects.keys() == {f"invoice {order.name}" for order in accepted if not dies(order)}, (
+        "objects differ from effects"
+    )
     noted = Counter({name: count for name, count in effects.items() if name.startswith("note ")})
     assert replies == noted, "replies differ from effects"
 

@@ -35,8 +35,11 @@ KINDS = (
     "disconnect", "nack", "unconfirmed", "alarm", "delete",
 )  # fmt: skip
 """What can break."""
-VERSIONS, GROUPS, SUSPECTS, CLOCK = 0.15, 0.15, 0.05, 0.05
-"""In how many runs a version is rolled out, there are two groups, many orders kill their workers, or clocks are set."""
+VERSIONS, GROUPS, SUSPECTS, CLOCK, CONTENTION = 0.15, 0.15, 0.05, 0.05, 0.03
+"""In how many runs a version is rolled out, there are two groups, many orders kill their workers, clocks are set, or
+most orders count the same object up."""
+OFTEN_HOT = 0.7
+"""How many orders do that then."""
 HOUR = 3600.0
 SET_SECONDS = 5.0
 """In how many seconds from the beginning the clock is set."""
@@ -55,6 +58,7 @@ class Shape(Enum):
     GROUPS = "two groups, one of them active"
     SUSPECTS = "many orders kill their workers"
     CLOCK = "the clock of the database is set back"
+    CONTENTION = "most orders count the same object up, where several may write"
 
 
 class Result(NamedTuple):
@@ -154,7 +158,13 @@ class Run:
 
 def shape(seed: int) -> Shape:
     """What the run of a seed is about."""
-    special = {Shape.VERSIONS: VERSIONS, Shape.GROUPS: GROUPS, Shape.SUSPECTS: SUSPECTS, Shape.CLOCK: CLOCK}
+    special = {
+        Shape.VERSIONS: VERSIONS,
+        Shape.GROUPS: GROUPS,
+        Shape.SUSPECTS: SUSPECTS,
+        Shape.CLOCK: CLOCK,
+        Shape.CONTENTION: CONTENTION,
+    }
     weights = [*special.values(), 1 - sum(special.values())]
     return random.Random(f"shape {seed}").choices([*special, Shape.PLAIN], weights)[0]
 
@@ -167,7 +177,8 @@ def simulate(
     fate = Seeded(seed, KINDS, IDLE) if plan is None else Planned(plan)
     serial, broker, skewed = drawn.random() < 0.5, drawn.random() < 0.5, drawn.random() < 0.3
     about = shape(seed)
-    deeds = [_deed(drawn, serial, about is Shape.SUSPECTS) for _ in range(drawn.randint(2, 14))]
+    serial = serial and about is not Shape.CONTENTION
+    deeds = [_deed(drawn, serial, about) for _ in range(drawn.randint(2, 14))]
     orders = [Order(name=f"o{number}", deed=deed) for number, deed in enumerate(deeds)]
     half, workers = len(orders) // 2, drawn.randint(1, 3)
     roles = {Role(): workers}
@@ -257,12 +268,13 @@ def _settings(drawn: random.Random) -> list[tuple[float, float]]:
     return [(time, -HOUR * drawn.random()) for time in times]
 
 
-def _deed(drawn: random.Random, serial: bool, deadly: bool) -> str:
+def _deed(drawn: random.Random, serial: bool, about: Shape) -> str:
     """Poison and hangs cost many processes, so they are rare in most runs. Where several may write, SQLite cannot stand
     for the server that would end the transaction of one that hangs."""
-    deed = drawn.choice(DEEDS)
+    deed = "hot" if about is Shape.CONTENTION and drawn.random() < OFTEN_HOT else drawn.choice(DEEDS)
     if deed == "hang" and not serial:
         return ""
+    deadly = about is Shape.SUSPECTS
     return deed if deed not in ("poison", "bomb", "hang") or deadly or drawn.random() < 0.1 else ""
 
 
@@ -297,7 +309,8 @@ def _folder() -> str | None:
 
 @cache
 def _template() -> bytes:
-    """The file of a database with its schema. `staged` keeps the id of every message row that was ever committed."""
+    """The file of a database with its schema. `staged` keeps the id of every message row that was ever committed,
+    and `changes` what was there of an object before each change."""
     with scratch() as folder:
         path = folder / "template.db"
         store = open_store(f"sqlite:///{path}", SystemClock())
@@ -310,6 +323,11 @@ def _template() -> bytes:
             INSERT INTO uniques VALUES ('there');
             CREATE TABLE staged (copy TEXT PRIMARY KEY) WITHOUT ROWID;
             CREATE TRIGGER note AFTER INSERT ON flowkit_messages BEGIN INSERT INTO staged VALUES (new.copy); END;
+            CREATE TABLE changes (number INTEGER PRIMARY KEY, key TEXT, before BLOB);
+            CREATE TRIGGER made AFTER INSERT ON flowkit_objects
+                BEGIN INSERT INTO changes (key) VALUES (new.key); END;
+            CREATE TRIGGER changed AFTER UPDATE ON flowkit_objects
+                BEGIN INSERT INTO changes (key, before) VALUES (old.key, old.value); END;
             PRAGMA journal_mode = WAL;
         """)
         connection.close()

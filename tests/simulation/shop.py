@@ -30,6 +30,10 @@ DEADLINE_SECONDS = 2.0
 FLAKY = 3
 THERE = "there"
 """The name of a row that cannot be written again."""
+HOT = "hot"
+"""The object that orders count up, in two flows each."""
+HOT_SECONDS = 0.1
+"""How long that may take."""
 IN_ORDER = (0, STOPPED)
 """The exit statuses of workers that gave back what they had."""
 
@@ -125,6 +129,12 @@ class Deeds:
                         self.kept[process].execute(text("INSERT INTO effects (name) VALUES ('after its handler')"))
                 self.kept[process] = db
 
+    def count_up(self, objects: Objects) -> None:
+        """Count the hot object up, while others want to."""
+        count = objects.get(HOT) or 0
+        self._world.sleep(HOT_SECONDS * self._world.random.random())
+        objects.put(HOT, count + 1)
+
     def after(self, flow: str, order: Order) -> None:
         match order.deed:
             case "reject":
@@ -154,11 +164,12 @@ def new_app(world: World) -> tuple[App, Deeds]:
     audited = web.post("/audited", reply=True)
 
     @app.flow(orders, to=accepted, retry=CALM, deadline=DEADLINE_SECONDS)
-    def accept(order: Order, db: Session, outbox: Outbox) -> Order | None:
+    def accept(order: Order, db: Session, objects: Objects, outbox: Outbox) -> Order | None:
         deeds.before("accept", order)
         deeds.trespass(order, db)
         db.add(Effect(name=f"accept {order.name}"))
         if order.deed == "hot":
+            deeds.count_up(objects)
             db.execute(text("UPDATE hot SET count = count + 1"))
         deeds.after("accept", order)
         if order.deed == "delay":
@@ -177,6 +188,8 @@ def new_app(world: World) -> tuple[App, Deeds]:
     @app.flow(accepted, retry=CALM)
     def invoice(order: Order, db: Session, objects: Objects) -> None:
         objects.put(f"invoice {order.name}", order.name)
+        if order.deed == "hot":
+            deeds.count_up(objects)
         db.execute(text("INSERT INTO effects (name) VALUES (:name)"), {"name": f"invoice {order.name}"})
 
     @app.flow(audited, retry=CALM)

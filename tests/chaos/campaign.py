@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from flowkit.config import Settings, connect, open_store
 from tests.chaos import oracle
+from tests.chaos.app import DEEDS
 from tests.chaos.fleet import Client, Host
 from tests.chaos.oracle import FLOWS, Verdict
 from tests.chaos.scene import Scene
@@ -93,6 +94,11 @@ class Outcome(NamedTuple):
         ]
         if self.faithful and verdict.accepted < 0.9 * plan.messages:
             found.append(f"{verdict.accepted} orders were accepted, of {plan.messages}")
+        for deed, percent in DEEDS.items():
+            if deed not in ("", "slow") and verdict.did[deed] < (least := plan.messages * percent // 1000):
+                found.append(f"{deed} was done {verdict.did[deed]} times, and at least {least} are wanted")
+        if plan.kills >= 10 * MANY and not verdict.outlived:
+            found.append("no forked child outlived its worker")
         if not verdict.repeated or not verdict.moved:
             found.append(f"{verdict.repeated} runs were repeated, {verdict.moved} messages taken over")
         if plan.kills >= MANY and self.close < BUSY * plan.kills:
@@ -117,6 +123,8 @@ class Outcome(NamedTuple):
             "runs_repeated": verdict.repeated,
             "messages_taken_over": verdict.moved,
             "attempts_charged": max(0, verdict.charged),
+            "deeds": dict(+verdict.did),
+            "children_that_outlived_their_worker": verdict.outlived,
             "faults": dict(self.struck),
             "kills_with_messages_in_flight": self.busy,
             "kills_after_a_run_began": self.close,

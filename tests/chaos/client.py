@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from flowkit import FlowKitError, OutcomeUnknown
-from tests.chaos.app import app, orders
+from tests.chaos.app import DEEDS, app, orders
 from tests.shop import Order
 
 PATIENCE_SECONDS = 90.0
@@ -37,8 +37,7 @@ def publish(batch: list[Order], drawn: random.Random) -> str:
 
 
 def deed(drawn: random.Random) -> str:
-    deeds = {"": 79, "slow": 10, "fail": 4, "reject": 1, "swallow": 2, "set": 1, "leave": 1, "fork": 1, "close": 1}
-    return drawn.choices(list(deeds), list(deeds.values()))[0]
+    return drawn.choices(list(DEEDS), list(DEEDS.values()))[0]
 
 
 def main(name: str, log: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.chaos.app import FAILED, STAGES, app
+from tests.chaos.app import DEEDS, DID, FAILED, OUTLIVED, STAGES, app
 from tests.services.pair import Takeover
 
 
@@ -47,6 +47,10 @@ class Verdict(NamedTuple):
     """Attempts that the store counts of what took effect, beyond the runs that failed as ordered."""
     losses: list[Loss]
     """By failover."""
+    did: Counter[str]
+    """What orders have done on their way, which may go wrong -> how often a run really did it."""
+    outlived: int
+    """Forked children whose worker had died before them."""
 
     @property
     def repeated(self) -> int:
@@ -100,6 +104,8 @@ def judge(store: Any, depths: Mapping[str, int], folder: Path, takeovers: Sequen
         wrong.append(f"integrity check: {whole}")
     runs = {file.name: Counter(file.read_text().split("\n")[:-1]) for file in folder.glob("runs-*")}
     failed = sum(found.pop(FAILED, 0) for found in runs.values())
+    outlived = sum(found.pop(OUTLIVED, 0) for found in runs.values())
+    did = Counter({deed: sum(found.pop(f"{DID} {deed}", 0) for found in runs.values()) for deed in DEEDS})
     places = Counter(run for found in runs.values() for run in found)
     return Verdict(
         lost=sorted([*(f"order {name}" for name in missing), *(wanted - effects.keys())]),
@@ -118,6 +124,8 @@ def judge(store: Any, depths: Mapping[str, int], folder: Path, takeovers: Sequen
         ),
         charged=int(attempts or 0) - failed,
         losses=losses([times[name] for name in missing], takeovers),
+        did=did,
+        outlived=outlived,
     )
 
 

@@ -16,7 +16,7 @@ from flowkit.errors import ConfigError
 from flowkit.message import new_id
 from flowkit.ports import Clock, Ids, Random, Store, Transport
 from flowkit.telemetry import OFF, Telemetry, ambient
-from flowkit.url import mask, scheme
+from flowkit.url import is_unquoted, mask, scheme
 
 STORES = {
     "sqlite": "flowkit.store.sqlite",
@@ -73,6 +73,11 @@ class Settings(BaseSettings):
         except ValidationError as error:  # never of a URL, which may have a password: any text is one
             faults = [f"FLOWKIT_{str(one['loc'][0]).upper()}: {one['input']!r}: {one['msg']}" for one in error.errors()]
             raise ConfigError("; ".join(faults)) from None
+        for name in (name for name in cls.model_fields if name.endswith("_url") and is_unquoted(getattr(found, name))):
+            raise ConfigError(
+                f"{PREFIX}{name.upper()}: its user or password has a character that ends it; write @ as %40, / as %2F, "
+                ": as %3A, ? as %3F, # as %23 and % as %25"
+            )
         _check_database(found.database_url)
         return found
 

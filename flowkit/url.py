@@ -15,6 +15,14 @@ def mask(url: str) -> str:
     return _SECRET.sub(r"\1:***@", url).split("?", 1)[0]
 
 
+def is_unquoted(url: str) -> bool:
+    """Whether a user or a password has an @ or a / as it is. The rest of it is then taken for the host, and told in
+    errors and logs."""
+    place = url.partition("://")[2].partition("?")[0]
+    authority, _, path = place.partition("/")
+    return "@" in authority.partition("@")[2] or bool(authority and "@" not in authority and "@" in path)
+
+
 def scheme(url: str) -> str:
     """What a URL begins with, also one that cannot be parsed."""
     return url.partition(":")[0].lower()

@@ -309,6 +309,18 @@ def test_a_setting_that_names_no_file_is_refused(monkeypatch: pytest.MonkeyPatch
     )
 
 
+@pytest.mark.parametrize("name", ["DATABASE", "BROKER", "DRAIN", "BROKER_MANAGEMENT"])
+@pytest.mark.parametrize("secret", ["cana@ry", "cana/ry"])
+def test_a_password_that_is_not_quoted_is_told_to_nobody(
+    monkeypatch: pytest.MonkeyPatch, name: str, secret: str
+) -> None:
+    """The rest of it would be taken for the host, which errors name."""
+    monkeypatch.setenv(f"FLOWKIT_{name}_URL", f"scheme://user:{secret}@localhost/place")
+    with pytest.raises(ConfigError, match=f"FLOWKIT_{name}_URL: .* write @ as %40") as found:
+        Settings.read()
+    assert "ry" not in str(found.value)
+
+
 def test_a_setting_without_a_value_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWKIT_DATABASE_URL", "")
     with pytest.raises(ConfigError, match="FLOWKIT_DATABASE_URL is empty; unset it, or write sqlite:///"):

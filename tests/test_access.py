@@ -234,9 +234,19 @@ def tenants(postgresql_url: str) -> Iterator[str]:
     engine.dispose()
 
 
+def says(db: Session, statement: str) -> None:
+    db.execute(text(statement))
+
+
+def says_by_the_driver(db: Session, statement: str) -> None:
+    driver: Any = db.connection().connection.driver_connection
+    driver.execute(statement)
+
+
+@pytest.mark.parametrize("say", [says, says_by_the_driver])
 @pytest.mark.parametrize("setting", ["SET LOCAL search_path = acme", "SET search_path = acme"])
 def test_row_b6_a_search_path_does_not_lead_flowkit_astray(
-    app: App, orders: Channel[Order], tenants: Any, setting: str
+    app: App, orders: Channel[Order], tenants: Any, setting: str, say: Callable[[Session, str], None]
 ) -> None:
     url, engine, twin = tenants
     done = app.channel("done", Order)
@@ -244,7 +254,7 @@ def test_row_b6_a_search_path_does_not_lead_flowkit_astray(
     @app.flow(orders, to=done, retry=FAST)
     def accept(order: Order, db: Session) -> Order:
         if order.deed:
-            db.execute(text(setting))
+            say(db, setting)
         db.add(Effect(name=order.name))
         return order
 
@@ -262,12 +272,15 @@ def test_row_b6_a_search_path_does_not_lead_flowkit_astray(
                 assert connection.scalar(text(f"SELECT count(*) FROM acme.flowkit_{table}")) == 0
 
 
-def test_row_b6_a_role_without_rights_on_flowkits_tables(app: App, orders: Channel[Order], postgresql_url: str) -> None:
+@pytest.mark.parametrize("say", [says, says_by_the_driver])
+def test_row_b6_a_role_without_rights_on_flowkits_tables(
+    app: App, orders: Channel[Order], postgresql_url: str, say: Callable[[Session, str], None]
+) -> None:
     done = app.channel("done", Order)
 
     @app.flow(orders, to=done, retry=FAST)
     def accept(order: Order, db: Session) -> Order:
-        db.execute(text("SET ROLE weak" if order.deed else "SELECT 1"))
+        say(db, "SET ROLE weak" if order.deed else "SELECT 1")
         db.add(Effect(name=order.name))
         return order
 

@@ -1,15 +1,16 @@
 """PostgreSQL behind a pooler: pgbouncer, in both of its modes that know transactions."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from flowkit import App, Channel, Objects, StoreUnavailable
+from flowkit import App, Channel, Objects, RetryPolicy, StoreUnavailable
 from flowkit.config import Settings, connect, open_store
 from flowkit.errors import ConfigError
 from flowkit.message import new_id
@@ -19,7 +20,7 @@ from tests.conftest import CI
 from tests.services.pair import Pair
 from tests.services.pgbouncer import PgBouncer, find_binary
 from tests.services.postgresql import PostgreSQL
-from tests.shop import FAST, Effect, Order, new_app
+from tests.shop import FAST, Effect, Order, new_app, once, running
 from tests.test_database import checked, prepared, wait_until, working
 from tests.test_postgresql import administer, role_of
 from tests.test_standby import rows
@@ -100,6 +101,48 @@ def test_a_living_worker_is_not_declared_gone_behind_a_pooler(pgbouncer: PgBounc
         for store, worker in ((services.store, mine), (others.store, theirs)):
             store.beat(worker.id, "ready")
         assert services.store.ready("shop") == 2
+
+
+def execute(statement: str) -> Callable[[Session], object]:
+    return lambda db: db.execute(text(statement))
+
+
+def set_by_the_driver(db: Session) -> None:
+    driver: Any = db.connection().connection.driver_connection
+    driver.execute("SET app.tenant = 'acme'")
+
+
+@pytest.mark.parametrize(
+    ("deed", "instead"),
+    [
+        pytest.param(execute("CREATE TEMP TABLE mine (name text)"), "ON COMMIT DROP", id="table"),
+        pytest.param(execute("SELECT pg_advisory_lock(4711)"), "ON COMMIT DROP", id="lock"),
+        pytest.param(execute("PREPARE mine AS SELECT 1"), "ON COMMIT DROP", id="name"),
+        pytest.param(set_by_the_driver, "execute by the Session or Connection", id="driver"),
+    ],
+)
+def test_what_lasts_for_a_session_is_refused_behind_a_pooler(
+    pgbouncer: PgBouncer, database: str, deed: Callable[[Session], object], instead: str
+) -> None:
+    """The pooler lends that session to others."""
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, retry=RetryPolicy(attempts=1))
+    def accept(order: Order, db: Session) -> None:
+        if order.deed:
+            deed(db)
+        execute("CREATE TEMP TABLE passing ON COMMIT DROP AS SELECT 1")(db)
+        db.add(Effect(name=order.name))
+
+    with running(app, pgbouncer.url(database) + DECLARED) as harness:
+        for name in ("a", "b", "c"):
+            harness.publish(orders, Order(name=name, deed="x" if name == "b" else ""))
+        harness.until_quiet()
+        once(harness, "a", "c")
+        (letter,) = harness.dead()
+        assert "in the session at the server, which a pooler in transaction mode gives to others" in letter.error
+        assert instead in letter.error
 
 
 def test_a_server_that_refuses_later_to_say_which_one_it_is_is_used_all_the_same(

@@ -216,10 +216,17 @@ class Access:
         return self.unit.postpone(statement, rows, outside and not self._exposed)
 
     def expose(self) -> None:
-        """The handler gets the driver's connection, or SQLAlchemy does, to roll back."""
+        """The handler gets the driver's connection, or SQLAlchemy does, to roll back. Raises FlowKitError where others
+        would get what it leaves in the session, unseen."""
         if self.unit.undone:
             return
         self.touch()
+        if not self.unit.private:
+            raise FlowKitError(
+                f"flow {self.unit.flow}: the driver's own connection may leave something in the session at the server, "
+                "which a pooler in transaction mode gives to others; execute by the Session or Connection, or let "
+                "FLOWKIT_DATABASE_URL name the server itself"
+            )
         if not self.unit.alone:
             self.unit.fail(Apart("Connection.connection"))  # nobody sees what is done there
         self.unit.send()

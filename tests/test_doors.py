@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from itertools import count
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
 
 import httpx2
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel, Field
+from typing_extensions import TypedDict
 
 from flowkit import App, FlowKitError, Message, Outbox, RetryPolicy, web
 from flowkit.cli.send import Values
@@ -79,6 +80,11 @@ class Growing(BaseModel):
 class Plain:
     number: int
     total: float
+    tags: list[str]
+
+
+class Mapped(TypedDict):
+    number: int
     tags: list[str]
 
 
@@ -153,6 +159,10 @@ KINDS = [
     Kind(Tree, st.sampled_from([0, 1, 99, 100, 120]).map(tree)),
     Kind(Growing, st.builds(Growing, number=st.integers(-3, 3)), lambda one: Growing(number=one.number)),
     Kind(Plain, st.builds(Plain, number=integers, total=floats, tags=st.lists(texts, max_size=2))),
+    Kind(set[str], st.sets(texts, max_size=3)),
+    Kind(tuple[int, str], st.tuples(integers, texts)),
+    Kind(Mapped, st.fixed_dictionaries({"number": integers, "tags": st.lists(texts, max_size=2)})),
+    Kind(Literal["red", "blue"], st.sampled_from(["red", "blue"])),
 ]
 IDS = count()
 
@@ -165,6 +175,8 @@ class Thing(NamedTuple):
     name: str
 
 
+LONG = [Thing(0, ["x" * 100_000], "a"), Thing(1, "y" * 100_000, "b"), Thing(2, b"z" * 100_000, "c")]
+"""Contents that a route reads in another process."""
 names = texts.filter(lambda name: name not in ("", ".", "..") and "/" not in name)
 things = st.integers(0, len(KINDS) - 1).flatmap(lambda kind: st.builds(Thing, st.just(kind), KINDS[kind].values, names))
 
@@ -178,7 +190,7 @@ def document(value: Any) -> str:
         return document(vars(value))
     if isinstance(value, dict):
         return "{" + ",".join(f"{json.dumps(name)}: {document(one)}" for name, one in value.items()) + "}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple | set):
         return "[" + ", ".join(map(document, value)) + "]"
     if isinstance(value, int | Decimal) and not isinstance(value, bool):
         return str(Decimal(value))
@@ -338,6 +350,7 @@ def house(request: pytest.FixtureRequest) -> Iterator[House]:
 
 
 def test_row_e21_out_equals_in_or_is_refused(house: House) -> None:
+    @example(LONG)
     @given(st.lists(things, min_size=10, max_size=20))
     @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
     def through(sent: list[Thing]) -> None:

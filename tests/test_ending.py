@@ -14,6 +14,7 @@ from flowkit.cli.ending import MARGIN_SECONDS, REST_SECONDS
 from flowkit.config import Settings, open_store
 from tests.services import free_port
 from tests.services.postgresql import PostgreSQL
+from tests.services.rabbitmq import RabbitMQ
 from tests.shop import Base
 from tests.test_web_processes import until
 
@@ -25,12 +26,12 @@ MOST = 3 * (GRACE + MARGIN_SECONDS + REST_SECONDS)
 
 
 class Instance:
-    """One instance of an app on PostgreSQL, which can be frozen."""
+    """One instance of an app, on services that can be frozen."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, **environment: str) -> None:
         self._environment = {
             **os.environ, "FLOWKIT_DATABASE_URL": url, "CHILDREN_DIR": str(folder), "PYTHONPATH": str(ROOT)
-        }  # fmt: skip
+        } | environment  # fmt: skip
         self.store: Any = open_store(Settings(database_url=url), check=False)
         self.store.upgrade()
         Base.metadata.create_all(self.store.dialect.engine)
@@ -74,6 +75,23 @@ def test_the_grace_is_kept_while_the_database_is_frozen(
     print(f"{taken:.1f} s with a grace of {GRACE:g} s: exit {run.returncode}\n{told}")
     assert taken < MOST
     assert "did not finish within 2s" in told
+
+
+def test_the_grace_is_kept_while_the_broker_is_frozen(
+    sqlite_url: str, rabbitmq_url: str, rabbitmq_node: RabbitMQ, tmp_path: Path
+) -> None:
+    made = Instance(sqlite_url, tmp_path, FLOWKIT_BROKER_URL=rabbitmq_url)
+    try:
+        run = made.start()
+        until(made.ready)
+        rabbitmq_node.pause()
+        began = time.monotonic()
+        run.terminate()
+        told = run.communicate(timeout=120)[1]
+        assert time.monotonic() - began < MOST, told
+    finally:
+        rabbitmq_node.resume()
+        made.close()
 
 
 def test_a_second_signal_ends_an_instance_while_the_database_is_frozen(

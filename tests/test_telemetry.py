@@ -19,6 +19,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
 from opentelemetry.trace import SpanKind, StatusCode
+from sqlalchemy.orm import Session
 
 import flowkit.config
 import flowkit.testing.harness
@@ -30,7 +31,7 @@ from flowkit.ports import REFUSED, Dead, Done
 from flowkit.telemetry import OFF, ambient, otel
 from flowkit.telemetry.otel import OpenTelemetry
 from flowkit.testing import Harness
-from tests.shop import Order, new_app
+from tests.shop import Effect, Order, new_app, once
 from tests.test_rabbitmq import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -271,6 +272,25 @@ def test_messages_that_are_not_what_they_claim_are_counted() -> None:
     collector.telemetry.ended("shop.accept", [Done(), Dead(REFUSED), Dead("failed"), Dead(REFUSED), None])
     (point,) = collector.measured()["flowkit.refused"]
     assert (point.value, point.attributes["messaging.consumer.group.name"]) == (2, "shop.accept")
+
+
+def test_failures_after_which_a_batch_runs_again_are_counted(collector: Collector) -> None:
+    app = new_app()
+    orders = app.channel("orders", Order)
+
+    @app.flow(orders, retry=RetryPolicy(attempts=1))
+    def accept(order: Order, db: Session) -> None:
+        db.add(Effect(name=order.name))
+        if order.deed:
+            raise ValueError("no")
+
+    with Harness(app) as harness:
+        for name in ("a", "b", "c"):
+            harness.publish(orders, Order(name=name, deed="x" if name == "b" else ""))
+        harness.until_quiet()
+        once(harness, "a", "c")
+    (point,) = collector.measured()["flowkit.reruns"]
+    assert (point.value, point.attributes["messaging.consumer.group.name"]) == (1, "shop.accept")
 
 
 def test_what_is_not_sampled_is_not_recorded_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -492,18 +492,32 @@ def test_a_handler_may_not_set_pragmas(app: App, orders: Channel[Order], sqlite_
         assert "the handler called PRAGMA query_only" in letter.error
 
 
-def test_objects_are_not_sought_with_a_handlers_settings(app: App, orders: Channel[Order], postgresql_url: str) -> None:
+@pytest.mark.parametrize("say", [says, says_by_the_driver])
+@pytest.mark.parametrize("setting", ["SET LOCAL search_path = acme", "SET ROLE weak"])
+def test_objects_are_not_sought_with_a_handlers_settings(
+    app: App, orders: Channel[Order], tenants: Any, say: Callable[[Session, str], None], setting: str
+) -> None:
+    """Nor does it matter that a handler has the driver in hand, while it changes none."""
+    url, engine, twin = tenants
+
     @app.flow(orders, retry=RetryPolicy(attempts=1))
     def accept(order: Order, db: Session, objects: Objects) -> None:
         objects.put("before", 1)
-        db.execute(text("SET LOCAL search_path = pg_catalog"))
+        say(db, setting if order.deed else "SELECT 1")
         objects.put("after", 1)
 
-    with running(app, postgresql_url) as harness:
+    with running(app, url) as harness:
+        twin()
+        with engine.begin() as connection:
+            connection.execute(text("DO $$ BEGIN CREATE ROLE weak; EXCEPTION WHEN duplicate_object THEN NULL; END $$"))
         harness.publish(orders, Order(name="a"))
+        harness.publish(orders, Order(name="b", deed="x"))
         harness.until_quiet()
         (letter,) = harness.dead()
         assert "use the objects before that" in letter.error
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT count(*) FROM flowkit_objects")) == 2
+            assert connection.scalar(text("SELECT count(*) FROM acme.flowkit_objects")) == 0
 
 
 # ---------------------------------------------------------------- what is used after the handler

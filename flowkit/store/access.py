@@ -57,6 +57,8 @@ class Access:
         """Whether all that the handler wrote is undone, though its unit goes on."""
         self._exposed = False
         """Whether the handler may write by the driver, unseen."""
+        self._ground: list[Any] = []
+        """That of the unit as the handler got the driver."""
         self._savepoint: NestedTransaction | None = None
         self._returned = False
         self.turn = Lock()
@@ -185,7 +187,7 @@ class Access:
     def touch_own(self, what: str) -> None:
         """FlowKit is to read or write its own tables for the handler, whose role or path must not hide them."""
         self.touch()
-        if self.unit.residue & Residue.SETTING:
+        if self.unit.residue & Residue.SETTING or (self._exposed and self.unit.ground() != self._ground):
             raise FlowKitError(
                 f"flow {self.unit.flow}: {what} was called after the handler had changed a setting or role of its "
                 "transaction, with which FlowKit's tables may not be found; use the objects before that"
@@ -230,6 +232,8 @@ class Access:
         if not self.unit.alone:
             self.unit.fail(Apart("Connection.connection"))  # nobody sees what is done there
         self.unit.send()
+        if not self._exposed:
+            self._ground = self.unit.ground()
         self.unit.residue |= Residue.DRIVER
         self._exposed = True
 

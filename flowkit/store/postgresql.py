@@ -94,6 +94,7 @@ class PostgresDialect:
             started="pg_postmaster_start_time()",
             # A lock is a write for the log, and so for the standby; no server refuses it, as some do functions.
             witness="SELECT 1 FROM flowkit_subscriptions LIMIT 1 FOR KEY SHARE",
+            ground="SELECT current_setting('search_path'), current_user",
             hold="LOCK TABLE flowkit_counters IN SHARE ROW EXCLUSIVE MODE",
             row="ctid",  # by the key it would read all of the inbox for each thousand that are forgotten
         )

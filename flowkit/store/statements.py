@@ -342,6 +342,8 @@ class Statements:
 
     # Something to commit, for who only read.
     witness: str = "{witness}"
+    # By what the database finds FlowKit's tables, and lets it at them.
+    ground: str = "{ground}"
     select_dead: str = """
         WITH asked (flow, error) AS (SELECT CAST(? AS text), CAST(? AS text))
         SELECT letter FROM flowkit_dead AS dead, asked
@@ -396,6 +398,7 @@ class Statements:
         skip: str,
         marker: str,
         witness: str = "",
+        ground: str = "",
         hold: str = "",
         row: str = "",
         started: str = "''",
@@ -406,7 +409,7 @@ class Statements:
         def one(text: str) -> str:
             filled = text.format(
                 now=f"(SELECT {now})", each=each, among=among.format(each=each), skip=skip, witness=witness,
-                hold=hold,
+                hold=hold, ground=ground,
                 of=f"replace(flow, '{CANDIDATE}', '')", entry=row or "flow, source, id", letter=row or "letter",
                 object=row or "space, key", reply=row or "app, route, principal, id", started=started, unread=UNREAD,
             )  # fmt: skip

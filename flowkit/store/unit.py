@@ -355,6 +355,10 @@ class SqlUnit:
         """Whether the transaction that was open is not any more, by a local look."""
         return self._guarded and isinstance(self._store.dialect.broken(self._driver), TransactionEnded)
 
+    def ground(self) -> list[Any]:
+        """By what the database finds FlowKit's tables in this transaction: a handler may change it, unseen."""
+        return self.read(self.sql.ground) if self.sql.ground else []
+
     def flush(self) -> None:
         self.flush_common()
         self.send()

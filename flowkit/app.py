@@ -13,8 +13,8 @@ from flowkit.config import Services, Settings, connect
 from flowkit.errors import DefinitionError, StoreConflict, StoreUnavailable, Undecodable
 from flowkit.flow import Context, Flow, Isolation, Outgoing, RetryPolicy, SourceFrom, compose
 from flowkit.foreign import IdFrom
-from flowkit.message import MAX_BODY, check_name
-from flowkit.ports import EXCHANGE, Shared, Store
+from flowkit.message import MAX_BODY, MAX_NAME, NAMELESS, check_name
+from flowkit.ports import CANDIDATE, EXCHANGE, Shared, Store
 from flowkit.publisher import Publisher, stage
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,8 +42,10 @@ class App:
         max_delay: duration.Duration = "3d",
         max_body: int = MAX_BODY,
     ) -> None:
-        if not name.replace("-", "").replace("_", "").isalnum():
-            raise DefinitionError(f"App({name!r}): a name has only letters, digits, - and _")
+        if not name.replace("-", "").replace("_", "").isalnum() or len(name) > MAX_NAME:
+            raise DefinitionError(f"App({name!r}): a name has only letters, digits, - and _, at most {MAX_NAME}")
+        if name == NAMELESS:
+            raise DefinitionError(f"App({name!r}): other programs' messages have that source; take another name")
         self.name = name
         self.metadata = metadata
         self.retention = duration.seconds(retention, "App(retention=)")
@@ -123,6 +125,8 @@ class App:
                 check_name("a flow's name", full)
             except Undecodable as error:
                 raise DefinitionError(str(error)) from None
+            if CANDIDATE in full:
+                raise DefinitionError(f"flow {full}: {CANDIDATE} is the address of a version; take another name")
             if full in self.flows:
                 raise DefinitionError(
                     f"flow {full} is defined twice; rename one function or write @app.flow(…, name=…)"

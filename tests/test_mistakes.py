@@ -1,6 +1,7 @@
 """Mistakes in an app, its tables and its settings: told of at the check and at the start, before any message."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -366,3 +367,23 @@ def test_a_definition_that_is_wrong_is_told_with_its_place(told: Callable[..., s
 def test_a_duration_of_another_kind_is_told_with_what_can_be_written() -> None:
     with pytest.raises(DefinitionError, match=r"RetryPolicy\(first=\) is None; write a timedelta, seconds, or text"):
         RetryPolicy(first=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("foreign", "other programs' messages have that source"),
+        ("a" * 256, "at most 255"),
+        *((name, "only letters, digits, - and _") for name in ("a:b", "a/b", "a@b", "a.b", "a\n")),
+    ],
+)
+def test_an_app_whose_name_gives_its_identities_to_others_is_refused(name: str, why: str) -> None:
+    with pytest.raises(DefinitionError, match=re.escape(why)):
+        App(name)
+
+
+@pytest.mark.parametrize("name", ["accept@candidate", "accept@candidate.again"])
+def test_a_flow_whose_name_is_the_address_of_another_flow_is_refused(name: str) -> None:
+    """What is addressed to it would be taken by workers of the other one, and counted in that ledger."""
+    with pytest.raises(DefinitionError, match=r"shop\.accept@candidate.*: @candidate is the address of a version"):
+        App("shop").flow("orders", name=name)(lambda order: None)

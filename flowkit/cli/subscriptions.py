@@ -154,7 +154,7 @@ def _check_heir(flow: str, heir: str) -> None:
     except Undecodable as error:
         raise DefinitionError(str(error)) from None
     app, _, short = heir.partition(".")
-    if not (app and short) or heir.endswith(CANDIDATE) or heir.startswith(EXCHANGE) or heir == flow:
+    if not (app and short) or CANDIDATE in heir or heir.startswith(EXCHANGE) or heir == flow:
         raise ConfigError(f"{plain(heir)} is no new name for flow {plain(flow)}; write the full one: APP.FLOW")
 
 

@@ -691,7 +691,7 @@ def test_the_command_line_runs_until_idle_and_the_ledger_balances(
 ) -> None:
     (tmp_path / "app.py").write_text(
         "from flowkit import App\n"
-        "app = App('cli')\n"
+        "app = App('cli', retention='30d')\n"
         "numbers = app.channel('numbers', int)\n"
         "doubled = app.channel('doubled', int)\n"
         "@app.flow(numbers, to=doubled)\n"
@@ -722,5 +722,7 @@ def test_the_command_line_runs_until_idle_and_the_ledger_balances(
     flowkit("run", "app.py", "--workers", "2", "--until-idle")
     ledger = json.loads(flowkit("audit", "--json"))
     assert ledger["balanced"]
+    with closing(open_store(Settings(database_url=f"sqlite:///{tmp_path / 'app.db'}"))) as store:
+        assert store.keyring.hold() == 30 * 86_400, "workers note how long messages of their app may wait"
     assert (ledger["accepted"], ledger["applied"], ledger["pending"]) == (2000, 2000, 0)
     assert json.loads(flowkit("status", "--json"))["flows"]["cli.double"]["queued"] == 0

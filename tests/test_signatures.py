@@ -1,6 +1,7 @@
 """Messages at a broker are signed: nobody else can make, change, or send elsewhere a message of the store's."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,7 +14,8 @@ from pika import BasicProperties
 from pika.exceptions import ChannelClosedByBroker
 from sqlalchemy import text
 
-from flowkit.cli import keys
+from flowkit import App
+from flowkit.cli import dead, keys
 from flowkit.cli.subscriptions import move
 from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.adoption import received, unread
@@ -21,7 +23,7 @@ from flowkit.engine.versions import Versions
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError, DefinitionError, FlowKitError, StoreUnavailable
 from flowkit.message import Message, new_id
-from flowkit.ports import EXCHANGE, REFUSED, Copy, Delivery, Key, Ring, Shared
+from flowkit.ports import EXCHANGE, REFUSED, Copy, Delivery, Key, Ring, Rollout, Shared
 from flowkit.store import keyring, tables
 from flowkit.transports.rabbitmq import signature
 from flowkit.transports.rabbitmq.envelope import delivery, properties
@@ -33,6 +35,7 @@ from tests.shop import Order, new_app
 from tests.test_schema import at
 from tests.test_shared import Site, Supplier, wait_until
 
+DAY = 86_400.0
 HEADERS = {"tenant": "blue"}
 SIGNED = "queue", "[1]", HEADERS, b"body"
 CHANGES: dict[str, tuple[Any, ...]] = {
@@ -219,6 +222,86 @@ def test_a_refused_message_of_a_flow_that_is_renamed_is_a_dead_letter(store: Any
     assert (letter.reason, letter.error, letter.message.headers["ce-id"]) == (REFUSED, one.refused, "order-1")
     assert store.due() == set()
     assert store.ledger.balances()["shop.accept"].balanced
+
+
+def refuse(store: Any) -> str:
+    """A message that claims to be of the store becomes a dead letter. Its id."""
+    message = Message("order-1", "shop", "orders", b"")
+    one = Delivery(message, "shop.accept", foreign=True, refused="it has no signature")
+    store.subscribers.keep("shop.accept", [unread(received(one, "orders"))])
+    (letter,) = store.dead_letters.select()
+    return str(letter)
+
+
+def test_a_rollback_does_not_retry_what_was_refused(store: Any) -> None:
+    """It would be a message of another program then, and take effect though nobody has decided that."""
+    store.enter("shop", "v1", 1)
+    store.change("shop", ["shop.accept"], Rollout("v1", "v2", 50, epoch=1))
+    store.version = "v2"
+    assert refuse(store)
+    assert store.dead_letters.of_version("shop", "v2") == []
+
+
+def test_a_retry_of_what_was_refused_says_what_becomes_of_it(
+    store: Any, database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", database_url)
+    letter = refuse(store)
+    for chosen in ([letter], []):
+        with pytest.raises(ConfigError, match=r"1 of them was refused.*applied again.*write --yes if that is meant"):
+            dead.settle("retry", chosen, None, None, not chosen, False)
+    assert store.dead_letters.select() == [letter]
+    dead.settle("retry", [letter], None, None, False, True)
+    said = capsys.readouterr()
+    assert said.out == "1 of 1 dead letters: sent again\n"
+    assert "messages of another program" in said.err
+
+
+def test_a_key_is_held_for_the_longest_retention_of_an_app(
+    store: Any, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A true message that waited longer than its key would be refused."""
+    monkeypatch.setenv("FLOWKIT_DATABASE_URL", database_url)
+    store.keyring.note("shop", 30 * DAY)
+    store.keyring.note("billing", 10 * DAY)
+    for hold in (14 * DAY, 1.0):
+        with pytest.raises(ConfigError, match=r"for 30d \(App\(retention=\)\).*write --hold 30d.*--hold 0s"):
+            store.keyring.rotate(hold)
+    assert len(store.keyring.states()) == 1
+    keys.rotate("")
+    assert store.keyring.states()[1].left == pytest.approx(30 * DAY, abs=300)
+    store.keyring.rotate(0)
+    assert store.keyring.states()[1].left == pytest.approx(0, abs=300), "somebody else knows it"
+    store.keyring.note("shop", 20 * DAY)
+    store.keyring.rotate(20 * DAY)
+
+
+def test_unsigned_messages_are_taken_for_the_longest_retention_of_an_app(store: Any) -> None:
+    with store.transaction() as unit:
+        unit.write("INSERT INTO flowkit_meta (name, value) VALUES ('unsigned', '')", [()])
+    assert store.keyring.read().lenient
+    assert store.keyring.unsigned() == pytest.approx(14 * DAY, abs=60)
+    store.keyring.note("shop", 30 * DAY)
+    assert store.keyring.unsigned() == pytest.approx(30 * DAY, abs=60)
+    with store.transaction() as unit:
+        unit.write("UPDATE flowkit_meta SET value = '1' WHERE name = 'unsigned'", [()])
+    assert not store.keyring.read().lenient
+
+
+def test_a_key_that_ends_before_a_message_may_is_told_of(store: Any) -> None:
+    """The app's retention was made longer after the keys were rotated."""
+    app = App("shop", retention="30d")
+    services = Services(Settings(broker_url="amqp://localhost"), store, SqlTransport(store, 30))
+    alone = services._replace(settings=Settings())
+    store.keyring.rotate(14 * DAY)
+    (told,) = keys.doubts(app, services)
+    assert re.match(r"key \w+ verifies for 14d.* more, and App\(retention='30d'\) lets messages wait longer", told)
+    assert keys.doubts(App("shop"), services) == keys.doubts(app, alone) == []
+    keys.note(app, alone)
+    store.keyring.rotate(14 * DAY)
+    keys.note(app, services)
+    with pytest.raises(ConfigError):
+        store.keyring.rotate(14 * DAY)
 
 
 def test_what_is_not_ours_is_not_handed_on_to_another_version(store: Any) -> None:

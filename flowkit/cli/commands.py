@@ -346,12 +346,14 @@ def keys_list(as_json: Json = False) -> None:
 
 @keys_cli.command(name="rotate", epilog=STORE)
 def keys_rotate(
-    hold: Annotated[str, typer.Option(help="How long the keys before verify: no less than App(retention=)")] = "14d",
+    hold: Annotated[
+        str, typer.Option(help="How long the keys before verify, if not for the longest App(retention=), or 14d")
+    ] = "",
 ) -> None:
     """Make a new key, by which all workers sign a minute later.
 
     Messages that were signed before are taken for --hold. With --hold 0s they are dead letters after two minutes: for
-    a key that somebody else knows.
+    a key that somebody else knows. Exit code 2 for another time that is shorter than the retention of an app.
     """
     from flowkit.cli.keys import rotate
 
@@ -362,8 +364,9 @@ def keys_rotate(
 def keys_require() -> None:
     """Take no unsigned messages any more.
 
-    After an upgrade, messages that versions before signed not are taken for 14 days. Write this once they are at their
-    end. Exit code 2 while a worker of a version before runs; such versions do not start afterwards.
+    After an upgrade, messages that versions before signed not are taken for 14 days, or for the longest
+    App(retention=) if that is more. Write this once they are at their end. Exit code 2 while a worker of a version
+    before runs; such versions do not start afterwards.
     """
     from flowkit.cli.keys import require
 

@@ -12,8 +12,10 @@ from rich.progress import Progress
 from flowkit.cli.name import similar
 from flowkit.cli.plain import ENDS, plain
 from flowkit.cli.show import as_json, as_json_list, table, tables
+from flowkit.cli.subscriptions import confirm
 from flowkit.config import Settings, open_store
 from flowkit.errors import FlowKitError
+from flowkit.ports import REFUSED
 
 BATCH = 500
 HIDDEN = "(hidden; see --body)"
@@ -100,6 +102,8 @@ def settle(
             answer = input(f"{verb} {len(wanted)} dead letters? [y/N] ")
             if answer.strip().lower() not in ("y", "yes"):
                 raise FlowKitError("nothing was done")
+        if verb == "retry":
+            _warn_of_refused(letters, wanted, yes)
         done = 0
         with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
             task = progress.add_task(verb, total=len(wanted))
@@ -109,6 +113,22 @@ def settle(
     print(f"{done} of {len(wanted)} dead letters: {'sent again' if verb == 'retry' else 'discarded'}")
     if done < len(chosen):
         raise FlowKitError(f"{len(chosen) - done} of the letters named are not there; see flowkit dead list")
+
+
+def _warn_of_refused(letters: Any, wanted: list[str], yes: bool) -> None:
+    """Tell what becomes of letters that were refused, and ask whether that is meant. Raises what `confirm` raises."""
+    pages = (letters.read(batch, whole=False) for batch in batches(wanted))
+    count = sum(one.reason == REFUSED for page in pages for one in page)
+    if not count:
+        return
+    told = (
+        f"{count} of them {'was' if count == 1 else 'were'} refused: nothing shows that this store sent them; they are "
+        "sent again as messages of another program, so what this store sent, and has applied, is applied again"
+    )
+    if yes:
+        print(told, file=sys.stderr)
+    else:
+        confirm(told)
 
 
 def _cells(one: Any) -> tuple[object, ...]:

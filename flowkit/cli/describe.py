@@ -4,7 +4,7 @@ from typing import Any
 
 from flowkit import duration
 from flowkit.app import App
-from flowkit.cli import show
+from flowkit.cli import keys, show
 from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.plain import plain
 from flowkit.cli.statelessness import traps
@@ -27,7 +27,7 @@ def check(name: str) -> None:
         store.check_tables(app.name, app.metadata)
         said = services.transport.audit(list(app.flows), app.shared(services.store.subscriptions()))
         lost = orphans(app, services.store)
-        found: list[object] = store.doubts()
+        found: list[object] = [*store.doubts(), *keys.doubts(app, services)]
         found += list(services.transport.doubts({flow.name: flow.deadline for flow in app.flows.values()}))
     finally:
         services.close()

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from flowkit import duration
+from flowkit.app import App
 from flowkit.cli import show
-from flowkit.config import Settings, open_store
+from flowkit.config import Services, Settings, open_store
 from flowkit.store.keyring import HANDOVER_SECONDS, KNOWN_SECONDS, Keyring, KeyState
 
 
@@ -26,9 +27,9 @@ def show_list(json: bool) -> None:
 
 
 def rotate(hold: str) -> None:
-    """Make a new key."""
-    seconds = duration.seconds(hold, "--hold")
+    """Make a new key. Without `hold`, those before it verify for as long as any message may wait."""
     with _keyring() as keyring:
+        seconds = duration.seconds(hold, "--hold") if hold else keyring.hold()
         id = keyring.rotate(seconds)
     print(
         f"key {id} signs in {duration.text(KNOWN_SECONDS)}; the keys before it verify for "
@@ -43,6 +44,29 @@ def require() -> None:
     print(
         "only signed messages are taken from now on, by each worker within 30s; versions before do not start any more"
     )
+
+
+def note(app: App, services: Services) -> None:
+    """Note how long messages of an app may wait, where they are signed: their keys are held as long."""
+    if is_signed(services):
+        store: Any = services.store
+        store.keyring.note(app.name, app.retention)
+
+
+def doubts(app: App, services: Services) -> list[str]:
+    """Warnings of keys that verify no more while messages of an app may still wait that they have signed."""
+    store: Any = services.store
+    return [
+        f"key {key.id} verifies for {show.ago(key.left)} more, and App(retention={duration.text(app.retention)!r}) "
+        "lets messages wait longer: true ones that it has signed are refused then; see that they are applied before"
+        for key in (store.keyring.states() if is_signed(services) else ())
+        if key.left is not None and 0 < key.left < app.retention - key.idle
+    ]
+
+
+def is_signed(services: Services) -> bool:
+    """Whether messages travel by a broker, or have done so."""
+    return bool(services.settings.broker_url or services.settings.drain_url)
 
 
 def _state(key: KeyState) -> str:

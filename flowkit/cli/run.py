@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from flowkit import duration
 from flowkit.app import App
+from flowkit.cli import keys
 from flowkit.cli.directed import Directed
 from flowkit.cli.ending import STEP_SECONDS, Ending, end, end_after
 from flowkit.cli.idle import Idle
@@ -130,6 +131,7 @@ def _work(app: App, services: Services, options: Options, grace: float, slots: S
         return 0
     store: Any = services.store
     store.check_tables(app.name, app.metadata)  # this may be another version than its supervisor has looked at
+    keys.note(app, services)
     worker = Worker(app, services, app.select(options.flows) if options.flows else None, slots)
     if not services.settings.group:
         try:
@@ -327,7 +329,7 @@ def _check(app: App, services: Services) -> None:
     store.check_tables(app.name, app.metadata)
     _check_channels(app, services)
     app.connect(services)
-    for line in (*doubts(), *store.doubts(), *orphans(app, services.store)):
+    for line in (*doubts(), *store.doubts(), *keys.doubts(app, services), *orphans(app, services.store)):
         _log.warning("%s", line)
 
 

@@ -117,7 +117,7 @@ def remove(flow: str, yes: bool) -> None:
                 "that, or stop all instances, and ask again"
             )
         if (one.waiting or one.dead) and not yes:
-            _confirm(f"{one.waiting:,} message(s) and {one.dead:,} dead letter(s) of flow {flow} are discarded")
+            confirm(f"{one.waiting:,} message(s) and {one.dead:,} dead letter(s) of flow {flow} are discarded")
         _fetch(services, one)
         settled = store.subscribers.remove(flow)
     print(f"{plain(flow)}: removed; {settled.discarded:,} message(s) discarded")
@@ -191,7 +191,7 @@ def _find(found: Sequence[Known], flow: str) -> Known:
     raise ConfigError(f"no flow {plain(flow)} is in this store{meant}; flowkit subscriptions list names them")
 
 
-def _confirm(what: str) -> None:
+def confirm(what: str) -> None:
     """Ask whether to go on. Raises FlowKitError when the answer is no, and ConfigError where nobody can answer."""
     if not sys.stdin.isatty():
         raise ConfigError(f"{plain(what)}; nothing was done: write --yes if that is meant")

@@ -40,7 +40,8 @@ class DeadLetters:
             return [letter for (letter,) in unit.read(self._store.sql.select_dead, (flow, error, limit))]
 
     def of_version(self, app: str, version: str) -> list[str]:
-        """The ids of the letters that a version of an app made since its rollout began."""
+        """The ids of the letters that a version of an app made since its rollout began, but for what was refused: that
+        is the fault of no version."""
         flows = f"{app}."
         with self._store.unit("") as unit:
             return [letter for (letter,) in unit.read(self._store.sql.dead_of_version, (version, flows, flows, app))]

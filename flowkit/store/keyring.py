@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flowkit import duration
 from flowkit.errors import ConfigError
 from flowkit.ports import Key, Ring
-from flowkit.store.tables import SIGNING, first_key, new_key
+from flowkit.store.tables import RETENTION, SIGNING, first_key, new_key
 from flowkit.store.unit import MICROSECOND
 
 if TYPE_CHECKING:
@@ -19,18 +20,20 @@ HANDOVER_SECONDS = 2 * KNOWN_SECONDS
 """After so long no worker signs with the key before. Its `hold` begins then."""
 DRAIN_SECONDS = 14 * 86_400.0
 """Time in seconds for which unsigned messages are taken after the last worker of the version before: the default of
-App(retention=), because later ones are dead letters for their age."""
+App(retention=), because later ones are dead letters for their age. An app with a longer retention makes it longer."""
 AGAIN_SECONDS = 3600.0
 """Seconds between two notes that such a worker is there."""
 
 
 class KeyState(NamedTuple):
-    """A key, for people. Times are in seconds: since it was made, and until it verifies no more; None: for good."""
+    """A key, for people. Times are in seconds: since it was made, and until it verifies no more; None: for good; since
+    the next key was made."""
 
     id: str
     age: float
     left: float | None
     signs: bool
+    idle: float = 0.0
 
 
 class Keyring:
@@ -52,13 +55,32 @@ class Keyring:
     def states(self) -> list[KeyState]:
         """The keys without their secrets, the newest first. Raises as `read` does."""
         rows = self._rows()
+        ages = [age / MICROSECOND for _, _, age, _ in rows]
         return [
-            KeyState(id, age / MICROSECOND, None if left is None else left / MICROSECOND, id == _signing(rows))
-            for id, _, age, left in rows
+            KeyState(id, age, None if left is None else left / MICROSECOND, id == _signing(rows), idle)
+            for (id, _, _, left), age, idle in zip(rows, ages, [0.0, *ages[:-1]], strict=True)
         ]
 
+    def note(self, app: str, retention: float) -> None:
+        """Note for how many seconds messages of an app may wait: for so long keys are held, and what is unsigned is
+        taken."""
+        with self._store.transaction(fenced=False) as unit:
+            unit.write(self._store.sql.note_retention, [(RETENTION + app, str(int(retention * MICROSECOND)))])
+
+    def hold(self) -> float:
+        """For how many seconds a key is held: as long as any message may wait."""
+        return _window(self._longest())
+
     def rotate(self, hold: float) -> str:
-        """Make a new key, and let those before verify for `hold` seconds more. Returns its id."""
+        """Make a new key, and let those before verify for `hold` seconds more; 0 is for keys that somebody else knows.
+        Returns its id. Raises ConfigError where messages may wait for longer."""
+        longest = self._longest() / MICROSECOND
+        if 0 < hold < longest:
+            raise ConfigError(
+                f"messages may wait for {duration.text(longest)} (App(retention=)), and true ones that are older than "
+                f"{duration.text(hold)} would be refused; write --hold {duration.text(longest)}, or --hold 0s for a "
+                "key that somebody else knows"
+            )
         id, seconds = token_hex(8), int((HANDOVER_SECONDS + hold) * MICROSECOND)
         with self._store.transaction(fenced=False) as unit:
             unit.write(self._store.sql.add_key, [(id, new_key())])
@@ -86,7 +108,7 @@ class Keyring:
     def unsigned(self) -> float | None:
         """For how many seconds more unsigned messages are taken, at least; None: they are not taken."""
         found = self._signing()
-        return None if found.until is None else max(0.0, DRAIN_SECONDS if found.until == "" else found.left)
+        return None if found.until is None else max(0.0, found.window if found.until == "" else found.left)
 
     def _is_lenient(self) -> bool:
         """Whether unsigned messages are taken: for a time after workers of the version before were there last."""
@@ -95,7 +117,7 @@ class Keyring:
             if found.oldest < SIGNING:
                 self._require()
             return False
-        if found.until == "" or (found.older and found.left < DRAIN_SECONDS - AGAIN_SECONDS):
+        if found.until == "" or (found.older and found.left < found.window - AGAIN_SECONDS):
             with self._store.transaction(fenced=False) as unit:
                 unit.write(self._store.sql.drain_unsigned, [(str(found.now + int(DRAIN_SECONDS * MICROSECOND)),)])
         elif found.left <= 0:
@@ -111,6 +133,10 @@ class Keyring:
     def _signing(self) -> "_Signing":
         with self._store.unit("") as unit:
             return _Signing(*unit.read(self._store.sql.signing)[0])
+
+    def _longest(self) -> int:
+        with self._store.unit("") as unit:
+            return int(unit.read(self._store.sql.longest_retention)[0][0])
 
     def _rows(self) -> list[Any]:
         with self._store.unit("") as unit:
@@ -137,8 +163,20 @@ class _Signing(NamedTuple):
     now: int
     older: int
     """How many workers of the version before are there."""
+    longest: int
+    """The longest App(retention=) that is noted, in microseconds."""
+
+    @property
+    def window(self) -> float:
+        """Seconds for which unsigned messages are taken after the last of them was there."""
+        return _window(self.longest)
 
     @property
     def left(self) -> float:
-        """Seconds until then."""
-        return (int(self.until or 0) - self.now) / MICROSECOND
+        """Seconds until then. What is noted is the end for the default retention: processes may not know it yet."""
+        return (int(self.until or 0) - self.now) / MICROSECOND + self.window - DRAIN_SECONDS
+
+
+def _window(longest: int) -> float:
+    """Seconds for which any message may wait, by the longest retention that is noted in microseconds."""
+    return max(DRAIN_SECONDS, longest / MICROSECOND)

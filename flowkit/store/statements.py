@@ -11,7 +11,8 @@ found by.
 from dataclasses import dataclass, fields
 
 from flowkit.message import BATCH_BYTES, UNREAD
-from flowkit.ports import CANDIDATE
+from flowkit.ports import CANDIDATE, REFUSED
+from flowkit.store.tables import RETENTION
 
 ENVELOPE = "source, id, channel, body, type, key, time, correlation, causation, headers"
 
@@ -26,6 +27,10 @@ def _inherited(table: str) -> str:
 ENDED = """(SELECT count(*) FROM flowkit_inbox AS box WHERE box.flow = ? AND box.source = flowkit_messages.source
             AND box.id = flowkit_messages.id AND box.state <> 0)"""
 """Whether a message of a flow is at its end: a copy that is left of it counts no more."""
+
+LONGEST = f"""SELECT coalesce(max(CAST(value AS bigint)), 0) FROM flowkit_meta
+             WHERE substr(name, 1, length('{RETENTION}')) = '{RETENTION}'"""
+"""The longest App(retention=) that is noted, in microseconds; 0 where none is."""
 
 
 @dataclass(frozen=True)
@@ -334,7 +339,11 @@ class Statements:
     signing: str = """
         SELECT (SELECT value FROM flowkit_meta WHERE name = 'oldest'),
                (SELECT value FROM flowkit_meta WHERE name = 'unsigned'), {now},
-               (SELECT count(*) FROM flowkit_workers WHERE signs = 0)"""
+               (SELECT count(*) FROM flowkit_workers WHERE signs = 0), ({longest})"""
+    longest_retention: str = "{longest}"
+    note_retention: str = """
+        INSERT INTO flowkit_meta AS noted (name, value) VALUES (?, ?)
+        ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE noted.value <> excluded.value"""
     older_workers: str = "SELECT id FROM flowkit_workers WHERE signs = 0"
     drain_unsigned: str = "UPDATE flowkit_meta SET value = ? WHERE name = 'unsigned'"
     require_signatures: str = "DELETE FROM flowkit_meta WHERE name = 'unsigned'"
@@ -356,8 +365,9 @@ class Statements:
         WHERE (asked.flow IS NULL OR dead.flow = asked.flow)
         AND (asked.error IS NULL OR replace(dead.error, asked.error, '') <> dead.error)
         GROUP BY dead.flow, dead.reason, dead.error ORDER BY many DESC, dead.flow, dead.reason, dead.error LIMIT ?"""
-    dead_of_version: str = """
-        SELECT letter FROM flowkit_dead WHERE version = ? AND substr(flow, 1, length(CAST(? AS text))) = ?
+    dead_of_version: str = f"""
+        SELECT letter FROM flowkit_dead
+        WHERE version = ? AND reason <> '{REFUSED}' AND substr(flow, 1, length(CAST(? AS text))) = ?
         AND died >= (SELECT began FROM flowkit_rollouts WHERE app = ?) ORDER BY letter"""
     read_dead: str = f"""
         SELECT letter, flow, {ENVELOPE}, generation, attempts, died, reason, error, stack FROM flowkit_dead
@@ -412,6 +422,7 @@ class Statements:
                 hold=hold, ground=ground,
                 of=f"replace(flow, '{CANDIDATE}', '')", entry=row or "flow, source, id", letter=row or "letter",
                 object=row or "space, key", reply=row or "app, route, principal, id", started=started, unread=UNREAD,
+                longest=LONGEST,
             )  # fmt: skip
             return " ".join(filled.split()).replace("?", marker)
 

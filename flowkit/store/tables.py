@@ -13,6 +13,8 @@ SIGNING = "0007"
 UNSIGNED = "unsigned"
 """The name in `flowkit_meta` of the time until which unsigned messages are taken; empty before the first
 process that signs. A store that was made by this version has none."""
+RETENTION = "retention:"
+"""Before the name of an app in `flowkit_meta`: its App(retention=), in microseconds. Only with a broker."""
 
 OPEN, DONE, DEAD = 0, 1, 2
 """States of an inbox row."""

@@ -199,6 +199,32 @@ def test_a_right_that_only_retention_lacks_holds_no_message_up(
             wait_until(lambda: ran["a"] == 1)
 
 
+GRANTED = {
+    "GRANT CREATE ON SCHEMA public TO worker": "may create tables and functions in schema public",
+    "ALTER ROLE worker BYPASSRLS": "passes over row security",
+    "ALTER TABLE flowkit_messages OWNER TO worker": "owns FlowKit's tables",
+}
+"""A right that no worker needs -> what is said of it."""
+
+
+def test_a_role_that_may_do_more_than_workers_need_is_told_of(postgresql_url: str, flowkit: Command) -> None:
+    """As a note and no warning: the role of the first steps may do everything."""
+
+    def noted(url: str) -> str:
+        code, said = flowkit(url, "check", "tests.web_app:app")
+        assert code == 0 and "flows, " in said and "warnings" not in said, said
+        return "\n".join(line for line in said.splitlines() if line.startswith("role "))
+
+    with role_of(postgresql_url) as url:
+        assert noted(url) == ""
+        for number, (statement, told) in enumerate(GRANTED.items(), 1):
+            administer(postgresql_url, statement)
+            lines = noted(url)
+            assert (lines.count("role worker"), told in lines) == (number, True), lines
+        administer(postgresql_url, "ALTER ROLE worker SUPERUSER")
+        assert re.fullmatch(r"role worker of FLOWKIT_DATABASE_URL is a superuser.*", noted(url))
+
+
 PAGE = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
 LESS = {role: sql for role in ("publisher", "monitor") for sql in PAGE.split("```sql\n") if f" TO {role};" in sql}
 """Role of docs/security.md -> the statements that give it its rights."""

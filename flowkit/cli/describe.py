@@ -25,7 +25,10 @@ def check(name: str) -> None:
         store: Any = services.store
         app.check_moves(store)
         store.check_tables(app.name, app.metadata)
-        said = services.transport.audit(list(app.flows), app.shared(services.store.subscriptions()))
+        said = [
+            *store.audit(),
+            *services.transport.audit(list(app.flows), app.shared(services.store.subscriptions())),
+        ]
         lost = orphans(app, services.store)
         found: list[object] = [*store.doubts(), *keys.doubts(app, services)]
         found += list(services.transport.doubts({flow.name: flow.deadline for flow in app.flows.values()}))

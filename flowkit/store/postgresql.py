@@ -19,6 +19,7 @@ from flowkit.ports import Clock
 from flowkit.store.insert import plain_insert
 from flowkit.store.listener import Listener, key
 from flowkit.store.place import UNKNOWN
+from flowkit.store.rights import excess
 from flowkit.store.servers import Refusals, Servers, places
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import ENVELOPE, Statements
@@ -339,6 +340,10 @@ class PostgresDialect:
             self._listener.wait(0.0)  # it reaches the server by another way
         remedy = "add sslmode=verify-full, and sslrootcert= for an authority of your own"
         return exposed("FLOWKIT_DATABASE_URL", str(self._url), self._servers.exposed, remedy)
+
+    def audit(self) -> list[str]:
+        with self.engine.connect() as connection:
+            return excess(connection)
 
     def tidy(self) -> None:
         """Nothing to do: autovacuum does it."""

@@ -159,6 +159,10 @@ class Dialect(Protocol):
     def doubts(self) -> list[str]:
         """Warnings of how the database is reached. Blocks; raises what a connection raises."""
 
+    def audit(self) -> list[str]:
+        """What is to be said of the rights with which the database is reached. Blocks; raises what a connection
+        raises."""
+
     def tidy(self) -> None:
         """Regular upkeep of the database."""
 
@@ -286,6 +290,13 @@ class SqlStore:
         """Warnings of how the database is reached. Blocks. Raises StoreUnavailable."""
         try:
             return self.dialect.doubts()
+        except Exception as error:
+            raise self.classify(error, own=True) from error
+
+    def audit(self) -> list[str]:
+        """What is to be said of the rights with which the database is reached. Blocks. Raises StoreUnavailable."""
+        try:
+            return self.dialect.audit()
         except Exception as error:
             raise self.classify(error, own=True) from error
 

@@ -159,6 +159,9 @@ class SqliteDialect:
     def doubts(self) -> list[str]:
         return []
 
+    def audit(self) -> list[str]:
+        return []
+
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         return nullcontext()
 

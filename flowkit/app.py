@@ -269,6 +269,8 @@ class App:
             services.store.create(self.metadata)
             self.check_moves(services.store)
             services.store.subscribe({flow.name: flow.source.name for flow in self.flows.values()} | shared)
+            if not self.flows:
+                services.store.announce(self.name)  # subscriptions do not tell of it
         except StoreConflict as conflict:
             raise StoreUnavailable(f"{conflict}; another transaction held the database for too long") from conflict
         self._services = services

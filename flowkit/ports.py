@@ -559,6 +559,12 @@ class Store(Protocol):
     def subscriptions(self) -> Mapping[str, str]:
         """flow -> channel, of every app."""
 
+    def announce(self, app: str) -> None:
+        """Record that an app without flows publishes here: no other program may then have its name."""
+
+    def publishers(self) -> Sequence[str]:
+        """The apps that were announced."""
+
     def key(self) -> bytes:
         """The secret of this store, which all its instances know. Raises ConfigError where it has none yet."""
 

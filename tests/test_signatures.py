@@ -411,11 +411,22 @@ def test_nobody_else_makes_or_changes_a_message_of_ours(site: Site, attacker: Su
 
 @pytest.mark.rabbitmq
 def test_no_other_program_takes_an_id_of_another_app_of_the_store(site: Site, attacker: Supplier) -> None:
+    """Also of one that only publishes."""
     site.store.subscribe({"billing.accept": "bills"})
+    invoicing = App("invoicing")
+    orders = invoicing.channel(site.orders.name, Order, optional=True)
+    invoicing.connect(site.services)
     with site.worker():
         put(attacker, address(site), {"ce-id": "1", "ce-source": "billing"}, b'{"name": "a"}')
-        wait_until(lambda: site.effects() == {"a": 1})
-    assert [(one.id, one.source) for one in site.seen] == [("1", "foreign:billing")]
+        put(attacker, address(site), {"ce-id": "1", "ce-source": "invoicing"}, b'{"name": "b"}')
+        wait_until(lambda: site.effects() == {"a": 1, "b": 1})
+        invoicing.publish(orders, Order(name="c"), id="1")
+        wait_until(lambda: site.effects() == {"a": 1, "b": 1, "c": 1})
+    assert {(one.id, one.source) for one in site.seen} == {
+        ("1", "foreign:billing"),
+        ("1", "foreign:invoicing"),
+        ("1", "invoicing"),
+    }
 
 
 @pytest.mark.rabbitmq

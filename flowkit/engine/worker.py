@@ -582,5 +582,5 @@ class Worker:
 
 
 def _apps(store: Store) -> frozenset[str]:
-    """The apps that have flows in a store."""
-    return frozenset(map(app_of, store.subscriptions()))
+    """The apps that have flows in a store, and those that publish there."""
+    return frozenset(map(app_of, (*store.subscriptions(), *store.publishers())))

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from flowkit.disclosure import told
 from flowkit.errors import ConfigError, StoreOutdated
 from flowkit.fork import refuse_child
-from flowkit.message import new_id
+from flowkit.message import Message, new_id
 from flowkit.ports import (
     Asked,
     Clock,
@@ -51,6 +51,8 @@ QUIET_MICROSECONDS = 5_000_000
 """A worker that has not told so for longer is not taken to be ready."""
 OUTAGE_MICROSECONDS = 3_000_000
 """No ready worker told so for longer than this: an outage."""
+PUBLISHERS = "publishers"
+"""The name in the inbox, no flow's and no channel's, under which apps without flows are announced."""
 SHORT_SECONDS = 30.0
 """The deadline of the store's own short transactions."""
 _log = logging.getLogger("flowkit.store")
@@ -357,6 +359,15 @@ class SqlStore:
         """flow -> channel, of every app."""
         with self.unit("") as unit:
             return dict(unit.read("SELECT flow, channel FROM flowkit_subscriptions WHERE channel <> '' ORDER BY flow"))
+
+    def announce(self, app: str) -> None:
+        # In the inbox, where whoever publishes may write, the name is claimed like an id.
+        with self.transaction(fenced=False) as unit:
+            unit.claim([Delivery(Message("", app, "", b""), PUBLISHERS)])
+
+    def publishers(self) -> list[str]:
+        with self.unit("") as unit:
+            return [app for (app,) in unit.read(f"SELECT source FROM flowkit_inbox WHERE flow = '{PUBLISHERS}'")]
 
     def replies(self, app: str, requests: Collection[Asked]) -> dict[Asked, bytes]:
         with self.unit("") as unit:

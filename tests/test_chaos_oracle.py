@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from flowkit.store import access
+from flowkit.store.residue import Residue
 from flowkit.testing import Harness
 from tests.chaos.app import DEEDS, app, orders
 from tests.chaos.campaign import MANY, Outcome, Plan
@@ -108,6 +110,22 @@ def test_an_attempt_that_nothing_accounts_for_shows(scene: Scene) -> None:
     outcome = Outcome(Plan(10, 0, 0, 0, 0), True, verdict, verdict.told, 0, 0, [], 1.0, 1.0)
     assert outcome.faults == ["2 attempts were charged, in 0 deaths"]
     assert outcome.vacuous == ["1 runs were repeated, 0 messages taken over"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_setting_that_reaches_a_neighbour_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    monkeypatch.setenv("CHAOS_DIR", str(tmp_path))
+    if broken:
+        monkeypatch.setattr(access, "residue", lambda statement: Residue.NONE)
+    with Harness(app, f"sqlite:///{tmp_path}/flowkit.db") as harness:
+        some = [Order(name=f"c0-{number}", deed="set" if number < 2 else "") for number in range(5)]
+        app.publish_many(orders, some, ids=[order.name for order in some])
+        harness.until_quiet()
+        (tmp_path / "client-c0").write_text("".join(f"{one.name} {one.deed or '-'} ok 1.0\n" for one in some))
+        seen = [name for name in judge(harness.store, {}, tmp_path).unfounded if name.startswith("seen ")]
+    assert bool(seen) is broken
 
 
 def test_what_never_happened_shows(scene: Scene) -> None:

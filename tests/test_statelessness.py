@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from flowkit import App
+from flowkit.analysis.statelessness import Trap, traps
 from flowkit.cli.load import load
-from flowkit.cli.statelessness import Trap, traps
 
 HEAD = """
 import asyncio, collections, contextvars, functools, itertools, json, logging, os, pathlib, shelve, shutil, sqlite3

@@ -20,7 +20,7 @@ from pathlib import Path, PurePath
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
-from flowkit.cli.source import CONTAINERS, FUNCTIONS, UNKNOWN, Source, is_a, layers, parameters
+from flowkit.analysis.source import CONTAINERS, FUNCTIONS, UNKNOWN, Source, is_a, layers, parameters
 from flowkit.flow import Flow
 
 DEPTH = 5

@@ -1,0 +1,1 @@
+"""Analysis: what the source of an app's handlers says before they run."""

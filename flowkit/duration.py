@@ -38,3 +38,10 @@ def text(value: float) -> str:
     if rest:
         parts.append(f"{rest:.3f}".rstrip("0").rstrip(".") + "s")
     return "".join(parts)
+
+
+def ago(seconds: float | None) -> str:
+    """A time span for people."""
+    if seconds is None:
+        return "–"
+    return text(round(max(0.0, seconds), 1 if seconds < 10 else 0))

@@ -632,7 +632,6 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except Exception as error:
-        from flowkit.cli.plain import ENDS, plain
         from flowkit.errors import (
             ConfigError,
             DefinitionError,
@@ -641,6 +640,7 @@ def main() -> None:
             StoreLost,
             StoreUnavailable,
         )
+        from flowkit.plain import ENDS, plain
 
         if not isinstance(error, FlowKitError):
             raise

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import typer
 from rich.progress import Progress
 
-from flowkit.cli.name import similar
-from flowkit.cli.plain import ENDS, plain
 from flowkit.cli.show import as_json, as_json_list, table, tables
 from flowkit.cli.subscriptions import confirm
 from flowkit.config import Settings, open_store
 from flowkit.errors import FlowKitError
+from flowkit.operations.names import similar
+from flowkit.plain import ENDS, plain
 from flowkit.ports import REFUSED
 
 BATCH = 500

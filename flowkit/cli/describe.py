@@ -7,10 +7,10 @@ from flowkit.analysis.statelessness import traps
 from flowkit.app import App
 from flowkit.cli import keys, show
 from flowkit.cli.load import load, refuse_green_threads
-from flowkit.cli.plain import plain
 from flowkit.cli.subscriptions import orphans
 from flowkit.config import Services, Settings, connect, doubts
 from flowkit.errors import StoreMissing, StoreOutdated
+from flowkit.plain import plain
 
 MEMORY = "sqlite:///:memory:"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from flowkit import duration
-from flowkit.cli.name import similar
-from flowkit.cli.plain import plain
 from flowkit.config import Settings, open_store
 from flowkit.continuity import agreement, planning
 from flowkit.errors import ConfigError
+from flowkit.operations.names import similar
+from flowkit.plain import plain
 from flowkit.ports import DIRECTIONS, DRAINED, LANES, MINIMUM, NORMAL, PAUSED, WORKERS
 
 LOOK_SECONDS = 0.2

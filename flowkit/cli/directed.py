@@ -6,9 +6,9 @@ from typing import Any
 
 from flowkit.app import App
 from flowkit.config import Services
-from flowkit.continuity.comparison import versions
 from flowkit.engine.supervisor import Supervisor
 from flowkit.errors import StoreConflict, Unavailable
+from flowkit.operations.comparison import versions
 from flowkit.ports import LANES, WORKERS
 
 LOOK_SECONDS = 1.0

@@ -21,8 +21,8 @@ def show_list(json: bool) -> None:
     show.table("Keys", ["key", "state"], [(one.id, _state(one)) for one in found])
     if unsigned is not None:
         print(
-            f"\nunsigned messages are taken for {show.ago(unsigned)} more, for those that a version before sent; once "
-            "these are at their end, write: flowkit keys require"
+            f"\nunsigned messages are taken for {duration.ago(unsigned)} more, for those that a version before sent; "
+            "once these are at their end, write: flowkit keys require"
         )
 
 
@@ -57,7 +57,7 @@ def doubts(app: App, services: Services) -> list[str]:
     """Warnings of keys that verify no more while messages of an app may still wait that they have signed."""
     store: Any = services.store
     return [
-        f"key {key.id} verifies for {show.ago(key.left)} more, and App(retention={duration.text(app.retention)!r}) "
+        f"key {key.id} verifies for {duration.ago(key.left)} more, and App(retention={duration.text(app.retention)!r}) "
         "lets messages wait longer: true ones that it has signed are refused then; see that they are applied before"
         for key in (store.keyring.states() if is_signed(services) else ())
         if key.left is not None and 0 < key.left < app.retention - key.idle
@@ -72,7 +72,7 @@ def is_signed(services: Services) -> bool:
 def _state(key: KeyState) -> str:
     if key.left is not None and key.left <= 0:
         return "verifies no more"
-    left = "" if key.left is None else f"verifies for {show.ago(key.left)} more"
+    left = "" if key.left is None else f"verifies for {duration.ago(key.left)} more"
     return ", ".join(filter(None, ["signs" if key.signs else "", left])) or "signs soon"
 
 

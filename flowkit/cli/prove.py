@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from flowkit.cli import show
 from flowkit.cli.load import load, load_function
-from flowkit.cli.plain import ENDS, plain
+from flowkit.plain import ENDS, plain
 from flowkit.testing.crash import CrashUnsafe, Proof, crash_everywhere
 from flowkit.testing.end import Row, brief
 from flowkit.testing.process import ScenarioFailed, Unrepeatable

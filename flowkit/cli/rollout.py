@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from flowkit import duration
 from flowkit.cli import show
-from flowkit.cli.plain import plain
 from flowkit.config import Settings, open_store, open_transport
-from flowkit.continuity.comparison import ENOUGH, Plan, Version, fault, versions
 from flowkit.engine.versions import NONE, named
 from flowkit.errors import CommitUnknown, ConfigError, FlowKitError, StoreConflict, Unavailable
+from flowkit.operations.comparison import ENOUGH, Plan, Version, fault, versions
+from flowkit.plain import plain
 from flowkit.ports import CANDIDATE, Rollout
 
 LOOK_SECONDS = 0.2

@@ -10,8 +10,7 @@ from rich.console import Console, ConsoleDimensions
 from rich.table import Table
 from rich.text import Text
 
-from flowkit import duration
-from flowkit.cli.plain import plain
+from flowkit.plain import plain
 
 FOLDED = 20
 """So wide is at least what is folded: sentences."""
@@ -79,13 +78,6 @@ def cell(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return plain("" if value is None else str(value))
-
-
-def ago(seconds: float | None) -> str:
-    """A time span for people."""
-    if seconds is None:
-        return "–"
-    return duration.text(round(max(0.0, seconds), 1 if seconds < 10 else 0))
 
 
 def as_json(value: object) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from flowkit import duration
 from flowkit.cli import show
-from flowkit.cli.plain import plain
 from flowkit.config import Settings, open_store
 from flowkit.continuity import agreement, planning
 from flowkit.continuity.record import record
 from flowkit.errors import ConfigError
+from flowkit.plain import plain
 
 MOST_OUTAGES = 10
 PRECISE_SECONDS = 60.0

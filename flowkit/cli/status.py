@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from flowkit import duration
 from flowkit.cli import show
-from flowkit.cli.plain import plain
 from flowkit.cli.subscriptions import Known, known
 from flowkit.config import Settings, open_store, open_transport
+from flowkit.plain import plain
 from flowkit.ports import DIRECTIONS, DRAINED, EXCHANGE, NORMAL, PAUSED
 
 FAR_SECONDS = 0.01
@@ -89,7 +90,7 @@ def status(json: bool) -> None:
                 balance.dead,
                 queued.get(flow, 0),
                 *(backlog[flow][:4] if flow in backlog else (0, 0, 0, 0)),
-                show.ago(backlog[flow].oldest if flow in backlog else None),
+                duration.ago(backlog[flow].oldest if flow in backlog else None),
             )
             for flow, balance in _owned(balances).items()
         ],
@@ -124,7 +125,7 @@ def _directed(directions: Mapping[tuple[str, str], int], what: str, flow: str) -
 def _cells(one: Any) -> tuple[str, ...]:
     """A worker, in the order of the table."""
     who = (one.id, one.app, one.version, one.group, one.site, one.host, str(one.pid), one.state)
-    return (*who, show.ago(one.started), show.ago(one.silent))
+    return (*who, duration.ago(one.started), duration.ago(one.silent))
 
 
 def _least(ask: Callable[[], object]) -> float:

@@ -5,14 +5,15 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from flowkit import duration
 from flowkit.app import App
 from flowkit.cli import show
-from flowkit.cli.name import similar
-from flowkit.cli.plain import plain
 from flowkit.config import Services, connect
 from flowkit.engine.adoption import received, unread
 from flowkit.errors import ConfigError, DefinitionError, FlowKitError, Undecodable
 from flowkit.message import check_name
+from flowkit.operations.names import similar
+from flowkit.plain import plain
 from flowkit.ports import CANDIDATE, EXCHANGE, Delivery, Store, Transport
 
 
@@ -93,7 +94,7 @@ def show_list(json: bool) -> None:
             (
                 one.flow,
                 one.channel,
-                show.ago(one.silent),
+                duration.ago(one.silent),
                 one.waiting,
                 one.dead,
                 "orphaned" if one.orphaned else "subscribed",

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from difflib import get_close_matches
 
-from flowkit.cli.plain import plain
+from flowkit.plain import plain
 
 
 def similar(name: str, known: Collection[str]) -> str:

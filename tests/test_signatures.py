@@ -23,6 +23,7 @@ from flowkit.engine.versions import Versions
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError, DefinitionError, FlowKitError, StoreUnavailable
 from flowkit.message import Message, new_id
+from flowkit.operations.keys import doubts, note
 from flowkit.ports import EXCHANGE, REFUSED, Copy, Delivery, Key, Ring, Rollout, Shared
 from flowkit.store import keyring, tables
 from flowkit.transports.rabbitmq import signature
@@ -294,12 +295,12 @@ def test_a_key_that_ends_before_a_message_may_is_told_of(store: Any) -> None:
     services = Services(Settings(broker_url="amqp://localhost"), store, SqlTransport(store, 30))
     alone = services._replace(settings=Settings())
     store.keyring.rotate(14 * DAY)
-    (told,) = keys.doubts(app, services)
+    (told,) = doubts(app, services)
     assert re.match(r"key \w+ verifies for 14d.* more, and App\(retention='30d'\) lets messages wait longer", told)
-    assert keys.doubts(App("shop"), services) == keys.doubts(app, alone) == []
-    keys.note(app, alone)
+    assert doubts(App("shop"), services) == doubts(app, alone) == []
+    note(app, alone)
     store.keyring.rotate(14 * DAY)
-    keys.note(app, services)
+    note(app, services)
     with pytest.raises(ConfigError):
         store.keyring.rotate(14 * DAY)
 

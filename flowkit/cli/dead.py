@@ -9,8 +9,8 @@ from typing import Any, Literal
 import typer
 from rich.progress import Progress
 
+from flowkit.cli.question import confirm
 from flowkit.cli.show import as_json, as_json_list, table, tables
-from flowkit.cli.subscriptions import confirm
 from flowkit.config import Settings, open_store
 from flowkit.errors import FlowKitError
 from flowkit.operations.names import similar

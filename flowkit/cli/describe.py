@@ -5,11 +5,12 @@ from typing import Any
 from flowkit import duration
 from flowkit.analysis.statelessness import traps
 from flowkit.app import App
-from flowkit.cli import keys, show
+from flowkit.cli import show
 from flowkit.cli.load import load, refuse_green_threads
-from flowkit.cli.subscriptions import orphans
 from flowkit.config import Services, Settings, connect, doubts
 from flowkit.errors import StoreMissing, StoreOutdated
+from flowkit.operations import keys
+from flowkit.operations.subscriptions import orphans
 from flowkit.plain import plain
 
 MEMORY = "sqlite:///:memory:"

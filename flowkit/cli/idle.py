@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from flowkit.disclosure import told
 from flowkit.errors import StoreConflict, Unavailable
-from flowkit.ports import EXCHANGE, Pending, Store, Transport
+from flowkit.operations.pending import left
+from flowkit.ports import Store, Transport
 
 LOOK_SECONDS = 0.2
 _log = logging.getLogger("flowkit.run")
@@ -34,7 +35,7 @@ class Idle:
             return False
         self._looked = now
         try:
-            now_pending, later = self._pending()
+            now_pending, later = left(self._store, self._transport, self._flows, self._broker)
         except Exception as error:
             if not isinstance(error, Unavailable | StoreConflict) and str(error) != self._failed:
                 _log.error("cannot see what is left to do, and looks again in %g s: %s", LOOK_SECONDS, told(error))
@@ -45,14 +46,3 @@ class Idle:
             _log.warning("only delayed messages and retries are left; waiting for %d", later)
         self._seen = 0 if now_pending or later else self._seen + 1
         return self._seen >= 2
-
-    def _pending(self) -> Pending:
-        """What is due or in work, and what waits for a later time. At a broker the ledger knows of the messages, and
-        the queues do of those that other programs sent."""
-        store, (now, later) = self._store, self._store.pending(self._flows)
-        if self._broker:
-            queued = sum(self._transport.depths(self._flows).values())
-            now = max(store.unfinished(self._flows) - later, queued)
-        if self._transport.lease:
-            now += store.pending([flow for flow in store.subscriptions() if flow.startswith(EXCHANGE)]).now
-        return Pending(now, later)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from flowkit import duration
 from flowkit.app import App
-from flowkit.cli import keys
 from flowkit.cli.directed import Directed
 from flowkit.cli.ending import STEP_SECONDS, Ending, end, end_after
 from flowkit.cli.idle import Idle
@@ -23,7 +22,6 @@ from flowkit.cli.init import reap_orphans
 from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.logs import log
 from flowkit.cli.signals import Signals, die_with_parent, name_parent
-from flowkit.cli.subscriptions import orphans
 from flowkit.cli.systemd import ServiceManager
 from flowkit.config import Services, Settings, SystemClock, connect, doubts, open_store
 from flowkit.continuity.standby import Standby, stand_alone
@@ -33,6 +31,8 @@ from flowkit.engine.versions import named
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError, StoreConflict, StoreOutdated, Unavailable
 from flowkit.message import new_id
+from flowkit.operations import keys
+from flowkit.operations.subscriptions import orphans
 from flowkit.ports import Fence, WorkerInfo
 from flowkit.telemetry import configure
 from flowkit.url import mask

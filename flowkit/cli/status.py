@@ -6,8 +6,8 @@ from typing import Any
 
 from flowkit import duration
 from flowkit.cli import show
-from flowkit.cli.subscriptions import Known, known
 from flowkit.config import Settings, open_store, open_transport
+from flowkit.operations.subscriptions import Known, known
 from flowkit.plain import plain
 from flowkit.ports import DIRECTIONS, DRAINED, EXCHANGE, NORMAL, PAUSED
 

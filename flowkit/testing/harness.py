@@ -15,6 +15,7 @@ from flowkit.config import Services, Settings, open_store
 from flowkit.engine.item import Item
 from flowkit.engine.worker import Worker
 from flowkit.message import Message, new_id
+from flowkit.operations import pending
 from flowkit.ports import Done, Outcome
 from flowkit.store.dead import DeadLetter
 from flowkit.store.ledger import Balance
@@ -107,11 +108,7 @@ class Harness:
 
     def balances(self) -> dict[str, Balance]:
         """The ledger, by flow. While a broker is between the flows, what it holds counts as pending."""
-        found: dict[str, Balance] = self.store.ledger.balances()
-        if self.services.transport is self.broker:
-            depths = self.broker.depths(found)
-            found = {flow: one._replace(pending=one.pending + depths[flow]) for flow, one in found.items()}
-        return found
+        return pending.balances(self.store.ledger, self.services.transport)
 
     def session(self) -> Session:
         """A session on the store's database, to look at what was stored. The caller closes it."""

@@ -32,6 +32,7 @@ from flowkit.errors import (
 )
 from flowkit.flow import Flow, Outgoing, compose
 from flowkit.message import digest, is_name
+from flowkit.operations import pending
 from flowkit.ports import Asked
 from flowkit.publisher import Publisher
 from flowkit.route import Arguments, Route, source_of
@@ -213,8 +214,7 @@ class Ingress:
         return _json({"pending": await self._told(self._backlog.answer())}, HTTPStatus.OK)
 
     def _pending(self) -> int:
-        flows, (store, transport) = list(self._app.flows), (self._services.store, self._services.transport)
-        return store.pending(flows).now + sum(transport.depths(flows).values())
+        return pending.ready(self._services.store, self._services.transport, list(self._app.flows))
 
     async def _asked(self, question: Callable[[], T]) -> T:
         """Ask the store for one request."""

@@ -5,13 +5,14 @@ Any instance says the same, so that it does not matter which of several processe
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from flowkit.config import Services
+from flowkit.operations import pending
+from flowkit.operations.store import operated
 
 MEDIA = "text/plain; version=0.0.4; charset=utf-8"
 ENDS = ("accepted", "applied", "dead", "discarded", "expired")
@@ -21,7 +22,7 @@ class Metrics(Collector):
     """The ledger, the backlog and the fleet as metrics. Thread-safe."""
 
     def __init__(self, services: Services) -> None:
-        self._store: Any = services.store
+        self._store = operated(services.store)
         self._transport = services.transport
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -48,17 +49,18 @@ class Metrics(Collector):
             letters.add_metric([flow], balance.letters)
         backlog = GaugeMetricFamily("flowkit_backlog", "Messages that wait, or are at work", labels=["flow", "state"])
         oldest = GaugeMetricFamily("flowkit_oldest_seconds", "The age of the oldest of them", labels=["flow"])
-        for flow, rows in ledger.backlog().items():
+        waiting = pending.waiting(ledger, self._transport, balances)
+        for flow, rows in waiting.rows.items():
             for state in ("due", "leased", "delayed", "parked"):
                 backlog.add_metric([flow, state], getattr(rows, state))
             oldest.add_metric([flow], rows.oldest or 0.0)
-        for flow, many in self._transport.depths(list(balances)).items():
+        for flow, many in waiting.queued.items():
             backlog.add_metric([flow, "queued"], many)
         workers = GaugeMetricFamily("flowkit_workers", "Worker processes", labels=["app", "group", "version", "state"])
         fleet = Counter((one.app, one.group, one.version, one.state.partition(":")[0]) for one in ledger.workers())
         for labels, many in sorted(fleet.items()):
             workers.add_metric(labels, many)
         directions = GaugeMetricFamily("flowkit_directions", "What the fleet is directed to", labels=["what", "name"])
-        for labels, value in sorted(self._store.directions().items()):
-            directions.add_metric(labels, value)
+        for direction, value in sorted(self._store.directions().items()):
+            directions.add_metric(direction, value)
         yield from (messages, letters, backlog, oldest, workers, directions)

@@ -1,0 +1,39 @@
+"""The services of the settings, open for as long as a command works with them. No SQLite file is made."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flowkit.config import Services, Settings, connect, open_store, open_transport
+from flowkit.operations.store import OperatedStore
+
+
+@contextmanager
+def opened_store(settings: Settings | None = None) -> Iterator[OperatedStore]:
+    """The store. No broker is needed."""
+    store: OperatedStore = open_store(settings or Settings.read(), create=False)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def opened_services() -> Iterator[Services]:
+    """The store and the transport. With a broker, a copy of the store's database is refused."""
+    services = connect(create=False)
+    try:
+        yield services
+    finally:
+        services.close()
+
+
+@contextmanager
+def services_to_look_at() -> Iterator[Services]:
+    """The same, where nothing is changed: a copy of the database can be looked at too."""
+    settings = Settings.read()
+    with opened_store(settings) as store:
+        services = Services(settings, store, open_transport(settings, store))
+        try:
+            yield services
+        finally:
+            services.transport.close()

@@ -29,6 +29,7 @@ from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.relay import record
 from flowkit.engine.worker import Worker
 from flowkit.message import new_id
+from flowkit.operations import audit
 from flowkit.ports import Copy, Delivery, Receipt, Source
 from flowkit.telemetry import Telemetry
 from flowkit.testing.conformance import message
@@ -605,7 +606,7 @@ def test_an_audit_counts_again_while_something_is_on_its_way(
             wait_until(lambda: sum(shop.store.pending(list(shop.app.flows))) == 0)
             assert status.audit(json=False) == 1
             assert "or workers have it in hand" in capsys.readouterr().out
-            monkeypatch.setattr(status, "time", SimpleNamespace(sleep=end))
+            monkeypatch.setattr(audit, "time", SimpleNamespace(sleep=end))
             assert status.audit(json=False) == 0
         shop.check("a")
 

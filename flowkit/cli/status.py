@@ -1,105 +1,90 @@
 """`flowkit status` and `flowkit audit`: the state of the store."""
 
-import time
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from flowkit import duration
 from flowkit.cli import show
-from flowkit.config import Settings, open_store, open_transport
-from flowkit.operations.subscriptions import Known, known
+from flowkit.cli.opened import services_to_look_at
+from flowkit.operations import audit as auditing
+from flowkit.operations import overview
+from flowkit.operations.audit import Audit, difference
+from flowkit.operations.overview import FlowState, Overview
+from flowkit.operations.store import operated
 from flowkit.plain import plain
-from flowkit.ports import DIRECTIONS, DRAINED, EXCHANGE, NORMAL, PAUSED
+from flowkit.ports import DIRECTIONS, DRAINED, NORMAL, PAUSED
+from flowkit.store.ledger import WorkerRow
 
 FAR_SECONDS = 0.01
 """What is further away from its store or its broker is at another site."""
 
-COUNTS, COUNT_SECONDS = 20, 0.5
 IN_HAND = ", or workers have it in hand: what they have is not counted, so ask again when nothing is at work"
+NAMES = ("accepted", "applied", "dead", "discarded", "expired", "pending")
+"""The terms of the ledger."""
 
 
 def status(json: bool) -> None:
     """Workers, backlog and ledger."""
-    settings = Settings.read()
-    store = open_store(settings, create=False)
-    try:
-        workers, backlog, balances = store.ledger.workers(), store.ledger.backlog(), store.ledger.balances()
-        subscribed, directions = store.subscriptions(), store.directions()
-        standings = {app: store.standing(app) for app in sorted({one.app for one in workers})}
-        latencies = {"store": _least(store.now)}
-        transport = open_transport(settings, store)
-        try:
-            queued = transport.depths(mine := [one for one in subscribed if not one.startswith(EXCHANGE)])
-            strays = [one for one in known(store, transport) if one.orphaned]
-            if settings.broker_url and mine:
-                latencies["broker"] = _least(lambda: transport.depths(mine[:1]))
-        finally:
-            transport.close()
-    finally:
-        store.close()
-    gone = {flow for flow, one in balances.items() if flow not in subscribed and not (flow in backlog or one.letters)}
-    balances = {flow: one for flow, one in balances.items() if flow not in gone}
+    with services_to_look_at() as services:
+        broker = bool(services.settings.broker_url)
+        found = overview.look(operated(services.store), services.transport, broker)
     if json:
-        show.as_json(
-            {
-                "workers": [worker._asdict() for worker in workers],
-                "active": {
-                    app: standing._asdict() for app, standing in standings.items() if standing and standing.group
-                },
-                "latency": latencies,
-                "orphaned": [one.flow for one in strays],
-                "flows": {
-                    flow: {
-                        "channel": subscribed.get(flow),
-                        **{what: _directed(directions, what, flow) for what in DIRECTIONS},
-                        **balance._asdict(),
-                        "backlog": backlog[flow]._asdict() if flow in backlog else None,
-                        "queued": queued.get(flow, 0),
-                    }
-                    for flow, balance in _owned(balances).items()
-                },
-                "shared": {
-                    flow.removeprefix(EXCHANGE): rows._asdict()
-                    for flow, rows in backlog.items()
-                    if flow.startswith(EXCHANGE)
-                },
-            }
-        )
+        show.as_json(_as_json(found))
         return
     show.table(
         "Workers",
         ["id", "app", "version", "group", "site", "host", "pid", "state", "up", "heartbeat"],
-        [_cells(one) for one in workers],
+        [_cells(one) for one in found.workers],
     )
-    for app, standing in standings.items():
-        if standing is not None and standing.group:
-            how = f"for {standing.seconds:.1f} s more" if standing.seconds > 0 else "but silent; a spare takes over"
-            print(f"app {plain(app)}: group {plain(standing.group)} is active {how}")
-    for name, seconds in latencies.items():
+    for app, standing in found.active.items():
+        how = f"for {standing.seconds:.1f} s more" if standing.seconds > 0 else "but silent; a spare takes over"
+        print(f"app {plain(app)}: group {plain(standing.group)} is active {how}")
+    for name, seconds in found.latencies.items():
         far = "; instances so far from it are slow, and belong to a site of their own" if seconds > FAR_SECONDS else ""
         print(f"the {name} answers in {_milliseconds(seconds)}{far}")
     print()
     show.table(
         "Flows",
         ["flow", "channel", "applied", "dead", "queued", "due", "in work", "delayed", "parked", "oldest"],
-        [
-            (
-                flow,
-                subscribed.get(flow),
-                balance.applied,
-                balance.dead,
-                queued.get(flow, 0),
-                *(backlog[flow][:4] if flow in backlog else (0, 0, 0, 0)),
-                duration.ago(backlog[flow].oldest if flow in backlog else None),
-            )
-            for flow, balance in _owned(balances).items()
-        ],
+        [_state(flow, one) for flow, one in found.flows.items()],
     )
-    for one in strays:
-        print(f"\n{one.warning}")
-    for (what, name), value in sorted(directions.items()):
+    for stray in found.orphans:
+        print(f"\n{stray.warning}")
+    _tell_of_directions(found)
+    _tell_of_others(found)
+
+
+def _as_json(found: Overview) -> dict[str, object]:
+    return {
+        "workers": [worker._asdict() for worker in found.workers],
+        "active": {app: standing._asdict() for app, standing in found.active.items()},
+        "latency": found.latencies,
+        "orphaned": [one.flow for one in found.orphans],
+        "flows": {
+            flow: {
+                "channel": one.channel,
+                **one.directed,
+                **one.balance._asdict(),
+                "backlog": one.rows._asdict() if one.rows is not None else None,
+                "queued": one.queued,
+            }
+            for flow, one in found.flows.items()
+        },
+        "shared": {channel: rows._asdict() for channel, rows in found.shared.items()},
+    }
+
+
+def _state(flow: str, one: FlowState) -> tuple[object, ...]:
+    """A flow, in the order of the table."""
+    waiting = one.rows[:4] if one.rows is not None else (0, 0, 0, 0)
+    oldest = duration.ago(one.rows.oldest if one.rows is not None else None)
+    return (flow, one.channel, one.balance.applied, one.balance.dead, one.queued, *waiting, oldest)
+
+
+def _tell_of_directions(found: Overview) -> None:
+    """What the fleet is directed to, and how that ends."""
+    for (what, name), value in sorted(found.directions.items()):
         if what == NORMAL:
-            ready = sum(one.app == name and one.state == "ready" for one in workers)
+            ready = found.ready(name)
             level = "full" if ready >= value else "reduced"
             print(
                 f"\n{plain(name)}: {level} service, by {ready} ready workers of {value}; "
@@ -109,7 +94,6 @@ def status(json: bool) -> None:
             continue
         how = "" if what in (PAUSED, DRAINED) else f" {value}"
         print(f"\n{plain(name)}: {what}{how}; flowkit resume {plain(name)} ends that")
-    _tell_of_others(balances, backlog)
 
 
 def _milliseconds(seconds: float) -> str:
@@ -117,34 +101,19 @@ def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-4 else "less than 0.1 ms"
 
 
-def _directed(directions: Mapping[tuple[str, str], int], what: str, flow: str) -> int | None:
-    """What is set of a flow, or of its app."""
-    return directions.get((what, flow), directions.get((what, flow.split(".", 1)[0])))
-
-
-def _cells(one: Any) -> tuple[str, ...]:
+def _cells(one: WorkerRow) -> tuple[str, ...]:
     """A worker, in the order of the table."""
     who = (one.id, one.app, one.version, one.group, one.site, one.host, str(one.pid), one.state)
     return (*who, duration.ago(one.started), duration.ago(one.silent))
 
 
-def _least(ask: Callable[[], object]) -> float:
-    """Seconds of the quickest of some answers."""
-    taken = []
-    for _ in range(5):
-        began = time.perf_counter()
-        ask()
-        taken.append(time.perf_counter() - began)
-    return min(taken)
-
-
-def _tell_of_others(balances: Mapping[str, Any], backlog: Mapping[str, Any]) -> None:
+def _tell_of_others(found: Overview) -> None:
     """What is on its way to other programs, and what came from them without an id, or under another one's."""
-    for flow, rows in backlog.items():
-        if flow.startswith(EXCHANGE):
-            waiting = f"{rows.due + rows.leased + rows.delayed + rows.parked:,} message(s) for other programs wait"
-            print(f"\nshared channel {plain(flow.removeprefix(EXCHANGE))}: {waiting}, {rows.parked:,} of them parked")
-    for flow, balance in balances.items():
+    for channel, rows in found.shared.items():
+        waiting = f"{rows.due + rows.leased + rows.delayed + rows.parked:,} message(s) for other programs wait"
+        print(f"\nshared channel {plain(channel)}: {waiting}, {rows.parked:,} of them parked")
+    for flow, one in found.flows.items():
+        balance = one.balance
         if balance.unidentified:
             print(f"\n{plain(flow)}: {balance.unidentified:,} message(s) came without an id; see id_from=")
         if balance.reused:
@@ -154,90 +123,32 @@ def _tell_of_others(balances: Mapping[str, Any], backlog: Mapping[str, Any]) -> 
 
 def audit(json: bool) -> int:
     """The ledger. Returns 1 when it does not balance."""
-    settings = Settings.read()
-    broker = bool(settings.broker_url or settings.drain_url)
-    store = open_store(settings, create=False)
-    try:
-        balances = _at_rest(settings, store) if broker else _counted(settings, store)
-        strays = _strays(settings, store)
-    finally:
-        store.close()
-    names = ("accepted", "applied", "dead", "discarded", "expired", "pending")
-    balanced = all(one.balanced for one in balances.values())
+    with services_to_look_at() as services:
+        broker = bool(services.settings.broker_url or services.settings.drain_url)
+        found = auditing.audit(operated(services.store), services.transport, broker)
     if json:
-        flows = {
-            flow: {"balanced": one.balanced, **{name: getattr(one, name) for name in names}}
-            for flow, one in balances.items()
-        }
-        totals = {name: sum(getattr(one, name) for one in balances.values()) for name in names}
-        orphaned = [one.flow for one in strays]
-        show.as_json({"balanced": balanced, **totals, "orphaned": orphaned, "flows": flows})
+        show.as_json(_audited(found))
     else:
         rows = [
-            (flow, *(getattr(one, name) for name in names), "yes" if one.balanced else "NO")
-            for flow, one in balances.items()
+            (flow, *(getattr(one, name) for name in NAMES), "yes" if one.balanced else "NO")
+            for flow, one in found.balances.items()
         ]
-        show.table("Ledger", ["flow", *names, "balanced"], rows)
-        for flow, one in balances.items():
-            if not one.balanced:
-                print(f"\n{plain(flow)}: {_difference(one)}", end="")
+        show.table("Ledger", ["flow", *NAMES, "balanced"], rows)
+        for flow, balance in found.balances.items():
+            if not balance.balanced:
+                print(f"\n{plain(flow)}: {difference(balance)}", end="")
         why = f"a message was lost or counted twice{IN_HAND if broker else ''}; keep the database as it is"
-        for one in strays:
-            print(f"\n{one.warning}")
-        print("\nbalanced" if balanced else f"\nNOT balanced: {why}")
-    return 0 if balanced else 1
+        for stray in found.orphans:
+            print(f"\n{stray.warning}")
+        print("\nbalanced" if found.balanced else f"\nNOT balanced: {why}")
+    return 0 if found.balanced else 1
 
 
-def _counted(settings: Settings, store: Any) -> dict[str, Any]:
-    """The balance of each flow, with what waits at the broker."""
-    balances = _owned(store.ledger.balances())
-    queued = _queued(settings, store, balances)
-    return {flow: one._replace(pending=one.pending + queued.get(flow, 0)) for flow, one in balances.items()}
-
-
-def _at_rest(settings: Settings, store: Any) -> dict[str, Any]:
-    """The same, counted again as long as it does not balance and something moves, at most so many times: database and
-    broker are not counted at one moment."""
-    found = _counted(settings, store)
-    for _ in range(COUNTS):
-        if all(one.balanced for one in found.values()):
-            break
-        time.sleep(COUNT_SECONDS)
-        before, found = found, _counted(settings, store)
-        if found == before:
-            break
-    return found
-
-
-def _strays(settings: Settings, store: Any) -> list[Known]:
-    """The flows that no app has any more."""
-    transport = open_transport(settings, store)
-    try:
-        return [one for one in known(store, transport) if one.orphaned]
-    finally:
-        transport.close()
-
-
-def _queued(settings: Settings, store: Any, flows: Collection[str]) -> Mapping[str, int]:
-    """What waits at the broker, if there is one. What workers have in hand is neither there nor in the rows."""
-    transport = open_transport(settings, store)
-    try:
-        return transport.depths([one for one in flows if not one.startswith(EXCHANGE)])
-    finally:
-        transport.close()
-
-
-def _difference(one: Any) -> str:
-    """What does not add up in a flow."""
-    found = one.applied + one.dead + one.discarded + one.expired + one.pending
-    faults = []
-    if one.accepted != found:
-        faults.append(f"{one.accepted:,} were accepted, and {found:,} are accounted for")
-    if one.dead != one.letters:
-        faults.append(f"{one.dead:,} are counted dead, and there are {one.letters:,} dead letters")
-    return "; ".join(faults)
-
-
-def _owned(balances: dict[str, Any]) -> dict[str, Any]:
-    """The flows, without the store's own entries."""
-    return {flow: one for flow, one in balances.items() if flow}
+def _audited(found: Audit) -> Mapping[str, object]:
+    flows = {
+        flow: {"balanced": one.balanced, **{name: getattr(one, name) for name in NAMES}}
+        for flow, one in found.balances.items()
+    }
+    totals = {name: sum(getattr(one, name) for one in found.balances.values()) for name in NAMES}
+    orphaned = [one.flow for one in found.orphans]
+    return {"balanced": found.balanced, **totals, "orphaned": orphaned, "flows": flows}

@@ -562,7 +562,7 @@ def test_dead_list_and_show(flowkit: Terminal) -> None:
 def test_many_dead_letters_are_listed_by_pages_without_their_bodies(
     flowkit: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowkit.cli.dead.BATCH", 2)
+    monkeypatch.setattr("flowkit.operations.dead_letters.BATCH", 2)
     letters = flowkit.dead(5)
     told = "the oldest 4 are shown, and there are more: --limit shows them, --group counts\n"
     result = flowkit("dead", "list", "--limit", "4")

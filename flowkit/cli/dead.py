@@ -4,35 +4,29 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import typer
 from rich.progress import Progress
 
-from flowkit.cli.question import confirm
+from flowkit.cli.opened import opened_store
+from flowkit.cli.question import ask, confirm
 from flowkit.cli.show import as_json, as_json_list, table, tables
-from flowkit.config import Settings, open_store
 from flowkit.errors import FlowKitError
-from flowkit.operations.names import similar
+from flowkit.operations import dead_letters
 from flowkit.plain import ENDS, plain
-from flowkit.ports import REFUSED
+from flowkit.store.dead import DeadLetter, DeadLetters
 
-BATCH = 500
 HIDDEN = "(hidden; see --body)"
 
 
 @contextmanager
-def _letters(flow: str | None = None) -> Iterator[Any]:
-    """The dead letters. Refuses a flow that nothing has, because the letters of another one may be meant."""
-    store: Any = open_store(Settings.read(), create=False)
-    try:
-        subscribed = store.subscriptions() if flow else ()
-        if flow and flow not in subscribed and flow not in (balances := store.ledger.balances()):
-            meant = similar(flow, {*subscribed, *balances})
-            raise FlowKitError(f"there are no such dead letters: no flow {plain(flow)} is in this store{meant}")
+def _letters(flow: str | None = None) -> Iterator[DeadLetters]:
+    """The dead letters. Refuses a flow that nothing has."""
+    with opened_store() as store:
+        if flow:
+            dead_letters.check_flow(store, flow)
         yield store.dead_letters
-    finally:
-        store.close()
 
 
 def show_list(flow: str | None, error: str | None, limit: int, group: bool, json: bool) -> None:
@@ -42,7 +36,7 @@ def show_list(flow: str | None, error: str | None, limit: int, group: bool, json
         return
     with _letters(flow) as letters:
         found = letters.select(flow, error, limit + 1)  # one more tells that there are more
-        pages = (letters.read(batch, whole=False) for batch in batches(found[:limit]))
+        pages = dead_letters.pages(letters, found[:limit])
         if json:
             as_json_list(_fields(one, False) for page in pages for one in page)
         else:
@@ -65,20 +59,12 @@ def show_groups(flow: str | None, error: str | None, limit: int, json: bool) -> 
         table("Dead letters", columns, rows)
 
 
-def batches(letters: list[str]) -> Iterator[list[str]]:
-    """The letters, as many at a time as memory and one transaction should hold."""
-    for start in range(0, len(letters), BATCH):
-        yield letters[start : start + BATCH]
-
-
 def show(letter: str, body: bool, json: bool) -> None:
     """One letter. Data of its message are shown only with `body`: payload, stack, and values of headers."""
     with _letters() as letters:
-        found = letters.read([letter])
-    if not found:
-        raise FlowKitError(f"there is no dead letter {letter}; see flowkit dead list")
-    fields = _fields(found[0], body) | {"stack": found[0].stack if body else HIDDEN}
-    fields["body"] = found[0].message.body.decode(errors="backslashreplace") if body else HIDDEN
+        found = dead_letters.read(letters, letter)
+    fields = _fields(found, body) | {"stack": found.stack if body else HIDDEN}
+    fields["body"] = found.message.body.decode(errors="backslashreplace") if body else HIDDEN
     if json:
         as_json(fields)
         return
@@ -88,37 +74,30 @@ def show(letter: str, body: bool, json: bool) -> None:
 
 
 def settle(
-    verb: Literal["retry", "discard"], chosen: list[str], flow: str | None, error: str | None, all: bool, yes: bool
+    verb: dead_letters.Verb, chosen: list[str], flow: str | None, error: str | None, all: bool, yes: bool
 ) -> None:
     """Retry or discard letters, in batches."""
     if bool(chosen) + bool(flow or error) + all != 1:
         raise typer.BadParameter(f"name what to {verb}: either ids of letters, or --flow and --error, or --all")
-    chosen = list(dict.fromkeys(chosen))
     with _letters(flow) as letters:
-        wanted = chosen or letters.select(flow, error)
-        if not wanted:
-            raise FlowKitError("there are no such dead letters")
+        wanted = dead_letters.choose(letters, chosen, flow, error)
         if len(wanted) > 1 and not yes and sys.stdin.isatty():
-            answer = input(f"{verb} {len(wanted)} dead letters? [y/N] ")
-            if answer.strip().lower() not in ("y", "yes"):
-                raise FlowKitError("nothing was done")
+            ask(f"{verb} {len(wanted)} dead letters?")
         if verb == "retry":
-            _warn_of_refused(letters, wanted, yes)
+            _warn_of_refused(dead_letters.refused(letters, wanted), yes)
         done = 0
         with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
             task = progress.add_task(verb, total=len(wanted))
-            for batch in batches(wanted):
-                done += getattr(letters, verb)(batch)
-                progress.advance(task, len(batch))
+            for batch in dead_letters.settle(letters, verb, wanted):
+                done += batch.done
+                progress.advance(task, batch.letters)
     print(f"{done} of {len(wanted)} dead letters: {'sent again' if verb == 'retry' else 'discarded'}")
-    if done < len(chosen):
-        raise FlowKitError(f"{len(chosen) - done} of the letters named are not there; see flowkit dead list")
+    if chosen and done < len(wanted):
+        raise FlowKitError(f"{len(wanted) - done} of the letters named are not there; see flowkit dead list")
 
 
-def _warn_of_refused(letters: Any, wanted: list[str], yes: bool) -> None:
+def _warn_of_refused(count: int, yes: bool) -> None:
     """Tell what becomes of letters that were refused, and ask whether that is meant. Raises what `confirm` raises."""
-    pages = (letters.read(batch, whole=False) for batch in batches(wanted))
-    count = sum(one.reason == REFUSED for page in pages for one in page)
     if not count:
         return
     told = (
@@ -131,11 +110,11 @@ def _warn_of_refused(letters: Any, wanted: list[str], yes: bool) -> None:
         confirm(told)
 
 
-def _cells(one: Any) -> tuple[object, ...]:
+def _cells(one: DeadLetter) -> tuple[object, ...]:
     return one.letter, one.flow, one.message.id, one.attempts, _time(one.died), one.reason, one.error
 
 
-def _fields(one: Any, whole: bool) -> dict[str, Any]:
+def _fields(one: DeadLetter, whole: bool) -> dict[str, Any]:
     message = one.message
     return {
         "letter": one.letter,

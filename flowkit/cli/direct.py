@@ -1,70 +1,49 @@
 """`flowkit pause`, `drain`, `scale` and `resume`: what the whole fleet is directed to, by the store."""
 
-import time
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 from flowkit import duration
-from flowkit.config import Settings, open_store
+from flowkit.cli.opened import opened_store
 from flowkit.continuity import agreement, planning
-from flowkit.errors import ConfigError
-from flowkit.operations.names import similar
+from flowkit.operations import directions
 from flowkit.plain import plain
-from flowkit.ports import DIRECTIONS, DRAINED, LANES, MINIMUM, NORMAL, PAUSED, WORKERS
-
-LOOK_SECONDS = 0.2
-SILENT_SECONDS = 5.0
-"""A worker that was silent for longer is not waited for."""
-UNDER_WAY_SECONDS = 1.0
-"""So long what a worker had let in before it heard may take to be stored."""
+from flowkit.ports import DRAINED, PAUSED
 
 
 def pause(names: Collection[str]) -> None:
     """Let these flows or apps begin nothing. What has begun is finished; what comes is accepted, and waits. Blocks
     until all workers have heard of it."""
-    _direct(PAUSED, names)
+    with opened_store() as store:
+        directions.direct(store, PAUSED, names)
+    print(f"{_listed(names)}: {PAUSED}")
 
 
 def drain(names: Collection[str], wait: str) -> int:
     """Let these apps or flows get nothing from outside, and wait until they are empty. Returns 1 when they are not in
     time."""
     seconds = duration.seconds(wait, "--wait")
-    _direct(DRAINED, names)
-    store, end = _open(), time.monotonic() + seconds
-    try:
-        flows = [flow for flow in store.subscriptions() if {flow, _app(flow)} & set(names)]
-        lost = [one.flow for one in store.subscribers.orphans() if one.flow in flows and store.unfinished([one.flow])]
-        flows = [flow for flow in flows if flow not in lost]
-        empty = time.monotonic()
-        while time.monotonic() - empty < UNDER_WAY_SECONDS:
-            if left := store.unfinished(flows):
-                empty = time.monotonic()
-                if empty > end:
-                    print(
-                        f"{left:,} message(s) are not at their end after {wait}; flowkit status shows what they wait "
-                        f"for. Nothing comes from outside until flowkit resume {_listed(names)}"
-                    )
-                    return 1
-            time.sleep(LOOK_SECONDS)
-    finally:
-        store.close()
-    if lost:
-        print(f"no app has {_listed(lost)} any more, and messages wait for it: see flowkit subscriptions list")
-        return 1
-    print("drained: nothing is left")
-    return 0
+    with opened_store() as store:
+        directions.direct(store, DRAINED, names)
+        print(f"{_listed(names)}: {DRAINED}")
+        found = directions.drained(store, names, seconds)
+    if found.left:
+        print(
+            f"{found.left:,} message(s) are not at their end after {wait}; flowkit status shows what they wait "
+            f"for. Nothing comes from outside until flowkit resume {_listed(names)}"
+        )
+    elif found.lost:
+        print(f"no app has {_listed(found.lost)} any more, and messages wait for it: see flowkit subscriptions list")
+    else:
+        print("drained: nothing is left")
+    return 1 if found.left or found.lost else 0
 
 
 def scale(name: str, many: int) -> None:
     """Let each instance of an app have so many workers, or each worker so many lanes of a flow. Waits for nobody."""
-    store = _open()
-    try:
-        _check(store, [name])
-        store.direct(LANES if "." in name else WORKERS, [name], many)
-    finally:
-        store.close()
-    print(f"{plain(name)}: {LANES if '.' in name else WORKERS} {many}")
+    with opened_store() as store:
+        what = directions.scale(store, name, many)
+    print(f"{plain(name)}: {what} {many}")
 
 
 def reduce(app: str, path: Path | None, workers: int) -> None:
@@ -72,76 +51,18 @@ def reduce(app: str, path: Path | None, workers: int) -> None:
     agreement; without one it never is."""
     plan = planning.plan(agreement.read(path)) if path is not None else None
     normal, minimum = (plan.for_normal * workers, plan.for_minimum * workers) if plan is not None else (None, None)
-    store = _open()
-    try:
-        _check(store, [app])
-        store.direct(NORMAL, [app], normal)
-        store.direct(MINIMUM, [app], minimum)
-    finally:
-        store.close()
+    with opened_store() as store:
+        directions.reduce(store, app, normal, minimum)
     how = f"is reduced below {normal} workers, and to its minimum at {minimum}" if normal else "is never reduced"
     print(f"the service of {plain(app)} {how}")
 
 
 def resume(names: Collection[str]) -> None:
     """Let them be as they are defined; an app with all of its flows. Blocks until all workers have heard of it."""
-    store = _open()
-    try:
-        _check(store, names)
-        flows = [flow for flow in store.subscriptions() if _app(flow) in names]
-        for what in DIRECTIONS:
-            store.direct(what, [*names, *flows], None)
-        _wait_for_workers(store, names)
-    finally:
-        store.close()
+    with opened_store() as store:
+        directions.resume(store, names)
     print(f"{_listed(names)}: as defined")
-
-
-def _direct(what: str, names: Collection[str]) -> None:
-    store = _open()
-    try:
-        _check(store, names)
-        store.direct(what, names, 1)
-        _wait_for_workers(store, names)
-    finally:
-        store.close()
-    print(f"{_listed(names)}: {what}")
-
-
-def _check(store: Any, names: Collection[str]) -> None:
-    """Refuse names that nothing has."""
-    flows = store.subscriptions()
-    known = {*flows, *map(_app, flows)}
-    if unknown := sorted(set(names) - known):
-        meant = similar(unknown[0], known)
-        raise ConfigError(f"no flow or app {_listed(unknown)} is in this store{meant}; flowkit status names the flows")
-
-
-def _wait_for_workers(store: Any, names: Collection[str]) -> None:
-    """Wait until every worker that lives has heard of a direction: it reads them after each heartbeat, so it has read
-    this one when it comes to its second."""
-    began, apps = time.monotonic(), set(map(_app, names))
-    first: dict[str, float] = {}
-    heard = False
-    while not heard:
-        time.sleep(LOOK_SECONDS)
-        now = time.monotonic()
-        live = [one for one in store.ledger.workers() if one.app in apps and one.silent < SILENT_SECONDS]
-        beats = {one.id: now - one.silent for one in live}
-        for id, beat in beats.items():
-            if beat > began:
-                first.setdefault(id, beat)
-        heard = all(beat > first.get(id, now) + LOOK_SECONDS for id, beat in beats.items())
-
-
-def _app(name: str) -> str:
-    """The app of a flow, or the app itself."""
-    return name.split(".", 1)[0]
 
 
 def _listed(names: Collection[str]) -> str:
     return ", ".join(map(plain, names))
-
-
-def _open() -> Any:
-    return open_store(Settings.read(), create=False)

@@ -21,6 +21,8 @@ from flowkit.config import Settings, connect, open_store
 from flowkit.engine.versions import bucket
 from flowkit.engine.worker import Worker
 from flowkit.errors import CommitUnknown, ConfigError, StoreConflict, StoreUnavailable
+from flowkit.operations import ramp, rollouts
+from flowkit.operations.comparison import Plan
 from flowkit.ports import CANDIDATE, Delivery, Rollout, WorkerInfo
 from flowkit.store.sql import SqlStore
 from tests.services.balancer import Balancer
@@ -659,7 +661,9 @@ def command(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the commands of `flowkit rollout` run in this process; while they wait the versions work."""
     monkeypatch.setenv("FLOWKIT_DATABASE_URL", versions.settings.database_url)
     monkeypatch.setenv("FLOWKIT_BROKER_URL", versions.settings.broker_url)
-    monkeypatch.setattr(rollout, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: versions.step()))
+    for module in (rollouts, ramp):
+        clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: versions.step())
+        monkeypatch.setattr(module, "time", clock)
     versions.step()
 
 
@@ -669,7 +673,7 @@ def test_a_version_is_not_started_over_another_one_that_somebody_started_meanwhi
     for name in ("v1", "v2", "v3"):
         versions.start(name)
     command(versions, monkeypatch)
-    monkeypatch.setattr(rollout.Fleet, "declare", lambda fleet: versions.change(candidate="v2", weight=50))
+    monkeypatch.setattr(rollouts.Fleet, "declare", lambda fleet, transport: versions.change(candidate="v2", weight=50))
     with pytest.raises(StoreConflict, match="changed by somebody else"):
         rollout.start("v3", 5, "", None)
     assert (versions.rollout.candidate, versions.rollout.weight) == ("v2", 50)
@@ -683,14 +687,14 @@ def test_a_share_is_not_changed_by_somebody_else_before_it_is_in_force(
     versions.change(candidate="v2", weight=75)
     versions.settle()
     command(versions, monkeypatch)
-    settle = rollout.Fleet.settle
+    settle = rollouts.Fleet.settle
 
-    def meanwhile(fleet: rollout.Fleet) -> Rollout:
+    def meanwhile(fleet: rollouts.Fleet) -> Rollout:
         found = settle(fleet)
         versions.change(weight=10)
         return found
 
-    monkeypatch.setattr(rollout.Fleet, "settle", meanwhile)
+    monkeypatch.setattr(rollouts.Fleet, "settle", meanwhile)
     with pytest.raises(StoreConflict, match="changed by somebody else"):
         rollout.shift(25, "")
     found = versions.rollout
@@ -723,8 +727,8 @@ def test_a_bad_candidate_goes_back_though_the_store_is_away_just_then(
 
         monkeypatch.setattr(here.store, "change", troubled)
         monkeypatch.setattr(here.store.dead_letters, "retry", away_once)
-        climb = rollout.Climb(here, rollout.Ramp([100], "1m", 1.0, "30s"), "v2")
-        assert rollout._climb(climb) == 1
+        *_, last = ramp.Climb(here, ramp.Ramp([100], 60.0, Plan(1.0, 30.0)), "v2").run()
+        assert isinstance(last, rollouts.RolledBack)
     assert not trouble
     versions.quiet()
     assert versions.applied() == {name: ["v1"] for name in numbers(100)}
@@ -757,21 +761,24 @@ def test_a_good_candidate_is_not_rolled_back_because_the_store_was_away_for_ever
     versions.settle()
     command(versions, monkeypatch)
     now = time.monotonic()
-    monkeypatch.setattr(rollout, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(ramp, "time", SimpleNamespace(monotonic=lambda: now))
     with rollout.fleet("") as here:
-        climb = rollout.Climb(here, rollout.Ramp([100], "1h", 1.0, "30s"), "v2")
+        climb = ramp.Climb(here, ramp.Ramp([100], 3600.0, Plan(1.0, 30.0)), "v2")
         with monkeypatch.context() as patched, pytest.raises(StoreUnavailable):
-            patched.setattr(rollout.Fleet, "rollout", property(lambda _: unavailable()))
-            climb.look()
+            patched.setattr(rollouts.Fleet, "rollout", property(lambda _: unavailable()))
+            list(climb.look())
         versions.execute("UPDATE flowkit_workers SET heartbeat = heartbeat - 6000000")
-        assert climb.look(), "nobody could say that it was there"
+        list(climb.look())
+        assert climb.goes_on, "nobody could say that it was there"
         assert versions.rollout.weight == 50
         versions.step()
-        now += 2 * rollout.RECOVERY_SECONDS
-        assert climb.look()
+        now += 2 * ramp.RECOVERY_SECONDS
+        list(climb.look())
+        assert climb.goes_on
         assert versions.rollout.weight == 50
         versions.execute("UPDATE flowkit_workers SET heartbeat = heartbeat - 6000000")
-        assert climb.look()
+        list(climb.look())
+        assert climb.goes_on
         assert versions.rollout.weight == 0, "now nobody is there without such a reason"
 
 

@@ -541,12 +541,12 @@ def rollout_start(
     By the hash of their keys, so that those of one key stay together. With --auto it is promoted in the end, or
     rolled back. Exit code 1 when it was rolled back.
     """
-    from flowkit.cli.rollout import Ramp, percents, start
+    from flowkit.cli.rollout import ramp, start
 
     for one in () if auto else ("steps", "every", "errors", "p99"):
         if getattr(given.get_parameter_source(one), "name", "") == "COMMANDLINE":
             raise typer.BadParameter(f"--{one} says how a rollout goes on by itself; add --auto")
-    raise typer.Exit(start(version, weight, app, Ramp(percents(steps), every, errors, p99) if auto else None))
+    raise typer.Exit(start(version, weight, app, ramp(steps, every, errors, p99) if auto else None))
 
 
 @rollout_cli.command(name="shift", epilog=SERVICES)

@@ -28,8 +28,8 @@ def opened_services() -> Iterator[Services]:
 
 
 @contextmanager
-def services_to_look_at() -> Iterator[Services]:
-    """The same, where nothing is changed: a copy of the database can be looked at too."""
+def unchecked_services() -> Iterator[Services]:
+    """The same, but a copy is not refused."""
     settings = Settings.read()
     with opened_store(settings) as store:
         services = Services(settings, store, open_transport(settings, store))

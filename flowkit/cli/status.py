@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from flowkit import duration
 from flowkit.cli import show
-from flowkit.cli.opened import services_to_look_at
+from flowkit.cli.opened import unchecked_services
 from flowkit.operations import audit as auditing
 from flowkit.operations import overview
 from flowkit.operations.audit import Audit, difference
@@ -24,7 +24,7 @@ NAMES = ("accepted", "applied", "dead", "discarded", "expired", "pending")
 
 def status(json: bool) -> None:
     """Workers, backlog and ledger."""
-    with services_to_look_at() as services:
+    with unchecked_services() as services:
         broker = bool(services.settings.broker_url)
         found = overview.look(operated(services.store), services.transport, broker)
     if json:
@@ -123,7 +123,7 @@ def _tell_of_others(found: Overview) -> None:
 
 def audit(json: bool) -> int:
     """The ledger. Returns 1 when it does not balance."""
-    with services_to_look_at() as services:
+    with unchecked_services() as services:
         broker = bool(services.settings.broker_url or services.settings.drain_url)
         found = auditing.audit(operated(services.store), services.transport, broker)
     if json:

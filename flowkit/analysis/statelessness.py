@@ -1,7 +1,7 @@
-"""What handlers keep outside of the database: in the memory of a worker, or in files of its host.
+"""State that handlers keep outside of the database: in the memory of a worker, or in files of its host.
 
 Names are taken for the objects that they hold: `SEEN.add(id)` is told where SEEN is a set, and `METRIC.add(1)` is not.
-What is not certain is not told: state that is reached by another name, or through what `app.provide` made, which is a
+Doubtful state is not told: state that is reached by another name, or through what `app.provide` made, which is a
 resource of the worker. A `functools.cache` is a memo, which any worker makes anew; `threading.local` and `ContextVar`
 carry what surrounds a call, not its results.
 """

@@ -17,7 +17,7 @@ from flowkit.operations.store import operated
 
 
 def ramp(steps: str, every: str, errors: float, p99: str) -> Ramp:
-    """How a candidate gets ever more. Raises ConfigError, or DefinitionError."""
+    """Parse how a candidate gets ever more. Raises ConfigError, or DefinitionError."""
     return Ramp(_percents(steps), duration.seconds(every, "--every"), Plan(errors, duration.seconds(p99, "--p99")))
 
 
@@ -115,7 +115,7 @@ def status(app: str, json: bool) -> None:
 
 
 def _figures(one: Version) -> tuple[str, str, str]:
-    """How a version did, as far as is known: what is handled is counted in a rollout, some seconds after a change."""
+    """The figures of a version, where there are any: a rollout counts them from some seconds after a change."""
     if not one.figures.handled:
         return "–", "–", "–"
     return f"{one.figures.handled}", f"{one.failing:.1f} %", f"{one.figures.p99 * 1e3:.0f} ms"

@@ -15,7 +15,7 @@ from flowkit.ports import DIRECTIONS, DRAINED, NORMAL, PAUSED
 from flowkit.store.ledger import WorkerRow
 
 FAR_SECONDS = 0.01
-"""What is further away from its store or its broker is at another site."""
+"""An instance that is further away from its store or its broker is at another site."""
 
 IN_HAND = ", or workers have it in hand: what they have is not counted, so ask again when nothing is at work"
 NAMES = ("accepted", "applied", "dead", "discarded", "expired", "pending")
@@ -81,7 +81,7 @@ def _state(flow: str, one: FlowState) -> tuple[object, ...]:
 
 
 def _tell_of_directions(found: Overview) -> None:
-    """What the fleet is directed to, and how that ends."""
+    """Print each direction of the fleet, and the command that ends it."""
     for (what, name), value in sorted(found.directions.items()):
         if what == NORMAL:
             ready = found.ready(name)
@@ -108,7 +108,7 @@ def _cells(one: WorkerRow) -> tuple[str, ...]:
 
 
 def _tell_of_others(found: Overview) -> None:
-    """What is on its way to other programs, and what came from them without an id, or under another one's."""
+    """Print the messages on their way to other programs, and those that came without an id, or under a known one."""
     for channel, rows in found.shared.items():
         waiting = f"{rows.due + rows.leased + rows.delayed + rows.parked:,} message(s) for other programs wait"
         print(f"\nshared channel {plain(channel)}: {waiting}, {rows.parked:,} of them parked")

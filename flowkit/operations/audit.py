@@ -1,4 +1,4 @@
-"""Audit: whether the ledger of each flow balances."""
+"""Audit: the ledger of each flow, and whether it balances."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from flowkit.ports import Transport
 from flowkit.store.ledger import Balance
 
 COUNTS, COUNT_SECONDS = 20, 0.5
+"""The ledger is counted again at most this often, with this pause."""
 
 
 class Audit(NamedTuple):
@@ -32,7 +33,7 @@ def audit(store: OperatedStore, transport: Transport, broker: bool) -> Audit:
 
 
 def difference(one: Balance) -> str:
-    """What does not add up in a flow."""
+    """Say which terms of a flow's ledger do not add up."""
     found = one.ended + one.pending
     faults = []
     if one.accepted != found:

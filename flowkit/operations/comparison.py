@@ -50,7 +50,7 @@ class Version(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a candidate may do worse before it is rolled back."""
+    """The limits beyond which a candidate is rolled back."""
 
     errors: float
     """Percent of the messages that it may fail beyond what the baseline fails."""

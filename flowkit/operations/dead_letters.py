@@ -59,7 +59,7 @@ def choose(letters: DeadLetters, named: Sequence[str], flow: str | None, error: 
 
 
 def refused(letters: DeadLetters, wanted: Sequence[str]) -> int:
-    """How many of these are not the messages that they claim to be."""
+    """Count those of them that are not the messages that they claim to be."""
     return sum(one.reason == REFUSED for page in pages(letters, wanted) for one in page)
 
 

@@ -1,4 +1,4 @@
-"""Directions: what the whole fleet is directed to, by the store."""
+"""Directions: operators pause, drain, scale and resume the whole fleet, by the store."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -12,13 +12,13 @@ from flowkit.ports import DIRECTIONS, LANES, MINIMUM, NORMAL, WORKERS
 
 LOOK_SECONDS = 0.2
 SILENT_SECONDS = 5.0
-"""A worker that was silent for longer is not waited for."""
+"""Workers that were silent for longer are not waited for."""
 UNDER_WAY_SECONDS = 1.0
-"""So long what a worker had let in before it heard may take to be stored."""
+"""Longest time between a request that a worker lets in before it hears, and its commit."""
 
 
 class Drained(NamedTuple):
-    """What is left of flows that get nothing from outside."""
+    """The end of a wait for flows that get nothing from outside to be empty."""
 
     left: int
     """Messages that were not at their end in time."""

@@ -1,4 +1,4 @@
-"""Overview: workers, flows and what waits for each, at one look."""
+"""Overview: the workers, the flows, and the messages that wait for each."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ class FlowState(NamedTuple):
     channel: str | None
     """None where it is not subscribed."""
     directed: Mapping[str, int | None]
-    """What is set of the flow, or of its app, for each of the DIRECTIONS."""
+    """The value of each of the DIRECTIONS for the flow, or for its app; None where it is not set."""
     balance: Balance
     rows: Backlog | None
-    """What waits in the store; None where nothing does."""
+    """Its messages in the store; None where there are none."""
     queued: int
     """Messages at the broker."""
 
@@ -42,15 +42,15 @@ class Overview(NamedTuple):
     orphans: Sequence[Known]
     """Flows that no app has any more."""
     directions: Mapping[tuple[str, str], int]
-    """What the fleet is directed to: (what, name) -> value."""
+    """(what, name) -> value, for all that the fleet is directed to."""
 
     def ready(self, app: str) -> int:
-        """How many workers of an app are ready."""
+        """Count the ready workers of an app."""
         return sum(one.app == app and one.state == "ready" for one in self.workers)
 
 
 def look(store: OperatedStore, transport: Transport, broker: bool) -> Overview:
-    """What is there now. `broker`: whether there is one, whose latency counts too. Blocks."""
+    """Read the state of a store. `broker`: there is one, and its latency is measured too. Blocks."""
     workers, balances = store.ledger.workers(), store.ledger.balances()
     subscribed, directions = store.subscriptions(), store.directions()
     standings = {app: store.standing(app) for app in sorted({one.app for one in workers})}
@@ -82,7 +82,7 @@ def look(store: OperatedStore, transport: Transport, broker: bool) -> Overview:
 
 
 def _directed(directions: Mapping[tuple[str, str], int], what: str, flow: str) -> int | None:
-    """What is set of a flow, or of its app."""
+    """Find the direction of a flow, or of its app."""
     return directions.get((what, flow), directions.get((what, flow.split(".", 1)[0])))
 
 

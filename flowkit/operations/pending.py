@@ -1,7 +1,8 @@
 """Pending: the messages that are not at their end, in the rows of the store and at the broker.
 
-Everything that counts them asks here. A broker does not count what workers have received from it: those messages are in
-the ledger only. Every function blocks, and raises StoreUnavailable or BrokerUnavailable.
+Everything that counts them asks here, where the broker is asked too. A broker does not count the messages that workers
+have received from it: the ledger alone does (`Store.unfinished`). Every function blocks, and raises StoreUnavailable or
+BrokerUnavailable.
 """
 
 from collections.abc import Collection, Mapping
@@ -12,7 +13,7 @@ from flowkit.store.ledger import Backlog, Balance, Ledger
 
 
 class Waiting(NamedTuple):
-    """What waits, by flow."""
+    """Messages that wait, by flow."""
 
     rows: Mapping[str, Backlog]
     """In the store, also for other programs, under EXCHANGE and their channel. A flow without rows has no entry."""
@@ -20,22 +21,22 @@ class Waiting(NamedTuple):
     """At the broker."""
 
     def many(self, flow: str) -> int:
-        """How many messages of a flow wait, wherever they are."""
+        """Count the messages of a flow, wherever they wait."""
         return self.queued.get(flow, 0) + (sum(self.rows[flow][:4]) if flow in self.rows else 0)
 
     @property
     def shared(self) -> dict[str, Backlog]:
-        """What waits for other programs, by their channel."""
+        """Messages that wait for other programs, by channel."""
         return {flow.removeprefix(EXCHANGE): one for flow, one in self.rows.items() if flow.startswith(EXCHANGE)}
 
 
 def waiting(ledger: Ledger, transport: Transport, flows: Collection[str]) -> Waiting:
-    """What waits for these flows at the broker, and for all in the rows."""
+    """Read the rows of all flows, and the queues of these at the broker."""
     return Waiting(ledger.backlog(), queued(transport, flows))
 
 
 def queued(transport: Transport, flows: Collection[str]) -> Mapping[str, int]:
-    """How many messages wait for these flows at the broker; nothing waits there for other programs."""
+    """Count the messages of these flows at the broker. Nothing waits there for other programs."""
     return transport.depths([one for one in flows if one and not one.startswith(EXCHANGE)])
 
 
@@ -47,14 +48,14 @@ def balances(ledger: Ledger, transport: Transport) -> dict[str, Balance]:
 
 
 def ready(store: Store, transport: Transport, flows: Collection[str]) -> int:
-    """How many messages of these flows wait for nothing but a worker, or are at work: what a larger fleet would do."""
+    """Count the messages of these flows that are due or at work: a larger fleet would be done with them sooner."""
     return store.pending(flows).now + sum(queued(transport, flows).values())
 
 
 def left(store: Store, transport: Transport, flows: Collection[str], broker: bool) -> Pending:
-    """What these flows still have to do: what is due or in work, also on its way to other programs, and what waits for
-    a later time. `broker`: messages are at a broker too. The ledger knows of those that were sent here, and the queues
-    of those that other programs sent."""
+    """Count the messages that these flows still have: due or in work, also on their way to other programs, and waiting
+    for a later time. `broker`: messages are at a broker too. The ledger counts those that this store sent there,
+    and the queues count those of other programs."""
     now, later = store.pending(flows)
     if broker:
         now = max(store.unfinished(flows) - later, sum(queued(transport, flows).values()))

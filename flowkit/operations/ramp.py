@@ -21,13 +21,13 @@ from flowkit.operations.rollouts import (
 from flowkit.ports import Transport
 
 RECOVERY_SECONDS = 10.0
-"""After the store was away workers take so long, with their backoff, to say that they are there."""
+"""Time that workers take, with their backoff, to say that they are there after the store was away."""
 STUCK_SECONDS = 30.0
-"""A candidate whose share does not come into force for so long is rolled back."""
+"""Longest time for the share of a candidate to come into force; after it the candidate is rolled back."""
 
 
 class Ramp(NamedTuple):
-    """How a candidate gets ever more by itself."""
+    """The steps of a candidate that gets more by itself, and the limits that it has to keep."""
 
     steps: Sequence[int]
     """Percent of the messages."""
@@ -145,7 +145,7 @@ class Climb:
 
 
 def _patiently(ask: Callable[[], Iterator[Event]]) -> Iterator[Event]:
-    """What it yields. It is asked again while the store is away, for everybody, and if somebody else was quicker."""
+    """Yield what it yields. Ask again while the store is away, and after a change by somebody else."""
     while True:
         try:
             yield from ask()

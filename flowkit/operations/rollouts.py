@@ -61,7 +61,7 @@ class Fleet:
         return Rollout._make(found)
 
     def versions(self, rollout: Rollout) -> list[Version]:
-        """What each version is in this state of the rollout, and how it does."""
+        """Each version in this state of the rollout: its role, its share and its figures."""
         return versions(rollout, [one for one in self.store.ledger.workers() if one.app == self.app])
 
     def version(self, name: str) -> Version:

@@ -1,7 +1,7 @@
 """Pending: the messages that are not at their end, in the rows of the store and at the broker.
 
 Everything that counts them asks here, where the broker is asked too. A broker does not count the messages that workers
-have received from it: the ledger alone does (`Store.unfinished`). Every function blocks, and raises StoreUnavailable or
+have received from it: the ledger alone does (`unfinished`). Every function blocks, and raises StoreUnavailable or
 BrokerUnavailable.
 """
 

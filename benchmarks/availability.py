@@ -26,10 +26,10 @@ from benchmarks.contender import Place
 from benchmarks.database import Database, circumstances, databases
 from benchmarks.disk import Disk
 from flowkit.config import Settings, open_store
-from flowkit.continuity.load import Answer, Load, Request, during, percentile
-from flowkit.continuity.site import HOST, Node, Site, wait_until
 from flowkit.engine.versions import bucket
 from flowkit.message import Message
+from flowkit.sla.load import Answer, Load, Request, during, percentile
+from flowkit.sla.testbed import HOST, Node, Site, wait_until
 
 RESULTS = Path(__file__).parent / "results" / "availability.json"
 APP = "benchmarks.availability_app:app"

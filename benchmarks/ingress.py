@@ -20,8 +20,8 @@ from benchmarks.availability_app import Base
 from benchmarks.cpu import of_trees
 from benchmarks.database import Database, circumstances, databases
 from flowkit.config import Settings, open_store
-from flowkit.continuity.load import percentile
-from flowkit.continuity.site import HOST, Node, wait_until
+from flowkit.sla.load import percentile
+from flowkit.sla.testbed import HOST, Node, wait_until
 
 RESULTS = Path(__file__).parent / "results" / "ingress.json"
 APP = "benchmarks.availability_app:app"

@@ -16,9 +16,9 @@ import pytest
 from sqlalchemy.orm import Session
 
 from flowkit.config import Services, Settings, SystemClock, connect, open_store
-from flowkit.engine import supervisor as supervising
-from flowkit.engine.supervisor import Supervisor
 from flowkit.engine.worker import Worker
+from flowkit.host import supervisor as supervising
+from flowkit.host.supervisor import Supervisor
 from tests import crash_app
 from tests.conftest import PROOF
 from tests.shop import Base, Order, effects

@@ -11,7 +11,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from flowkit.cli.ending import MARGIN_SECONDS, REST_SECONDS
+from flowkit.host.ending import MARGIN_SECONDS, REST_SECONDS
 from tests.conftest import CI
 
 DEPLOY = Path(__file__).parent.parent / "examples" / "deploy"

@@ -17,9 +17,9 @@ from flowkit import App, ConfigError, Message, RetryPolicy
 from flowkit.cli import show
 from flowkit.cli.commands import cli
 from flowkit.config import Settings
-from flowkit.continuity import agreement, planning
+from flowkit.host.sockets import bind
+from flowkit.sla import agreement, planning
 from flowkit.testing import Harness
-from flowkit.web.listen import bind
 from tests.test_cli import ROOT
 
 APP = """

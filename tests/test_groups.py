@@ -16,8 +16,8 @@ import pytest
 from sqlalchemy import make_url
 
 from flowkit.config import Settings, SystemClock, open_store
-from flowkit.continuity.standby import Standby
 from flowkit.errors import Fenced
+from flowkit.host.standby import Standby
 from flowkit.message import Message
 from flowkit.ports import Copy, Fence, WorkerInfo
 from flowkit.store.sql import SqlStore

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowkit.continuity import agreement, planning
-from flowkit.continuity.agreement import Agreement
-from flowkit.continuity.record import record
 from flowkit.errors import ConfigError
+from flowkit.sla import agreement, planning
+from flowkit.sla.agreement import Agreement
+from flowkit.sla.uptime import record
 
 AGREED = """
 availability = 99.9

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from flowkit.continuity.agreement import read
-from flowkit.continuity.load import Answer, Load, Request, during, percentile
-from flowkit.continuity.verification import Event, clauses, windows
+from flowkit.sla.agreement import read
+from flowkit.sla.load import Answer, Load, Request, during, percentile
+from flowkit.sla.verification import Event, clauses, windows
 from tests.test_web_processes import Instances
 
 ROOT = Path(__file__).parent.parent

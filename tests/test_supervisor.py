@@ -18,11 +18,11 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from flowkit.cli.systemd import ServiceManager
 from flowkit.config import Settings, SystemClock, open_store
-from flowkit.engine.supervisor import Child, Supervisor
-from flowkit.web.agent import Agent
-from flowkit.web.listen import listen
+from flowkit.host.agent import Agent
+from flowkit.host.sockets import listen
+from flowkit.host.supervisor import Child, Supervisor
+from flowkit.host.systemd import ServiceManager
 from tests.services.postgresql import PostgreSQL
 from tests.test_web import until
 

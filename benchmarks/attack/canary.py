@@ -18,8 +18,8 @@ from benchmarks.attack.client import ask
 from benchmarks.attack.keys import APP
 from benchmarks.attack.verdict import Verdict
 from flowkit.config import Settings, connect
-from flowkit.continuity.site import HOST, wait_until
-from flowkit.engine.supervisor import COMMAND
+from flowkit.host.supervisor import COMMAND
+from flowkit.sla.testbed import HOST, wait_until
 from tests import canary_app
 from tests.services import free_port
 from tests.services.postgresql import PostgreSQL

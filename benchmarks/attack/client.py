@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import NamedTuple
 
-from flowkit.continuity.site import HOST
+from flowkit.sla.testbed import HOST
 
 SECONDS = 60.0
 

@@ -14,7 +14,7 @@ from uuid import uuid4
 from benchmarks.attack.attackers import ATTACKS, BEGUN, SHARE
 from benchmarks.attack.keys import instances
 from benchmarks.attack.verdict import Verdict
-from flowkit.continuity.site import HOST, wait_until
+from flowkit.sla.testbed import HOST, wait_until
 from flowkit.web import balancer
 from tests.services.balancer import Balancer
 

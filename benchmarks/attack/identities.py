@@ -13,8 +13,8 @@ from benchmarks.attack.app import Base, Order, app, orders
 from benchmarks.attack.suppliers import SUPPLIERS, Sent
 from benchmarks.attack.verdict import Verdict
 from flowkit.config import Settings, connect, open_store
-from flowkit.continuity.site import Node, wait_until
 from flowkit.errors import FlowKitError
+from flowkit.sla.testbed import Node, wait_until
 from flowkit.transports.rabbitmq.queues import Queues
 from tests.services.postgresql import PostgreSQL
 from tests.services.rabbitmq import RabbitMQ

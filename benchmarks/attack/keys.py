@@ -10,7 +10,7 @@ from benchmarks.attack.app import Base
 from benchmarks.attack.client import Answer, ask
 from benchmarks.attack.verdict import Verdict
 from flowkit.config import Settings, open_store
-from flowkit.continuity.site import Node, wait_until
+from flowkit.sla.testbed import Node, wait_until
 
 APP = "benchmarks.attack.app:app"
 ALICE, MALLORY = {"authorization": "Bearer alice"}, {"authorization": "Bearer mallory"}

@@ -1,6 +1,6 @@
 """The command line."""
 
-from flowkit.cli.init import obey_signals
+from flowkit.host.init import obey_signals
 
 obey_signals()  # before the other imports, which take their time
 

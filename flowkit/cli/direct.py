@@ -5,10 +5,10 @@ from pathlib import Path
 
 from flowkit import duration
 from flowkit.cli.opened import opened_store
-from flowkit.continuity import agreement, planning
 from flowkit.operations import directions
 from flowkit.plain import plain
 from flowkit.ports import DRAINED, PAUSED
+from flowkit.sla import agreement, planning
 
 
 def pause(names: Collection[str]) -> None:

@@ -15,29 +15,29 @@ from typing import Any, NamedTuple, TypeVar
 
 from flowkit import duration
 from flowkit.app import App
-from flowkit.cli.directed import Directed
-from flowkit.cli.ending import STEP_SECONDS, Ending, end, end_after
-from flowkit.cli.idle import Idle
-from flowkit.cli.init import reap_orphans
 from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.logs import log
-from flowkit.cli.signals import Signals, die_with_parent, name_parent
-from flowkit.cli.systemd import ServiceManager
 from flowkit.config import Services, Settings, SystemClock, connect, doubts, open_store
-from flowkit.continuity.standby import Standby, stand_alone
 from flowkit.engine.slots import Slots
-from flowkit.engine.supervisor import COMMAND, LOST, REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.versions import named
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError, StoreConflict, StoreOutdated, Unavailable
+from flowkit.host.agent import Agent
+from flowkit.host.ending import STEP_SECONDS, Ending, end, end_after
+from flowkit.host.idle import Idle
+from flowkit.host.init import reap_orphans
+from flowkit.host.scaling import Directed
+from flowkit.host.signals import Signals, die_with_parent, name_parent
+from flowkit.host.sockets import BACKLOG, bind, listen, named_place
+from flowkit.host.standby import Standby, stand_alone
+from flowkit.host.supervisor import COMMAND, LOST, REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
+from flowkit.host.systemd import ServiceManager
 from flowkit.message import new_id
 from flowkit.operations import keys
 from flowkit.operations.subscriptions import orphans
 from flowkit.ports import Fence, WorkerInfo
 from flowkit.telemetry import configure
 from flowkit.url import mask
-from flowkit.web.agent import Agent
-from flowkit.web.listen import BACKLOG, bind, listen, named_place
 
 WAIT_SECONDS = 0.02
 START_SECONDS = 10.0

@@ -6,10 +6,10 @@ from pathlib import Path
 from flowkit import duration
 from flowkit.cli import show
 from flowkit.config import Settings, open_store
-from flowkit.continuity import agreement, planning
-from flowkit.continuity.record import record
 from flowkit.errors import ConfigError
 from flowkit.plain import plain
+from flowkit.sla import agreement, planning
+from flowkit.sla.uptime import record
 
 MOST_OUTAGES = 10
 PRECISE_SECONDS = 60.0

@@ -11,11 +11,11 @@ from flowkit.app import App
 from flowkit.cli import show
 from flowkit.cli.load import load
 from flowkit.config import Services, connect
-from flowkit.continuity import agreement as agreements
-from flowkit.continuity import capacity, verification
-from flowkit.continuity.load import Request
 from flowkit.errors import ConfigError
 from flowkit.route import Route
+from flowkit.sla import agreement as agreements
+from flowkit.sla import capacity, verification
+from flowkit.sla.load import Request
 
 SETTLED_SECONDS = 60.0
 LOOK_SECONDS = 0.2
@@ -81,7 +81,7 @@ def verify(name: str, path: Path, plan: Plan, chart: Path | None, json: bool) ->
     finally:
         services.close()
     if chart is not None:
-        from flowkit.continuity.chart import draw
+        from flowkit.sla.chart import draw
 
         draw(verdict, agreed, chart)
     if json:

@@ -6,7 +6,7 @@ import sys
 import threading
 
 from flowkit.cli import main
-from flowkit.engine import supervisor
+from flowkit.host import supervisor
 
 
 def end_with_input() -> None:

@@ -10,17 +10,17 @@ from unittest.mock import patch
 from flowkit import App
 from flowkit.cli import run as running
 from flowkit.config import Services, Settings
-from flowkit.continuity import standby as standing
-from flowkit.continuity.standby import Standby
 from flowkit.engine import slots as slotting
-from flowkit.engine import supervisor as supervising
 from flowkit.engine import triage as triaging
 from flowkit.engine import versions as versioning
 from flowkit.engine import worker as working
 from flowkit.engine.slots import InFlight, Slots, State
-from flowkit.engine.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError
+from flowkit.host import standby as standing
+from flowkit.host import supervisor as supervising
+from flowkit.host.standby import Standby
+from flowkit.host.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.ports import Delivery, Fence
 from flowkit.store.sql import SqlStore
 from flowkit.transports.sql import SqlTransport

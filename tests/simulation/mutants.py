@@ -13,9 +13,9 @@ from flowkit.engine import relay as relaying
 from flowkit.engine import triage as triaging
 from flowkit.engine.item import Spoiled
 from flowkit.engine.pipeline import Pipeline
-from flowkit.engine.supervisor import Supervisor
 from flowkit.engine.versions import VersionedSource, Versions
 from flowkit.errors import CommitUnknown, StoreUnavailable
+from flowkit.host.supervisor import Supervisor
 from flowkit.ports import Claim, Copy, Delivery, Receipt, Tally
 from flowkit.store import access as accessing
 from flowkit.store.access import Access

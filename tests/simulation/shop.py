@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 
 from flowkit import App, Objects, Outbox, Reject, RetryPolicy, web
 from flowkit.engine.item import Item
-from flowkit.engine.supervisor import STOPPED
 from flowkit.errors import FlowKitError
 from flowkit.flow import Call, Giver
+from flowkit.host.supervisor import STOPPED
 from flowkit.ports import Dead, Delivery, Done, Identity, Retried
 from tests.shop import Base, Effect, Unique
 from tests.simulation.world import Process, World

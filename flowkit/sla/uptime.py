@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from flowkit.continuity.planning import budget
+from flowkit.sla.planning import budget
 
 
 class Outage(NamedTuple):

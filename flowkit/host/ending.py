@@ -5,8 +5,8 @@ import os
 import threading
 import time
 
-from flowkit.cli.signals import Signals
-from flowkit.engine.supervisor import Supervisor
+from flowkit.host.signals import Signals
+from flowkit.host.supervisor import Supervisor
 
 STEP_SECONDS = 0.05
 INTERRUPTED = 130

@@ -3,9 +3,9 @@
 from math import isfinite
 from pathlib import Path
 
-from flowkit.continuity.agreement import Agreement
-from flowkit.continuity.verification import Verdict
 from flowkit.errors import ConfigError
+from flowkit.sla.agreement import Agreement
+from flowkit.sla.verification import Verdict
 
 
 def draw(verdict: Verdict, agreement: Agreement, path: Path) -> None:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from time import sleep
 from typing import NamedTuple
 
-from flowkit.continuity.load import Load, Request, percentile
-from flowkit.continuity.site import HOST, Node, wait_until
 from flowkit.errors import ConfigError
+from flowkit.sla.load import Load, Request, percentile
+from flowkit.sla.testbed import HOST, Node, wait_until
 
 FIRST_TPS = 25.0
 MOST_TPS = 100_000.0

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from math import ceil, exp, fsum, lgamma, log, log1p, prod
 from typing import NamedTuple
 
-from flowkit.continuity.agreement import WEEK_SECONDS, Agreement
 from flowkit.errors import ConfigError
+from flowkit.sla.agreement import WEEK_SECONDS, Agreement
 
 YEAR_SECONDS = 365 * 86400.0
 MOST_NODES = 1000

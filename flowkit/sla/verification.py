@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from flowkit.continuity.agreement import Agreement
-from flowkit.continuity.load import Answer, Load, Request, during, percentile
-from flowkit.continuity.planning import budget
-from flowkit.continuity.site import HOST, Node, Site, wait_until
+from flowkit.sla.agreement import Agreement
+from flowkit.sla.load import Answer, Load, Request, during, percentile
+from flowkit.sla.planning import budget
+from flowkit.sla.testbed import HOST, Node, Site, wait_until
 
 WINDOW_SECONDS = 1.0
 FROZEN_SECONDS = 5.0

@@ -6,8 +6,8 @@ from typing import Any
 
 from flowkit.app import App
 from flowkit.config import Services
-from flowkit.engine.supervisor import Supervisor
 from flowkit.errors import StoreConflict, Unavailable
+from flowkit.host.supervisor import Supervisor
 from flowkit.operations.comparison import versions
 from flowkit.ports import LANES, WORKERS
 

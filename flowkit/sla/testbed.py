@@ -15,8 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from flowkit.engine.supervisor import COMMAND
 from flowkit.errors import ConfigError, FlowKitError
+from flowkit.host.supervisor import COMMAND
 from flowkit.web import balancer
 
 START_SECONDS = 60.0

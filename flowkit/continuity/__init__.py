@@ -1,1 +1,0 @@
-"""What keeps a service going: its agreed level, planned and verified."""

@@ -1,0 +1,1 @@
+"""Processes: an instance with its supervisor, its worker processes and its warm spares."""

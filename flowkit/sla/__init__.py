@@ -1,0 +1,1 @@
+"""The agreed level of service: planned, measured and verified."""

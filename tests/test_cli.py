@@ -320,7 +320,7 @@ def test_a_wrong_setting_is_named(
 ) -> None:
     (flowkit.folder / "folder").mkdir()
     monkeypatch.setenv(f"FLOWKIT_{variable}", value)
-    monkeypatch.setattr("flowkit.cli.run.START_SECONDS", 0.0)
+    monkeypatch.setattr("flowkit.host.instance.START_SECONDS", 0.0)
     for command in (
         ["run", "shop.py"],
         ["check", "shop.py"],

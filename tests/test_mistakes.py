@@ -19,9 +19,9 @@ from sqlalchemy import Column, Integer, MetaData, Table, text
 
 from flowkit import App, ConfigError, DefinitionError, RetryPolicy
 from flowkit.cli.describe import check
-from flowkit.cli.run import _check
 from flowkit.cli.schema import upgrade
 from flowkit.config import Settings, connect, open_store
+from flowkit.host import instance
 
 ROOT = Path(__file__).parent.parent
 APP = """
@@ -80,11 +80,11 @@ def test_a_table_that_lacks_a_column_is_told_of(
     app = App("shop", metadata=tables("id", "Total"))
     app.flow("orders")(lambda order: None)
     with pytest.raises(ConfigError, match="columns that are not in"):
-        _check(app, services)
+        instance.check(app, services)
     with store.dialect.engine.connect() as connection:
         connection.execute(text('ALTER TABLE orders ADD COLUMN "Total" integer'))
         connection.commit()
-    _check(app, services)
+    instance.check(app, services)
     app.close()
 
 
@@ -117,7 +117,7 @@ def test_a_setting_that_nobody_knows_is_told_of(
     app = App("shop")
     app.flow("orders")(lambda order: None)
     services = connect()
-    _check(app, services)
+    instance.check(app, services)
     app.close()
     assert caplog.messages == [why]
 

@@ -15,9 +15,9 @@ from alembic.config import Config
 
 import flowkit.store.migrations
 from flowkit.cli.commands import main
-from flowkit.cli.run import _join
 from flowkit.config import Settings, open_store
 from flowkit.errors import ConfigError
+from flowkit.host.worker_process import join
 from flowkit.store import tables
 
 MIGRATIONS = sorted((Path(flowkit.store.migrations.__file__).parent / "versions").glob("0*.py"))
@@ -108,7 +108,7 @@ def test_a_look_changes_no_schema(
 
 def test_a_worker_of_a_newer_version_upgrades_the_schema_of_its_supervisor(sqlite_url: str) -> None:
     at(sqlite_url, "0005")
-    _join(Settings(database_url=sqlite_url)).close()
+    join(Settings(database_url=sqlite_url)).close()
     open_store(Settings(database_url=sqlite_url), create=False).close()
 
 

@@ -15,12 +15,12 @@ from sqlalchemy.orm import Session
 from flowkit import App, ConfigError, Reject, RetryAfter
 from flowkit.cli.describe import check
 from flowkit.cli.direct import drain
-from flowkit.cli.run import _check
 from flowkit.cli.schema import upgrade
 from flowkit.cli.status import audit, status
 from flowkit.cli.subscriptions import move, remove, show_list
 from flowkit.config import Settings, connect
 from flowkit.engine.worker import Worker
+from flowkit.host import instance
 from flowkit.testing import Harness
 from flowkit.transports.rabbitmq.servers import servers
 from tests.shop import Base, Effect, Order, effects, new_app
@@ -135,7 +135,7 @@ def test_drain_ends_and_names_what_nobody_empties(renamed: str, capsys: pytest.C
 def test_a_start_tells_of_it(renamed: str, caplog: pytest.LogCaptureFixture) -> None:
     app = version("book")
     services = connect(Settings(database_url=renamed))
-    _check(app, services)
+    instance.check(app, services)
     app.close()
     assert f"{ORPHANED}app shop has no such flow; 3 message(s) of it wait; {INSTEAD}" in caplog.messages
 

@@ -125,7 +125,8 @@ def run(
     app_version: Annotated[str, typer.Option("--version", help="Of APP; it waits for its rollout")] = "",
 ) -> None:
     """Run the flows of APP: a supervisor and its workers."""
-    from flowkit.cli.run import Options, run
+    from flowkit.cli.run import run
+    from flowkit.host.options import Options
 
     chosen = [one.strip() for one in flows.split(",") if one.strip()]
     options = Options(workers, chosen, until_idle, grace, http, admin, agent, drain, standby, group, site, app_version)

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Collection
-from typing import Any
 
 from flowkit.app import App
 from flowkit.config import Services
 from flowkit.errors import StoreConflict, Unavailable
 from flowkit.host.supervisor import Supervisor
 from flowkit.operations.comparison import versions
+from flowkit.operations.store import operated
 from flowkit.ports import LANES, WORKERS
 
 LOOK_SECONDS = 1.0
@@ -70,7 +70,6 @@ class Directed:
         rollout = store.rollout(self._app, settings.lease)
         if rollout is None:
             return 1.0
-        workers: Any = store
-        found = versions(rollout, [one for one in workers.ledger.workers() if one.app == self._app])
+        found = versions(rollout, [one for one in operated(store).ledger.workers() if one.app == self._app])
         each = {one.name: one.share / one.ready for one in found if one.ready}
         return each.get(settings.version, 0.0) / max(each.values(), default=1.0) if any(each.values()) else 1.0

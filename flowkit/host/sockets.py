@@ -1,13 +1,22 @@
-"""Sockets that serve."""
+"""Sockets that serve: bound by a supervisor, and shared by its workers."""
 
 import errno
+import os
 import socket
+from collections.abc import Sequence
+from contextlib import suppress
 
 from flowkit.errors import ConfigError
 from flowkit.fork import part_with
 
 BACKLOG = 2048
 """So many connections wait to be accepted."""
+HTTP_VARIABLE, ADMIN_VARIABLE = "FLOWKIT_HTTP_SOCKET", "FLOWKIT_ADMIN_SOCKET"
+"""The open files of the sockets that the supervisor's workers share: for clients, and for operators."""
+ADMIN_PORTS = 1000
+"""Operators are served on a port that is so much higher than that of clients, unless --admin says where."""
+NO_ADMIN = "none"
+"""The value of --admin by which operators are not served."""
 DOUBTS = {
     errno.EADDRINUSE: "is another program listening there?",
     errno.EADDRNOTAVAIL: "is it an address of this machine?",
@@ -48,3 +57,36 @@ def listen(address: str, option: str) -> socket.socket:
     made = bind(address, option)
     made.listen(BACKLOG)
     return made
+
+
+def bind_shared(http: str, admin: str) -> list[socket.socket]:
+    """The sockets that the workers are to serve: for clients and, by default on loopback, for operators."""
+    if not http:
+        return []
+    clients = bind(http, "--http")
+    os.environ[HTTP_VARIABLE] = str(clients.fileno())
+    if admin == NO_ADMIN:
+        return [clients]
+    place = admin or f"127.0.0.1:{clients.getsockname()[1] + ADMIN_PORTS}"
+    operators = bind(place, "--admin" if admin else "--admin (by default the port of --http + 1000)")
+    os.environ[ADMIN_VARIABLE] = str(operators.fileno())
+    return [clients, operators]
+
+
+def inherited() -> tuple[int, int | None]:
+    """The open files of the sockets that this worker serves: for clients, and for operators if there is one."""
+    admin = os.environ.pop(ADMIN_VARIABLE, "")
+    return int(os.environ.pop(HTTP_VARIABLE)), int(admin) if admin else None
+
+
+def serve(shared: Sequence[socket.socket]) -> None:
+    """Let clients connect."""
+    for one in shared:
+        one.listen(BACKLOG)
+
+
+def refuse(shared: Sequence[socket.socket]) -> None:
+    """Refuse who connects: they go to the active ones."""
+    for one in shared:
+        with suppress(OSError):  # it does not listen
+            one.shutdown(socket.SHUT_RDWR)

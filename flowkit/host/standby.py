@@ -6,10 +6,14 @@ under its own token, which the store refuses then (ports.Fence).
 """
 
 import logging
+import os
+import socket
 import threading
 
+from flowkit.config import Services, Settings
 from flowkit.disclosure import told
 from flowkit.errors import ConfigError, FlowKitError
+from flowkit.operations.store import operated
 from flowkit.ports import Clock, Standing, Store, WorkerInfo
 
 LOOK_SECONDS = 0.25
@@ -29,6 +33,28 @@ def stand_alone(store: Store, app: str, seconds: float) -> None:
             f"group {standing.group} of app {app} is active; start this instance with --group {standing.group}, to "
             "work beside it, or with --standby hot, to take over from it"
         )
+
+
+def spare_worker(id: str, app: str, settings: Settings) -> WorkerInfo:
+    """This process as the fleet sees it while its instance is spare."""
+    return WorkerInfo(id, app, socket.gethostname(), os.getpid(), settings.group, settings.site, settings.version)
+
+
+def join_group(app: str, services: Services, spare: bool) -> "Standby | None":
+    """How an instance of a group knows whether that is active; None where it has no group. Raises ConfigError where
+    groups and instances without one would work beside each other: these are not fenced."""
+    settings = services.settings
+    if not settings.group:
+        stand_alone(services.store, app, settings.group_lease)
+        return None
+    loose = [one for one in operated(services.store).ledger.workers() if one.app == app and not one.group]
+    if loose and any(one.silent < settings.group_lease for one in loose):
+        raise ConfigError(
+            f"{len(loose)} worker(s) of app {app} run without a group, and would not be kept from writing once "
+            "another one is active; start them with --group"
+        )
+    info = spare_worker(services.ids(), app, settings)
+    return Standby(services.store, services.clock, info, settings.group_lease, spare)
 
 
 class Standby:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 from flowkit import App
-from flowkit.cli import run as running
 from flowkit.config import Services, Settings
 from flowkit.engine import slots as slotting
 from flowkit.engine import triage as triaging
@@ -19,8 +18,10 @@ from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError
 from flowkit.host import standby as standing
 from flowkit.host import supervisor as supervising
-from flowkit.host.standby import Standby
+from flowkit.host.instance import follow
+from flowkit.host.standby import Standby, spare_worker
 from flowkit.host.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
+from flowkit.host.worker_process import wait_until_active
 from flowkit.ports import Delivery, Fence
 from flowkit.store.sql import SqlStore
 from flowkit.transports.sql import SqlTransport
@@ -132,7 +133,7 @@ class Child:
         services = fleet.machine.services(self._process, self._role)
         if self._role.group:
             never = SimpleNamespace(asked=Event(world), hangup=Event(world))
-            running._let_begin(fleet.app, services, self.slots, cast(Any, never))
+            wait_until_active(fleet.app, services, self.slots, cast(Any, never))
             self._process.fence = Fence(APP, self._role.group, self.slots.token).key
         venture = services.store.venture
 
@@ -219,12 +220,12 @@ class Instance:
         standby = self._standby(services) if self.role.group else None
         while supervisor.step():
             if standby is not None and standby.token != supervisor.token:
-                running._follow(standby.token, supervisor, ())
+                follow(standby.token, supervisor, ())
             world.sleep(STEP_SECONDS)
         raise AssertionError(f"the supervisor ended with status {supervisor.status}")
 
     def _standby(self, services: Services) -> Standby:
-        info = running._info(services.ids(), APP, services.settings)
+        info = spare_worker(services.ids(), APP, services.settings)
         return Standby(services.store, services.clock, info, GROUP_SECONDS, spare=False)
 
 

@@ -29,7 +29,7 @@ from flowkit.config import Settings, open_store
 from flowkit.engine.versions import bucket
 from flowkit.message import Message
 from flowkit.sla.load import Answer, Load, Request, during, percentile
-from flowkit.sla.testbed import HOST, Node, Site, wait_until
+from flowkit.sla.testbed import HOST, Node, Testbed, wait_until
 
 RESULTS = Path(__file__).parent / "results" / "availability.json"
 APP = "benchmarks.availability_app:app"
@@ -127,8 +127,8 @@ def killed(database: Database, times: int) -> dict[str, Any]:
     """One of three instances is killed with -9, and started again, so many times."""
     stage = Stage(database.fresh())
     nodes = [stage.node() for _ in range(3)]
-    with Site(nodes) as site, Disk() as disk:
-        load, events = Load(HOST, site.port, REQUEST, RATE), []
+    with Testbed(nodes) as testbed, Disk() as disk:
+        load, events = Load(HOST, testbed.port, REQUEST, RATE), []
         for number in range(times):
             time.sleep(CALM_SECONDS)
             events.append(load.now)
@@ -155,8 +155,8 @@ def restarted(database: Database, times: int) -> dict[str, Any]:
     """All of three instances are ended in order and started again, one by one, so many times."""
     stage = Stage(database.fresh())
     nodes = [stage.node() for _ in range(3)]
-    with Site(nodes) as site:
-        load = Load(HOST, site.port, REQUEST, RATE)
+    with Testbed(nodes) as testbed:
+        load = Load(HOST, testbed.port, REQUEST, RATE)
         for _ in range(times):
             for node in nodes:
                 node.end()
@@ -173,8 +173,8 @@ def taken_over(database: Database, times: int, standby: str) -> dict[str, Any]:
     stage = Stage(database.fresh())
     nodes = [stage.node("--group", group, "--standby", standby) for group in ("one", "two")]
     takeovers = []
-    with Site(nodes, ready=1) as site:
-        load = Load(HOST, site.port, REQUEST, RATE)
+    with Testbed(nodes, ready=1) as testbed:
+        load = Load(HOST, testbed.port, REQUEST, RATE)
         for _ in range(times):
             wait_until(lambda: stage.spares() == 1, "no instance is spare")
             active, spare = sorted(nodes, key=lambda node: not node.ready)
@@ -217,9 +217,9 @@ def rolled_out(database: Database, times: int) -> dict[str, Any]:
     stage.begin("v1")
     nodes = [stage.node("--version", version) for version in ("v1", "v1", "v2")]
     steps: list[tuple[int, float, float]] = []
-    with Site(nodes, ready=2) as site:
+    with Testbed(nodes, ready=2) as testbed:
         wait_until(lambda: stage.ready() == 3, "the candidate is not ready")
-        load = Load(HOST, site.port, REQUEST, RATE)
+        load = Load(HOST, testbed.port, REQUEST, RATE)
         for words, weight in (
             (("start", "v2", "--weight", "25"), 25),
             (("rollback",), 0),
@@ -255,9 +255,9 @@ def gone_wrong(database: Database, times: int) -> dict[str, Any]:
     stage.begin("v1")
     nodes = [stage.node("--version", version) for version in ("v1", "v1", "bad")]
     seconds = []
-    with Site(nodes, ready=2) as site:
+    with Testbed(nodes, ready=2) as testbed:
         wait_until(lambda: stage.ready() == 3, "the candidate is not ready")
-        load = Load(HOST, site.port, REQUEST, RATE)
+        load = Load(HOST, testbed.port, REQUEST, RATE)
         for _ in range(max(1, times // 4)):
             began = time.monotonic()
             done = stage.rollout("start", "bad", "--weight", "25", "--auto", "--every", "1m")

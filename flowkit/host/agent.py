@@ -9,7 +9,7 @@ PAUSE_SECONDS = 0.1
 
 
 class Agent:
-    """Answers whoever connects with one line, and closes. On a thread of its own."""
+    """Answers each connection with one line, and closes it. On a thread of its own."""
 
     def __init__(self, listening: socket.socket, answer: Callable[[], str]) -> None:
         """`answer`: `up ready 100%`, `drain` or `down`; it must not block."""

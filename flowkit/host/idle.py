@@ -1,4 +1,4 @@
-"""When nothing is left to do."""
+"""Idle: nothing of some flows is left to do."""
 
 import logging
 import time

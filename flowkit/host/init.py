@@ -1,4 +1,4 @@
-"""Process 1 of a container: what the kernel leaves to it.
+"""Process 1 of a container: it obeys signals and reaps orphans, which the kernel leaves to it.
 
 Imports little: until `obey_signals` has run, SIGTERM is lost.
 """

@@ -17,7 +17,7 @@ from flowkit.host.ending import STEP_SECONDS, Ending
 from flowkit.host.idle import Idle
 from flowkit.host.init import reap_orphans
 from flowkit.host.options import Options
-from flowkit.host.scaling import Directed
+from flowkit.host.scaling import Scaling
 from flowkit.host.signals import Signals, name_parent
 from flowkit.host.sockets import bind_shared, listen, named_place, refuse, serve
 from flowkit.host.standby import join_group
@@ -28,7 +28,7 @@ from flowkit.operations.subscriptions import orphans
 from flowkit.url import mask
 
 START_SECONDS = 10.0
-"""A supervisor tries for so long to reach what it needs as it starts."""
+"""Longest time in seconds that an instance tries to reach its services as it starts."""
 AGAIN_SECONDS = 0.25
 T = TypeVar("T")
 _log = logging.getLogger("flowkit.run")
@@ -45,8 +45,8 @@ def supervise(app: App, settings: Settings, options: Options) -> int:
 
 
 def patiently(step: Callable[[], T]) -> T:
-    """Do a step of an instance's start, and again for START_SECONDS while a service cannot be reached: one connection
-    that is cut ends no start. Raises what it raised last. Blocks."""
+    """Do a step of an instance's start. Repeat it for START_SECONDS while a service cannot be reached: one connection
+    that is cut ends no start. Raises the last error. Blocks."""
     end, told = time.monotonic() + START_SECONDS, ""
     while True:
         try:
@@ -92,8 +92,8 @@ def _check_channels(app: App, services: Services) -> None:
 
 
 class Instance:
-    """A supervisor with its workers, the sockets that they serve, and what decides on how many there are and whether
-    they work: the group, the fleet's directions, signals, and that nothing is left to do."""
+    """A supervisor with its workers and the sockets that they serve. The group, the fleet's directions and signals
+    decide how many workers there are, and when they work."""
 
     def __init__(self, app: App, services: Services, options: Options) -> None:
         """Start all of it but the workers. Raises ConfigError."""
@@ -122,12 +122,12 @@ class Instance:
             "app %s: %d flow(s) in %d worker process(es) on %s",
             app.name, len(chosen), options.workers, mask(settings.database_url),
         )  # fmt: skip
-        self._directed = Directed(services, app, chosen, options.workers, self._supervisor)
+        self._scaling = Scaling(services, app, chosen, options.workers, self._supervisor)
         self._agent = Agent(listen(options.agent, "--agent"), self._capacity) if options.agent else None
 
     def run(self) -> int:
-        """Keep the workers alive until a signal, or the end of all there is to do, and close. Returns the exit status.
-        Blocks."""
+        """Keep the workers alive until a signal, or until the flows have nothing left to do; then end them. Returns the
+        exit status. Blocks."""
         try:
             while self._supervisor.step() and not self._signals.asked.wait(STEP_SECONDS):
                 if self._step():
@@ -140,9 +140,9 @@ class Instance:
             self._close()
 
     def _step(self) -> bool:
-        """Do what there is to do beside the workers. Whether nothing is left to do for anybody."""
+        """Follow the fleet, the group and signals. Returns whether the flows have nothing left to do."""
         reap_orphans(self._supervisor.pids)
-        self._directed.step()
+        self._scaling.step()
         self._manager.step(self._supervisor.ready == 1)
         if self._standby is not None and self._standby.token != self._supervisor.token:
             follow(self._standby.token, self._supervisor, self._shared)
@@ -164,19 +164,19 @@ class Instance:
         self._signals.ignore()
 
     def _capacity(self) -> str:
-        """What of the requests this instance should get: the answer to HAProxy's agent checks."""
+        """The part of the requests that this instance should get: the answer to HAProxy's agent checks."""
         if self._standby is not None and not self._standby.token:
             return "down #spare"
         if self._supervisor.stopping:
             return "drain"
-        share, ready = self._directed.share, self._supervisor.ready
+        share, ready = self._scaling.share, self._supervisor.ready
         if not share:
             return "drain #its version has no share"
         return f"up ready {max(0.01, ready * share):.0%}" if ready else "down"
 
 
 def follow(token: int, supervisor: Supervisor, shared: Sequence[socket]) -> None:
-    """The group of this instance is active now, or no more."""
+    """Start or end the work of an instance whose group is active now, or no more."""
     if supervisor.token:
         refuse(shared)
         supervisor.begin_anew()

@@ -1,4 +1,4 @@
-"""How a supervisor follows what the fleet is directed to."""
+"""Scaling: a supervisor follows the numbers of workers and lanes that the fleet is directed to have."""
 
 import logging
 from collections.abc import Collection
@@ -15,7 +15,7 @@ LOOK_SECONDS = 1.0
 _log = logging.getLogger("flowkit.run")
 
 
-class Directed:
+class Scaling:
     """Lets a supervisor have as many workers, with as many lanes, as the fleet is directed to have."""
 
     def __init__(
@@ -31,7 +31,8 @@ class Directed:
         self._failed = ""
         """The error of the last look."""
         self.share = 1.0
-        """What this instance should get of the requests, beside what an instance with the largest share gets."""
+        """The requests that this instance should get, as a part of those that an instance with the largest share
+        gets."""
 
     def step(self) -> None:
         """Look, once a second, and follow. Blocks for that look. Raises StoreLost."""

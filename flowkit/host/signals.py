@@ -1,4 +1,4 @@
-"""What asks a process to finish: SIGTERM, SIGINT, and the death of its parent."""
+"""Signals that ask a process to finish: SIGTERM, SIGINT, and the death of its parent."""
 
 import ctypes
 import os
@@ -105,7 +105,7 @@ class Signals:
 
 
 def name_parent() -> None:
-    """Tell the processes that this one starts whom they belong to."""
+    """Tell the processes that this one starts the id of their supervisor."""
     os.environ[PARENT_VARIABLE] = str(os.getpid())
 
 

@@ -10,11 +10,11 @@ from flowkit.errors import ConfigError
 from flowkit.fork import part_with
 
 BACKLOG = 2048
-"""So many connections wait to be accepted."""
+"""Connections that may wait to be accepted."""
 HTTP_VARIABLE, ADMIN_VARIABLE = "FLOWKIT_HTTP_SOCKET", "FLOWKIT_ADMIN_SOCKET"
 """The open files of the sockets that the supervisor's workers share: for clients, and for operators."""
 ADMIN_PORTS = 1000
-"""Operators are served on a port that is so much higher than that of clients, unless --admin says where."""
+"""The port for operators is this much higher than that for clients, unless --admin says where."""
 NO_ADMIN = "none"
 """The value of --admin by which operators are not served."""
 DOUBTS = {
@@ -86,7 +86,7 @@ def serve(shared: Sequence[socket.socket]) -> None:
 
 
 def refuse(shared: Sequence[socket.socket]) -> None:
-    """Refuse who connects: they go to the active ones."""
+    """Refuse clients: they connect to an active instance."""
     for one in shared:
         with suppress(OSError):  # it does not listen
             one.shutdown(socket.SHUT_RDWR)

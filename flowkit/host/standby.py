@@ -17,16 +17,16 @@ from flowkit.operations.store import operated
 from flowkit.ports import Clock, Standing, Store, WorkerInfo
 
 LOOK_SECONDS = 0.25
-"""How long a lease may be over before a spare knows."""
+"""Longest time in seconds until a spare notices that a lease has ended."""
 RENEWALS = 3
-"""So many fit into a lease."""
+"""Renewals per lease."""
 BEAT_SECONDS = 1.0
 _log = logging.getLogger("flowkit.standby")
 
 
 def stand_alone(store: Store, app: str, seconds: float) -> None:
-    """For what has no group, and is not fenced: let no group be active for so many seconds. Raises ConfigError where
-    one is."""
+    """Keep every group from becoming active for `seconds`, for a process without a group, which is not fenced. Raises
+    ConfigError where a group is active."""
     standing = store.stand(app, "", seconds, ready=True)
     if standing is not None and standing.group:
         raise ConfigError(
@@ -41,8 +41,8 @@ def spare_worker(id: str, app: str, settings: Settings) -> WorkerInfo:
 
 
 def join_group(app: str, services: Services, spare: bool) -> "Standby | None":
-    """How an instance of a group knows whether that is active; None where it has no group. Raises ConfigError where
-    groups and instances without one would work beside each other: these are not fenced."""
+    """Join the group of the settings; None where they name no group. Raises ConfigError where groups and instances
+    without a group would work beside each other: the latter are not fenced."""
     settings = services.settings
     if not settings.group:
         stand_alone(services.store, app, settings.group_lease)
@@ -58,7 +58,7 @@ def join_group(app: str, services: Services, spare: bool) -> "Standby | None":
 
 
 class Standby:
-    """What the group of this instance is: active, or spare. A thread of its own asks the store."""
+    """Knows whether the group of this instance is active or spare. A thread of its own asks the store."""
 
     def __init__(
         self, store: Store, clock: Clock, info: WorkerInfo, seconds: float, spare: bool, takes: bool = True
@@ -78,7 +78,7 @@ class Standby:
         self.standing: Standing | None = None
         """Which group is active, as far as is known."""
         self.over = False
-        """Whether no group is, and there was time to renew it."""
+        """Whether no group is active, although there was time to renew the lease."""
         self._thread = threading.Thread(target=self._watch, name="flowkit-standby", daemon=True)
         self._thread.start()
 
@@ -134,7 +134,7 @@ class Standby:
             self._beaten = now
 
     def _leave(self) -> None:
-        """Its workers speak for this instance now; or nobody does any more."""
+        """Leave the fleet: the workers speak for this instance now, or nobody does any more."""
         if self._beaten != float("-inf"):
             self._beaten = float("-inf")
             try:

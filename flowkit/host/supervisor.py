@@ -1,4 +1,4 @@
-"""The supervisor: the parent that keeps N worker processes alive, and notices who killed one."""
+"""The supervisor: it keeps N worker processes alive, and charges a message that killed one."""
 
 import logging
 import os
@@ -18,9 +18,9 @@ from flowkit.ports import Clock, Random, Store
 FIRST_BACKOFF_SECONDS = 0.1
 MOST_BACKOFF_SECONDS = 10.0
 PAY_SECONDS = 1.0
-"""What the store did not take is tried again after this."""
+"""Delay in seconds before charges that the store did not take are written again."""
 SETTLED_SECONDS = 10.0
-"""A worker that lived so long starts its backoff anew."""
+"""A worker that lived for this many seconds starts its backoff anew."""
 REPLACE = 75
 """Exit status of a worker that asks to be replaced: a handler ran past its deadline."""
 REFUSED = 2
@@ -30,10 +30,10 @@ STOPPED = 76
 LOST = 77
 """Exit status of a worker whose database was removed or replaced: a new worker would begin an empty one."""
 FINAL = {0: 0, REFUSED: 2, STOPPED: 1, LOST: 2}
-"""Statuses of a worker that is not started again, because that would not help, and what they make of the supervisor's:
-done, wrong configuration, a flow stopped, the database is gone."""
+"""Exit status of a worker that is not started again, because that would not help -> status of the supervisor: done,
+wrong configuration, a flow stopped, the database is gone."""
 ASKED = (-signal.SIGTERM, -signal.SIGHUP)
-"""Statuses of a worker that a supervisor's signal ended, before it could finish by itself."""
+"""Exit statuses of a worker that its supervisor's signal ended before it could finish by itself."""
 SLOTS_VARIABLE = "FLOWKIT_SLOTS"
 COMMAND = (sys.executable, "-P", "-m", "flowkit")
 """How FlowKit starts itself: without the working directory on the import path, in which others may write."""
@@ -51,12 +51,12 @@ class Child:
         self.failures = 0
         self.due = 0.0
         self.finished = False
-        """It is not started again."""
+        """The worker is not started again."""
         self.replaced = False
 
     @property
     def slots(self) -> Slots:
-        """Its notes, in a file that is made at the first use. Raises OSError."""
+        """The worker's notes, in a file that is made at the first use. Raises OSError."""
         if self._slots is None:
             self._file = _allocated(HEADER + SLOT * COUNT)
             self._slots = Slots(self._file.fileno())
@@ -101,7 +101,7 @@ class Supervisor:
         random: Random,
         inherited: Sequence[int] = (),
     ) -> None:
-        """`inherited`: open files that every worker gets."""
+        """`inherited`: descriptors of open files that every worker gets."""
         self._command = list(command)
         self._inherited = tuple(inherited)
         self._store = store
@@ -111,13 +111,13 @@ class Supervisor:
         self._children = [Child() for _ in range(workers)]
         self._charges: list[Callable[[], None]] = []
         self._pays = float("-inf")
-        """When they are written next."""
+        """Time at which the charges are written next."""
         self._old: deque[Child] = deque()
         """Workers to be replaced."""
         self._heir: Child | None = None
-        """Who replaces the next one of them."""
+        """The new worker that replaces the next of them as soon as it is ready."""
         self.token = 0
-        """Under which the workers of a group may work; 0: they wait, or are of no group."""
+        """The token under which the workers of a group may work. 0 while they wait, or where there is no group."""
         self._proven = False
         """Whether a worker was ever ready: the configuration is right, so a refusal is an outage of what refuses."""
         self.stopping = False
@@ -132,11 +132,12 @@ class Supervisor:
 
     @property
     def ready(self) -> float:
-        """Which part of the workers is ready, from 0 to 1."""
+        """The part of the workers that is ready, from 0 to 1."""
         return min(1.0, sum(child.ready for child in self._children) / self._workers)
 
     def step(self) -> bool:
-        """Reap the dead, charge what they were running, start who is due. Whether any worker lives or will."""
+        """Reap dead workers, charge the messages that they ran, start those that are due. Returns whether any worker
+        lives or will."""
         now = self._clock.monotonic()
         self._proven = self._proven or any(child.ready for child in self._children)
         for child in self._children:
@@ -158,8 +159,8 @@ class Supervisor:
                 child.slots.token = token
 
     def begin_anew(self) -> None:
-        """End the workers at once, because another group is active. Those that follow wait. What was running is none of
-        their doing, so it is no suspect."""
+        """End the workers at once, because another group is active. New ones wait. The messages that ran did not cause
+        this, so they are no suspects."""
         self.token = 0
         for child in self._children:
             if child.process is not None:
@@ -168,7 +169,7 @@ class Supervisor:
                 child.slots.clear()
 
     def resize(self, workers: int) -> None:
-        """Have so many workers: start some, or ask the last ones to finish."""
+        """Change the number of workers: start some, or ask the last ones to finish."""
         self._workers = workers
         there = [child for child in self._children if not child.finished and child is not self._heir]
         self._children += [Child() for _ in range(workers - len(there))]
@@ -183,7 +184,7 @@ class Supervisor:
         self._old.extend(child for child in self._children if child not in self._old and not child.finished)
 
     def _replace(self) -> None:
-        """A step of replacing workers."""
+        """Take the next step of replacing workers."""
         for child in [one for one in self._children if one.replaced and one.process is None]:
             self._children.remove(child)
             child.close()
@@ -237,7 +238,8 @@ class Supervisor:
             )  # fmt: skip
 
     def _bury(self, child: Child, now: float) -> None:
-        """A worker ended: what it was running becomes a suspect, or is charged an attempt; then it starts again."""
+        """Handle the end of a worker: the messages that it ran become suspects, or are charged an attempt; then it
+        starts again."""
         assert child.process is not None
         status, pid, child.process = child.process.returncode, child.process.pid, None
         victims = _suspects(list(child.slots.in_flight()), status)
@@ -279,7 +281,7 @@ class Supervisor:
         self._store.charge(victim.identity, worker, late=victim.state is State.OVERDUE)
 
     def _pay(self, now: float) -> None:
-        """Write what is to be charged; what cannot be written now is tried again later."""
+        """Write the charges. Those that cannot be written now are tried again later."""
         while self._charges:
             try:
                 self._charges[0]()
@@ -313,8 +315,9 @@ def _allocated(size: int) -> IO[bytes]:
 
 
 def _suspects(noted: list[InFlight], status: int) -> list[InFlight]:
-    """Those of a dead process's messages that may have killed it. What only waited did not, unless nothing else was
-    there to do it: a thread that a handler started, say. A kill from outside proves nothing against what waited."""
+    """The messages of a dead process that may have killed it. Messages that only waited did not, unless none ran: then
+    a thread that a handler started may have done it. A kill from outside proves nothing against messages that
+    waited."""
     running = [one for one in noted if one.state is not State.WAITING]
     # A message whose function of `work.run` ran is noted twice: what counts is that it ran alone, or too long.
     once = {one.identity: one for one in sorted(running, key=lambda one: one.state)}

@@ -1,4 +1,4 @@
-"""What the supervisor tells systemd, if that started it: sd_notify(3) and sd_watchdog_enabled(3)."""
+"""The supervisor reports to systemd, if that started it: sd_notify(3) and sd_watchdog_enabled(3)."""
 
 import os
 import socket
@@ -7,7 +7,7 @@ from contextlib import suppress
 
 
 class ServiceManager:
-    """Tells who started this process that it is ready, alive, and about to end. Without one it does nothing."""
+    """Tells the service manager that this process is ready, alive, or about to end. Without one it does nothing."""
 
     def __init__(self) -> None:
         address = os.environ.pop("NOTIFY_SOCKET", "")  # workers are not to speak for the service
@@ -19,7 +19,8 @@ class ServiceManager:
         self._told = 0.0
 
     def step(self, ready: bool) -> None:
-        """To be called again and again: the first time that the service is ready, and as a sign of life."""
+        """Report the first time that the service is ready, and a sign of life when one is due. Call it again and
+        again."""
         if ready and not self._ready:
             self._ready = True
             self._tell("READY=1")

@@ -89,7 +89,7 @@ class Node:
                     os.kill(pid, number)
 
 
-class Site:
+class Testbed:
     """Nodes behind HAProxy, with the configuration that `flowkit lb haproxy` prints. A context manager."""
 
     def __init__(self, nodes: Sequence[Node], ready: int | None = None) -> None:

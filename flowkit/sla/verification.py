@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from flowkit.sla.agreement import Agreement
 from flowkit.sla.load import Answer, Load, Request, during, percentile
 from flowkit.sla.planning import budget
-from flowkit.sla.testbed import HOST, Node, Site, wait_until
+from flowkit.sla.testbed import HOST, Node, Testbed, wait_until
 
 WINDOW_SECONDS = 1.0
 FROZEN_SECONDS = 5.0
@@ -64,11 +64,11 @@ class Verdict(NamedTuple):
 
 
 class Drill:
-    """Breaks the instances of a site, one way after the other, and notes when."""
+    """Breaks the instances of a test bed, one way after the other, and notes when."""
 
-    def __init__(self, site: Site, load: Load, seconds: float) -> None:
+    def __init__(self, testbed: Testbed, load: Load, seconds: float) -> None:
         """`seconds`: the time before and after each event."""
-        self._nodes = site.nodes
+        self._nodes = testbed.nodes
         self._load = load
         self._seconds = seconds
         self.events: list[Event] = []
@@ -123,10 +123,10 @@ def verify(
 
     Raises ConfigError, or FlowKitError when an instance does not start.
     """
-    with Site([Node(app) for _ in range(nodes)]) as site:
-        load = Load(HOST, site.port, request, agreement.normal.tps)
+    with Testbed([Node(app) for _ in range(nodes)]) as testbed:
+        load = Load(HOST, testbed.port, request, agreement.normal.tps)
         try:
-            drill = Drill(site, load, seconds)
+            drill = Drill(testbed, load, seconds)
             drill.run(kills)
         finally:
             answers = load.stop()

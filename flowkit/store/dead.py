@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from pydantic_core import to_json
-
 from flowkit.message import UNREAD, Message
 from flowkit.ports import Copy, Reopening, Tally
-from flowkit.store.unit import MICROSECOND, read_message
+from flowkit.store.encoding import MICROSECOND, names, read_message
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
@@ -69,7 +67,7 @@ class DeadLetters:
                     stack,
                 )
                 for letter, flow, *rest, generation, attempts, died, reason, error, stack in unit.read(
-                    sql.read_dead if whole else sql.list_dead, (_names(letters),)
+                    sql.read_dead if whole else sql.list_dead, (names(letters),)
                 )
             ]
 
@@ -115,9 +113,5 @@ class DeadLetters:
 
     def _exhume(self, unit: "SqlUnit", letters: Sequence[str]) -> list[tuple[str, str, Message, int, int]]:
         unit.begin()
-        rows = unit.read(self._store.sql.exhume, (_names(letters),))
+        rows = unit.read(self._store.sql.exhume, (names(letters),))
         return [(row[0], row[1], read_message(row[2:12]), row[12], row[13]) for row in rows]
-
-
-def _names(letters: Sequence[str]) -> str:
-    return to_json([[letter] for letter in letters]).decode()

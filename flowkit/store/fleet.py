@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from flowkit.ports import Figures, WorkerInfo
 from flowkit.store.clock import Hands
-from flowkit.store.unit import MICROSECOND
+from flowkit.store.encoding import MICROSECOND
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from flowkit.ports import Standing
-from flowkit.store.unit import MICROSECOND
+from flowkit.store.encoding import MICROSECOND
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flowkit import duration
 from flowkit.errors import ConfigError
 from flowkit.ports import Key, Ring
+from flowkit.store.encoding import MICROSECOND
 from flowkit.store.tables import RETENTION, SIGNING, first_key, new_key
-from flowkit.store.unit import MICROSECOND
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore

@@ -4,13 +4,12 @@ import logging
 from typing import TYPE_CHECKING
 
 from flowkit.errors import ConfigError
+from flowkit.store.dialect import UNKNOWN
 from flowkit.store.tables import new_key
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
 
-UNKNOWN = "unknown"
-"""Stands for a part that the server does not tell."""
 FRESH_SECONDS = 5.0
 """A worker whose heartbeat is not older is alive."""
 _log = logging.getLogger("flowkit.store")

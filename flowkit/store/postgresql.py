@@ -16,14 +16,14 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from flowkit.errors import ConfigError, Fenced, StoreConflict, StoreUnavailable, TransactionEnded
 from flowkit.ports import Clock
+from flowkit.store.dialect import SWALLOWED, UNKNOWN
+from flowkit.store.encoding import Row
 from flowkit.store.insert import plain_insert
 from flowkit.store.listener import Listener, key
-from flowkit.store.place import UNKNOWN
 from flowkit.store.rights import excess
 from flowkit.store.servers import Refusals, Servers, places
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import ENVELOPE, Statements
-from flowkit.store.unit import SWALLOWED, Row
 from flowkit.url import exposed, mask
 
 CONNECT_SECONDS = 10

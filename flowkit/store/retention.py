@@ -1,13 +1,10 @@
 """Retention: what the inbox, the dead letters and the ledger forget, and when."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from pydantic_core import to_json
-
 from flowkit.ports import Retention, Tally
-from flowkit.store.unit import MICROSECOND
+from flowkit.store.encoding import MICROSECOND, names
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
@@ -40,7 +37,7 @@ class Cleaner:
             unit.begin()
             if not unit.read(sql.elect, (f"cleaner:{policy.app}", holder, TERM_MICROSECONDS)):
                 return 0
-            flows = _names(policy.flows)
+            flows = names(policy.flows)
             now = int(unit.read(sql.now)[0][0])
             if now < self._cleaned:
                 self.look_again()  # the clock was set back: what is new may be older than that
@@ -49,14 +46,14 @@ class Cleaner:
             # An accepted id is remembered longer than what the flows did with it: sent again, it is still known.
             ends = {
                 flows: now - retention,
-                _names(f"channel:{one}" for one in policy.channels): now - 2 * retention,
-                _names(f"digest:{one}" for one in policy.channels): now - 2 * retention,
+                names(f"channel:{one}" for one in policy.channels): now - 2 * retention,
+                names(f"digest:{one}" for one in policy.channels): now - 2 * retention,
             }
             purged = {
-                names: sorted(
-                    changed for (changed,) in unit.read(sql.purge_inbox, (names, self._gone[names], end, BATCH))
+                those: sorted(
+                    changed for (changed,) in unit.read(sql.purge_inbox, (those, self._gone[those], end, BATCH))
                 )
-                for names, end in ends.items()
+                for those, end in ends.items()
             }
             removed = sum(len(times) for times in purged.values())
             letters = unit.read(sql.expire_dead, (flows, int(policy.dead_letters * MICROSECOND), BATCH))
@@ -68,7 +65,7 @@ class Cleaner:
             for expired in (sql.purge_objects, sql.purge_replies):
                 removed += len(unit.read(expired, (policy.app, BATCH)))
             self._fold(unit)
-        self._gone.update({names: times[-1] if times else ends[names] for names, times in purged.items()})
+        self._gone.update({those: times[-1] if times else ends[those] for those, times in purged.items()})
         self._store.dialect.tidy()
         return removed + len(letters)
 
@@ -79,7 +76,3 @@ class Cleaner:
         for flow, *counts in gone:
             totals[flow] = Tally(*(a + b for a, b in zip(totals.get(flow, Tally()), counts, strict=True)))
         unit.write(self._store.sql.count, [(flow, "", *totals[flow]) for flow in sorted(totals)])
-
-
-def _names(names: Iterable[str]) -> str:
-    return to_json([[name] for name in names]).decode()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from flowkit.errors import StoreConflict
 from flowkit.ports import CANDIDATE, Rollout
-from flowkit.store.unit import MICROSECOND
+from flowkit.store.encoding import MICROSECOND
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore

@@ -2,9 +2,9 @@
 
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 from weakref import WeakSet
 
 from pydantic_core import to_json
@@ -33,6 +33,8 @@ from flowkit.ports import (
 )
 from flowkit.store import tables
 from flowkit.store.dead import DeadLetters
+from flowkit.store.dialect import Dialect, classify
+from flowkit.store.encoding import MICROSECOND, names, read_message, seconds
 from flowkit.store.fleet import Fleet
 from flowkit.store.groups import Groups
 from flowkit.store.guard import watch
@@ -41,9 +43,8 @@ from flowkit.store.ledger import Ledger
 from flowkit.store.place import Place
 from flowkit.store.retention import Cleaner
 from flowkit.store.rollouts import Rollouts
-from flowkit.store.statements import Statements
 from flowkit.store.subscribers import Subscribers
-from flowkit.store.unit import MICROSECOND, Row, SqlUnit, read_message, seconds
+from flowkit.store.unit import SqlUnit
 
 NOTIFIES = "flowkit.notifies"
 """Marks a session whose commit wakes the workers."""
@@ -56,120 +57,6 @@ PUBLISHERS = "publishers"
 SHORT_SECONDS = 30.0
 """The deadline of the store's own short transactions."""
 _log = logging.getLogger("flowkit.store")
-
-
-class Dialect(Protocol):
-    """What differs between databases. `connection` is always the driver's own."""
-
-    name: str
-    serial: bool
-    engine: Engine
-    statements: Statements
-    error: type[Exception]
-    """The driver's errors."""
-    private: bool
-    """Whether what is left on a connection ends with it, because nobody shares its session at the server."""
-
-    def begin(self, connection: Any, deadline: float) -> None:
-        """Begin a transaction that the server ends some seconds after `deadline`."""
-
-    def broken(self, connection: Any) -> BaseException | None:
-        """Why the transaction cannot go on, by a local look."""
-
-    def lost(self, connection: Any) -> bool:
-        """Whether the connection is gone."""
-
-    def shut(self, connection: Any) -> bool:
-        """Whether this process itself has closed the connection."""
-
-    def denied(self, connection: Any, error: BaseException) -> bool:
-        """Whether a commit that failed like this did not happen: the database itself said so."""
-
-    def discard(self, connection: Any) -> None:
-        """Close a connection that is not used again. Never waits for a server that may be gone."""
-
-    def restore(self, connection: Any, deadline: float) -> None:
-        """Put back the settings and the role of an open transaction; those of `begin` hold again."""
-
-    def cleanse(self, connection: Any, exposed: bool) -> bool:
-        """Remove what handlers left on a connection, outside of a transaction. False when it has to be discarded.
-        `exposed`: a handler had the driver's connection in hand."""
-
-    def classify(self, error: BaseException, own: bool = False) -> BaseException:
-        """The StoreConflict or StoreUnavailable that an error means; else the error. Of a statement of FlowKit's `own`
-        that is also what would be a handler's failure."""
-
-    def barred(self, error: BaseException) -> bool:
-        """Whether a statement failed for what a handler can have set for its transaction: a role, a path, a mode."""
-
-    def place(self, connection: Any) -> str:
-        """Which database this is, as parts with a slash between; empty where a copy cannot be told from it."""
-
-    def adopt(self, connection: Any) -> None:
-        """Prepare a connection that somebody else opened: a transaction is open on it, also if it is in autocommit."""
-
-    def pipelined(self, connection: Any) -> AbstractContextManager[object]:
-        """Send statements without waiting for each one's result, where the driver can. Errors come at its end."""
-
-    def plain(self, statement: str) -> bool:
-        """Whether a statement of a handler gains by waiting for others like it, and is seen to have no result."""
-
-    def execute(self, cursor: Any, statement: str, rows: Sequence[Row]) -> None:
-        """Execute a statement once for each row of parameters, of which there is one at least."""
-
-    def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Row]]]:
-        """What writes these message rows: statements, each with its rows of parameters."""
-
-    def fence(self, cursor: Any, key: tuple[str, str, int]) -> None:
-        """See that a group is active, and stays so until this transaction's end. What fails is Fenced when classified;
-        in a pipeline it comes at its end."""
-
-    def commit(self, connection: Any, token: str | None) -> None:
-        """Commit, if the savepoint `token` is still there. Refuses, and does not commit, when it is gone."""
-
-    def doubtful(self, connection: Any) -> bool:
-        """Whether a commit succeeded here, but may be gone after a failover."""
-
-    def token_gone(self, error: BaseException) -> bool:
-        """Whether a commit was refused because the savepoint is gone."""
-
-    def monotonic(self) -> float:
-        """Seconds by a clock that nobody can set, to compare the database's clock with."""
-
-    def wait(self, seconds: float) -> set[str] | None:
-        """Block until another connection may have committed, at most so long. The flows told; None: unknown."""
-
-    def notify(self, flows: Collection[str]) -> None:
-        """Wake those who wait for these flows."""
-
-    def hold(self, worker: str) -> bool:
-        """Hold a lock until this process dies; whether others can rely on it."""
-
-    def gone(self, worker: str) -> bool:
-        """Whether that lock is free."""
-
-    def forget(self, worker: str) -> None:
-        """Release that lock."""
-
-    def upgrading(self) -> AbstractContextManager[Connection]:
-        """A connection in a transaction beside which nobody else upgrades the schema. Raises ConfigError, which names
-        what is missing, or StoreUnavailable."""
-
-    def check_place(self) -> None:
-        """Raise StoreLost where the database that was opened has been taken away."""
-
-    def doubts(self) -> list[str]:
-        """Warnings of how the database is reached. Blocks; raises what a connection raises."""
-
-    def audit(self) -> list[str]:
-        """What is to be said of the rights with which the database is reached. Blocks; raises what a connection
-        raises."""
-
-    def tidy(self) -> None:
-        """Regular upkeep of the database."""
-
-    def close(self) -> None:
-        """Release every connection."""
 
 
 class SqlStore:
@@ -303,9 +190,7 @@ class SqlStore:
             raise self.classify(error, own=True) from error
 
     def classify(self, error: BaseException, own: bool = False) -> BaseException:
-        inner = getattr(error, "orig", None) or error
-        cause = self.dialect.classify(inner, own)
-        return error if cause is inner else cause
+        return classify(self.dialect, error, own)
 
     # ------------------------------------------------------------ message rows
 
@@ -332,11 +217,13 @@ class SqlStore:
 
     def unpark(self, flows: Collection[str]) -> None:
         with self.transaction() as unit:
-            unit.write(self.sql.unpark, [(_names(flows),)])
+            unit.write(self.sql.unpark, [(names(sorted(flows)),)])
 
     def due(self, flows: Collection[str] | None = None) -> set[str]:
         with self.unit("") as unit:
-            found = unit.read(self.sql.due_of_all) if flows is None else unit.read(self.sql.due, (_names(flows),))
+            found = (
+                unit.read(self.sql.due_of_all) if flows is None else unit.read(self.sql.due, (names(sorted(flows)),))
+            )
             return {flow for (flow,) in found}
 
     def wait(self, seconds: float) -> set[str] | None:
@@ -580,10 +467,6 @@ def _oldest(connection: Connection) -> str:
     """The oldest version whose code can work on this schema."""
     found = connection.execute(select(tables.meta.c.value).where(tables.meta.c.name == "oldest")).scalar()
     return str(found or tables.VERSION)
-
-
-def _names(names: Collection[str]) -> str:
-    return to_json([[name] for name in sorted(names)]).decode()
 
 
 def _delivery(row: Any) -> Delivery:

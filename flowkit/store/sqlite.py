@@ -31,11 +31,11 @@ from flowkit.errors import (
 )
 from flowkit.fork import never_close, part_with
 from flowkit.ports import Clock
+from flowkit.store.encoding import Row
 from flowkit.store.library import FileId, file_id, files, refuse, sqlite_driver
 from flowkit.store.locks import Locks
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import Statements
-from flowkit.store.unit import Row
 
 _log = logging.getLogger("flowkit.store")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flowkit.errors import ConfigError
 from flowkit.message import UNREAD
 from flowkit.ports import CANDIDATE, EXCHANGE, REFUSED, Copy, Delivery, Letter, Tally
-from flowkit.store.unit import MICROSECOND
+from flowkit.store.encoding import MICROSECOND
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore

@@ -1,6 +1,5 @@
 """The unit of work: one transaction for the inbox, the handlers' effects, the outgoing messages and the ledger."""
 
-import json
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -12,9 +11,10 @@ from pydantic_core import to_json
 from sqlalchemy.pool import PoolProxiedConnection
 
 from flowkit.errors import Apart, CommitUnknown, StoreConflict, StoreUnavailable, TransactionEnded
-from flowkit.message import Message
 from flowkit.ports import Claim, Copy, Delivery, Fence, Identity, Letter, Reopening, Tally
 from flowkit.store.access import Access, hooked
+from flowkit.store.dialect import SWALLOWED
+from flowkit.store.encoding import MICROSECOND, Row, envelope, names
 from flowkit.store.flushed import Flushed
 from flowkit.store.guard import HandlerConnection, HandlerSession
 from flowkit.store.residue import OWN, TOKEN, Residue
@@ -24,13 +24,6 @@ from flowkit.store.twin import twin
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
 
-MICROSECOND = 1_000_000
-Row = Sequence[object] | Mapping[str, object]
-"""The parameters of a statement: in order, or by name."""
-SWALLOWED = (
-    "a database error was caught inside the handler, but it had failed the transaction; let the error pass, or guard "
-    "the statement with `with db.begin_nested():`"
-)
 ENDED = "a handler ended the transaction by the driver and began another"
 _log = logging.getLogger("flowkit.store")
 
@@ -164,8 +157,7 @@ class SqlUnit:
     def subscribers(self, channels: Collection[str]) -> Mapping[str, Sequence[str]]:
         routes: dict[str, list[str]] = {}
         if channels:
-            names = to_json([[channel] for channel in sorted(channels)]).decode()
-            for channel, flow in self.read(self.sql.subscribers, (names,)):
+            for channel, flow in self.read(self.sql.subscribers, (names(sorted(channels)),)):
                 routes.setdefault(channel, []).append(flow)
         return routes
 
@@ -526,49 +518,3 @@ class SqlUnit:
             except Exception as error:
                 # Statements of handlers may wait with FlowKit's; before the commit they were flushed.
                 raise self._cause(error, own=not self.together) from error
-
-
-def envelope(message: Message) -> tuple[object, ...]:
-    """The columns of a message, in the order of the tables."""
-    return (
-        message.source,
-        message.id,
-        message.channel,
-        message.body,
-        message.type,
-        message.key,
-        int(message.time * MICROSECOND),
-        message.correlation,
-        message.causation,
-        to_json(message.headers).decode() if message.headers else None,
-    )
-
-
-def read_message(row: Any) -> Message:
-    """The message of ten envelope columns, whoever wrote them: what is no envelope's passes as it is, to be found
-    undecodable where messages are decoded. An error here would hit the whole batch, again and again."""
-    source, id, channel, body, kind, key, time, correlation, causation, headers = row
-    return Message(
-        id,
-        source,
-        channel,
-        body if isinstance(body, bytes) else str(body).encode("utf-8", "backslashreplace"),
-        kind,
-        key,
-        seconds(time),
-        correlation,
-        causation,
-        _read_headers(headers),
-    )
-
-
-def seconds(micros: Any) -> Any:
-    """A time of the tables, where it is one."""
-    return micros / MICROSECOND if isinstance(micros, int | float) else micros
-
-
-def _read_headers(column: Any) -> Any:
-    try:
-        return json.loads(column) if column else {}
-    except (ValueError, TypeError, RecursionError):
-        return column

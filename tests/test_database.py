@@ -31,7 +31,7 @@ from flowkit.message import new_id
 from flowkit.ports import Copy, Delivery, WorkerInfo
 from flowkit.store import sqlite, tables
 from flowkit.store.library import sqlite_driver
-from flowkit.store.listener import key
+from flowkit.store.postgresql.listener import key
 from flowkit.store.sqlite import SqliteDialect, safe_wal
 from flowkit.testing import Harness
 from flowkit.testing.conformance import FLOW, message
@@ -314,7 +314,7 @@ def test_row_27_a_connection_that_died_unseen_costs_no_attempt(postgresql_url: s
 def test_row_57_an_owner_frozen_in_its_transaction_frees_its_rows(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowkit.store.postgresql.MARGIN_SECONDS", 0.5)
+    monkeypatch.setattr("flowkit.store.postgresql.dialect.MARGIN_SECONDS", 0.5)
     services = prepared(postgresql_url)
     store: Any = services.store
     one = Delivery(message(), FLOW)

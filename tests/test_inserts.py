@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from flowkit import App, RetryPolicy
 from flowkit.config import Settings, open_store
-from flowkit.store.insert import plain_insert
+from flowkit.store.postgresql.inserts import plain_insert
 from flowkit.testing import Harness
 from tests.shop import Order
 
@@ -104,7 +104,7 @@ def test_those_of_a_batch_are_one_statement(run: Run, lines: Lines, deed: Deed) 
 
 
 def test_more_than_a_statement_holds_are_several(run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowkit.store.postgresql.PARAMETERS", 7)
+    monkeypatch.setattr("flowkit.store.postgresql.dialect.PARAMETERS", 7)
     run(lambda db, n: db.add(Line(id=n, name=str(n))))
     assert lines() == EVERY
 

@@ -106,8 +106,8 @@ def test_row_56_what_only_the_primary_knows_as_applied_is_not_acknowledged(pair:
 def test_row_31_a_frozen_primary_frees_those_who_wait_for_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernel still accepts connections, and acknowledges what is sent. When the standby was promoted, work goes on
     there, and what was in doubt takes effect once."""
-    monkeypatch.setattr("flowkit.store.postgresql.CONNECT_SECONDS", 2)
-    monkeypatch.setattr("flowkit.store.connection.SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr("flowkit.store.postgresql.dialect.CONNECT_SECONDS", 2)
+    monkeypatch.setattr("flowkit.store.postgresql.connection.SILENCE_SECONDS", 1.0)
     app = App("shop")
     orders = app.channel("orders", Order)
     ran: list[str] = []

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, CursorResult, Executable, NestedTransaction
 from flowkit.errors import Apart, FlowKitError, TransactionEnded
 from flowkit.ports import Asked, Objects
 from flowkit.store.flushed import Flushed
-from flowkit.store.guard import HandlerConnection, HandlerSession
+from flowkit.store.handler_session import HandlerConnection, HandlerSession
 from flowkit.store.objects import SqlObjects
 from flowkit.store.residue import Residue, residue
 

@@ -32,12 +32,12 @@ from flowkit.ports import (
     WorkerInfo,
 )
 from flowkit.store import tables
-from flowkit.store.dead import DeadLetters
+from flowkit.store.dead_letters import DeadLetters
 from flowkit.store.dialect import Dialect, classify
 from flowkit.store.encoding import MICROSECOND, names, read_message, seconds
 from flowkit.store.fleet import Fleet
 from flowkit.store.groups import Groups
-from flowkit.store.guard import watch
+from flowkit.store.handler_session import watch
 from flowkit.store.keyring import Keyring
 from flowkit.store.ledger import Ledger
 from flowkit.store.place import Place

@@ -16,7 +16,7 @@ from flowkit.store.access import Access, hooked
 from flowkit.store.dialect import SWALLOWED
 from flowkit.store.encoding import MICROSECOND, Row, envelope, names
 from flowkit.store.flushed import Flushed
-from flowkit.store.guard import HandlerConnection, HandlerSession
+from flowkit.store.handler_session import HandlerConnection, HandlerSession
 from flowkit.store.residue import OWN, TOKEN, Residue
 from flowkit.store.tables import DEAD, OPEN
 from flowkit.store.twin import twin

@@ -16,7 +16,7 @@ from flowkit.engine.item import Item
 from flowkit.engine.worker import Worker
 from flowkit.message import Message, new_id
 from flowkit.ports import Done, Outcome
-from flowkit.store.dead import DeadLetter
+from flowkit.store.dead_letters import DeadLetter
 from flowkit.store.ledger import Balance
 from flowkit.telemetry import ambient
 from flowkit.transports.memory import MemoryTransport

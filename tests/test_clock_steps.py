@@ -195,7 +195,7 @@ def test_row_f23_a_group_takes_over_after_the_clock_was_set_back(clocked: Clocke
     assert store.stand("kit", "one", 1, ready=True).group == "one"
     assert store.stand("other", "three", 60, ready=True).seconds == pytest.approx(60, abs=NEAR)
     with store.transaction(fenced=False) as unit:
-        assert unit.read(store.sql.elect, ("cleaner:kit", "dead", 60_000_000))
+        assert unit.read(store.dialect.statements.elect, ("cleaner:kit", "dead", 60_000_000))
     clocked.turn(-HOUR)
     store.beat(worker, "ready")
     assert store.standing("other").seconds == pytest.approx(60, abs=NEAR)

@@ -274,7 +274,9 @@ def test_a_commit_waits_for_a_takeover_that_has_begun_and_does_not_happen(store:
     writing = threading.Thread(target=write)
     with store.unit("", fenced=False) as unit:
         unit.begin()
-        assert unit.read(store.sql.make_active, (60_000_000, "two", "active:kit", "two", "kit", 60_000_000)) == [(2,)]
+        assert unit.read(
+            store.dialect.statements.make_active, (60_000_000, "two", "active:kit", "two", "kit", 60_000_000)
+        ) == [(2,)]
         writing.start()
         writing.join(0.5)
         assert writing.is_alive()

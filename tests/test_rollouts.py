@@ -22,7 +22,7 @@ from flowkit.engine.versions import bucket
 from flowkit.engine.worker import Worker
 from flowkit.errors import CommitUnknown, ConfigError, StoreConflict, StoreUnavailable
 from flowkit.ports import CANDIDATE, Delivery, Rollout, WorkerInfo
-from flowkit.store.sql import SqlStore
+from flowkit.store.fleet import Fleet
 from tests.services.balancer import Balancer
 from tests.shop import FAST, Base, Effect, Order, effects, new_app
 from tests.test_web_processes import ROOT, SECONDS, Clients, Instances, before, until
@@ -342,13 +342,13 @@ def test_a_change_waits_for_a_worker_that_is_about_to_start(
     """It has read what was before, and joins after the change."""
     versions.start("v1")
     versions.start("v2")
-    join = SqlStore.join_fleet
+    join = Fleet.join
 
-    def change_first(store: SqlStore, worker: WorkerInfo, epoch: int = 0) -> None:
+    def change_first(fleet: Fleet, worker: WorkerInfo, epoch: int = 0) -> None:
         versions.change(baseline="v2", candidate="v2", weight=0)
-        join(store, worker, epoch)
+        join(fleet, worker, epoch)
 
-    monkeypatch.setattr(SqlStore, "join_fleet", change_first)
+    monkeypatch.setattr(Fleet, "join", change_first)
     late = versions.start("v1")
     monkeypatch.undo()
     assert late.worker.versions.role == "none"

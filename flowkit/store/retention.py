@@ -1,14 +1,11 @@
 """Retention: what the inbox, the dead letters and the ledger forget, and when."""
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 from flowkit.ports import Retention, Tally
+from flowkit.store.database import Database
 from flowkit.store.encoding import MICROSECOND, names
-
-if TYPE_CHECKING:
-    from flowkit.store.sql import SqlStore
-    from flowkit.store.unit import SqlUnit
+from flowkit.store.unit import SqlUnit
 
 BATCH = 1000
 TERM_MICROSECONDS = 60_000_000
@@ -17,8 +14,8 @@ TERM_MICROSECONDS = 60_000_000
 class Cleaner:
     """Removes in bounded batches; one elected worker of an app does it."""
 
-    def __init__(self, store: "SqlStore") -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._gone: dict[str, int] = defaultdict(int)
         """Up to when nothing is left of some names, as far as this process knows: what was removed is in the way of who
         looks through it again, until the database has tidied up."""
@@ -32,8 +29,8 @@ class Cleaner:
 
     def clean(self, policy: Retention, holder: str) -> int:
         """One batch of each kind, if `holder` is elected for its term. Returns the rows removed."""
-        sql = self._store.sql
-        with self._store.transaction() as unit:
+        sql = self._database.sql
+        with self._database.transaction() as unit:
             unit.begin()
             if not unit.read(sql.elect, (f"cleaner:{policy.app}", holder, TERM_MICROSECONDS)):
                 return 0
@@ -66,13 +63,13 @@ class Cleaner:
                 removed += len(unit.read(expired, (policy.app, BATCH)))
             self._fold(unit)
         self._gone.update({those: times[-1] if times else ends[those] for those, times in purged.items()})
-        self._store.dialect.tidy()
+        self._database.dialect.tidy()
         return removed + len(letters)
 
-    def _fold(self, unit: "SqlUnit") -> None:
+    def _fold(self, unit: SqlUnit) -> None:
         """Add the counters of lanes whose worker is gone to the totals."""
-        gone = unit.read(self._store.sql.fold, (BATCH,))
+        gone = unit.read(self._database.sql.fold, (BATCH,))
         totals: dict[str, Tally] = {}
         for flow, *counts in gone:
             totals[flow] = Tally(*(a + b for a, b in zip(totals.get(flow, Tally()), counts, strict=True)))
-        unit.write(self._store.sql.count, [(flow, "", *totals[flow]) for flow in sorted(totals)])
+        unit.write(self._database.sql.count, [(flow, "", *totals[flow]) for flow in sorted(totals)])

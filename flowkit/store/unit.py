@@ -4,25 +4,22 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 from weakref import WeakSet
 
 from pydantic_core import to_json
 from sqlalchemy.pool import PoolProxiedConnection
 
 from flowkit.errors import Apart, CommitUnknown, StoreConflict, StoreUnavailable, TransactionEnded
-from flowkit.ports import Claim, Copy, Delivery, Fence, Identity, Letter, Reopening, Tally
+from flowkit.ports import Claim, Clock, Copy, Delivery, Fence, Identity, Ids, Letter, Reopening, Tally
 from flowkit.store.access import Access, hooked
-from flowkit.store.dialect import SWALLOWED
+from flowkit.store.dialect import SWALLOWED, Dialect, classify
 from flowkit.store.encoding import MICROSECOND, Row, envelope, names
 from flowkit.store.flushed import Flushed
 from flowkit.store.handler_session import HandlerConnection, HandlerSession
 from flowkit.store.residue import OWN, TOKEN, Residue
 from flowkit.store.tables import DEAD, OPEN
 from flowkit.store.twin import twin
-
-if TYPE_CHECKING:
-    from flowkit.store.sql import SqlStore
 
 ENDED = "a handler ended the transaction by the driver and began another"
 _log = logging.getLogger("flowkit.store")
@@ -33,25 +30,30 @@ class SqlUnit:
 
     def __init__(
         self,
-        store: "SqlStore",
+        dialect: Dialect,
         pooled: PoolProxiedConnection,
         flow: str,
         deadline: float,
         lane: str,
-        begun: bool = False,
+        *,
+        clock: Clock,
+        ids: Ids,
+        version: str,
         fence: Fence | None = None,
+        begun: bool = False,
     ) -> None:
+        """`version` is that of the app, which its dead letters tell. `begun`: the transaction is somebody else's."""
         self.together = False
         self.alone = True
         self.settings = False
         self.waited = 0.0
         self.opening: Callable[[], None] | None = None
         self.flow = flow
-        self.engine = store.dialect.engine
+        self.engine = dialect.engine
         self.pooled = pooled
-        self.private = store.dialect.private
-        self.sql = store.sql
-        self.refusals = (store.dialect.error, StoreConflict, StoreUnavailable)
+        self.private = dialect.private
+        self.sql = dialect.statements
+        self.refusals = (dialect.error, StoreConflict, StoreUnavailable)
         """The errors by which the database, or FlowKit in its place, refuses a statement of a handler."""
         self.failure: BaseException | None = None
         """The last one of those."""
@@ -65,9 +67,12 @@ class SqlUnit:
         """The one that the next handler can use."""
         self.flushed = Flushed()
         """Of its handlers that did not fail."""
-        self.cursors: WeakSet[Any] | None = WeakSet() if store.dialect.serial else None
+        self.cursors: WeakSet[Any] | None = WeakSet() if dialect.serial else None
         """The cursors of handlers, where one goes on working as it is asked for rows."""
-        self._store = store
+        self._dialect = dialect
+        self._clock = clock
+        self._ids = ids
+        self._version = version
         driver: Any = pooled.driver_connection
         self._driver, self._cursor = driver, driver.cursor()
         self._lane = lane
@@ -138,7 +143,7 @@ class SqlUnit:
             self.sql.bury,
             [
                 (
-                    self._store.ids(),
+                    self._ids(),
                     one.delivery.flow,
                     *envelope(one.delivery.message),
                     one.delivery.generation,
@@ -146,7 +151,7 @@ class SqlUnit:
                     one.reason,
                     one.error,
                     one.stack,
-                    self._store.version,
+                    self._version,
                 )
                 for one in letters
             ],
@@ -162,7 +167,7 @@ class SqlUnit:
         return routes
 
     def stage(self, copies: Sequence[Copy], lease: float = 0.0) -> None:
-        self._waiting += self._store.dialect.staging(
+        self._waiting += self._dialect.staging(
             [
                 (
                     one.row,
@@ -277,7 +282,7 @@ class SqlUnit:
     def postpone(self, statement: str, rows: Sequence[Row], plain: bool) -> bool:
         """Let a handler's plain INSERT wait, so that those of a batch take one round trip. Any other statement, or one
         inside a savepoint of the handler's own, comes after those that wait."""
-        wait = self.together and plain and self._store.dialect.plain(statement)
+        wait = self.together and plain and self._dialect.plain(statement)
         if wait:
             self.write(statement, rows)
         if not wait or len(rows) > 1:  # a session that flushes several objects wants to know whether they are refused
@@ -289,7 +294,7 @@ class SqlUnit:
             return self._failed
         if self.undone:
             return self.swallowed()
-        broken = self._store.dialect.broken(self._driver) if self._guarded else None
+        broken = self._dialect.broken(self._driver) if self._guarded else None
         if isinstance(broken, RuntimeError):
             return self.swallowed()
         if isinstance(broken, StoreUnavailable):
@@ -306,7 +311,7 @@ class SqlUnit:
         while cause is not None and id(cause) not in seen:
             seen.add(id(cause))
             if cause is self._met or getattr(cause, "orig", cause) is self.failure:
-                met = self._store.classify(cause)
+                met = classify(self._dialect, cause)
                 return met if isinstance(met, StoreConflict | StoreUnavailable) else None
             cause = cause.__cause__
         return None
@@ -314,7 +319,7 @@ class SqlUnit:
     def swallowed(self, failure: BaseException | None = None) -> BaseException:
         """A handler caught a database error: a collision, which runs again, or its own mistake."""
         failure = failure or self.failure
-        cause = self._store.classify(failure) if failure is not None else None
+        cause = classify(self._dialect, failure) if failure is not None else None
         if not isinstance(cause, StoreConflict | StoreUnavailable):
             return RuntimeError(SWALLOWED)
         self._met = cause
@@ -323,11 +328,11 @@ class SqlUnit:
     @property
     def lost(self) -> bool:
         """Whether the connection is gone."""
-        return self._store.dialect.lost(self._driver)
+        return self._dialect.lost(self._driver)
 
     @property
     def shut(self) -> bool:
-        return self._store.dialect.shut(self._driver)
+        return self._dialect.shut(self._driver)
 
     def check(self) -> None:
         if self.undone or not self._guarded:
@@ -340,12 +345,12 @@ class SqlUnit:
 
     def token_gone(self, error: BaseException) -> bool:
         """Whether a statement failed because a savepoint is gone: somebody ended the transaction by the driver."""
-        return self._store.dialect.token_gone(getattr(error, "orig", None) or error)
+        return self._dialect.token_gone(getattr(error, "orig", None) or error)
 
     @property
     def rolled_back(self) -> bool:
         """Whether the transaction that was open is not any more, by a local look."""
-        return self._guarded and isinstance(self._store.dialect.broken(self._driver), TransactionEnded)
+        return self._guarded and isinstance(self._dialect.broken(self._driver), TransactionEnded)
 
     def ground(self) -> list[Any]:
         """By what the database finds FlowKit's tables in this transaction: a handler may change it, unseen."""
@@ -359,7 +364,7 @@ class SqlUnit:
         """Put back the settings that a handler changed, before FlowKit itself writes."""
         self.send()
         try:
-            self._store.dialect.restore(self._driver, self._deadline)
+            self._dialect.restore(self._driver, self._deadline)
         except Exception as error:
             raise self._cause(error) from error
         self.residue &= ~Residue.SETTING
@@ -379,22 +384,22 @@ class SqlUnit:
             if broken is not None:
                 raise broken
         try:
-            with self._store.dialect.pipelined(self._driver):
+            with self._dialect.pipelined(self._driver):
                 self.send()
                 if self._fence is not None:
-                    self._store.dialect.fence(self._cursor, self._fence.key)
-                self._store.dialect.commit(self._driver, TOKEN if self._guarded else None)
+                    self._dialect.fence(self._cursor, self._fence.key)
+                self._dialect.commit(self._driver, TOKEN if self._guarded else None)
         except Exception as error:
             met = error.__cause__ if isinstance(error, StoreUnavailable) and error.__cause__ else error
             cause = self._cause(error)
-            if isinstance(cause, StoreUnavailable) and not self._store.dialect.denied(self._driver, met):
+            if isinstance(cause, StoreUnavailable) and not self._dialect.denied(self._driver, met):
                 raise CommitUnknown(str(cause)) from error
-            if cause is error and self._store.dialect.token_gone(error):
+            if cause is error and self._dialect.token_gone(error):
                 raise TransactionEnded(ENDED) from error
             raise cause from error
         self._begun = False
         self.flushed.clear()
-        if self._store.dialect.doubtful(self._driver):
+        if self._dialect.doubtful(self._driver):
             self._gone = True
             raise CommitUnknown("the wait for the synchronous standby was cancelled: it may not have the commit")
         self._tell_all("after_commit")
@@ -409,7 +414,7 @@ class SqlUnit:
         self.flushed.undo()  # nothing, where all is committed
         with suppress(Exception):  # on a connection that is closed it cannot be
             self._cursor.close()
-        dialect = self._store.dialect
+        dialect = self._dialect
         kept = not self._gone and not dialect.lost(self._driver) and (not self._begun or self._rolled_back())
         if kept and (not self.residue & (Residue.LASTING | Residue.DRIVER) or self._cleansed()):
             self.pooled.close()
@@ -433,7 +438,7 @@ class SqlUnit:
     def _cleansed(self) -> bool:
         """Whether nothing is left on the connection of what handlers made there."""
         try:
-            return self._store.dialect.cleanse(self._driver, bool(self.residue & Residue.DRIVER))
+            return self._dialect.cleanse(self._driver, bool(self.residue & Residue.DRIVER))
         except Exception:
             return False
 
@@ -449,14 +454,14 @@ class SqlUnit:
         """Begin the transaction, if it has not begun."""
         if self._begun:
             return
-        since = self._store.clock.monotonic()
+        since = self._clock.monotonic()
         try:
-            self._store.dialect.begin(self._driver, self._deadline)
+            self._dialect.begin(self._driver, self._deadline)
         except Exception as error:
-            if not self._store.dialect.lost(self._driver):
-                raise self._store.classify(error, own=True) from error
+            if not self._dialect.lost(self._driver):
+                raise classify(self._dialect, error, own=True) from error
             self._reconnect()
-        self.waited += self._store.clock.monotonic() - since
+        self.waited += self._clock.monotonic() - since
         self._begun = True
 
     def _reconnect(self) -> None:
@@ -466,14 +471,14 @@ class SqlUnit:
             self.pooled = self.engine.raw_connection()
             driver: Any = self.pooled.driver_connection
             self._driver, self._cursor = driver, driver.cursor()
-            self._store.dialect.begin(self._driver, self._deadline)
+            self._dialect.begin(self._driver, self._deadline)
         except Exception as error:
-            raise self._store.classify(error, own=True) from error
+            raise classify(self._dialect, error, own=True) from error
 
     def _cause(self, error: BaseException, own: bool = True) -> BaseException:
         """What an error means; a connection on which the store was away is not used again."""
-        cause = self._store.classify(error, own)
-        if isinstance(cause, StoreUnavailable) and self._guarded and self._store.dialect.barred(error):
+        cause = classify(self._dialect, error, own)
+        if isinstance(cause, StoreUnavailable) and self._guarded and self._dialect.barred(error):
             # Its handler may have done that, unseen. If it did not, the record of this failure is refused as well, and
             # then the store is away.
             cause = RuntimeError(
@@ -514,7 +519,7 @@ class SqlUnit:
             self.begin()
         for statement, rows in waiting:
             try:
-                self._store.dialect.execute(self._cursor, statement, rows)
+                self._dialect.execute(self._cursor, statement, rows)
             except Exception as error:
                 # Statements of handlers may wait with FlowKit's; before the commit they were flushed.
                 raise self._cause(error, own=not self.together) from error

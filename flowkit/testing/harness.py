@@ -143,7 +143,7 @@ class Harness:
 
     def _shift(self, seconds: float) -> None:
         moved = int(seconds * 1_000_000)
-        self.store._cleaner.look_again()  # what it has seen to the end grows older now
+        self.store.cleaner.look_again()  # what it has seen to the end grows older now
         with self.store.transaction() as unit:
             unit.write("UPDATE flowkit_messages SET due = due - %s, staged = staged - %s", [(moved, moved)])
             unit.write("UPDATE flowkit_inbox SET changed = changed - %s", [(moved,)])

@@ -1,6 +1,6 @@
 """What differs on PostgreSQL, through psycopg 3."""
 
-import importlib.util
+import importlib
 import logging
 import time
 from collections.abc import Collection, Iterator, Sequence

@@ -17,7 +17,7 @@ from flowkit.engine.supervisor import Supervisor
 from flowkit.engine.versions import VersionedSource, Versions
 from flowkit.errors import CommitUnknown, StoreUnavailable
 from flowkit.ports import Claim, Copy, Delivery, Receipt, Tally
-from flowkit.store import access as accessing
+from flowkit.store import handler_watch as watching
 from flowkit.store.access import Access
 from flowkit.store.clock import Hands
 from flowkit.store.dialect import classify
@@ -473,7 +473,7 @@ def what_a_handler_kept_is_still_good_after_it() -> Iterator[None]:
 
 @mutant
 def what_a_statement_leaves_behind_is_not_seen() -> Iterator[None]:
-    with patch.object(accessing, "residue", lambda statement: Residue.NONE):
+    with patch.object(watching, "residue", lambda statement: Residue.NONE):
         yield
 
 

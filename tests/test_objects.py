@@ -48,12 +48,12 @@ def worker(app: App, url: str) -> Iterator[None]:
 def counted(app: App, url: str, read: Callable[[Objects], int]) -> int:
     """What a counter says when two workers have handled so many orders, none of them failed."""
     store = open_store(Settings(database_url=url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     with closing(store), closing(connect(Settings(database_url=url))) as services:
         app.connect(services)
         app.publish_many(app.channels["orders"], [Order(name=str(number)) for number in range(ORDERS)])
         with worker(app, url), worker(app, url):
-            wait_until(lambda: store.unfinished(list(app.flows)) == 0)
+            wait_until(lambda: store.ledger.unfinished(list(app.flows)) == 0)
         assert store.ledger.balances()["shop.count"].applied == ORDERS
         with store.unit("shop.count") as unit:
             return read(unit.access().give(Objects))

@@ -63,7 +63,7 @@ def test_row_30_a_commit_whose_wait_for_the_standby_was_cancelled_is_unknown(pai
     pair.create_database("row_30")
     url = pair.primary.url("row_30")
     store = open_store(Settings(database_url=url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     app = App("shop")
     orders = app.channel("orders", Order)
     app.flow(orders, name="accept")(lambda order: None)

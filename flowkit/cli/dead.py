@@ -26,7 +26,7 @@ def _letters(flow: str | None = None) -> Iterator[Any]:
     """The dead letters. Refuses a flow that nothing has, because the letters of another one may be meant."""
     store: Any = open_store(Settings.read(), create=False)
     try:
-        subscribed = store.subscriptions() if flow else ()
+        subscribed = store.subscribers.channels() if flow else ()
         if flow and flow not in subscribed and flow not in (balances := store.ledger.balances()):
             meant = similar(flow, {*subscribed, *balances})
             raise FlowKitError(f"there are no such dead letters: no flow {plain(flow)} is in this store{meant}")

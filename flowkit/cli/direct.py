@@ -33,12 +33,14 @@ def drain(names: Collection[str], wait: str) -> int:
     _direct(DRAINED, names)
     store, end = _open(), time.monotonic() + seconds
     try:
-        flows = [flow for flow in store.subscriptions() if {flow, _app(flow)} & set(names)]
-        lost = [one.flow for one in store.subscribers.orphans() if one.flow in flows and store.unfinished([one.flow])]
+        flows = [flow for flow in store.subscribers.channels() if {flow, _app(flow)} & set(names)]
+        lost = [
+            one.flow for one in store.subscribers.orphans() if one.flow in flows and store.ledger.unfinished([one.flow])
+        ]
         flows = [flow for flow in flows if flow not in lost]
         empty = time.monotonic()
         while time.monotonic() - empty < UNDER_WAY_SECONDS:
-            if left := store.unfinished(flows):
+            if left := store.ledger.unfinished(flows):
                 empty = time.monotonic()
                 if empty > end:
                     print(
@@ -61,7 +63,7 @@ def scale(name: str, many: int) -> None:
     store = _open()
     try:
         _check(store, [name])
-        store.direct(LANES if "." in name else WORKERS, [name], many)
+        store.directions.set(LANES if "." in name else WORKERS, [name], many)
     finally:
         store.close()
     print(f"{plain(name)}: {LANES if '.' in name else WORKERS} {many}")
@@ -75,8 +77,8 @@ def reduce(app: str, path: Path | None, workers: int) -> None:
     store = _open()
     try:
         _check(store, [app])
-        store.direct(NORMAL, [app], normal)
-        store.direct(MINIMUM, [app], minimum)
+        store.directions.set(NORMAL, [app], normal)
+        store.directions.set(MINIMUM, [app], minimum)
     finally:
         store.close()
     how = f"is reduced below {normal} workers, and to its minimum at {minimum}" if normal else "is never reduced"
@@ -88,9 +90,9 @@ def resume(names: Collection[str]) -> None:
     store = _open()
     try:
         _check(store, names)
-        flows = [flow for flow in store.subscriptions() if _app(flow) in names]
+        flows = [flow for flow in store.subscribers.channels() if _app(flow) in names]
         for what in DIRECTIONS:
-            store.direct(what, [*names, *flows], None)
+            store.directions.set(what, [*names, *flows], None)
         _wait_for_workers(store, names)
     finally:
         store.close()
@@ -101,7 +103,7 @@ def _direct(what: str, names: Collection[str]) -> None:
     store = _open()
     try:
         _check(store, names)
-        store.direct(what, names, 1)
+        store.directions.set(what, names, 1)
         _wait_for_workers(store, names)
     finally:
         store.close()
@@ -110,7 +112,7 @@ def _direct(what: str, names: Collection[str]) -> None:
 
 def _check(store: Any, names: Collection[str]) -> None:
     """Refuse names that nothing has."""
-    flows = store.subscriptions()
+    flows = store.subscribers.channels()
     known = {*flows, *map(_app, flows)}
     if unknown := sorted(set(names) - known):
         meant = similar(unknown[0], known)

@@ -49,10 +49,12 @@ class Idle:
     def _pending(self) -> Pending:
         """What is due or in work, and what waits for a later time. At a broker the ledger knows of the messages, and
         the queues do of those that other programs sent."""
-        store, (now, later) = self._store, self._store.pending(self._flows)
+        store, (now, later) = self._store, self._store.ledger.pending(self._flows)
         if self._broker:
             queued = sum(self._transport.depths(self._flows).values())
-            now = max(store.unfinished(self._flows) - later, queued)
+            now = max(store.ledger.unfinished(self._flows) - later, queued)
         if self._transport.lease:
-            now += store.pending([flow for flow in store.subscriptions() if flow.startswith(EXCHANGE)]).now
+            now += store.ledger.pending(
+                [flow for flow in store.subscribers.channels() if flow.startswith(EXCHANGE)]
+            ).now
         return Pending(now, later)

@@ -50,7 +50,7 @@ class Fleet:
         """`app` may be left out where only one app has versions. Raises ConfigError."""
         self.settings = Settings.read()
         self.store: Any = open_store(self.settings, create=False)
-        found = {one: self.store.rollout(one, self.settings.lease) for one in _apps(self.store)}
+        found = {one: self.store.rollouts.read(one, self.settings.lease) for one in _apps(self.store)}
         known = [one for one, rollout in found.items() if rollout is not None and app in ("", one)]
         if len(known) != 1:
             self.store.close()
@@ -63,7 +63,7 @@ class Fleet:
 
     @property
     def rollout(self) -> Rollout:
-        found = self.store.rollout(self.app, self.settings.lease)
+        found = self.store.rollouts.read(self.app, self.settings.lease)
         assert found is not None  # it was there, and nothing removes it
         return Rollout._make(found)
 
@@ -80,11 +80,11 @@ class Fleet:
 
     @property
     def flows(self) -> list[str]:
-        return [one for one in self.store.subscriptions() if one.startswith(f"{self.app}.")]
+        return [one for one in self.store.subscribers.channels() if one.startswith(f"{self.app}.")]
 
     def change(self, rollout: Rollout) -> None:
         """Change the rollout that this one was made of. Raises StoreConflict if somebody else did so meanwhile."""
-        self.store.change(self.app, self.flows, rollout)
+        self.store.rollouts.change(self.app, self.flows, rollout)
 
     def settle(self) -> Rollout:
         """Wait until all workers conform to the last change, and return what it came to. Raises FlowKitError when they
@@ -360,4 +360,4 @@ def _shown(version: str) -> str:
 
 def _apps(store: Any) -> list[str]:
     """The apps that a store knows."""
-    return sorted({flow.split(".", 1)[0] for flow in store.subscriptions()})
+    return sorted({flow.split(".", 1)[0] for flow in store.subscribers.channels()})

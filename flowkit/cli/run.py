@@ -120,7 +120,7 @@ def _join(settings: Settings) -> Services:
     with suppress(StoreOutdated):
         return connect(settings, create=False)
     with closing(open_store(settings, check=False, create=False)) as store:
-        store.upgrade()
+        store.schema.upgrade()
     return connect(settings, create=False)
 
 
@@ -130,7 +130,7 @@ def _work(app: App, services: Services, options: Options, grace: float, slots: S
         services.close()
         return 0
     store: Any = services.store
-    store.check_tables(app.name, app.metadata)  # this may be another version than its supervisor has looked at
+    store.schema.check_tables(app.name, app.metadata)  # this may be another version than its supervisor has looked at
     keys.note(app, services)
     worker = Worker(app, services, app.select(options.flows) if options.flows else None, slots)
     if not services.settings.group:
@@ -173,7 +173,7 @@ def _work(app: App, services: Services, options: Options, grace: float, slots: S
 
 def _let_begin(app: App, services: Services, slots: Slots, signals: Signals) -> bool:
     """Wait, with everything loaded, until the group of this worker is active. False when it is asked to end instead."""
-    services.store.subscriptions()  # the connection is there
+    services.store.subscribers.channels()  # the connection is there
     slots.ready = True
     while not slots.token:
         if signals.asked.wait(WAIT_SECONDS) or signals.hangup.is_set():
@@ -323,10 +323,10 @@ def _check(app: App, services: Services) -> None:
     """Find mistakes before any worker starts, so that they are told once. Raises ConfigError and DefinitionError."""
     store: Any = services.store
     subscribed: dict[str, list[str]] = {}
-    for flow, channel in store.subscriptions().items():
+    for flow, channel in store.subscribers.channels().items():
         subscribed.setdefault(channel, []).append(flow)
     app.check(store.injects, subscribed)
-    store.check_tables(app.name, app.metadata)
+    store.schema.check_tables(app.name, app.metadata)
     _check_channels(app, services)
     app.connect(services)
     for line in (*doubts(), *store.doubts(), *keys.doubts(app, services), *orphans(app, services.store)):
@@ -354,10 +354,10 @@ def _check_channels(app: App, services: Services) -> None:
     """Raise ConfigError where another version of the app would lose what comes to one of its flows: a flow has one
     channel, and that would be this version's from now on."""
     settings, store = services.settings, services.store
-    rollout = store.enter(app.name, settings.version, settings.lease)
+    rollout = store.rollouts.enter(app.name, settings.version, settings.lease)
     if rollout is None or rollout.baseline == settings.version:
         return
-    known = store.subscriptions()
+    known = store.subscribers.channels()
     for flow in app.flows.values():
         before = known.get(flow.name, flow.source.name)
         if before != flow.source.name:

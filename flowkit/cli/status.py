@@ -23,8 +23,8 @@ def status(json: bool) -> None:
     store = open_store(settings, create=False)
     try:
         workers, backlog, balances = store.ledger.workers(), store.ledger.backlog(), store.ledger.balances()
-        subscribed, directions = store.subscriptions(), store.directions()
-        standings = {app: store.standing(app) for app in sorted({one.app for one in workers})}
+        subscribed, directions = store.subscribers.channels(), store.directions.read()
+        standings = {app: store.groups.standing(app) for app in sorted({one.app for one in workers})}
         latencies = {"store": _least(store.now)}
         transport = open_transport(settings, store)
         try:

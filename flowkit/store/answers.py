@@ -10,7 +10,7 @@ from flowkit.store.database import Database
 
 
 class Answers:
-    """What a store can tell clients. Every call blocks; any thread may call it. See ports.Store."""
+    """Implements ports.Answers. Every call blocks; any thread may call it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

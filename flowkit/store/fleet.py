@@ -9,6 +9,8 @@ from flowkit.store.encoding import MICROSECOND
 
 SILENT_MICROSECONDS = 120_000_000
 """A worker without a liveness lock counts as gone after this silence. Its leases ended long before."""
+QUIET_MICROSECONDS = 5_000_000
+"""A worker that has not told so for longer is not taken to be ready."""
 _log = logging.getLogger("flowkit.store")
 
 
@@ -49,6 +51,14 @@ class Fleet:
         with self._database.unit("") as unit:
             rows = unit.read(self._database.sql.crew, (SILENT_MICROSECONDS, app))
         return not all(self._ended(*row) for row in rows)
+
+    def members(self) -> set[str]:
+        with self._database.unit("") as unit:
+            return {worker for worker, *_ in unit.read(self._database.sql.fleet)}
+
+    def ready(self, app: str) -> int:
+        with self._database.unit("") as unit:
+            return int(unit.read(self._database.sql.ready, (app, QUIET_MICROSECONDS))[0][0])
 
     def _ended(self, worker: str, is_locked: int, is_silent: int) -> bool:
         """Whether a worker is dead, by its lock, or by its silence where others cannot rely on that."""

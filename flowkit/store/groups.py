@@ -6,13 +6,12 @@ from flowkit.store.encoding import MICROSECOND
 
 
 class Groups:
-    """Who is active, in the store. Every call blocks; any thread may call it."""
+    """Implements ports.Groups. Every call blocks; any thread may call it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:
-        """See ports.Store."""
         sql, standing = self._database.sql, self.standing(app)
         name, time = _name(app), int(seconds * MICROSECOND)
         if standing is not None and standing.group == group:
@@ -31,12 +30,10 @@ class Groups:
         return self.standing(app)
 
     def step_down(self, app: str, group: str, silent: float) -> None:
-        """See ports.Store."""
         with self._database.transaction(fenced=False) as unit:
             unit.write(self._database.sql.step_down, [(_name(app), group, app, group, int(silent * MICROSECOND))])
 
     def standing(self, app: str) -> Standing | None:
-        """See ports.Store."""
         with self._database.unit("") as unit:
             found = unit.read(self._database.sql.active, (_name(app),))
         return next((Standing(group, token, left / MICROSECOND) for group, token, left in found), None)

@@ -97,6 +97,3 @@ class Ledger:
 
     def unfinished(self, flows: Collection[str]) -> int:
         return sum(one.accepted - one.ended for flow, one in self.balances().items() if flow in flows)
-
-    def members(self) -> set[str]:
-        return {one.id for one in self.workers()}

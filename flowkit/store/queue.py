@@ -9,7 +9,7 @@ from flowkit.store.encoding import MICROSECOND, names, read_message, seconds
 
 
 class Queue:
-    """The message rows of a store. Every call blocks; any thread may call it. See ports.Store."""
+    """Implements ports.Queue. Every call blocks; any thread may call it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -9,13 +9,12 @@ from flowkit.store.encoding import MICROSECOND
 
 
 class Rollouts:
-    """What the store says of versions. Every call blocks; any thread may call it."""
+    """Implements ports.Rollouts. Every call blocks; any thread may call it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def read(self, app: str, silent: float) -> Rollout | None:
-        """See ports.Store."""
         with self._database.unit("") as unit:
             found = unit.read(self._database.sql.rollout, (int(silent * MICROSECOND), app))
         return next(
@@ -27,7 +26,6 @@ class Rollouts:
         )
 
     def enter(self, app: str, version: str, silent: float) -> Rollout | None:
-        """See ports.Store."""
         found = self.read(app, silent)
         if found is None and version:
             with self._database.transaction(fenced=False) as unit:
@@ -36,7 +34,6 @@ class Rollouts:
         return found
 
     def change(self, app: str, flows: Collection[str], rollout: Rollout) -> None:
-        """See ports.Store."""
         with self._database.transaction() as unit:
             unit.begin()
             unit.write(self._database.sql.subscribe, [(flow + CANDIDATE, "") for flow in sorted(flows)])

@@ -23,10 +23,11 @@ from flowkit.store.rollouts import Rollouts
 from flowkit.store.schema import Schema
 from flowkit.store.subscribers import Subscribers
 from flowkit.store.suspects import Suspects
+from flowkit.store.uptime import Uptime
 
 
 class SqlStore:
-    """Implements ports.Store. Thread-safe; a unit belongs to the thread that opened it."""
+    """Implements ports.Store, by its parts. Thread-safe; a unit belongs to the thread that opened it."""
 
     injects: Mapping[type, str] = {
         Session: "an ORM session of the unit of work",
@@ -43,43 +44,22 @@ class SqlStore:
         self.queue = Queue(database)
         self.ledger = Ledger(database)
         self.answers = Answers(database)
+        self.directions = Directions(database)
+        self.uptime = Uptime(database)
         self.dead_letters = DeadLetters(database)
         self.groups = Groups(database)
         self.rollouts = Rollouts(database)
-        self.cleaner = Cleaner(database)
+        self.retention = Cleaner(database)
         self.fleet = Fleet(database)
         self.suspects = Suspects(database, self.fleet)
         self.subscribers = Subscribers(database, self.fleet)
         self.keyring = Keyring(database, self.fleet)
         self.place = Place(database, self.ledger, self.keyring)
-        self._directions = Directions(database)
-        self._delegate(database)
-
-    def _delegate(self, database: Database) -> None:
-        """Give each method of ports.Store to the part that does it."""
         self.unit, self.transaction, self.join = database.unit, database.transaction, database.join
         self.wait, self.notify, self.close = database.wait, database.notify, database.close
         self.now, self.started, self.key = database.now, database.started, database.key
         self.classify, self.check_place = database.classify, database.check_place
         self.identity, self.doubts, self.audit = database.identity, database.doubts, database.audit
-        schema, queue = self.schema, self.queue
-        self.create_schema, self.check_schema, self.upgrade = schema.make, schema.check, schema.upgrade
-        self.create, self.check_tables = schema.create_tables, schema.check_tables
-        self.lease, self.renew, self.release = queue.lease, queue.renew, queue.release
-        self.park, self.unpark, self.due = queue.park, queue.unpark, queue.due
-        self.subscribe, self.subscriptions = self.subscribers.add, self.subscribers.channels
-        self.announce, self.publishers = self.subscribers.announce, self.subscribers.publishers
-        self.replies, self.states = self.answers.replies, self.answers.states
-        self.pending, self.unfinished, self.members = self.ledger.pending, self.ledger.unfinished, self.ledger.members
-        directions, suspects, fleet = self._directions, self.suspects, self.fleet
-        self.direct, self.directions = directions.set, directions.read
-        self.ready, self.note_up, self.uptime = directions.ready, directions.note_up, directions.uptime
-        self.charge, self.venture, self.desist = suspects.charge, suspects.venture, suspects.desist
-        self.join_fleet, self.leave_fleet, self.beat = fleet.join, fleet.leave, fleet.beat
-        self.is_gone, self.is_staffed = fleet.is_gone, fleet.is_staffed
-        self.stand, self.step_down, self.standing = self.groups.stand, self.groups.step_down, self.groups.standing
-        self.rollout, self.enter, self.change = self.rollouts.read, self.rollouts.enter, self.rollouts.change
-        self.clean = self.cleaner.clean
 
     @property
     def fence(self) -> Fence | None:

@@ -351,9 +351,9 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
     store = SqlStore(SqliteDialect(path, clock), clock)
     try:
         if create:
-            store.create_schema()
+            store.schema.make()
         elif check:
-            store.check_schema()
+            store.schema.check()
     except StoreOutdated:
         raise
     except Exception as error:

@@ -6,7 +6,7 @@ from flowkit.store.fleet import Fleet
 
 
 class Suspects:
-    """The suspects of a store. Every call blocks; any thread may call it. See ports.Store."""
+    """Implements ports.Suspects. Every call blocks; any thread may call it."""
 
     def __init__(self, database: Database, fleet: Fleet) -> None:
         self._database = database

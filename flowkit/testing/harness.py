@@ -62,7 +62,7 @@ class Harness:
         self.store = open_store(settings, check=False, clock=self.clock)
         self._virtual = self.store.dialect.name == "sqlite"
         if not self._virtual:
-            self.store.upgrade()
+            self.store.schema.upgrade()
             if app.metadata is not None:
                 app.metadata.create_all(self.store.dialect.engine)
         self.broker = MemoryTransport(self.clock)
@@ -143,7 +143,7 @@ class Harness:
 
     def _shift(self, seconds: float) -> None:
         moved = int(seconds * 1_000_000)
-        self.store.cleaner.look_again()  # what it has seen to the end grows older now
+        self.store.retention.look_again()  # what it has seen to the end grows older now
         with self.store.transaction() as unit:
             unit.write("UPDATE flowkit_messages SET due = due - %s, staged = staged - %s", [(moved, moved)])
             unit.write("UPDATE flowkit_inbox SET changed = changed - %s", [(moved,)])

@@ -69,7 +69,7 @@ class Ingress:
         self._gate = Gate(Publisher(services.store, self._context))
         self._budget = Budget()
         self._reader = Reader(app.flows)
-        self._replies = Replies(partial(services.store.replies, app.name))
+        self._replies = Replies(partial(services.store.answers.replies, app.name))
         self._status = Status(app, services.store)
         self._metrics = Question("metrics", Metrics(services).text)
         self._backlog = Question("scale", self._pending)
@@ -214,7 +214,7 @@ class Ingress:
 
     def _pending(self) -> int:
         flows, (store, transport) = list(self._app.flows), (self._services.store, self._services.transport)
-        return store.pending(flows).now + sum(transport.depths(flows).values())
+        return store.ledger.pending(flows).now + sum(transport.depths(flows).values())
 
     async def _asked(self, question: Callable[[], T]) -> T:
         """Ask the store for one request."""

@@ -152,7 +152,7 @@ class Campaign:
         """Publish, break, mend, wait for rest, judge. Blocks for minutes. Leaves nothing running."""
         scene, began = self._scene, time.monotonic()
         empty = open_store(Settings(database_url=scene.url), check=False)
-        empty.upgrade()
+        empty.schema.upgrade()
         Base.metadata.create_all(empty.dialect.engine)
         empty.close()
         with ExitStack() as stack:
@@ -174,7 +174,9 @@ class Campaign:
                 stack.callback(services.close)
                 store = services.store
                 self._wait(
-                    lambda: not (scene.faithful and store.unfinished(FLOWS)) and not any(store.pending(FLOWS)),
+                    lambda: (
+                        not (scene.faithful and store.ledger.unfinished(FLOWS)) and not any(store.ledger.pending(FLOWS))
+                    ),
                     REST_SECONDS,
                     "everything is at its end",
                 )

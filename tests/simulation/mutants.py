@@ -337,7 +337,7 @@ def a_worker_forgets_that_it_ventured() -> Iterator[None]:
 def every_death_is_an_attempt_of_all() -> Iterator[None]:
     def charge(original: Any, self: Supervisor, victim: Any, worker: str) -> None:
         for _ in range(12):
-            self._store.charge(victim.identity, worker, late=True)
+            self._store.suspects.charge(victim.identity, worker, late=True)
 
     with _wrap(Supervisor, "_charge", charge):
         yield

@@ -31,7 +31,7 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
         store = SqlStore(dialect, clock)
         _look(dialect, url)
         if check:
-            store.check_schema()
+            store.schema.check()
     except Exception as error:
         if store is not None:
             store.close()

@@ -1,8 +1,8 @@
 """Plain INSERTs of handlers go to PostgreSQL together, and no handler notices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from sqlalchemy import BigInteger, Connection, insert, text
@@ -59,7 +59,7 @@ def run(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
             app.publish_many(orders, [Order(name=str(number)) for number in range(10)])
             execute = harness.store.dialect.execute
 
-            def note(cursor: object, statement: str, rows: list[object]) -> None:
+            def note(cursor: object, statement: str, rows: Sequence[Any]) -> None:
                 seen.append((statement, len(rows)))
                 execute(cursor, statement, rows)
 

@@ -197,7 +197,7 @@ def test_what_workers_have_is_not_taken_from_them(url: str) -> None:
         publish(version("book"))
         with pytest.raises(ConfigError, match=f"worker {harness.worker.id} has messages of flow shop.accept in hand"):
             remove(OLD, True)
-        harness.store.queue.release([(one.row, one.deliveries) for one in held])
+        harness.store.queue.release([(one.row or "", one.deliveries) for one in held])
         harness.until_quiet()
         with harness.session() as session:
             assert effects(session) == {"a": 1}

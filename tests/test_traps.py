@@ -620,7 +620,7 @@ def test_row_68_two_hundred_flows_share_a_few_connections(postgresql_url: str) -
                 "AND backend_type = 'client backend'"
             )
         most = max(most, count)
-        return bool(sum(setup.pending(list(app.flows))) == 0)
+        return bool(sum(setup.ledger.pending(list(app.flows))) == 0)
 
     wait_until(drained)
     worker.stop()

@@ -653,7 +653,7 @@ class Cleaner(Protocol):
 class Schema(Protocol):
     """The tables."""
 
-    def create_tables(self, metadata: Any) -> None:
+    def create_tables(self, metadata: object) -> None:
         """Create the app's own tables, where this store does so; elsewhere migrations are the user's.
 
         Raises StoreConflict, or StoreUnavailable.

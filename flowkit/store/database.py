@@ -8,6 +8,7 @@ from weakref import WeakSet
 
 from sqlalchemy import Engine, event, inspect, select
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import PoolProxiedConnection
 
 from flowkit.disclosure import told
 from flowkit.errors import ConfigError
@@ -52,21 +53,33 @@ class Database:
             pooled = self.dialect.engine.raw_connection()
         except Exception as error:
             raise self.classify(error, own=True) from error
-        unit = SqlUnit(
-            self.dialect,
-            pooled,
-            flow,
-            deadline,
-            lane or flow,
-            clock=self.clock,
-            ids=self.ids,
-            version=self.version,
-            fence=self.fence if fenced else None,
-        )
+        unit = self._made(pooled, flow, deadline, lane or flow, self.fence if fenced else None)
         try:
             yield unit
         finally:
             unit.end()
+
+    def _made(
+        self,
+        pooled: PoolProxiedConnection,
+        flow: str,
+        deadline: float,
+        lane: str,
+        fence: Fence | None = None,
+        begun: bool = False,
+    ) -> SqlUnit:
+        return SqlUnit(
+            self.dialect,
+            pooled,
+            flow,
+            deadline,
+            lane,
+            clock=self.clock,
+            ids=self.ids,
+            version=self.version,
+            fence=fence,
+            begun=begun,
+        )
 
     @contextmanager
     def transaction(self, fenced: bool = True) -> Iterator[SqlUnit]:
@@ -92,17 +105,7 @@ class Database:
         if NOTIFIES not in session.info:
             session.info[NOTIFIES] = True
             event.listen(session, "after_commit", self._after_commit)
-        return SqlUnit(
-            self.dialect,
-            connection.connection,
-            "",
-            SHORT_SECONDS,
-            lane,
-            clock=self.clock,
-            ids=self.ids,
-            version=self.version,
-            begun=True,
-        )
+        return self._made(connection.connection, "", SHORT_SECONDS, lane, begun=True)
 
     def _after_commit(self, session: Session) -> None:
         if not session.in_nested_transaction():  # a released savepoint is no commit

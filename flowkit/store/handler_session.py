@@ -292,6 +292,12 @@ def _is_savepoint(context: ExecutionContext) -> bool:
 
 def watch(engine: Engine) -> None:
     """Tell each access of the statements of its handler, of its savepoints, and of what the database refuses."""
+    _watch_statements(engine)
+    _watch_ends(engine)
+
+
+def _watch_statements(engine: Engine) -> None:
+    """Tell each access of the statements of its handler. One that waits is not executed by SQLAlchemy."""
 
     @event.listens_for(engine, "before_cursor_execute")
     def look(
@@ -328,6 +334,10 @@ def watch(engine: Engine) -> None:
             if not access.postpone(statement, rows, outside):
                 execute()
         return True
+
+
+def _watch_ends(engine: Engine) -> None:
+    """Tell each access what the database refuses, and note what becomes of the transaction and its savepoints."""
 
     @event.listens_for(engine, "handle_error")
     def note(context: ExceptionContext) -> None:

@@ -1,7 +1,5 @@
 """The schema of a store: made, checked and upgraded; and the tables of an app."""
 
-from typing import Any
-
 from sqlalchemy import Connection, MetaData, inspect, select
 from sqlalchemy.engine.reflection import ObjectKind
 
@@ -61,7 +59,7 @@ class Schema:
             upgrade(connection, self._database.ids)
         return tables.VERSION
 
-    def create_tables(self, metadata: Any) -> None:
+    def create_tables(self, metadata: object) -> None:
         if isinstance(metadata, MetaData) and self._database.dialect.name == "sqlite":
             try:
                 with self._database.dialect.engine.connect() as connection:
@@ -71,7 +69,7 @@ class Schema:
             except Exception as error:
                 raise self._database.classify(error) from error
 
-    def check_tables(self, app: str, metadata: Any) -> None:
+    def check_tables(self, app: str, metadata: object) -> None:
         """Raise ConfigError where tables of an app are missing which nobody creates when it starts, or lack a column:
         every message that writes there would fail."""
         if not isinstance(metadata, MetaData):

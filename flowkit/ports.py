@@ -531,7 +531,7 @@ class Subscribers(Protocol):
 
 
 class Answers(Protocol):
-    """What the store can tell clients."""
+    """Replies to requests, and states of messages, for clients."""
 
     def replies(self, app: str, requests: Collection[Asked]) -> Mapping[Asked, bytes]:
         """The replies to these requests of an app, as JSON. A request that has none has no entry."""
@@ -541,7 +541,7 @@ class Answers(Protocol):
 
 
 class Directions(Protocol):
-    """What operators set for flows and apps."""
+    """Settings that operators make for flows and apps while they run."""
 
     def set(self, what: str, names: Collection[str], value: int | None) -> None:
         """Direct the whole fleet: set something of these flows or apps, one of the DIRECTIONS; None: set it no more."""
@@ -551,7 +551,7 @@ class Directions(Protocol):
 
 
 class Uptime(Protocol):
-    """When apps gave at least their minimum service."""
+    """The times at which apps gave at least their minimum service."""
 
     def note(self, app: str) -> None:
         """An app gives at least its minimum service now."""
@@ -562,7 +562,7 @@ class Uptime(Protocol):
 
 
 class Groups(Protocol):
-    """Which group of instances of an app is active."""
+    """The active group of instances of each app."""
 
     def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:
         """Which group of the app is active; None: none ever was. If it is this one, it stays so for `seconds` more. If
@@ -579,7 +579,7 @@ class Groups(Protocol):
 
 
 class Ledger(Protocol):
-    """What was accepted, and what became of it."""
+    """Counts of messages that are not at their end."""
 
     def pending(self, flows: Collection[str]) -> Pending:
         """How many messages of these flows are not at their end."""
@@ -628,7 +628,7 @@ class Fleet(Protocol):
 
 
 class Rollouts(Protocol):
-    """Which versions of an app run side by side."""
+    """The versions of an app that run side by side, and their shares."""
 
     def read(self, app: str, silent: float) -> Rollout | None:
         """Which versions of an app run side by side; None: there never were versions. A worker that said nothing for
@@ -644,7 +644,7 @@ class Rollouts(Protocol):
 
 
 class Cleaner(Protocol):
-    """The end of what is kept."""
+    """Removes what retention keeps no longer."""
 
     def clean(self, policy: Retention, holder: str) -> int:
         """Remove what its retention ended, in one bounded batch, if `holder` is elected. Returns rows removed."""

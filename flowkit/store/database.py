@@ -29,7 +29,7 @@ _log = logging.getLogger("flowkit.store")
 
 
 class Database:
-    """What every part of a store works on. Thread-safe; a unit belongs to the thread that opened it."""
+    """The ground that every part of a store works on. Thread-safe; a unit belongs to the thread that opened it."""
 
     def __init__(self, dialect: Dialect, clock: Clock, ids: Ids = new_id) -> None:
         self.dialect = dialect

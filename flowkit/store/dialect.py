@@ -1,4 +1,4 @@
-"""The seam between the store and its databases: what a dialect has to do."""
+"""The seam between the store and its databases."""
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +18,7 @@ SWALLOWED = (
 
 
 class Dialect(Protocol):
-    """What differs between databases. `connection` is always the driver's own."""
+    """The differences between databases. `connection` is always the driver's own."""
 
     name: str
     serial: bool
@@ -132,7 +132,7 @@ class Dialect(Protocol):
 
 
 def classify(dialect: Dialect, error: BaseException, own: bool = False) -> BaseException:
-    """What an error means that SQLAlchemy may have wrapped; see `Dialect.classify`."""
+    """The meaning of an error that SQLAlchemy may have wrapped; see `Dialect.classify`."""
     inner = getattr(error, "orig", None) or error
     cause = dialect.classify(inner, own)
     return error if cause is inner else cause

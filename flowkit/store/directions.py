@@ -1,4 +1,4 @@
-"""Directions: what operators set for flows and apps."""
+"""Directions: settings that operators make for flows and apps while they run."""
 
 from collections.abc import Collection
 

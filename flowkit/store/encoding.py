@@ -1,4 +1,4 @@
-"""How values lie in the tables: microseconds, envelopes, and lists of names as JSON."""
+"""Codecs of the tables: times in microseconds, envelopes, and lists of names as JSON."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the handlers of a unit do to its one transaction: their savepoints, their mistakes, and what they share."""
+"""The handlers' part of a transaction: their savepoints, their mistakes, and what they share."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ from flowkit.store.statements import Statements
 
 
 class Handler(Protocol):
-    """What objects need of the access of their handler."""
+    """The part of a handler's access that objects need."""
 
     def touch_own(self, what: str) -> None:
         """FlowKit is to read or write its own tables for the handler, which called `what`."""
@@ -24,7 +24,7 @@ class Handler(Protocol):
 
 
 class Writer(Protocol):
-    """What objects need of the transaction."""
+    """The part of a transaction that objects need."""
 
     sql: Statements
 

@@ -61,7 +61,7 @@ def safe_wal(module: ModuleType) -> bool:
 
 
 class SqliteDialect:
-    """What differs on SQLite."""
+    """Implements Dialect on SQLite."""
 
     name = "sqlite"
     serial = True

@@ -16,8 +16,8 @@ ENDED = "a handler ended the transaction by the driver and began another"
 
 
 class Transaction:
-    """FlowKit's own statements go to the driver. With a `fence`, the commit counts only while that holds. `begun`: the
-    transaction is somebody else's."""
+    """Sends FlowKit's own statements to the driver. With a `fence`, the commit counts only while that holds. With
+    `begun`, the transaction is the caller's own, who commits it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Uptime: when apps gave at least their minimum service."""
+"""Uptime: the times at which apps gave at least their minimum service."""
 
 from flowkit.store.database import Database
 from flowkit.store.encoding import MICROSECOND

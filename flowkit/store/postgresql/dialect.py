@@ -1,4 +1,4 @@
-"""What differs on PostgreSQL, through psycopg 3."""
+"""The dialect of PostgreSQL, through psycopg 3."""
 
 import importlib
 import logging
@@ -73,7 +73,7 @@ _log = logging.getLogger("flowkit.store")
 
 
 class PostgresDialect:
-    """What differs on PostgreSQL."""
+    """Implements Dialect on PostgreSQL."""
 
     name = "postgresql"
     serial = False

@@ -51,7 +51,7 @@ class Stage:
     def __init__(self, place: Place) -> None:
         self.environment = {"FLOWKIT_DATABASE_URL": place.database, "FLOWKIT_BROKER_URL": place.broker}
         self._store: Any = open_store(Settings(database_url=place.database), check=False)
-        self._store.upgrade()
+        self._store.schema.upgrade()
         Base.metadata.create_all(self._store.dialect.engine)
 
     def node(self, *options: str) -> Node:
@@ -74,7 +74,7 @@ class Stage:
 
     def begin(self, version: str) -> None:
         """Let a version be the baseline, whichever instance comes first."""
-        self._store.enter("availability", version, LEASE_SECONDS)
+        self._store.rollouts.enter("availability", version, LEASE_SECONDS)
 
     def ready(self) -> int:
         return sum(one.state in ("ready", "waiting") for one in self._store.ledger.workers())
@@ -84,7 +84,9 @@ class Stage:
         return sum(one.state == "spare" for one in self._store.ledger.workers())
 
     def settle(self) -> None:
-        wait_until(lambda: self._store.unfinished(["availability.accept"]) == 0, "the flows did not come to an end")
+        wait_until(
+            lambda: self._store.ledger.unfinished(["availability.accept"]) == 0, "the flows did not come to an end"
+        )
 
     def close(self) -> None:
         self._store.close()

@@ -59,10 +59,10 @@ def measure(database: Database, paused: bool) -> dict[str, Any]:
     """`paused`: only accept, the flow rests; else the instance also applies what it accepted."""
     place = database.fresh()
     store: Any = open_store(Settings(database_url=place.database), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     Base.metadata.create_all(store.dialect.engine)
     if paused:
-        store.direct("paused", ["availability"], 1)
+        store.directions.set("paused", ["availability"], 1)
     node = Node(APP, (), {"FLOWKIT_DATABASE_URL": place.database, "FLOWKIT_BROKER_URL": place.broker})
     node.start()
     try:
@@ -74,7 +74,7 @@ def measure(database: Database, paused: bool) -> dict[str, Any]:
             most, _ = ask(node, home, "-D", str(SECONDS))
             cost = (of_trees([*place.servers.values(), node.pid]) - used) / (most * SECONDS)
             if not paused:
-                wait_until(lambda: store.unfinished([FLOW]) == 0, "the flow did not come to its end")
+                wait_until(lambda: store.ledger.unfinished([FLOW]) == 0, "the flow did not come to its end")
             half, took = ask(node, home, "-D", str(SECONDS), "--rps", str(round(most / 2 / CLIENTS, 2)))
         accepted = store.ledger.balances()[FLOW].accepted
     finally:

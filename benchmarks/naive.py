@@ -52,7 +52,8 @@ class Naive:
         self._store: Any = open_store(Settings(database_url=place.database), check=False)
         engine = self._store.dialect.engine
         self._connection = engine.connect()
-        self._cursor: Any = self._connection.connection.driver_connection.cursor()
+        driver: Any = self._connection.connection.driver_connection
+        self._cursor: Any = driver.cursor()
         self._session = Session(bind=self._connection)
         for statement in TABLES[engine.dialect.name]:
             self._cursor.execute(statement)

@@ -28,7 +28,8 @@ def sender(contender: str, url: str, broker: str) -> Callable[[Order], object]:
         channel.confirm_delivery()
         return lambda order: channel.basic_publish("", queue, **message(order), mandatory=True)
     if contender == Naive.name:
-        cursor: Any = store.dialect.engine.connect().connection.driver_connection.cursor()
+        driver: Any = store.dialect.engine.connect().connection.driver_connection
+        cursor = driver.cursor()
         statement = ENQUEUE if store.dialect.name == "sqlite" else ENQUEUE.replace("?", "%s")
         return lambda order: cursor.execute(statement, ("work", *named(order)))
     app = bench_app("none")

@@ -188,7 +188,7 @@ def retention(database: Database, plan: Plan) -> dict[str, Any]:
             app = contender.app
             policy = Retention(app.name, list(app.flows), list(app.channels), app.retention, app.dead_letter_hold)
             meter, forgotten = Meter(place.servers.values()), 0
-            while removed := contender.services.store.clean(policy, "bench"):
+            while removed := contender.services.store.retention.clean(policy, "bench"):
                 forgotten += removed
             tidy(contender, database)
             usage = meter.read()
@@ -243,7 +243,7 @@ def spread(runs: Runs, place: Place, channels: int, served: int, count: int) -> 
             app.flow(channel, name=f"flow-{number}")(lambda number: None)
     with closing(Site(place, app)) as site:
         store = site.services.store
-        store.subscribe({f"other.flow-{number}": f"channel-{number}" for number in range(served, channels)})
+        store.subscribers.add({f"other.flow-{number}": f"channel-{number}" for number in range(served, channels)})
         for number in range(served):
             app.publish_many(f"channel-{number}", range(count))
         site.settle()
@@ -297,7 +297,7 @@ def idle(database: Database, plan: Plan) -> dict[str, Any]:
     place = database.fresh()
     settings = Settings(database_url=place.database, broker_url=place.broker)
     store = open_store(settings, check=False)
-    store.upgrade()
+    store.schema.upgrade()
     store.close()
     environment = {
         **os.environ,

@@ -46,7 +46,7 @@ def waiting(database: Database, count: int) -> dict[str, float]:
     end = time.monotonic() + DEADLINE_SECONDS
     thread.start()
     try:
-        while left := store.unfinished(list(app.flows)):
+        while left := store.ledger.unfinished(list(app.flows)):
             if time.monotonic() > end:
                 raise Lost(f"{left} of {count} are not at their end after {DEADLINE_SECONDS} s")
             silence = max([silence, *(one.silent for one in store.ledger.workers())])

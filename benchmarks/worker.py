@@ -33,7 +33,7 @@ class Site:
         self._place = place
         settings = Settings(database_url=place.database, broker_url=place.broker)
         store = open_store(settings, check=False)
-        store.upgrade()
+        store.schema.upgrade()
         if app.metadata is not None:
             app.metadata.create_all(store.dialect.engine)
         store.close()

@@ -211,7 +211,7 @@ class App:
     def check_moves(self, store: Store) -> None:
         """Find flows whose subscription is to another channel, and cannot be changed now: a flow has one channel, and
         what comes to the other one would go nowhere. Raises DefinitionError. Blocks."""
-        recorded = store.subscriptions()
+        recorded = store.subscribers.channels()
         for flow in self.flows.values():
             before, now = recorded.get(flow.name, flow.source.name), flow.source.name
             why = self._why_stay(store, flow.name, before) if before != now else ""
@@ -230,9 +230,9 @@ class App:
 
     def _why_stay(self, store: Store, flow: str, channel: str) -> str:
         """Why a flow has to stay at a channel; empty if it may go."""
-        if store.is_staffed(self.name):
+        if store.fleet.is_staffed(self.name):
             return f"workers of app {self.name} run, which may receive from {channel}"
-        waiting = store.unfinished([flow])
+        waiting = store.ledger.unfinished([flow])
         return f"{waiting:,} {'message of it waits' if waiting == 1 else 'messages of it wait'}" if waiting > 0 else ""
 
     def select(self, names: Iterable[str]) -> list[Flow]:
@@ -266,11 +266,11 @@ class App:
         """
         shared = {EXCHANGE + name: name for name, channel in self.channels.items() if channel.shared}
         try:
-            services.store.create(self.metadata)
+            services.store.schema.create_tables(self.metadata)
             self.check_moves(services.store)
-            services.store.subscribe({flow.name: flow.source.name for flow in self.flows.values()} | shared)
+            services.store.subscribers.add({flow.name: flow.source.name for flow in self.flows.values()} | shared)
             if not self.flows:
-                services.store.announce(self.name)  # subscriptions do not tell of it
+                services.store.subscribers.announce(self.name)  # subscriptions do not tell of it
         except StoreConflict as conflict:
             raise StoreUnavailable(f"{conflict}; another transaction held the database for too long") from conflict
         self._services = services

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from difflib import get_close_matches
 from random import SystemRandom
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -17,6 +17,9 @@ from flowkit.message import new_id
 from flowkit.ports import Clock, Ids, Random, Store, Transport
 from flowkit.telemetry import OFF, Telemetry, ambient
 from flowkit.url import is_unquoted, mask, scheme
+
+if TYPE_CHECKING:
+    from flowkit.store.sql import SqlStore
 
 STORES = {
     "sqlite": "flowkit.store.sqlite",
@@ -166,7 +169,7 @@ def connect(settings: Settings | None = None, check: bool = True, create: bool =
         raise
 
 
-def open_transport(settings: Settings, store: Any) -> Transport:
+def open_transport(settings: Settings, store: "SqlStore") -> Transport:
     """The transport of the settings: the store itself, or the broker that they name. Connects at its first use."""
     if settings.broker_url and settings.drain_url:
         raise ConfigError(
@@ -185,7 +188,7 @@ def open_transport(settings: Settings, store: Any) -> Transport:
     return DrainingTransport(rows, _open_broker("DRAIN", settings.drain_url, settings, store))
 
 
-def _open_broker(setting: str, url: str, settings: Settings, store: Any) -> Transport:
+def _open_broker(setting: str, url: str, settings: Settings, store: "SqlStore") -> Transport:
     if scheme(url) not in ("amqp", "amqps"):
         raise ConfigError(
             f"FLOWKIT_{setting}_URL is {mask(url)}; write amqp://user:password@host/vhost, or unset it to send "
@@ -204,7 +207,7 @@ def _open_broker(setting: str, url: str, settings: Settings, store: Any) -> Tran
     )
 
 
-def open_store(settings: Settings, check: bool = True, clock: Clock | None = None, create: bool = True) -> Any:
+def open_store(settings: Settings, check: bool = True, clock: Clock | None = None, create: bool = True) -> "SqlStore":
     """Open the database of the settings; with `create`, make a SQLite file that is not there. Raises ConfigError."""
     module = STORES.get(scheme(settings.database_url).split("+", 1)[0])
     if module is None:
@@ -212,4 +215,7 @@ def open_store(settings: Settings, check: bool = True, clock: Clock | None = Non
             f"FLOWKIT_DATABASE_URL is {mask(settings.database_url)}; write sqlite:///path/to/file.db or "
             "postgresql://user:password@host/database"
         )
-    return importlib.import_module(module).open_store(settings.database_url, clock or SystemClock(), check, create)
+    opened: SqlStore = importlib.import_module(module).open_store(
+        settings.database_url, clock or SystemClock(), check, create
+    )
+    return opened

@@ -491,36 +491,9 @@ class Unit(Protocol):
         """Commit. Raises CommitUnknown, StoreConflict, TransactionEnded, or the database's own refusal."""
 
 
-class Store(Protocol):
-    """The database: inbox, message rows, dead letters, subscriptions, workers, ledger."""
+class Queue(Protocol):
+    """Message rows, taken under leases."""
 
-    injects: Mapping[type, str]
-    """Types that handlers may ask for to write in the unit of work, and what they are for."""
-    session: type
-    """The one of them that `UnitOfWork.run` gives."""
-    serial: bool
-    """One writer at a time (SQLite): a handler that is slow must not hold the transaction open."""
-
-    def unit(self, flow: str, deadline: float = 60.0, lane: str = "") -> AbstractContextManager[Unit]:
-        """A unit of work for a flow. Leaving it without commit rolls back."""
-
-    def join(self, session: object, lane: str) -> Unit:
-        """A unit inside the caller's own transaction, which the caller commits. Raises ConfigError elsewhere."""
-
-    def now(self) -> float:
-        """The database's time, in seconds since the epoch."""
-
-    def started(self) -> str:
-        """Since when the database's server runs: another answer after a restart. Raises StoreUnavailable."""
-
-    def check_place(self) -> None:
-        """Raise StoreLost if the database that this process has opened was removed or replaced. Does not wait.
-        A commit never succeeds there either."""
-
-    def classify(self, error: BaseException) -> BaseException:
-        """The StoreConflict or StoreUnavailable that a database error means; else the error itself."""
-
-    # message rows
     def lease(self, flow: str, limit: int, worker: str, seconds: float) -> list[Delivery]:
         """Take up to `limit` due rows of a flow, in a short committed transaction of its own: none beyond the one whose
         body brings them to BATCH_BYTES."""
@@ -540,23 +513,14 @@ class Store(Protocol):
     def due(self, flows: Collection[str] | None = None) -> set[str]:
         """Which of these flows, or of all that are subscribed, have a due row."""
 
-    def wait(self, seconds: float) -> set[str] | None:
-        """Block until another transaction may have written rows, at most so long. The flows told; None: unknown."""
 
-    def notify(self, flows: Collection[str]) -> None:
-        """Wake those who wait for rows of these flows, in this process and in others."""
+class Subscribers(Protocol):
+    """The flows that are subscribed, and the apps that only publish."""
 
-    def create(self, metadata: Any) -> None:
-        """Create the app's own tables, where this store does so; elsewhere migrations are the user's.
-
-        Raises StoreConflict, or StoreUnavailable.
-        """
-
-    # the fleet
-    def subscribe(self, subscriptions: Mapping[str, str]) -> None:
+    def add(self, subscriptions: Mapping[str, str]) -> None:
         """Record flow -> channel. They stay until they are removed by command."""
 
-    def subscriptions(self) -> Mapping[str, str]:
+    def channels(self) -> Mapping[str, str]:
         """flow -> channel, of every app."""
 
     def announce(self, app: str) -> None:
@@ -565,8 +529,9 @@ class Store(Protocol):
     def publishers(self) -> Sequence[str]:
         """The apps that were announced."""
 
-    def key(self) -> bytes:
-        """The secret of this store, which all its instances know. Raises ConfigError where it has none yet."""
+
+class Answers(Protocol):
+    """Replies to requests, and states of messages, for clients."""
 
     def replies(self, app: str, requests: Collection[Asked]) -> Mapping[Asked, bytes]:
         """The replies to these requests of an app, as JSON. A request that has none has no entry."""
@@ -574,24 +539,30 @@ class Store(Protocol):
     def states(self, identities: Collection[Identity]) -> Mapping[Identity, str]:
         """What the inbox knows of these: accepted, applied or dead. What did not come to a flow yet has no entry."""
 
-    def direct(self, what: str, names: Collection[str], value: int | None) -> None:
+
+class Directions(Protocol):
+    """Settings that operators make for flows and apps while they run."""
+
+    def set(self, what: str, names: Collection[str], value: int | None) -> None:
         """Direct the whole fleet: set something of these flows or apps, one of the DIRECTIONS; None: set it no more."""
 
-    def directions(self) -> "Mapping[tuple[str, str], int]":
+    def read(self) -> Mapping[tuple[str, str], int]:
         """What is set: (what, name) -> value."""
 
-    def ready(self, app: str) -> int:
-        """How many workers of an app are ready, by their heartbeats."""
 
-    def note_up(self, app: str) -> None:
+class Uptime(Protocol):
+    """The times at which apps gave at least their minimum service."""
+
+    def note(self, app: str) -> None:
         """An app gives at least its minimum service now."""
 
-    def uptime(self, app: str, seconds: float) -> Sequence[tuple[float, float]]:
+    def read(self, app: str, seconds: float) -> Sequence[tuple[float, float]]:
         """From and until when it did, in seconds before now, in order: as far back as this, and the last one that began
         before."""
 
-    fence: "Fence | None"
-    """What this process commits from now on counts only while this holds; else the commit raises Fenced."""
+
+class Groups(Protocol):
+    """The active group of instances of each app."""
 
     def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:
         """Which group of the app is active; None: none ever was. If it is this one, it stays so for `seconds` more. If
@@ -606,11 +577,19 @@ class Store(Protocol):
     def standing(self, app: str) -> Standing | None:
         """The same, by a look that changes nothing."""
 
-    def pending(self, flows: Collection[str]) -> "Pending":
+
+class Ledger(Protocol):
+    """Counts of messages that are not at their end."""
+
+    def pending(self, flows: Collection[str]) -> Pending:
         """How many messages of these flows are not at their end."""
 
     def unfinished(self, flows: Collection[str]) -> int:
         """How many messages of these flows were accepted and are not at their end, by the ledger."""
+
+
+class Suspects(Protocol):
+    """Messages that may have killed the worker that ran them."""
 
     def charge(self, identity: Identity, worker: str, late: bool) -> None:
         """A worker died with this message in flight: make it a suspect. It was an attempt if the message ran alone, or
@@ -623,12 +602,23 @@ class Store(Protocol):
     def desist(self, identity: Identity, worker: str) -> None:
         """The venture of this worker is over and does not count: the message is given back."""
 
-    version: str
-    """Which version of its app this process runs: its dead letters say so."""
 
-    def join_fleet(self, worker: "WorkerInfo", epoch: int = 0) -> None:
+class Fleet(Protocol):
+    """The workers."""
+
+    def join(self, worker: WorkerInfo, epoch: int = 0) -> None:
         """Record a worker, and the epoch of the rollout that it goes by. Hold its liveness lock for as long as this
         process lives."""
+
+    def leave(self, worker: str) -> None:
+        """Forget a worker that ended in order."""
+
+    def beat(self, worker: str, state: str, epoch: int = 0, figures: Figures | None = None) -> None:
+        """Say that a worker is alive, which epoch of its app's rollout it goes by, and what it handled lately; free the
+        leases of those that are dead."""
+
+    def ready(self, app: str) -> int:
+        """How many workers of an app are ready, by their heartbeats."""
 
     def is_staffed(self, app: str) -> bool:
         """Whether a worker of an app lives, ready or not, as far as its lock or its heartbeats tell."""
@@ -636,30 +626,120 @@ class Store(Protocol):
     def members(self) -> set[str]:
         """The workers of all apps that are recorded."""
 
-    def beat(self, worker: str, state: str, epoch: int = 0, figures: "Figures | None" = None) -> None:
-        """Say that a worker is alive, which epoch of its app's rollout it goes by, and what it handled lately; free the
-        leases of those that are dead."""
 
-    def rollout(self, app: str, silent: float) -> "Rollout | None":
+class Rollouts(Protocol):
+    """The versions of an app that run side by side, and their shares."""
+
+    def read(self, app: str, silent: float) -> Rollout | None:
         """Which versions of an app run side by side; None: there never were versions. A worker that said nothing for
         `silent` seconds is not waited for: its leases are over."""
 
-    def enter(self, app: str, version: str, silent: float) -> "Rollout | None":
+    def enter(self, app: str, version: str, silent: float) -> Rollout | None:
         """The same, for a worker of a version that starts. The first version of an app is its baseline, but for workers
         without one that are there: these are."""
 
-    def change(self, app: str, flows: Collection[str], rollout: "Rollout") -> None:
+    def change(self, app: str, flows: Collection[str], rollout: Rollout) -> None:
         """Change a rollout, whose epoch is that of the one that is changed. Raises StoreConflict if another change
         came first."""
 
-    def leave_fleet(self, worker: str) -> None:
-        """Forget a worker that ended in order."""
 
-    def clean(self, policy: "Retention", holder: str) -> int:
+class Cleaner(Protocol):
+    """Removes what retention keeps no longer."""
+
+    def clean(self, policy: Retention, holder: str) -> int:
         """Remove what its retention ended, in one bounded batch, if `holder` is elected. Returns rows removed."""
+
+
+class Schema(Protocol):
+    """The tables."""
+
+    def create_tables(self, metadata: object) -> None:
+        """Create the app's own tables, where this store does so; elsewhere migrations are the user's.
+
+        Raises StoreConflict, or StoreUnavailable.
+        """
+
+
+class Store(Protocol):
+    """The database: inbox, message rows, dead letters, subscriptions, workers, ledger."""
+
+    injects: Mapping[type, str]
+    """Types that handlers may ask for to write in the unit of work, and what they are for."""
+    session: type
+    """The one of them that `UnitOfWork.run` gives."""
+    serial: bool
+    """One writer at a time (SQLite): a handler that is slow must not hold the transaction open."""
+    fence: Fence | None
+    """What this process commits from now on counts only while this holds; else the commit raises Fenced."""
+    version: str
+    """Which version of its app this process runs: its dead letters say so."""
+
+    def unit(self, flow: str, deadline: float = 60.0, lane: str = "") -> AbstractContextManager[Unit]:
+        """A unit of work for a flow. Leaving it without commit rolls back."""
+
+    def join(self, session: object, lane: str) -> Unit:
+        """A unit inside the caller's own transaction, which the caller commits. Raises ConfigError elsewhere."""
+
+    def now(self) -> float:
+        """The database's time, in seconds since the epoch."""
+
+    def started(self) -> str:
+        """Since when the database's server runs: another answer after a restart. Raises StoreUnavailable."""
+
+    def key(self) -> bytes:
+        """The secret of this store, which all its instances know. Raises ConfigError where it has none yet."""
+
+    def check_place(self) -> None:
+        """Raise StoreLost if the database that this process has opened was removed or replaced. Does not wait.
+        A commit never succeeds there either."""
+
+    def classify(self, error: BaseException) -> BaseException:
+        """The StoreConflict or StoreUnavailable that a database error means; else the error itself."""
+
+    def wait(self, seconds: float) -> set[str] | None:
+        """Block until another transaction may have written rows, at most so long. The flows told; None: unknown."""
+
+    def notify(self, flows: Collection[str]) -> None:
+        """Wake those who wait for rows of these flows, in this process and in others."""
 
     def close(self) -> None:
         """Release every connection."""
+
+    @property
+    def schema(self) -> Schema: ...
+
+    @property
+    def queue(self) -> Queue: ...
+
+    @property
+    def subscribers(self) -> Subscribers: ...
+
+    @property
+    def answers(self) -> Answers: ...
+
+    @property
+    def directions(self) -> Directions: ...
+
+    @property
+    def uptime(self) -> Uptime: ...
+
+    @property
+    def ledger(self) -> Ledger: ...
+
+    @property
+    def groups(self) -> Groups: ...
+
+    @property
+    def fleet(self) -> Fleet: ...
+
+    @property
+    def suspects(self) -> Suspects: ...
+
+    @property
+    def rollouts(self) -> Rollouts: ...
+
+    @property
+    def retention(self) -> Cleaner: ...
 
 
 class Source(Protocol):

@@ -99,7 +99,7 @@ def migrated(postgresql: PostgreSQL) -> str:
     tables are empty, so that each copy gets an id and a key of its own from `upgrade`."""
     name = "migrated"
     with closing(open_store(Settings(database_url=postgresql.create_database(name)), check=False)) as store:
-        store.upgrade()
+        store.schema.upgrade()
     with psycopg.connect(postgresql.url(name)) as connection:
         connection.execute("DELETE FROM flowkit_meta")
         connection.execute("DELETE FROM flowkit_keys")

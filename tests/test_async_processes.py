@@ -26,7 +26,7 @@ class Network:
 
     def __init__(self, url: str, folder: Path, broker: str = "") -> None:
         store = open_store(Settings(database_url=url), check=False)
-        store.upgrade()
+        store.schema.upgrade()
         Base.metadata.create_all(store.dialect.engine)
         store.close()
         self.runs = folder / "runs"
@@ -62,7 +62,7 @@ class Network:
     def done(self) -> bool:
         """Whether every message is at its end, and no row is left of what the broker took."""
         flows = list(async_app.app.flows)
-        return bool(self.store.unfinished(flows) == 0 == sum(self.store.pending(flows)))
+        return bool(self.store.ledger.unfinished(flows) == 0 == sum(self.store.ledger.pending(flows)))
 
     def ran(self) -> Counter[str]:
         return Counter(self.runs.read_text().split())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flowkit.store import access
+from flowkit.store import handler_watch
 from flowkit.store.residue import Residue
 from flowkit.testing import Harness
 from tests.chaos.app import DEEDS, app, orders
@@ -118,7 +118,7 @@ def test_a_setting_that_reaches_a_neighbour_shows(
 ) -> None:
     monkeypatch.setenv("CHAOS_DIR", str(tmp_path))
     if broken:
-        monkeypatch.setattr(access, "residue", lambda statement: Residue.NONE)
+        monkeypatch.setattr(handler_watch, "residue", lambda statement: Residue.NONE)
     with Harness(app, f"sqlite:///{tmp_path}/flowkit.db") as harness:
         some = [Order(name=f"c0-{number}", deed="set" if number < 2 else "") for number in range(5)]
         app.publish_many(orders, some, ids=[order.name for order in some])

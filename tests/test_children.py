@@ -33,7 +33,7 @@ class Nursery:
 
     def __init__(self, url: str, broker: str, folder: Path) -> None:
         store = open_store(Settings(database_url=url), check=False)
-        store.upgrade()
+        store.schema.upgrade()
         Base.metadata.create_all(store.dialect.engine)
         store.close()
         self._runs = folder / "runs"

@@ -111,7 +111,7 @@ class Terminal:
         app = load("shop.py")
         worker = Worker(app, services)
         end = time.monotonic() + 30
-        while worker.step() or any(services.store.pending(list(app.flows))):
+        while worker.step() or any(services.store.ledger.pending(list(app.flows))):
             assert time.monotonic() < end
         worker.close()
         services.close()

@@ -57,7 +57,7 @@ def sqlite(sqlite_url: str) -> Clocked:
 def server(postgresql_url: str) -> Clocked:
     """A real server whose clock_timestamp() is another one."""
     store = open_configured(Settings(database_url=postgresql_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     store.close()
     engine = create_engine(make_url(postgresql_url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
 
@@ -100,14 +100,14 @@ def info(group: str = "") -> WorkerInfo:
 def joined(store: Any) -> str:
     """A worker that has beaten once."""
     who = info()
-    store.join_fleet(who)
-    store.beat(who.id, "ready")
+    store.fleet.join(who)
+    store.fleet.beat(who.id, "ready")
     return who.id
 
 
 def stage(store: Any, delay: float = 0.0) -> str:
     copy = Copy(new_id(), message(), FLOW, delay=delay)
-    store.subscribe({FLOW: "kit.channel"})
+    store.subscribers.add({FLOW: "kit.channel"})
     with store.unit(FLOW) as unit:
         unit.stage([copy])
         unit.commit()
@@ -119,7 +119,7 @@ def is_due(store: Any, row: str) -> None:
     found: list[str | None] = []
 
     def leased() -> bool:
-        found.extend(one.row for one in store.lease(FLOW, 10, "me", 30))
+        found.extend(one.row for one in store.queue.lease(FLOW, 10, "me", 30))
         return bool(found)
 
     wait_until(leased)
@@ -138,13 +138,13 @@ def test_row_f23_what_was_due_stays_due_and_what_waits_keeps_its_time(
 ) -> None:
     worker, other = joined(store), joined(store)
     held = stage(store)
-    store.lease(FLOW, 1, "frozen", 30)
+    store.queue.lease(FLOW, 1, "frozen", 30)
     due, delayed = stage(store), stage(store, DELAY)
     clocked.turn(-HOUR)
     fresh = stage(store, DELAY)
     with caplog.at_level(logging.WARNING):
         for beating in (worker, other, worker):
-            store.beat(beating, "ready")
+            store.fleet.beat(beating, "ready")
     is_due(store, due)
     assert waits(store, delayed) == pytest.approx(DELAY, abs=NEAR), "moved once, whoever saw it"
     assert waits(store, fresh) == pytest.approx(DELAY, abs=NEAR), "it was staged by the new time"
@@ -158,7 +158,7 @@ def test_row_f23_what_waited_for_long_and_was_due_is_due(clocked: Clocked, store
     with store.transaction() as unit:
         unit.write("UPDATE flowkit_messages SET staged = staged - 100000000000", [()])
     clocked.turn(-HOUR)
-    store.beat(worker, "ready")
+    store.fleet.beat(worker, "ready")
     is_due(store, row)
 
 
@@ -183,32 +183,32 @@ def test_row_f23_a_clock_that_went_forward_is_told_of_and_moves_nothing(
     clocked.turn(HOUR)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            store.beat(worker, "ready")
+            store.fleet.beat(worker, "ready")
     assert caplog.text.count("the clock of the database went forward by 36") == 1
     is_due(store, delayed)
-    assert store.lease(FLOW, 10, "me", 30) == []
+    assert store.queue.lease(FLOW, 10, "me", 30) == []
     assert waits(store, later) == pytest.approx(HOUR, abs=NEAR)
 
 
 def test_row_f23_a_group_takes_over_after_the_clock_was_set_back(clocked: Clocked, store: Any) -> None:
     worker = joined(store)
-    assert store.stand("kit", "one", 1, ready=True).group == "one"
-    assert store.stand("other", "three", 60, ready=True).seconds == pytest.approx(60, abs=NEAR)
+    assert store.groups.stand("kit", "one", 1, ready=True).group == "one"
+    assert store.groups.stand("other", "three", 60, ready=True).seconds == pytest.approx(60, abs=NEAR)
     with store.transaction(fenced=False) as unit:
-        assert unit.read(store.sql.elect, ("cleaner:kit", "dead", 60_000_000))
+        assert unit.read(store.dialect.statements.elect, ("cleaner:kit", "dead", 60_000_000))
     clocked.turn(-HOUR)
-    store.beat(worker, "ready")
-    assert store.standing("other").seconds == pytest.approx(60, abs=NEAR)
-    wait_until(lambda: store.stand("kit", "two", 60, ready=True).group == "two")
+    store.fleet.beat(worker, "ready")
+    assert store.groups.standing("other").seconds == pytest.approx(60, abs=NEAR)
+    wait_until(lambda: store.groups.stand("kit", "two", 60, ready=True).group == "two")
 
 
 def test_row_f23_times_of_being_up_do_not_end_before_they_begin(clocked: Clocked, store: Any) -> None:
     worker = joined(store)
-    store.note_up("kit")
+    store.uptime.note("kit")
     clocked.turn(-HOUR)
-    store.beat(worker, "ready")
-    store.note_up("kit")
-    ((since, until),) = store.uptime("kit", 2 * HOUR)
+    store.fleet.beat(worker, "ready")
+    store.uptime.note("kit")
+    ((since, until),) = store.uptime.read("kit", 2 * HOUR)
     assert -2 < since < NEAR
     assert 0 <= until < NEAR
 
@@ -222,7 +222,7 @@ def test_row_f23_a_worker_goes_on_though_its_clock_was_set_back(sqlite_url: str)
     app.publish("orders", Order(name="a"))
     clock.by -= HOUR
     end = time.monotonic() + 30
-    while store.unfinished(list(app.flows)):
+    while store.ledger.unfinished(list(app.flows)):
         assert time.monotonic() < end, "it is stuck"
         worker.step()
         time.sleep(0.05)

@@ -35,7 +35,7 @@ def services(url: str, wrong: float) -> Services:
 
 def test_row_44_clocks_that_are_an_hour_wrong_make_nothing_early_and_nothing_twice(postgresql_url: str) -> None:
     store = open_store(Settings(database_url=postgresql_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     Base.metadata.create_all(store.dialect.engine)
     app = new_app()
     orders = app.channel("orders", Order)
@@ -66,7 +66,7 @@ def test_row_44_clocks_that_are_an_hour_wrong_make_nothing_early_and_nothing_twi
         for number in range(20):
             app.publish(orders, Order(name=f"delayed {number}"), delay=f"{DELAY_SECONDS}s")
             app.publish(orders, Order(name=f"at once {number}", deed="" if number else "slow"))
-        wait_until(lambda: store.unfinished(list(app.flows)) == 0)
+        wait_until(lambda: store.ledger.unfinished(list(app.flows)) == 0)
         assert all(at - began >= DELAY_SECONDS for name, at in ran.items() if name.startswith("delayed"))
         with Session(store.dialect.engine) as session:
             assert effects(session) == dict.fromkeys(ran, 1)

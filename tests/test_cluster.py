@@ -70,7 +70,7 @@ def published(shop: Shop) -> Iterator[list[str]]:
             batch = [str(len(names) + number) for number in range(10)]
             shop.publish(*batch)
             names.extend(batch)
-            while shop.store.unfinished(list(shop.app.flows)) > AT_ONCE and not stopping.wait(0.01):
+            while shop.store.ledger.unfinished(list(shop.app.flows)) > AT_ONCE and not stopping.wait(0.01):
                 """As fast as they are taken."""
 
     thread = threading.Thread(target=publish)
@@ -137,6 +137,6 @@ def test_row_20_without_a_majority_nothing_is_confirmed_and_later_all_is(
         with shop.store.unit("") as unit:
             bodies = unit.read("SELECT body FROM flowkit_messages WHERE flow = 'shop.accept'")
         assert sum(b'"again ' in body for (body,) in bodies) == len(again), "something was confirmed"
-        assert sum(shop.store.pending(list(shop.app.flows))) >= len(NAMES) + len(again), "something is lost"
+        assert sum(shop.store.ledger.pending(list(shop.app.flows))) >= len(NAMES) + len(again), "something is lost"
         cluster.start()
         shop.check("before", *NAMES, *again)

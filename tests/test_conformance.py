@@ -24,7 +24,7 @@ pytestmark = pytest.mark.migrated
 
 def opened(url: str) -> Any:
     store = open_store(Settings(database_url=url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     return store
 
 

@@ -62,7 +62,7 @@ def test_the_pod_serves_reaps_what_handlers_leave_and_ends_in_order(start: Start
     for number in range(3):
         content = json.dumps({"name": str(number), "deed": "orphan"}).encode()
         assert request(port, "POST", "/pages", content)[0] == 202
-    until(lambda: store.unfinished(list(app.flows)) == 0)
+    until(lambda: store.ledger.unfinished(list(app.flows)) == 0)
     until(lambda: pod.zombies == 0)
     assert pod.end() == 0
     store.close()

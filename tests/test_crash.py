@@ -40,7 +40,7 @@ class Fleet:
         self.folder = folder
         folder.mkdir()
         store = open_store(Settings(database_url=url), check=False)
-        store.upgrade()
+        store.schema.upgrade()
         Base.metadata.create_all(store.dialect.engine)
         store.close()
         monkeypatch.setenv("FLOWKIT_DATABASE_URL", url)
@@ -75,11 +75,11 @@ class Fleet:
 
     def pending(self) -> int:
         """Messages that are not at their end. What is at the broker is in no row: the ledger knows of it."""
-        return int(self.store.unfinished(list(self.app.flows)))
+        return int(self.store.ledger.unfinished(list(self.app.flows)))
 
     def empty(self) -> bool:
         """Whether nothing is left to do, and no row of what is done."""
-        return bool(self.pending() == 0 == sum(self.store.pending(list(self.app.flows))) == self.at_broker())
+        return bool(self.pending() == 0 == sum(self.store.ledger.pending(list(self.app.flows))) == self.at_broker())
 
     def at_broker(self) -> int:
         """Messages that wait at the broker. All may be applied: what a dying relay published twice is there twice."""

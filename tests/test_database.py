@@ -31,7 +31,7 @@ from flowkit.message import new_id
 from flowkit.ports import Copy, Delivery, WorkerInfo
 from flowkit.store import sqlite, tables
 from flowkit.store.library import sqlite_driver
-from flowkit.store.listener import key
+from flowkit.store.postgresql.listener import key
 from flowkit.store.sqlite import SqliteDialect, safe_wal
 from flowkit.testing import Harness
 from flowkit.testing.conformance import FLOW, message
@@ -52,7 +52,7 @@ END_OTHERS = """
 def prepared(url: str, **settings: Any) -> Services:
     """Services on a store that has its schema and the tables of the shop."""
     store = open_store(Settings(database_url=url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     Base.metadata.create_all(store.dialect.engine)
     store.close()
     return connect(Settings(database_url=url, **settings))
@@ -104,7 +104,7 @@ def checked(url: str, flows: list[str], count: int) -> None:
     assert len(found) == count
     for flow, balance in store.ledger.balances().items():
         assert balance.balanced, f"{flow}: {balance}"
-    assert store.pending(flows) == (0, 0)
+    assert store.ledger.pending(flows) == (0, 0)
     store.close()
 
 
@@ -190,7 +190,7 @@ def test_row_28_a_unit_that_cannot_be_rolled_back_tells_what_went_wrong_before(p
 def quiet(url: str, flows: list[str]) -> bool:
     store = open_store(Settings(database_url=url))
     try:
-        return bool(sum(store.pending(flows)) == 0)
+        return bool(sum(store.ledger.pending(flows)) == 0)
     finally:
         store.close()
 
@@ -236,7 +236,7 @@ def test_a_server_that_dies_before_a_rollback_is_no_error_of_its_own(
 def test_row_28_a_session_that_is_ended_as_it_commits_may_have_committed(postgresql_url: str) -> None:
     """A server that is told to end finishes the commit that it writes to disk, and then says nothing of it."""
     store: Any = open_store(Settings(database_url=postgresql_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     other: Any = open_store(Settings(database_url=postgresql_url))
     said: Counter[tuple[str, bool]] = Counter()
     with closing(store), closing(other), ThreadPoolExecutor(1) as pool:
@@ -314,7 +314,7 @@ def test_row_27_a_connection_that_died_unseen_costs_no_attempt(postgresql_url: s
 def test_row_57_an_owner_frozen_in_its_transaction_frees_its_rows(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flowkit.store.postgresql.MARGIN_SECONDS", 0.5)
+    monkeypatch.setattr("flowkit.store.postgresql.dialect.MARGIN_SECONDS", 0.5)
     services = prepared(postgresql_url)
     store: Any = services.store
     one = Delivery(message(), FLOW)
@@ -412,7 +412,7 @@ def test_row_39_many_writers_leak_no_lock_errors(sqlite_url: str) -> None:
             thread.start()
         for thread in writers:
             thread.join(120)
-        wait_until(lambda: sum(services.store.pending(list(app.flows))) == 0, 600)
+        wait_until(lambda: sum(services.store.ledger.pending(list(app.flows))) == 0, 600)
     services.close()
     assert errors == []
     checked(sqlite_url, list(app.flows), 2 * sum(sent))
@@ -552,12 +552,12 @@ def test_row_63_slow_handlers_do_not_hold_up_publishers(sqlite_url: str) -> None
     app.publish_many(orders, [Order(name=str(number)) for number in range(150)])
     waits: list[float] = []
     with working(app, services):
-        wait_until(lambda: sum(services.store.pending(list(app.flows))) < 130)
+        wait_until(lambda: sum(services.store.ledger.pending(list(app.flows))) < 130)
         for number in range(150, 250):
             began = time.monotonic()
             app.publish(orders, Order(name=str(number)))
             waits.append(time.monotonic() - began)
-        wait_until(lambda: sum(services.store.pending(list(app.flows))) == 0)
+        wait_until(lambda: sum(services.store.ledger.pending(list(app.flows))) == 0)
     services.close()
     checked(sqlite_url, list(app.flows), 250)
     waits.sort()
@@ -596,7 +596,7 @@ def test_row_8_a_stuck_lane_does_not_starve_the_others(database_url: str) -> Non
         app.publish(orders, Order(name="stuck", deed="stuck"))
         assert stuck.wait(30)
         beside = slowest()
-        wait_until(lambda: services.store.unfinished(["shop.accept"]) == 1)  # it was in its handler all the time
+        wait_until(lambda: services.store.ledger.unfinished(["shop.accept"]) == 1)  # it was in its handler all the time
     print(f"p99 {alone * 1000:.1f} ms, beside a stuck lane {beside * 1000:.1f} ms")
     assert beside < 3 * 2 * max(alone, 0.005), "three times the bound: machines are noisy"
 
@@ -607,9 +607,9 @@ def test_a_lease_ends_by_itself(database_url: str) -> None:
     with store.unit(FLOW) as unit:
         unit.stage([Copy(new_id(), message(), FLOW)])
         unit.commit()
-    (first,) = store.lease(FLOW, 1, new_id(), 0.2)
-    wait_until(lambda: store.due([FLOW]) == {FLOW}, 10)
-    (second,) = store.lease(FLOW, 1, new_id(), 30)
+    (first,) = store.queue.lease(FLOW, 1, new_id(), 0.2)
+    wait_until(lambda: store.queue.due([FLOW]) == {FLOW}, 10)
+    (second,) = store.queue.lease(FLOW, 1, new_id(), 30)
     assert second.deliveries == first.deliveries + 1
     services.close()
 
@@ -637,8 +637,8 @@ def test_row_37_a_million_rows_that_wait_make_no_lease_slow(database_url: str) -
         times = []
         for _ in range(300):
             began = time.perf_counter()
-            assert store.due([FLOW]) == {FLOW}
-            leased = store.lease(FLOW, 10, new_id(), 600)
+            assert store.queue.due([FLOW]) == {FLOW}
+            leased = store.queue.lease(FLOW, 10, new_id(), 600)
             times.append(time.perf_counter() - began)
             assert len(leased) == 10
         return statistics.quantiles(times, n=100)[98]
@@ -682,7 +682,7 @@ def test_row_43_a_full_disk_loses_nothing_and_work_goes_on_when_there_is_room(sq
         wait_until(lambda: worker.state == "unready")
         assert app.services() is services
         limit = 1_000_000
-        wait_until(lambda: sum(store.pending(list(app.flows))) == 0)
+        wait_until(lambda: sum(store.ledger.pending(list(app.flows))) == 0)
     services.close()
     checked(sqlite_url, list(app.flows), 2 * 20 * accepted)
 
@@ -704,14 +704,14 @@ def test_a_connection_given_up_in_its_transaction_lets_go_of_the_lock(sqlite_url
 def test_a_lock_that_somebody_else_holds_is_not_waited_for(postgresql_url: str) -> None:
     """The backend of a connection that broke may hold a worker's liveness lock for a while."""
     store = open_store(Settings(database_url=postgresql_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     worker = WorkerInfo(new_id(), "kit", "host", 1)
     with store.unit("") as unit:
         unit.read("SELECT pg_advisory_lock(%s)", (key(worker.id),))
-        store.join_fleet(worker)
+        store.fleet.join(worker)
         assert unit.read("SELECT locked FROM flowkit_workers") == [(0,)]
         unit.read("SELECT pg_advisory_unlock(%s)", (key(worker.id),))
-        store.beat(worker.id, "ready")
+        store.fleet.beat(worker.id, "ready")
         assert unit.read("SELECT locked FROM flowkit_workers") == [(1,)]
     store.close()
 
@@ -746,7 +746,7 @@ def test_an_idle_sqlite_is_looked_at_ever_more_seldom(sqlite_url: str, monkeypat
     assert pauses[0] == 0.0005
     assert max(pauses) == 0.05
     assert len(pauses) < 80
-    store.subscribe({"shop.accept": "orders"})
+    store.subscribers.add({"shop.accept": "orders"})
     pauses.clear()
     store.wait(1)
     assert pauses == []

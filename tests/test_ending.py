@@ -33,7 +33,7 @@ class Instance:
             **os.environ, "FLOWKIT_DATABASE_URL": url, "CHILDREN_DIR": str(folder), "PYTHONPATH": str(ROOT)
         } | environment  # fmt: skip
         self.store: Any = open_store(Settings(database_url=url), check=False)
-        self.store.upgrade()
+        self.store.schema.upgrade()
         Base.metadata.create_all(self.store.dialect.engine)
         self.process: subprocess.Popen[str] | None = None
 

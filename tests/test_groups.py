@@ -110,9 +110,9 @@ def test_a_group_that_ends_in_order_is_not_waited_for(groups: Groups) -> None:
     beside = groups.start(*FIRST)
     until(lambda: groups.ready(first) and groups.ready(beside))
     assert groups.end(first) == 0
-    assert groups.store.standing("front").seconds > 0, "another instance of the group goes on"
+    assert groups.store.groups.standing("front").seconds > 0, "another instance of the group goes on"
     assert groups.end(beside) == 0
-    assert groups.store.standing("front").seconds < 0
+    assert groups.store.groups.standing("front").seconds < 0
     second = groups.start("--group", "second")
     until(lambda: groups.ready(second))
     assert post(second, "a") == 202
@@ -130,7 +130,7 @@ def replace_a_frozen_one(groups: Groups) -> None:
     first = groups.start(*FIRST)
     until(lambda: groups.states() == {"ready": "first"})
     groups.freeze(first)
-    until(lambda: groups.store.standing("front").seconds < 0)
+    until(lambda: groups.store.groups.standing("front").seconds < 0)
     loose = groups.start()
     until(lambda: groups.states() == {"ready": ""})
     groups.thaw(first)
@@ -215,14 +215,14 @@ def refusal(groups: Groups, *options: str) -> str:
 @pytest.fixture
 def store(postgresql_url: str) -> Iterator[SqlStore]:
     made = open_store(Settings(database_url=postgresql_url), check=False)
-    made.upgrade()
+    made.schema.upgrade()
     yield made
     made.close()
 
 
 def test_many_that_are_the_first_at_once_do_not_hinder_each_other(store: Any) -> None:
     def stand(app: str, group: str) -> str:
-        found: str = store.stand(app, group, 60, ready=True).group
+        found: str = store.groups.stand(app, group, 60, ready=True).group
         return found
 
     with ThreadPoolExecutor(8) as pool:
@@ -231,79 +231,81 @@ def test_many_that_are_the_first_at_once_do_not_hinder_each_other(store: Any) ->
 
 
 def test_a_warm_spare_of_the_active_group_does_not_keep_it_active(store: Any) -> None:
-    active = store.stand("kit", "one", 3600, ready=True)
+    active = store.groups.stand("kit", "one", 3600, ready=True)
     watch = Standby(store, SystemClock(), WorkerInfo("0000-1", "kit", "host", 1, group="one"), 1, True, takes=False)
     try:
         until(lambda: watch.standing is not None)
-        store.step_down("kit", "one", 1)
+        store.groups.step_down("kit", "one", 1)
         until(lambda: watch.over)
     finally:
         watch.close()
-    assert store.standing("kit")[:2] == active[:2]
+    assert store.groups.standing("kit")[:2] == active[:2]
 
 
 def test_a_takeover_waits_for_a_commit_that_has_begun_and_a_renewal_does_not(store: Any) -> None:
-    fence = Fence("kit", "one", store.stand("kit", "one", 0.001, ready=True).token)
-    until(lambda: store.standing("kit").seconds < 0)
-    taking = threading.Thread(target=store.stand, args=("kit", "two", 60, True))
+    fence = Fence("kit", "one", store.groups.stand("kit", "one", 0.001, ready=True).token)
+    until(lambda: store.groups.standing("kit").seconds < 0)
+    taking = threading.Thread(target=store.groups.stand, args=("kit", "two", 60, True))
     with store.unit("") as unit:
         unit.begin()
         store.dialect.fence(unit._cursor, fence.key)
-        assert store.stand("kit", "one", 0.001, ready=False).group == "one"
-        until(lambda: store.standing("kit").seconds < 0)
+        assert store.groups.stand("kit", "one", 0.001, ready=False).group == "one"
+        until(lambda: store.groups.standing("kit").seconds < 0)
         taking.start()
         taking.join(0.5)
         assert taking.is_alive()
-        assert store.standing("kit").group == "one"
+        assert store.groups.standing("kit").group == "one"
         unit.commit()
     taking.join(SECONDS)
-    assert store.standing("kit").group == "two"
+    assert store.groups.standing("kit").group == "two"
 
 
 def test_a_commit_waits_for_a_takeover_that_has_begun_and_does_not_happen(store: Any) -> None:
-    store.fence = Fence("kit", "one", store.stand("kit", "one", 0.001, ready=True).token)
-    until(lambda: store.standing("kit").seconds < 0)
+    store.fence = Fence("kit", "one", store.groups.stand("kit", "one", 0.001, ready=True).token)
+    until(lambda: store.groups.standing("kit").seconds < 0)
     refused = threading.Event()
 
     def write() -> None:
         try:
-            store.subscribe({"kit.flow": "kit.channel"})
+            store.subscribers.add({"kit.flow": "kit.channel"})
         except Fenced:
             refused.set()
 
     writing = threading.Thread(target=write)
     with store.unit("", fenced=False) as unit:
         unit.begin()
-        assert unit.read(store.sql.make_active, (60_000_000, "two", "active:kit", "two", "kit", 60_000_000)) == [(2,)]
+        assert unit.read(
+            store.dialect.statements.make_active, (60_000_000, "two", "active:kit", "two", "kit", 60_000_000)
+        ) == [(2,)]
         writing.start()
         writing.join(0.5)
         assert writing.is_alive()
         unit.commit()
     writing.join(SECONDS)
     assert refused.is_set()
-    assert store.subscriptions() == {}
+    assert store.subscribers.channels() == {}
 
 
 def test_no_takeover_waits_for_rows_that_a_frozen_transaction_holds(store: Any) -> None:
     """What it does not hold is free at once; the rest when the server has ended it, or the lease."""
-    store.subscribe({"kit.flow": "kit.channel"})
-    store.join_fleet(WorkerInfo("0000-1", "kit", "host", 1, group="one"))
+    store.subscribers.add({"kit.flow": "kit.channel"})
+    store.fleet.join(WorkerInfo("0000-1", "kit", "host", 1, group="one"))
     message = Message("1", "kit", "kit.channel", b"{}")
     with store.transaction(fenced=False) as unit:
         unit.stage([Copy(row, message, "kit.flow") for row in ("a", "b")])
-    held, other = store.lease("kit.flow", 2, "0000-1", 60)
-    store.stand("kit", "one", 0.001, ready=True)
-    until(lambda: store.standing("kit").seconds < 0)
+    held, other = store.queue.lease("kit.flow", 2, "0000-1", 60)
+    store.groups.stand("kit", "one", 0.001, ready=True)
+    until(lambda: store.groups.standing("kit").seconds < 0)
     with store.unit("kit.flow") as frozen:
         frozen.begin()
         frozen.remove([(held.row, held.deliveries)])
         frozen.flush()
-        taking = threading.Thread(target=store.stand, args=("kit", "two", 60, True))
+        taking = threading.Thread(target=store.groups.stand, args=("kit", "two", 60, True))
         taking.start()
         taking.join(SECONDS / 4)
         assert not taking.is_alive()
-        assert store.standing("kit").group == "two"
-        assert [one.row for one in store.lease("kit.flow", 2, "me", 60)] == [other.row]
+        assert store.groups.standing("kit").group == "two"
+        assert [one.row for one in store.queue.lease("kit.flow", 2, "me", 60)] == [other.row]
 
 
 class Recorder:
@@ -341,9 +343,9 @@ def test_what_a_commit_locks_and_the_commit_go_out_together(postgresql_url: str,
     with closing(Recorder(address.port)) as recorder:
         through = address.set(port=recorder.port).render_as_string(hide_password=False)
         with closing(open_store(Settings(database_url=through), check=False)) as recorded:
-            recorded.fence = Fence("kit", "one", store.stand("kit", "one", 3600, ready=True).token)
+            recorded.fence = Fence("kit", "one", store.groups.stand("kit", "one", 3600, ready=True).token)
             for number in range(20):
-                recorded.subscribe({f"kit.flow{number}": "kit.channel"})
+                recorded.subscribers.add({f"kit.flow{number}": "kit.channel"})
         commits = [piece for piece in recorder.pieces if b"COMMIT\0" in piece and not piece.startswith(b"Q")]
     assert len(commits) == 20
     for piece in commits:

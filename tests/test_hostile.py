@@ -317,7 +317,7 @@ def test_a_refused_id_is_not_used_up() -> None:
         late = harness.app.channel("late", Order)
         with pytest.raises(Unrouted):
             harness.publish(late, Order(name="a"), id="order-1")
-        harness.store.subscribe({"shop.accept": "late"})
+        harness.store.subscribers.add({"shop.accept": "late"})
         harness.publish(late, Order(name="a"), id="order-1")
         harness.until_quiet()
         once(harness, "a")
@@ -366,7 +366,7 @@ def test_callers_of_many_threads_share_commits_and_lose_nothing(database_url: st
         db.add(Effect(name=order.name))
 
     store = open_store(Settings(database_url=database_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     Base.metadata.create_all(store.dialect.engine)
     store.close()
     services = connect(Settings(database_url=database_url))
@@ -408,14 +408,14 @@ def test_a_publisher_cut_during_its_commit_sends_again_and_is_accepted_once(
         db.add(Effect(name=order.name))
 
     store = open_store(Settings(database_url=postgresql_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     with Proxy("127.0.0.1", postgresql.port) as proxy:
         through = postgresql.url(postgresql_url.rsplit("/", 1)[1], port=proxy.port)
         app.connect(connect(Settings(database_url=through)))
         proxy.cut_when(COMMIT, forward=arrives)
         with pytest.raises(OutcomeUnknown, match="send again with id=") as unknown:
             app.publish(orders, Order(name="a"))
-        assert store.pending(["shop.accept"]).now == int(arrives)
+        assert store.ledger.pending(["shop.accept"]).now == int(arrives)
         store.close()
         # The first one's id was made for it; the caller sends again under it.
         app.publish(orders, Order(name="a"), id=unknown.value.id)
@@ -454,7 +454,7 @@ def test_a_wrong_password_database_or_schema_is_named(postgresql: PostgreSQL, po
     with pytest.raises(ConfigError, match=r"has no FlowKit schema.*flowkit db upgrade"):
         connect(Settings(database_url=postgresql_url))
     store = open_store(Settings(database_url=postgresql_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     with store.transaction() as unit:
         unit.write("UPDATE flowkit_version SET version_num = '0000'", [()])
     store.close()

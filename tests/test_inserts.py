@@ -1,8 +1,8 @@
 """Plain INSERTs of handlers go to PostgreSQL together, and no handler notices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from sqlalchemy import BigInteger, Connection, insert, text
@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from flowkit import App, RetryPolicy
 from flowkit.config import Settings, open_store
-from flowkit.store.insert import plain_insert
+from flowkit.store.postgresql.inserts import plain_insert
 from flowkit.testing import Harness
 from tests.shop import Order
 
@@ -59,7 +59,7 @@ def run(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
             app.publish_many(orders, [Order(name=str(number)) for number in range(10)])
             execute = harness.store.dialect.execute
 
-            def note(cursor: object, statement: str, rows: list[object]) -> None:
+            def note(cursor: object, statement: str, rows: Sequence[Any]) -> None:
                 seen.append((statement, len(rows)))
                 execute(cursor, statement, rows)
 
@@ -104,7 +104,7 @@ def test_those_of_a_batch_are_one_statement(run: Run, lines: Lines, deed: Deed) 
 
 
 def test_more_than_a_statement_holds_are_several(run: Run, lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowkit.store.postgresql.PARAMETERS", 7)
+    monkeypatch.setattr("flowkit.store.postgresql.dialect.PARAMETERS", 7)
     run(lambda db, n: db.add(Line(id=n, name=str(n))))
     assert lines() == EVERY
 

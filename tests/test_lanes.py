@@ -128,7 +128,7 @@ def test_news_of_a_lane_wakes_that_lane_and_no_other(app: App, sqlite_url: str) 
         """Nothing is to be done."""
 
     services = connect(Settings(database_url=sqlite_url))
-    services.store.direct(LANES, ["shop.store"], 2)
+    services.store.directions.set(LANES, ["shop.store"], 2)
     worker = Worker(app, services)
     for lane in reversed(worker.lanes):
         assert isinstance(lane, AsyncLane)
@@ -194,7 +194,7 @@ def test_row_50_a_suspect_that_stops_its_flow_is_dead_alone_though_the_store_is_
         [lane] = harness.worker.lanes
         ids = [harness.publish(orders, Order(name=name, deed=deed)) for name, deed in (("0", "x"), ("1", ""))]
         for id in ids:
-            harness.store.charge(("shop.store", "shop", id), "gone", late=False)
+            harness.store.suspects.charge(("shop.store", "shop", id), "gone", late=False)
         harness.worker.relay.step()
         quarantine = lane.pipeline.quarantine
 
@@ -263,7 +263,7 @@ def test_the_other_lanes_of_a_stopped_flow_come_to_rest(app: App, sqlite_url: st
         one, other = (lane for lane in harness.worker.lanes if lane.flow.name == "shop.accept")
         id = harness.publish(orders, Order(name="a"))
         if suspect:
-            harness.store.charge(("shop.accept", "shop", id), "gone", late=False)
+            harness.store.suspects.charge(("shop.accept", "shop", id), "gone", late=False)
         harness.worker.relay.step()
         one.step()
         assert one.expectant, "it removes what the broker has, or runs its suspect alone"
@@ -315,7 +315,7 @@ def test_the_rows_of_lone_messages_are_removed_together(
         assert len(relay.carried) == 5
         relay.step()
         assert commits == ["shop.accept"] * 5 + [""]
-        assert harness.store.pending(["shop.accept", "shop.invoice"]) == (0, 0)
+        assert harness.store.ledger.pending(["shop.accept", "shop.invoice"]) == (0, 0)
         harness.until_quiet()
         once(harness, *map(str, range(5)))
 
@@ -501,14 +501,14 @@ def test_a_paused_flow_begins_nothing_until_it_is_resumed(database_url: str, nam
     def other(order: Order) -> None: ...
 
     with running(app, database_url) as harness:
-        harness.store.direct("paused", [name], 1)
+        harness.store.directions.set("paused", [name], 1)
         harness.advance(1)
         harness.publish(orders, Order(name="a"))
         harness.until_quiet()
         balances = harness.balances()
         assert (balances["shop.accept"].applied, balances["shop.accept"].pending) == (0, 1)
         assert balances["shop.other"].applied == (name != "shop")
-        harness.store.direct("paused", [name], None)
+        harness.store.directions.set("paused", [name], None)
         harness.advance(1)
         harness.until_quiet()
         once(harness, "a")
@@ -526,10 +526,10 @@ def test_flows_of_low_priority_rest_while_the_service_is_reduced(
 
         app.flow(orders, name=name, priority=priority)(handler)
     with running(app, database_url) as harness:
-        monkeypatch.setattr(harness.store, "ready", lambda app: 1)
-        harness.store.direct("minimum", ["shop"], 1)
+        monkeypatch.setattr(harness.store.fleet, "ready", lambda app: 1)
+        harness.store.directions.set("minimum", ["shop"], 1)
         for number, (normal, rest) in enumerate([(1, set()), (2, {"report", "mail"}), (1, set())]):
-            harness.store.direct("normal", ["shop"], normal)
+            harness.store.directions.set("normal", ["shop"], normal)
             harness.advance(1)
             harness.publish(orders, Order(name=str(number)))
             harness.until_quiet()

@@ -164,8 +164,8 @@ def test_a_reload_of_an_app_with_a_mistake_is_told_once_and_the_old_one_goes_on(
         run = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=errors)
     store: Any = open_store(Settings(database_url=sqlite_url))
     try:
-        until(lambda: store.ready("shop") == 2)
-        before = store.members()
+        until(lambda: store.fleet.ready("shop") == 2)
+        before = store.fleet.members()
         (tmp_path / "reloaded.py").write_text(f"{source}\n\nraise KeyError('PRICE_LIST')\n")
         run.send_signal(signal.SIGHUP)
         until(lambda: "so no more are replaced: the old ones go on" in log.read_text())
@@ -175,14 +175,14 @@ def test_a_reload_of_an_app_with_a_mistake_is_told_once_and_the_old_one_goes_on(
         app.publish("orders", {})
         until(lambda: store.ledger.balances()["shop.accept"].applied == 1)
         app.close()
-        assert store.members() == before
+        assert store.fleet.members() == before
         said = log.read_text()
         assert said.count("reloaded.py cannot be imported: KeyError: 'PRICE_LIST'") == 1
         assert "in <module>: raise KeyError('PRICE_LIST')" in said
         (tmp_path / "reloaded.py").write_text(APP)  # whose table has a column more
         run.send_signal(signal.SIGHUP)
         until(lambda: log.read_text().count("so no more are replaced: the old ones go on") == 2)
-        assert store.members() == before
+        assert store.fleet.members() == before
         said = log.read_text()
         assert said.count("columns that are not in the database of FLOWKIT_DATABASE_URL: orders.Total") == 1
         assert "Traceback" not in said

@@ -357,7 +357,7 @@ def test_row_2_a_suspect_that_does_not_run_yet_stays_one(sqlite_url: str) -> Non
     with running(app, sqlite_url) as harness:
         lane = harness.worker.lanes[0]
         ids = [harness.publish(orders, Order(name=name)) for name in "abc"]
-        harness.store.charge(("shop.accept", "shop", ids[1]), "gone", late=False)
+        harness.store.suspects.charge(("shop.accept", "shop", ids[1]), "gone", late=False)
         lane.step()
         assert [one.message.id for one in lane.suspects] == [ids[1]]
         with harness.store.unit("shop.accept") as unit:

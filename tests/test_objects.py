@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from math import inf, nan
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from sqlalchemy import Connection
@@ -48,15 +48,15 @@ def worker(app: App, url: str) -> Iterator[None]:
 def counted(app: App, url: str, read: Callable[[Objects], int]) -> int:
     """What a counter says when two workers have handled so many orders, none of them failed."""
     store = open_store(Settings(database_url=url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     with closing(store), closing(connect(Settings(database_url=url))) as services:
         app.connect(services)
         app.publish_many(app.channels["orders"], [Order(name=str(number)) for number in range(ORDERS)])
         with worker(app, url), worker(app, url):
-            wait_until(lambda: store.unfinished(list(app.flows)) == 0)
+            wait_until(lambda: store.ledger.unfinished(list(app.flows)) == 0)
         assert store.ledger.balances()["shop.count"].applied == ORDERS
         with store.unit("shop.count") as unit:
-            return read(unit.access().give(Objects))
+            return read(cast(Objects, unit.access().give(Objects)))
 
 
 def by_get_and_put(app: App) -> None:
@@ -133,7 +133,7 @@ def test_row_b2_messages_of_one_async_lane_that_share_an_object_soon_take_turns(
         app.publish_many(app.channels["orders"], [Order(name=str(number)) for number in range(ORDERS)])
         harness.until_quiet()
         with harness.store.unit("shop.count") as unit:
-            assert unit.access().give(Objects).get("orders") == ORDERS
+            assert cast(Objects, unit.access().give(Objects)).get("orders") == ORDERS
         assert sorted(order.name for order in harness.sent(sent)) == sorted(map(str, range(ORDERS)))
         assert [outcome for _, _, outcome in harness.outcomes] == [Done()] * ORDERS
         assert len(runs) < 5 * ORDERS, "they go on working beside each other for nothing"
@@ -156,7 +156,7 @@ def test_row_b2_who_only_puts_overwrites(app: App, database_url: str) -> None:
 def kept(harness: Harness, flow: str, *keys: str) -> list[object]:
     """The objects of a flow's app."""
     with harness.store.unit(flow) as unit:
-        objects = unit.access().give(Objects)
+        objects = cast(Objects, unit.access().give(Objects))
         return [objects.get(key) for key in keys]
 
 

@@ -84,7 +84,7 @@ def test_operators_get_values(capsys: pytest.CaptureFixture[str]) -> None:
         directions.direct(store, DRAINED, ["shop"])
         assert directions.drained(store, ["shop"], 10.0) == (0, [])
 
-        store.enter("shop", "v1", 30)
+        store.rollouts.enter("shop", "v1", 30)
         here = rollouts.Fleet(store, "", 30)
         assert here.versions(here.rollout)[0].role == "baseline"
         with pytest.raises(ConfigError, match="no version of app shop is rolled out"):

@@ -105,7 +105,7 @@ def free_ports() -> tuple[int, int]:
 @contextmanager
 def instance(url: str, port: int, *options: str) -> Iterator[subprocess.Popen[str]]:
     store = open_store(Settings(database_url=url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     Base.metadata.create_all(store.dialect.engine)
     store.close()
     command = [

@@ -58,7 +58,7 @@ def test_a_copy_of_the_database_elsewhere_is_refused_until_it_is_adopted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     store = open_store(Settings(database_url=postgresql_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     id = store.identity()
     store.close()
     with closing(connect(Settings(database_url=postgresql_url, broker_url=rabbitmq_url))):
@@ -95,12 +95,12 @@ def test_a_copy_beside_live_workers_does_not_begin(
     copy_url = f"sqlite:///{tmp_path}/copy.db"
     with running(sqlite_url, rabbitmq_url) as (app, store):
         wait_until(lambda: [one.state for one in store.ledger.workers()] == ["ready"])
-        (first,) = store.members()
+        (first,) = store.fleet.members()
         refusal = rf"unknown to its database, such as worker {first} \(.*, process \d+\).*flowkit db adopt --apart"
         with pytest.raises(BrokerUnavailable, match=refusal), running(copy_url, rabbitmq_url):
             """It does not come so far."""
         app.publish_many("orders", [Order(name=str(number)) for number in range(100)])
-        wait_until(lambda: store.unfinished(["shop.accept"]) == 0)
+        wait_until(lambda: store.ledger.unfinished(["shop.accept"]) == 0)
         with Session(store.dialect.engine) as session:
             assert effects(session) == {str(number): 1 for number in range(100)}
         with running(sqlite_url, rabbitmq_url):

@@ -81,7 +81,7 @@ def test_flows_run_behind_a_pooler(postgresql: PostgreSQL, pgbouncer: PgBouncer,
             for number in range(30):
                 for _ in range(2):
                     client.publish(orders, Order(name=str(number)), id=str(number))
-            wait_until(lambda: services.store.unfinished(list(app.flows)) == 0)
+            wait_until(lambda: services.store.ledger.unfinished(list(app.flows)) == 0)
             store: Any = services.store
             with store.unit("") as unit:
                 locked = unit.read("SELECT locked FROM flowkit_workers WHERE id = %s", (worker.id,))
@@ -97,10 +97,10 @@ def test_a_living_worker_is_not_declared_gone_behind_a_pooler(pgbouncer: PgBounc
     with closing(prepared(url)) as services, closing(connect(Settings(database_url=url))) as others:
         mine, theirs = (WorkerInfo(new_id(), "shop", "host", 1) for _ in range(2))
         for store, worker in ((services.store, mine), (others.store, theirs)):
-            store.join_fleet(worker)
+            store.fleet.join(worker)
         for store, worker in ((services.store, mine), (others.store, theirs)):
-            store.beat(worker.id, "ready")
-        assert services.store.ready("shop") == 2
+            store.fleet.beat(worker.id, "ready")
+        assert services.store.fleet.ready("shop") == 2
 
 
 def execute(statement: str) -> Callable[[Session], object]:
@@ -154,11 +154,11 @@ def test_a_server_that_refuses_later_to_say_which_one_it_is_is_used_all_the_same
         closing(open_store(Settings(database_url=url + DECLARED))) as store,
         caplog.at_level(logging.WARNING),
     ):
-        store.subscribe({"shop.accept": "orders"})
+        store.subscribers.add({"shop.accept": "orders"})
         administer(postgresql_url, "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
         for number in range(3):
-            store.subscribe({f"shop.{number}": "orders"})
-        assert len(store.subscriptions()) == 4
+            store.subscribers.add({f"shop.{number}": "orders"})
+        assert len(store.subscribers.channels()) == 4
     assert ["old primary" in record.getMessage() for record in caplog.records] == [True]
 
 
@@ -171,11 +171,11 @@ def test_a_pooler_that_is_not_told_of_is_refused_by_name(pgbouncer: PgBouncer, d
 def test_a_pooler_that_changes_its_mode_is_named(postgresql: PostgreSQL, pgbouncer: PgBouncer, database: str) -> None:
     pgbouncer.change(postgresql, "session")
     with closing(open_store(Settings(database_url=pgbouncer.url(database)), check=False)) as store:
-        store.upgrade()
+        store.schema.upgrade()
 
         def ask() -> None:
             for _ in range(8):  # the driver prepares what it has executed five times
-                store.subscriptions()
+                store.subscribers.channels()
 
         ask()
         pgbouncer.change(postgresql, "transaction")

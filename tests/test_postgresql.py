@@ -50,7 +50,7 @@ def prepare(url: str) -> None:
     """Make FlowKit's schema, and the tables of the shop."""
     store = open_store(Settings(database_url=url), check=False)
     with closing(store):
-        store.upgrade()
+        store.schema.upgrade()
         Base.metadata.create_all(store.dialect.engine)
 
 
@@ -96,8 +96,8 @@ def test_row_c2_a_timeout_of_the_role_is_a_store_that_is_away_or_busy(
     administer(postgresql_url, f"ALTER DATABASE {{name}} SET {setting} = '200ms'")
     with closing(open_store(Settings(database_url=postgresql_url))) as store:
         with locked(postgresql_url, "flowkit_directions"), pytest.raises(what, match=setting.replace("_", " ")):
-            store.directions()
-        assert store.directions() == {}
+            store.directions.read()
+        assert store.directions.read() == {}
 
 
 def test_row_c2_a_commit_that_is_cancelled_costs_no_message_an_attempt(postgresql_url: str) -> None:
@@ -173,7 +173,7 @@ def test_row_c2_sessions_that_the_server_ends_while_they_are_idle_are_replaced(
         stack.enter_context(caplog.at_level(logging.WARNING))
         beside.execute("SET idle_session_timeout = 0")
         for _ in range(3):
-            assert store.directions() == {}
+            assert store.directions.read() == {}
             wait_until(lambda: others(beside) == 0, 10)
     assert not caplog.records
 
@@ -221,7 +221,7 @@ def test_row_c2_an_instance_outlives_a_table_that_is_locked_or_missing(postgresq
             wait_until(lambda: time.monotonic() > end or instance.process.poll() is not None)
             assert instance.process.poll() is None, instance.log.read_text()
 
-        wait_until(lambda: store.ready("front") == 1)
+        wait_until(lambda: store.fleet.ready("front") == 1)
         pids = {one.pid for one in store.ledger.workers()}
         with locked(postgresql_url, "flowkit_directions"):
             wait_until(lambda: instance.said("the store is away") > 0)
@@ -230,7 +230,7 @@ def test_row_c2_an_instance_outlives_a_table_that_is_locked_or_missing(postgresq
         administer(postgresql_url, "ALTER TABLE flowkit_directions RENAME TO hidden")
         outlives()
         administer(postgresql_url, "ALTER TABLE hidden RENAME TO flowkit_directions")
-        wait_until(lambda: store.ready("front") == 1)
+        wait_until(lambda: store.fleet.ready("front") == 1)
         assert {one.pid for one in store.ledger.workers()} == pids
 
 
@@ -258,7 +258,7 @@ def test_row_c1_a_function_that_the_server_refuses_costs_what_it_was_for_and_no_
             for number in range(3):
                 app.publish(orders, Order(name=str(number)), id=str(number))
                 app.publish(orders, Order(name=str(number)), id=str(number))
-            wait_until(lambda: services.store.unfinished(["shop.accept"]) == 0)
+            wait_until(lambda: services.store.ledger.unfinished(["shop.accept"]) == 0)
             assert worker.state == "ready"
         with services.store.unit("") as unit:
             unit.witness()

@@ -159,10 +159,10 @@ def test_every_instance_of_a_store_knows_its_tokens_and_no_other_store_does(
 
 def test_a_store_has_a_key_of_its_own(database_url: str) -> None:
     with closing(open_store(Settings(database_url=database_url), check=False)) as store:
-        store.upgrade()
+        store.schema.upgrade()
         key = store.key()
         assert len(key) == 32
-        store.upgrade()
+        store.schema.upgrade()
         assert store.key() == key, "an upgrade keeps it"
         store.place.adopt(apart=True)
         assert store.key() != key, "a copy that goes on by itself has another one"

@@ -61,7 +61,7 @@ class Shop:
 
     def __init__(self, database_url: str, broker_url: str, drain_url: str = "") -> None:
         store = open_store(Settings(database_url=database_url), check=False)
-        store.upgrade()
+        store.schema.upgrade()
         Base.metadata.create_all(store.dialect.engine)
         store.close()
         self.app = new_app()
@@ -105,14 +105,14 @@ class Shop:
 
     def ended(self) -> bool:
         """Whether every message is at its end."""
-        return bool(self.store.unfinished(list(self.app.flows)) == 0)
+        return bool(self.store.ledger.unfinished(list(self.app.flows)) == 0)
 
     def check(self, *names: str) -> None:
         """Each of these took effect once, everything is accounted for, and nothing is left anywhere."""
         wait_until(self.ended)
         with Session(self.store.dialect.engine) as session:
             assert effects(session) == {f"{flow} {name}": 1 for flow in ("accept", "invoice") for name in names}
-        wait_until(lambda: sum(self.store.pending(list(self.app.flows))) == 0)
+        wait_until(lambda: sum(self.store.ledger.pending(list(self.app.flows))) == 0)
         assert all(one.balanced for one in self.store.ledger.balances().values())
         wait_until(lambda: not any(self.services.transport.depths(list(self.app.flows)).values()))
 
@@ -375,7 +375,7 @@ def test_row_17_an_alarm_fills_the_outbox_which_drains_afterwards(shop: Shop, ra
                 shop.publish(*names)
                 later += names
                 time.sleep(1)
-            assert shop.store.pending(["shop.accept", "shop.invoice"]).now >= len(later)
+            assert shop.store.ledger.pending(["shop.accept", "shop.invoice"]).now >= len(later)
         finally:
             rabbitmq_node.ctl("set_vm_memory_high_watermark", "0.4")
         shop.check("first", *NAMES, *later)
@@ -448,7 +448,7 @@ def test_what_was_not_confirmed_in_time_is_sent_again_as_soon_as_it_can_be(
 def test_what_is_refused_is_tried_again_soon_and_then_less_often(shop: Shop) -> None:
     """A queue without a leader refuses for a moment, one that is full for long."""
     parked: list[float] = []
-    shop.store.park = lambda rows, seconds: parked.append(seconds)
+    shop.store.queue.park = lambda rows, seconds: parked.append(seconds)
     message = Message("1", "test", "orders", b"")
     for tries in (1, 2, 3, 4, 5, 1000):
         record(shop.store, [Receipt(Copy("row", message, "shop.accept", 0, 0), False, "refused")], {"row": tries})
@@ -466,7 +466,7 @@ def test_row_24_what_the_broker_finds_too_large_is_parked_and_hinders_nothing(
             shop.publish("a", "large" * 400, "b")
             wait_until(lambda: shop.store.ledger.backlog()["shop.accept"].parked == 1)
             shop.publish("c")
-            wait_until(lambda: shop.store.unfinished(list(shop.app.flows)) == 1)
+            wait_until(lambda: shop.store.ledger.unfinished(list(shop.app.flows)) == 1)
             with shop.store.unit("") as unit:
                 (reason,) = {
                     reason for (reason,) in unit.read("SELECT parked FROM flowkit_messages WHERE parked IS NOT NULL")
@@ -597,13 +597,13 @@ def test_an_audit_counts_again_while_something_is_on_its_way(
 
         def end(seconds: float) -> None:
             go_on.set()
-            wait_until(lambda: shop.ended() and sum(shop.store.pending(list(shop.app.flows))) == 0)
+            wait_until(lambda: shop.ended() and sum(shop.store.ledger.pending(list(shop.app.flows))) == 0)
 
         shop.deed = hold
         with shop.worker():
             shop.publish("a")
             assert begun.wait(DEADLINE_SECONDS)
-            wait_until(lambda: sum(shop.store.pending(list(shop.app.flows))) == 0)
+            wait_until(lambda: sum(shop.store.ledger.pending(list(shop.app.flows))) == 0)
             assert status.audit(json=False) == 1
             assert "or workers have it in hand" in capsys.readouterr().out
             monkeypatch.setattr(audit, "time", SimpleNamespace(sleep=end))
@@ -639,7 +639,7 @@ def test_row_69_the_broker_setting_changes_under_load(sqlite_url: str, rabbitmq_
         with shop.worker():
             for first in range(0, 1000, 100):
                 shop.publish(*part[first : first + 100])
-            left.append(shop.store.unfinished(list(shop.app.flows)))
+            left.append(shop.store.ledger.unfinished(list(shop.app.flows)))
             if shop is stages[1]:
                 wait_until(lambda: sum(stages[1].services.transport.depths(["shop.accept"]).values()) > 0)
     assert all(left), "each switch was made while messages waited"

@@ -428,7 +428,7 @@ def test_flowkit_check_says_what_was_removed_and_does_not_restore_it(
         queue = Queues(store.identity()).name("shop.bills")
 
         def said() -> str:
-            return "\n".join(services.transport.audit(list(app.flows), app.shared(store.subscriptions())))
+            return "\n".join(services.transport.audit(list(app.flows), app.shared(store.subscribers.channels())))
 
         assert "RabbitMQ has 1 of the 1 exchanges of shared channels, as they have to be" in said()
         assert "not bound" not in said()
@@ -820,7 +820,7 @@ def test_a_worker_that_the_broker_refuses_for_a_while_is_back_afterwards(
     broker_url = rabbitmq_node.url(user="shaky", password="secret")
     urls = {"FLOWKIT_BROKER_URL": broker_url, "FLOWKIT_DATABASE_URL": sqlite_url}
     store: Any = open_store(Settings(database_url=sqlite_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     instance = subprocess.Popen(
         [sys.executable, "-m", "flowkit", "run", "shaky.py"],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True,

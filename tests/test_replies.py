@@ -75,7 +75,7 @@ def test_a_key_that_is_taken_at_the_door_gets_its_reply(site: Site) -> None:
     assert (refused.status_code, "1 to 255 characters" in refused.json()["detail"]) == (400, True)
     refused = site.client.post("/named", json={"name": "n" * 256})
     assert (refused.status_code, "1 to 255 characters" in refused.json()["detail"]) == (422, True)
-    until(lambda: site.store.unfinished(list(site.worker.app.flows)) == 0)
+    until(lambda: site.store.ledger.unfinished(list(site.worker.app.flows)) == 0)
     assert sum(one.dead for one in site.store.ledger.balances().values()) == 0
 
 

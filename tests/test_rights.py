@@ -138,22 +138,22 @@ def test_a_role_with_the_rights_of_the_documentation_runs_flows(postgresql_url: 
 
     with role_of(postgresql_url) as url, closing(connect(SETTINGS(database_url=url))) as services:
         store: Any = services.store
-        standing = store.stand(app.name, "first", 60, ready=True)
+        standing = store.groups.stand(app.name, "first", 60, ready=True)
         store.fence = Fence(app.name, "first", standing.token)
         with working(app, services):
             for number in range(3):
                 app.publish(orders, Order(name=str(number), deed="fail" if number == 2 else ""))
-            wait_until(lambda: store.unfinished(["shop.accept"]) == 0)
+            wait_until(lambda: store.ledger.unfinished(["shop.accept"]) == 0)
             (letter,) = store.dead_letters.select()
             directed: list[Words] = [("pause", "shop.accept"), ("dead", "retry", letter), ("resume", "shop.accept")]
             for words in directed:
                 code, said = flowkit(url, *words)
                 assert code == 0, said
-            wait_until(lambda: store.unfinished(["shop.accept"]) == 0)
+            wait_until(lambda: store.ledger.unfinished(["shop.accept"]) == 0)
             (letter,) = store.dead_letters.select()
             assert flowkit(url, "dead", "discard", letter)[0] == 0
-            store.clean(Retention(app.name, list(app.flows), ["orders"], 0.0, 0.0), new_id())
-        store.step_down(app.name, "first", 0)
+            store.retention.clean(Retention(app.name, list(app.flows), ["orders"], 0.0, 0.0), new_id())
+        store.groups.step_down(app.name, "first", 0)
         for words in (*COMMANDS, ("rollout", "status", "--app", "shop")):
             code, said = flowkit(url, *words)
             assert code == 0, said
@@ -175,7 +175,7 @@ def test_a_right_that_is_taken_away_holds_a_message_up_and_costs_it_nothing(post
             app.publish(orders, Order(name="a"))
             wait_until(lambda: worker.state == "unready" and ran["a"] > 1)
             administer(postgresql_url, "GRANT SELECT, INSERT, UPDATE, DELETE ON flowkit_dead TO worker")
-            wait_until(lambda: store.unfinished(["shop.accept"]) == 0)
+            wait_until(lambda: store.ledger.unfinished(["shop.accept"]) == 0)
         (letter,) = store.dead_letters.read(store.dead_letters.select())
         assert letter.error == "ValueError: the failure of the handler" and letter.attempts == 1
         assert ran["a"] < 50, "it waits between the tries"
@@ -265,14 +265,14 @@ def test_a_role_that_publishes_can_do_nothing_else(postgresql_url: str) -> None:
     orders = app.channel("orders", Order)
     with role(postgresql_url, "publisher") as url:
         with closing(connect(Settings(database_url=postgresql_url, broker_url=""))) as services:
-            services.store.subscribe({"shop.accept": "orders"})
+            services.store.subscribers.add({"shop.accept": "orders"})
             app.connect(connect(Settings(database_url=url, broker_url="")))
             with closing(app):
                 assert app.publish(orders, Order(name="a"), id="1") == "1"
                 assert app.publish(orders, Order(name="a"), id="1") == "1", "sent again"
                 with pytest.raises(Reused):
                     app.publish(orders, Order(name="b"), id="1")
-            assert services.store.pending(["shop.accept"]).now == 1
+            assert services.store.ledger.pending(["shop.accept"]).now == 1
         refuses(url, *READS, *ENDS)
 
 

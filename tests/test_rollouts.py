@@ -24,7 +24,7 @@ from flowkit.errors import CommitUnknown, ConfigError, StoreConflict, StoreUnava
 from flowkit.operations import ramp, rollouts
 from flowkit.operations.comparison import Plan
 from flowkit.ports import CANDIDATE, Delivery, Rollout, WorkerInfo
-from flowkit.store.sql import SqlStore
+from flowkit.store.fleet import Fleet
 from tests.services.balancer import Balancer
 from tests.shop import FAST, Base, Effect, Order, effects, new_app
 from tests.test_web_processes import ROOT, SECONDS, Clients, Instances, before, until
@@ -79,7 +79,7 @@ class Versions:
     def __init__(self, database_url: str, broker_url: str) -> None:
         self.settings = Settings(database_url=database_url, broker_url=broker_url)
         self.store: Any = open_store(self.settings, check=False)
-        self.store.upgrade()
+        self.store.schema.upgrade()
         Base.metadata.create_all(self.store.dialect.engine)
         self.running: list[Version] = []
 
@@ -95,11 +95,11 @@ class Versions:
 
     @property
     def rollout(self) -> Rollout:
-        return Rollout._make(self.store.rollout("shop", 30))
+        return Rollout._make(self.store.rollouts.read("shop", 30))
 
     def change(self, **what: Any) -> None:
         before = self.rollout
-        self.store.change("shop", ["shop.take"], before._replace(before=before.weight)._replace(**what))
+        self.store.rollouts.change("shop", ["shop.take"], before._replace(before=before.weight)._replace(**what))
 
     def settle(self) -> None:
         """Step all versions until they conform."""
@@ -119,7 +119,7 @@ class Versions:
         def ended() -> bool:
             for one in among or self.running:
                 one.step()
-            return bool(self.store.unfinished(["shop.take"]) == 0)
+            return bool(self.store.ledger.unfinished(["shop.take"]) == 0)
 
         until(ended)
 
@@ -273,7 +273,7 @@ def test_a_change_while_a_version_receives_is_not_overlooked(
 
     def handed_on() -> bool:
         old.step()
-        return bool(versions.store.due([place]) == {place})
+        return bool(versions.store.queue.due([place]) == {place})
 
     def conforming() -> bool:
         new.worker._beaten = float("-inf")
@@ -326,11 +326,11 @@ def test_a_paused_flow_holds_up_no_rollout(versions: Versions) -> None:
     publish(old, numbers(50))
     old.worker.relay.step()
     old.worker.lanes[0].held += old.worker.lanes[0].source.receive(10)
-    versions.store.direct("paused", ["shop.take"], 1)
+    versions.store.directions.set("paused", ["shop.take"], 1)
     versions.change(baseline="v2", candidate="v2", weight=0)
     versions.settle()
     assert not versions.applied()
-    versions.store.direct("paused", ["shop.take"], None)
+    versions.store.directions.set("paused", ["shop.take"], None)
     versions.running.remove(old)
     old.close()
     versions.quiet([new])
@@ -344,13 +344,13 @@ def test_a_change_waits_for_a_worker_that_is_about_to_start(
     """It has read what was before, and joins after the change."""
     versions.start("v1")
     versions.start("v2")
-    join = SqlStore.join_fleet
+    join = Fleet.join
 
-    def change_first(store: SqlStore, worker: WorkerInfo, epoch: int = 0) -> None:
+    def change_first(fleet: Fleet, worker: WorkerInfo, epoch: int = 0) -> None:
         versions.change(baseline="v2", candidate="v2", weight=0)
-        join(store, worker, epoch)
+        join(fleet, worker, epoch)
 
-    monkeypatch.setattr(SqlStore, "join_fleet", change_first)
+    monkeypatch.setattr(Fleet, "join", change_first)
     late = versions.start("v1")
     monkeypatch.undo()
     assert late.worker.versions.role == "none"
@@ -457,7 +457,7 @@ def test_what_a_version_cannot_read_waits_while_another_one_is_beside_it(version
     for _ in range(10):
         versions.step()
     assert versions.store.dead_letters.select() == [], "v2 may be able to read it"
-    assert versions.store.unfinished(["shop.take"]) == 1
+    assert versions.store.ledger.unfinished(["shop.take"]) == 1
     versions.change(weight=0)
     versions.settle()
     versions.execute("UPDATE flowkit_messages SET due = 0")
@@ -548,7 +548,7 @@ class Deployed(Instances):
         """Nothing failed, nothing is lost, nothing took effect twice."""
         clients.stop()
         assert not clients.failed
-        until(lambda: self.store.unfinished(["front.accept"]) == 0)
+        until(lambda: self.store.ledger.unfinished(["front.accept"]) == 0)
         assert {order: len(found) for order, found in self.by().items()} == dict.fromkeys(clients.accepted, 1)
         assert self.store.ledger.balances()["front.accept"].balanced
 
@@ -615,7 +615,7 @@ def test_a_good_candidate_is_promoted_by_itself(sqlite_url: str) -> None:
         assert deployed.ready(ports[1])
         clients.stop()
         assert not {one for one in clients.failed if not one.startswith("503")}, "v1 takes no more in the end"
-        assert deployed.store.rollout("front", 30).baseline == "v2"
+        assert deployed.store.rollouts.read("front", 30).baseline == "v2"
 
 
 @pytest.mark.processes
@@ -628,7 +628,7 @@ def test_a_flow_that_receives_from_elsewhere_needs_another_name(sqlite_url: str,
         deployed.app = str(tmp_path / "moved.py")
         port = deployed.start("--version", "v2")
         assert deployed.running.pop(port).wait(SECONDS) == 2
-        assert deployed.store.subscriptions()["front.accept"] == "POST /orders"
+        assert deployed.store.subscribers.channels()["front.accept"] == "POST /orders"
 
 
 @pytest.mark.processes
@@ -650,8 +650,8 @@ def test_a_flow_that_receives_from_elsewhere_needs_another_name(sqlite_url: str,
 )
 def test_what_is_asked_wrongly_is_told(sqlite_url: str, words: tuple[str, ...], said: str) -> None:
     with contextlib.closing(Deployed(sqlite_url)) as deployed:
-        deployed.store.subscribe({"front.accept": "x"})
-        deployed.store.enter("front", "v1", 30)
+        deployed.store.subscribers.add({"front.accept": "x"})
+        deployed.store.rollouts.enter("front", "v1", 30)
         done = deployed.flowkit(*words)
     assert done.returncode == 2
     assert said in done.stderr
@@ -713,7 +713,7 @@ def test_a_bad_candidate_goes_back_though_the_store_is_away_just_then(
     command(versions, monkeypatch)
     trouble = [StoreUnavailable("away"), StoreConflict("somebody was quicker"), CommitUnknown("lost just then")]
     with rollout.fleet("") as here:
-        change, retry = here.store.change, here.store.dead_letters.retry
+        change, retry = here.store.rollouts.change, here.store.dead_letters.retry
 
         def troubled(*arguments: Any) -> None:
             if len(trouble) == 1:
@@ -725,7 +725,7 @@ def test_a_bad_candidate_goes_back_though_the_store_is_away_just_then(
             monkeypatch.setattr(here.store.dead_letters, "retry", retry)
             raise StoreUnavailable("away")
 
-        monkeypatch.setattr(here.store, "change", troubled)
+        monkeypatch.setattr(here.store.rollouts, "change", troubled)
         monkeypatch.setattr(here.store.dead_letters, "retry", away_once)
         *_, last = ramp.Climb(here, ramp.Ramp([100], 60.0, Plan(1.0, 30.0)), "v2").run()
         assert isinstance(last, rollouts.RolledBack)
@@ -806,5 +806,5 @@ def test_of_two_changes_at_once_one_is_refused(versions: Versions) -> None:
     seen = versions.rollout
     versions.change(candidate="v2", weight=5)
     with pytest.raises(StoreConflict, match="changed by somebody else"):
-        versions.store.change("shop", ["shop.take"], seen._replace(candidate="v3", weight=5))
+        versions.store.rollouts.change("shop", ["shop.take"], seen._replace(candidate="v3", weight=5))
     assert versions.rollout.candidate == "v2"

@@ -113,7 +113,7 @@ class InboxRules(RuleBasedStateMachine):
         self.bomb = None
         dead, harness = self.harness.worker, self.harness
         harness.broker.disconnect()
-        harness.store.leave_fleet(dead.id)
+        harness.store.fleet.leave(dead.id)
         harness.worker = Worker(self.app, harness.services)
         self.arm()
 
@@ -139,7 +139,7 @@ class InboxRules(RuleBasedStateMachine):
             with self.harness.store.unit("") as unit:
                 rows = unit.read("SELECT flow, source, id FROM flowkit_messages ORDER BY copy LIMIT 1")
             for identity in rows:
-                self.harness.store.charge(identity, "gone", attempt)
+                self.harness.store.suspects.charge(identity, "gone", attempt)
 
     @rule()
     def replay(self) -> None:

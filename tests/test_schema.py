@@ -55,7 +55,7 @@ def test_the_schema_of_a_version_before_is_upgraded_and_keeps_what_is_in_it(data
             "INSERT INTO flowkit_counters (flow, lane, accepted, applied) VALUES ('shop.accept', 'a', 3, 3)"
         )
         connection.commit()
-    assert store.upgrade() == tables.VERSION
+    assert store.schema.upgrade() == tables.VERSION
     balance = store.ledger.balances()["shop.accept"]
     assert (balance.accepted, balance.applied, balance.unidentified) == (3, 3, 0)
     assert store.identity(), "it has an id"
@@ -64,17 +64,17 @@ def test_the_schema_of_a_version_before_is_upgraded_and_keeps_what_is_in_it(data
 
 def test_older_code_goes_on_on_a_newer_schema(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(Settings(database_url=database_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     store.close()
     monkeypatch.setattr(tables, "VERSION", tables.OLDEST)
     store = open_store(Settings(database_url=database_url))
-    assert store.subscriptions() == {}
+    assert store.subscribers.channels() == {}
     store.close()
 
 
 def test_code_that_is_too_old_for_a_schema_is_refused(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store(Settings(database_url=database_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     store.close()
     monkeypatch.setattr(tables, "VERSION", "0000")
     with pytest.raises(ConfigError, match=r"has FlowKit schema .* this version needs 0000"):
@@ -122,7 +122,7 @@ def test_upgrades_at_once_do_not_hinder_each_other(database_url: str) -> None:
     def upgrade(_: int) -> str:
         barrier.wait(30)
         with closing(open_store(Settings(database_url=database_url), check=False)) as store:
-            return str(store.upgrade())
+            return str(store.schema.upgrade())
 
     with ThreadPoolExecutor(many) as pool:
         assert list(pool.map(upgrade, range(many))) == [tables.VERSION] * many

@@ -83,7 +83,7 @@ def test_threat_names_of_flows_are_names_of_queues(sqlite_url: str, rabbitmq_url
     services = connect(Settings(database_url=sqlite_url, broker_url=rabbitmq_url))
     worker = Worker(app, services)
     app.publish(orders, Order(name="a"))
-    while worker.step() or services.store.unfinished(list(app.flows)):
+    while worker.step() or services.store.ledger.unfinished(list(app.flows)):
         pass
     worker.close()
     assert seen == ["a"]

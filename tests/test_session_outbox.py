@@ -66,7 +66,7 @@ def test_workers_are_woken_by_the_commit_and_not_by_a_savepoint(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     woken: list[object] = []
-    monkeypatch.setattr(harness.store, "notify", woken.append)
+    monkeypatch.setattr(harness.store.database, "notify", woken.append)
     with own_session(harness) as session:
         harness.app.outbox(session).send("orders", Order(name="a"))
         harness.app.outbox(session).send("orders", Order(name="b"))

@@ -130,7 +130,11 @@ class Site:
     def rest(self) -> None:
         """Wait until all is at its end, here and on its way to others; the ledger must balance."""
         flows = [*self.app.flows, EXCHANGE + self.orders.name]
-        wait_until(lambda: sum(self.store.pending(flows)) == 0 and self.store.unfinished(list(self.app.flows)) == 0)
+        wait_until(
+            lambda: (
+                sum(self.store.ledger.pending(flows)) == 0 and self.store.ledger.unfinished(list(self.app.flows)) == 0
+            )
+        )
         wait_until(lambda: not any(self.services.transport.depths(list(self.app.flows)).values()))
         assert all(one.balanced for one in self.store.ledger.balances().values())
 
@@ -380,12 +384,12 @@ def test_what_nobody_receives_is_parked_until_somebody_does(
             id = site.app.publish(out, Order(name="a"))
             site.app.publish(lost, Order(name="b"))
             wait_until(lambda: parked(channel) == 1)
-            wait_until(lambda: sum(site.store.pending([EXCHANGE + lost.name])) == 0)
+            wait_until(lambda: sum(site.store.ledger.pending([EXCHANGE + lost.name])) == 0)
             queue = supplier.subscribe(channel)
         with site.worker():  # a start makes it due at once
             properties, _ = supplier.get(queue)
             assert properties.message_id == id
-            wait_until(lambda: sum(site.store.pending([EXCHANGE + channel])) == 0)
+            wait_until(lambda: sum(site.store.ledger.pending([EXCHANGE + channel])) == 0)
 
 
 def test_without_a_broker_what_is_for_others_waits(
@@ -394,7 +398,7 @@ def test_without_a_broker_what_is_for_others_waits(
     with closing(Site("shop", channel, tmp_path, "")) as direct, direct.worker():
         id = direct.app.publish(direct.orders, Order(name="a"))
         wait_until(lambda: direct.effects() == {"a": 1})
-        assert direct.store.pending([EXCHANGE + channel]).now == 1
+        assert direct.store.ledger.pending([EXCHANGE + channel]).now == 1
         assert all(one.balanced for one in direct.store.ledger.balances().values())
     assert any("until FLOWKIT_BROKER_URL is set" in record.message for record in caplog.records)
     with closing(Site("shop", channel, tmp_path, rabbitmq_url)) as site:

@@ -126,7 +126,7 @@ def test_no_text_of_a_key_shows_its_secret() -> None:
 @pytest.fixture
 def store(database_url: str) -> Iterator[Any]:
     made: Any = open_store(Settings(database_url=database_url), check=False)
-    made.upgrade()
+    made.schema.upgrade()
     with closing(made):
         yield made
 
@@ -166,7 +166,7 @@ def test_a_store_of_the_version_before_takes_unsigned_messages_for_a_time(
     at(database_url, "0006")
     settings = Settings(database_url=database_url)
     with closing(open_store(settings, check=False)) as store:
-        store.upgrade()
+        store.schema.upgrade()
         assert store.keyring.read().lenient
         assert store.keyring.unsigned() == pytest.approx(keyring.DRAIN_SECONDS, abs=60)
         older = "INSERT INTO flowkit_workers (id, app, host, pid, started, heartbeat, state, locked) VALUES"
@@ -178,7 +178,7 @@ def test_a_store_of_the_version_before_takes_unsigned_messages_for_a_time(
         assert store.keyring.unsigned() == pytest.approx(keyring.DRAIN_SECONDS, abs=60), "the time begins with its end"
         with pytest.raises(ConfigError, match=r"1 worker\(s\) of the version before are there and sign nothing"):
             store.keyring.require()
-        store.leave_fleet("old")
+        store.fleet.leave("old")
         assert store.keyring.read().lenient
         with store.dialect.engine.connect() as connection:
             connection.execute(text("UPDATE flowkit_meta SET value = '1' WHERE name = 'unsigned'"))
@@ -190,7 +190,7 @@ def test_a_store_of_the_version_before_takes_unsigned_messages_for_a_time(
         open_store(settings)
     monkeypatch.undo()
     with closing(open_store(settings, check=False)) as store:
-        store.upgrade()
+        store.schema.upgrade()
         assert not store.keyring.read().lenient, "an upgrade takes nothing back"
 
 
@@ -221,7 +221,7 @@ def test_a_refused_message_of_a_flow_that_is_renamed_is_a_dead_letter(store: Any
     store.subscribers.keep("shop.accept", [unread(received(one, "orders"))] * 2)
     (letter,) = store.dead_letters.read(store.dead_letters.select())
     assert (letter.reason, letter.error, letter.message.headers["ce-id"]) == (REFUSED, one.refused, "order-1")
-    assert store.due() == set()
+    assert store.queue.due() == set()
     assert store.ledger.balances()["shop.accept"].balanced
 
 
@@ -236,8 +236,8 @@ def refuse(store: Any) -> str:
 
 def test_a_rollback_does_not_retry_what_was_refused(store: Any) -> None:
     """It would be a message of another program then, and take effect though nobody has decided that."""
-    store.enter("shop", "v1", 1)
-    store.change("shop", ["shop.accept"], Rollout("v1", "v2", 50, epoch=1))
+    store.rollouts.enter("shop", "v1", 1)
+    store.rollouts.change("shop", ["shop.accept"], Rollout("v1", "v2", 50, epoch=1))
     store.version = "v2"
     assert refuse(store)
     assert store.dead_letters.of_version("shop", "v2") == []
@@ -413,7 +413,7 @@ def test_nobody_else_makes_or_changes_a_message_of_ours(site: Site, attacker: Su
 @pytest.mark.rabbitmq
 def test_no_other_program_takes_an_id_of_another_app_of_the_store(site: Site, attacker: Supplier) -> None:
     """Also of one that only publishes."""
-    site.store.subscribe({"billing.accept": "bills"})
+    site.store.subscribers.add({"billing.accept": "bills"})
     invoicing = App("invoicing")
     orders = invoicing.channel(site.orders.name, Order, optional=True)
     invoicing.connect(site.services)
@@ -457,7 +457,7 @@ def test_what_strangers_put_into_a_queue_of_our_own_stays_refused_when_its_flow_
     monkeypatch.setenv("FLOWKIT_BROKER_URL", site.settings.broker_url)
     wait_until(lambda: site.services.transport.depths(["shop.bill"])["shop.bill"] == 1)
     move("shop.bill", "shop.invoice")
-    assert site.store.due() == set(), "no handler runs for it"
+    assert site.store.queue.due() == set(), "no handler runs for it"
     assert refused(site) == 1
 
 

@@ -111,15 +111,15 @@ def test_who_holds_a_lease_no_longer_is_seen_when_it_changes_rows(name: str, bro
                 unit.stage([Copy("row", Message("id", "test", "elsewhere", b"1"), "elsewhere")])
                 unit.commit()
             for _ in range(2):
-                assert store.lease("elsewhere", 1, "worker", 1.0)
+                assert store.queue.lease("elsewhere", 1, "worker", 1.0)
                 run.world.sleep(2.0)
             row = ("row", 1)
             if name == "park":
-                store.park({row: "refused"}, 1.0)
+                store.queue.park({row: "refused"}, 1.0)
             elif name == "renew":
-                store.renew([row], 1.0)
+                store.queue.renew([row], 1.0)
             else:
-                store.release([row])
+                store.queue.release([row])
 
         task = process.spawn("main", late)
         run.world.run_for(10.0)

@@ -38,8 +38,8 @@ def mode(path: Path) -> str:
 
 
 def test_what_flowkit_makes_only_its_user_can_read(store: Any, tmp_path: Path) -> None:
-    store.create(Base.metadata)
-    store.join_fleet(one := worker())
+    store.schema.create_tables(Base.metadata)
+    store.fleet.join(one := worker())
     store.wait(0.0)  # as a worker does, who keeps a connection
     made = {path.name: mode(path) for path in (*tmp_path.iterdir(), *tmp_path.glob("*/*"))}
     assert made == {
@@ -67,14 +67,14 @@ def test_a_new_database_behind_a_link_is_as_private(usual_umask: None, tmp_path:
 def test_a_row_of_a_worker_makes_nobody_touch_another_file(store: Any, tmp_path: Path, where: str) -> None:
     precious = tmp_path / "precious"
     precious.write_text("kept")
-    store.join_fleet(one := worker())
+    store.fleet.join(one := worker())
     if where == "link":
         (tmp_path / "flowkit.db-workers" / "linked").symlink_to(precious)
     forged = {"absolute": str(precious), "above": "../precious", "dots": "..", "link": "linked"}[where]
     with store.transaction() as unit:
         unit.write("UPDATE flowkit_workers SET id = ?, locked = 1 WHERE id = ?", [(forged, one.id)])
-    store.join_fleet(two := worker())
-    store.beat(two.id, "ready")
+    store.fleet.join(two := worker())
+    store.fleet.beat(two.id, "ready")
     assert precious.read_text() == "kept"
     assert {other.id for other in store.ledger.workers()} == {two.id}, "the row that nobody holds is gone"
 
@@ -84,5 +84,5 @@ def test_a_link_in_place_of_the_folder_of_workers_is_refused(store: Any, tmp_pat
     elsewhere.mkdir()
     (tmp_path / "flowkit.db-workers").symlink_to(elsewhere)
     with pytest.raises(ConfigError, match=r"flowkit\.db-workers is a link, or no folder; remove it"):
-        store.join_fleet(worker())
+        store.fleet.join(worker())
     assert list(elsewhere.iterdir()) == []

@@ -63,7 +63,7 @@ def test_row_30_a_commit_whose_wait_for_the_standby_was_cancelled_is_unknown(pai
     pair.create_database("row_30")
     url = pair.primary.url("row_30")
     store = open_store(Settings(database_url=url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     app = App("shop")
     orders = app.channel("orders", Order)
     app.flow(orders, name="accept")(lambda order: None)
@@ -106,8 +106,8 @@ def test_row_56_what_only_the_primary_knows_as_applied_is_not_acknowledged(pair:
 def test_row_31_a_frozen_primary_frees_those_who_wait_for_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernel still accepts connections, and acknowledges what is sent. When the standby was promoted, work goes on
     there, and what was in doubt takes effect once."""
-    monkeypatch.setattr("flowkit.store.postgresql.CONNECT_SECONDS", 2)
-    monkeypatch.setattr("flowkit.store.connection.SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr("flowkit.store.postgresql.dialect.CONNECT_SECONDS", 2)
+    monkeypatch.setattr("flowkit.store.postgresql.connection.SILENCE_SECONDS", 1.0)
     app = App("shop")
     orders = app.channel("orders", Order)
     ran: list[str] = []

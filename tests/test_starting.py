@@ -27,7 +27,7 @@ def test_one_connection_that_is_cut_ends_no_start(
     postgresql: PostgreSQL, postgresql_url: str, statement: bytes
 ) -> None:
     store: Any = open_store(Settings(database_url=postgresql_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     Base.metadata.create_all(store.dialect.engine)
     store.close()
     with Proxy("127.0.0.1", postgresql.port) as proxy:

@@ -192,12 +192,12 @@ def test_what_workers_have_is_not_taken_from_them(url: str) -> None:
             remove(OLD, True)
         with pytest.raises(ConfigError, match="workers of app shop run, and may have messages of flow"):
             move(OLD, NEW)
-        held = harness.store.lease(OLD, 1, harness.worker.id, 30)
+        held = harness.store.queue.lease(OLD, 1, harness.worker.id, 30)
         age(url)
         publish(version("book"))
         with pytest.raises(ConfigError, match=f"worker {harness.worker.id} has messages of flow shop.accept in hand"):
             remove(OLD, True)
-        harness.store.release([(one.row, one.deliveries) for one in held])
+        harness.store.queue.release([(one.row or "", one.deliveries) for one in held])
         harness.until_quiet()
         with harness.session() as session:
             assert effects(session) == {"a": 1}
@@ -236,7 +236,7 @@ def test_what_waits_at_the_broker_goes_along(
             ConfigError, match=r"consumer\(s\) still receive from queue flowkit\..*\.shop\.accept; stop"
         ):
             remove(OLD, True)
-        assert OLD in services.store.subscriptions(), "it goes on"
+        assert OLD in services.store.subscribers.channels(), "it goes on"
     for lane in worker.lanes:
         lane.source.close()
     app.publish(channel, Order(name="own"))

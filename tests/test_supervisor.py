@@ -42,7 +42,7 @@ while True:
 @pytest.fixture
 def supervisor(sqlite_url: str) -> Iterator[Supervisor]:
     store = open_store(Settings(database_url=sqlite_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     with closing(store):
         made = Supervisor([sys.executable, "-c", READY], 2, store, SystemClock(), random.random)
         yield made
@@ -90,7 +90,7 @@ def test_a_worker_that_is_refused_once_its_instance_was_ready_is_tried_again(
 ) -> None:
     """As by a broker that has lost its permissions; an instance that never was ready ends with that status."""
     store = open_store(Settings(database_url=sqlite_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     refused = tmp_path / "refused"
     refused.touch()
     with closing(store):
@@ -120,7 +120,7 @@ def test_a_worker_that_the_database_refuses_for_a_while_is_back_afterwards(
 ) -> None:
     """Its role loses a right that it needs to begin, and gets it again."""
     store: Any = open_store(Settings(database_url=postgresql_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     database = psycopg.connect(postgresql_url, autocommit=True)
     database.execute("DROP ROLE IF EXISTS shaky")
     database.execute("CREATE ROLE shaky LOGIN PASSWORD 'secret'")

@@ -128,7 +128,7 @@ def test_an_order_of_the_shop_is_one_trace_through_rabbitmq(
 ) -> None:
     settings = Settings(database_url=postgresql_url, broker_url=rabbitmq_url)
     store = open_store(settings, check=False)
-    store.upgrade()
+    store.schema.upgrade()
     flows.Base.metadata.create_all(store.dialect.engine)
     store.close()
     services = connect(settings)
@@ -137,10 +137,10 @@ def test_an_order_of_the_shop_is_one_trace_through_rabbitmq(
     thread = threading.Thread(target=worker.run)
     thread.start()
     try:
-        wait_until(lambda: services.store.unfinished(list(flows.app.flows)) == 0)
+        wait_until(lambda: services.store.ledger.unfinished(list(flows.app.flows)) == 0)
         collector._spans.clear()
         flows.app.publish(flows.received, ORDER)
-        wait_until(lambda: services.store.unfinished(list(flows.app.flows)) == 0)
+        wait_until(lambda: services.store.ledger.unfinished(list(flows.app.flows)) == 0)
     finally:
         worker.stop()
         thread.join(60)

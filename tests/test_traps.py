@@ -194,7 +194,7 @@ def test_row_62_an_idle_lane_leaves_nothing_to_the_relay() -> None:
         harness.until_quiet()
         harness.advance("5m")
         assert not any(isinstance(outcome, Duplicate) for _, _, outcome in harness.outcomes)
-        assert harness.store.pending(["shop.first", "shop.second"]) == (0, 0)
+        assert harness.store.ledger.pending(["shop.first", "shop.second"]) == (0, 0)
         once(harness, *map(str, range(50)))
 
 
@@ -368,7 +368,7 @@ def test_row_67_a_batch_given_up_half_way_loses_nothing(sqlite_url: str) -> None
     with Session(services.store.dialect.engine) as session:  # type: ignore[attr-defined]
         assert effects(session) == {str(number): 1 for number in range(12)}
     assert batches[0] < 12, "the first batch must have met its time box"
-    assert services.store.pending(["shop.accept"]) == (0, 0)
+    assert services.store.ledger.pending(["shop.accept"]) == (0, 0)
     worker.close()
     services.close()
 
@@ -471,7 +471,7 @@ def test_row_53_hot_rows_do_not_become_dead_letters(postgresql_url: str) -> None
 
     hot, count = 1000, 20_000 if PROOF else 5_000
     store = open_store(Settings(database_url=postgresql_url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     with store.transaction() as unit:
         unit.write("CREATE TABLE hot (id integer PRIMARY KEY, n integer NOT NULL)", [()])
         unit.write(f"INSERT INTO hot SELECT n, 0 FROM generate_series(1, {hot + count}) AS n", [()])
@@ -486,7 +486,7 @@ def test_row_53_hot_rows_do_not_become_dead_letters(postgresql_url: str) -> None
         thread = threading.Thread(target=worker.run)
         began = time.monotonic()
         thread.start()
-        wait_until(lambda: sum(store.pending(["shop.accept"])) == 0)
+        wait_until(lambda: sum(store.ledger.pending(["shop.accept"])) == 0)
         took = time.monotonic() - began
         worker.stop()
         thread.join(30)
@@ -518,7 +518,7 @@ def test_row_33_deadlocks_are_never_attempts(postgresql_url: str) -> None:
             db.execute(text("UPDATE hot SET n = n + 1 WHERE id = :id"), {"id": id})
 
     setup = open_store(Settings(database_url=postgresql_url), check=False)
-    setup.upgrade()
+    setup.schema.upgrade()
     with setup.transaction() as unit:
         unit.write("CREATE TABLE hot (id integer PRIMARY KEY, n integer NOT NULL)", [()])
         unit.write("INSERT INTO hot VALUES (1, 0), (2, 0)", [()])
@@ -529,7 +529,7 @@ def test_row_33_deadlocks_are_never_attempts(postgresql_url: str) -> None:
     app.publish_many(orders, [Order(name=str(number)) for number in range(1000)])
     thread = threading.Thread(target=worker.run)
     thread.start()
-    wait_until(lambda: sum(services.store.pending(["shop.accept"])) == 0)
+    wait_until(lambda: sum(services.store.ledger.pending(["shop.accept"])) == 0)
     worker.stop()
     thread.join(30)
     services.close()
@@ -602,7 +602,7 @@ def test_row_68_two_hundred_flows_share_a_few_connections(postgresql_url: str) -
             db.add(Effect(name=order.name))
 
     setup = open_store(Settings(database_url=postgresql_url), check=False)
-    setup.upgrade()
+    setup.schema.upgrade()
     Effect.metadata.create_all(setup.dialect.engine)
     services = connect(Settings(database_url=postgresql_url, threads=4))
     worker = Worker(app, services)
@@ -620,7 +620,7 @@ def test_row_68_two_hundred_flows_share_a_few_connections(postgresql_url: str) -
                 "AND backend_type = 'client backend'"
             )
         most = max(most, count)
-        return bool(sum(setup.pending(list(app.flows))) == 0)
+        return bool(sum(setup.ledger.pending(list(app.flows))) == 0)
 
     wait_until(drained)
     worker.stop()

@@ -81,7 +81,7 @@ class Site:
     def __init__(self, url: str, app: App) -> None:
         settings = Settings(database_url=url)
         store = open_store(settings, check=False)
-        store.upgrade()
+        store.schema.upgrade()
         Base.metadata.create_all(store.dialect.engine)
         store.close()
         self.services: Services = connect(settings)
@@ -290,19 +290,19 @@ def test_metrics_are_those_of_the_fleet(site: Site) -> None:
 
 def test_scale_says_how_much_there_is_to_do(site: Site) -> None:
     assert site.admin.get("/scale").json() == {"pending": 0}
-    site.store.direct("paused", ["shop"], 1)
+    site.store.directions.set("paused", ["shop"], 1)
     until(lambda: ("paused", "shop") in site.worker.directions)
     for name in ("a", "b"):
         site.client.post("/orders", json={"name": name})
     until(lambda: site.admin.get("/scale").json() == {"pending": 2})  # an answer is kept for a second
-    site.store.direct("paused", ["shop"], None)
+    site.store.directions.set("paused", ["shop"], None)
     until(lambda: site.admin.get("/scale").json() == {"pending": 0})
 
 
 @pytest.mark.parametrize("name", ["shop.accept", "shop"])
 def test_what_is_drained_takes_nothing_and_finishes_what_it_has(site: Site, name: str) -> None:
     assert site.client.post("/orders", json={"name": "a"}).status_code == 202
-    site.store.direct("drained", [name], 1)
+    site.store.directions.set("drained", [name], 1)
     until(lambda: ("drained", name) in site.worker.directions)
     answer = site.client.post("/orders", json={"name": "b"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -310,7 +310,7 @@ def test_what_is_drained_takes_nothing_and_finishes_what_it_has(site: Site, name
     assert site.client.get("/readyz").status_code == (503 if name == "shop" else 200)
     assert site.client.post("/notes?text=c").status_code == (503 if name == "shop" else 202)
     until(lambda: "accept a" in site.effects())
-    site.store.direct("drained", [name], None)
+    site.store.directions.set("drained", [name], None)
     until(lambda: site.client.post("/orders", json={"name": "d"}).status_code == 202)
     assert "accept b" not in site.effects()
 
@@ -335,7 +335,7 @@ def test_once_drained_nothing_comes_any_more_and_all_that_came_is_at_its_end(
         assert direct.drain(["shop"], "20s") == 0
         before = len(accepted)
         until(lambda: site.client.post("/notes?text=c").status_code == 503)
-        assert site.store.unfinished(["shop.accept"]) == 0
+        assert site.store.ledger.unfinished(["shop.accept"]) == 0
     finally:
         over.set()
         client.join(SECONDS)
@@ -348,11 +348,11 @@ def test_a_request_whose_content_comes_after_the_drain_is_refused(site: Site) ->
     with socket.create_connection(("127.0.0.1", site.port), timeout=SECONDS) as slow:
         head = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n"
         slow.sendall(head + b'{"name"')
-        site.store.direct("drained", ["shop"], 1)
+        site.store.directions.set("drained", ["shop"], 1)
         until(lambda: ("drained", "shop") in site.worker.directions)
         slow.sendall(b': "a"}')
         assert slow.recv(12) == b"HTTP/1.1 503"
-    assert site.store.unfinished(["shop.accept"]) == 0
+    assert site.store.ledger.unfinished(["shop.accept"]) == 0
 
 
 def test_a_direction_is_in_force_when_its_command_returns_and_an_app_is_resumed_with_its_flows(
@@ -365,7 +365,7 @@ def test_a_direction_is_in_force_when_its_command_returns_and_an_app_is_resumed_
     assert site.client.post("/quotes", json={"name": "q"}).status_code == 200
     assert site.effects() == {"quote q": 1}
     direct.resume(["shop"])
-    assert site.store.directions() == {}
+    assert site.store.directions.read() == {}
     until(lambda: site.effects() == {"quote q": 1, "accept a": 5})
 
 
@@ -413,7 +413,7 @@ def test_who_asks_for_a_status_while_the_store_is_away_is_told_to_come_again(
         raise StoreUnavailable("the store at db.internal:5432 is away")
 
     status = site.client.post("/orders", json={"name": "a"}).json()["status"]
-    monkeypatch.setattr(site.store, question, away)
+    monkeypatch.setattr(site.store.answers, question, away)
     answer = site.client.get(status)
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
@@ -438,7 +438,7 @@ def test_what_may_have_been_stored_is_stored_once_when_it_is_sent_again_as_told(
     assert "Idempotency-Key: " + answer.json()["id"] in answer.json()["detail"]
     assert site.client.post("/orders", json={"name": "b"}, headers=key).status_code == 422
     assert site.client.post("/orders", json={"name": "a"}, headers=key).status_code == 202
-    until(lambda: site.store.unfinished(["shop.accept"]) == 0)
+    until(lambda: site.store.ledger.unfinished(["shop.accept"]) == 0)
     assert site.effects() == {"accept a": 1}
 
 

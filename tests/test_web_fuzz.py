@@ -39,7 +39,7 @@ def test_every_request_gets_an_answer_that_the_document_foresees(site: Site, doc
 
 def test_what_was_accepted_came_to_an_end(site: Site) -> None:
     flows = list(site.worker.app.flows)
-    until(lambda: site.store.unfinished(flows) == 0)
+    until(lambda: site.store.ledger.unfinished(flows) == 0)
     balances = site.store.ledger.balances()
     assert all(balances[flow].balanced for flow in flows)
     assert sum(balances[flow].applied for flow in flows) > 0, "some were good"

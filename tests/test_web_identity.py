@@ -43,7 +43,7 @@ def test_a_header_identifies_a_request(site: Site) -> None:
     for number in range(12):
         answer = site.client.post("/hooks", json={"name": str(number % 5)}, headers={DELIVERY: f"d-{number % 5}"})
         assert (answer.status_code, answer.json()["id"]) == (202, f"d-{number % 5}")
-    until(lambda: site.store.unfinished(["shop.hook"]) == 0)
+    until(lambda: site.store.ledger.unfinished(["shop.hook"]) == 0)
     assert site.effects() == {f"hook {number}": 1 for number in range(5)}
     assert site.client.get("/flowkit/messages/d-0").json()["state"] == "applied"
 
@@ -85,7 +85,7 @@ def test_a_field_or_a_function_identifies_a_request(site: Site) -> None:
         assert site.client.put("/orders/7", json={"name": "ü"}).json()["id"] == "7/ü"
     status = site.client.put("/orders/7", json={"name": "ü"}).json()["status"]
     until(lambda: site.client.get(status).json()["state"] == "applied")
-    until(lambda: site.store.unfinished(["shop.accept"]) == 0)
+    until(lambda: site.store.ledger.unfinished(["shop.accept"]) == 0)
     assert site.effects() == {"accept a": 1, "change 7 ü": 1}
 
 

@@ -40,7 +40,7 @@ class Instances:
         self.app = "tests.web_app:app"
         self.environment = {**os.environ, "FLOWKIT_DATABASE_URL": url, "PYTHONPATH": str(ROOT)}
         self.store: Any = open_store(Settings(database_url=url), check=False)
-        self.store.upgrade()
+        self.store.schema.upgrade()
         Base.metadata.create_all(self.store.dialect.engine)
         self.running: dict[int, subprocess.Popen[bytes]] = {}
 
@@ -85,7 +85,7 @@ class Instances:
 
     def check(self, clients: "Clients") -> None:
         """Whatever was accepted takes effect once, and nothing else does."""
-        until(lambda: self.store.unfinished(list(app.flows)) == 0)
+        until(lambda: self.store.ledger.unfinished(list(app.flows)) == 0)
         applied = self.applied()
         assert not set(clients.accepted) - set(applied), "what was accepted was lost"
         assert not {name: count for name, count in applied.items() if count > 1}, "something took effect twice"
@@ -295,15 +295,15 @@ def asked(agent: int) -> str:
 def test_a_fleet_follows_what_it_is_directed_to(instances: Instances) -> None:
     ports = [instances.start(), instances.start("--workers", "2")]
     until(lambda: len(instances.workers()) == 3)
-    instances.store.direct("workers", ["front"], 3)
+    instances.store.directions.set("workers", ["front"], 3)
     until(lambda: len(instances.workers()) == 6)
-    instances.store.direct("workers", ["front"], 1)
+    instances.store.directions.set("workers", ["front"], 1)
     until(lambda: len(instances.workers()) == 2)
     old = instances.workers()
-    instances.store.direct("lanes", ["front.accept"], 4)
+    instances.store.directions.set("lanes", ["front.accept"], 4)
     until(lambda: len(instances.workers()) == 2 and not instances.workers() & old)
-    instances.store.direct("lanes", ["front.accept"], None)
-    instances.store.direct("workers", ["front"], None)
+    instances.store.directions.set("lanes", ["front.accept"], None)
+    instances.store.directions.set("workers", ["front"], None)
     until(lambda: len(instances.workers()) == 3 and all(map(instances.ready, ports)))
     assert request(ports[0], "POST", "/orders", b'{"name": "a"}')[0] == 202
     until(lambda: instances.applied() == {"a": 1})
@@ -348,7 +348,7 @@ def test_a_request_that_is_sent_again_to_another_cluster_counts_once_only_with_o
                 connection.request("POST", "/orders", b'{"name": "a"}', headers)
                 assert connection.getresponse().status == 202
         for cluster in clusters:
-            until(lambda: cluster.store.unfinished(["front.accept"]) == 0)  # noqa: B023
+            until(lambda: cluster.store.ledger.unfinished(["front.accept"]) == 0)  # noqa: B023
         found = [cluster.applied() for cluster in clusters]
     finally:
         for cluster in clusters:

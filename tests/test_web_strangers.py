@@ -69,8 +69,14 @@ def test_errors_of_services_are_for_the_log(
         raise StoreUnavailable("connection to server at db.internal, port 5432 failed")
 
     status = site.client.post("/orders", content=b"{}", headers=JSON).json()["status"]
-    for name in ("states", "pending", "now", "directions"):
-        monkeypatch.setattr(site.store, name, away)
+    store = site.store
+    for owner, name in (
+        (store.answers, "states"),
+        (store.ledger, "pending"),
+        (store, "now"),
+        (store.directions, "read"),
+    ):
+        monkeypatch.setattr(owner, name, away)
     with caplog.at_level(logging.WARNING, "flowkit.http"):
         answer = site.client.get(status) if path == "status" else site.admin.get(path)
     assert "the store cannot be reached now" in answer.text

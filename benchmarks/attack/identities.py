@@ -173,7 +173,7 @@ def _ground() -> Iterator[Ground]:
         broker.start()
         url = database.create_database("attack")
         store = open_store(Settings(database_url=url), check=False)
-        store.upgrade()
+        store.schema.upgrade()
         Base.metadata.create_all(store.dialect.engine)
         store.close()
         for name, rights in RIGHTS.items():

@@ -15,7 +15,7 @@ from flowkit.cli.show import as_json, as_json_list, table, tables
 from flowkit.errors import FlowKitError
 from flowkit.operations import dead_letters
 from flowkit.plain import ENDS, plain
-from flowkit.store.dead import DeadLetter, DeadLetters
+from flowkit.store.dead_letters import DeadLetter, DeadLetters
 
 HIDDEN = "(hidden; see --body)"
 

@@ -25,10 +25,10 @@ def check(name: str) -> None:
         app.check(services.store.injects, _subscribers(services))
         store: Any = services.store
         app.check_moves(store)
-        store.check_tables(app.name, app.metadata)
+        store.schema.check_tables(app.name, app.metadata)
         said = [
             *store.audit(),
-            *services.transport.audit(list(app.flows), app.shared(services.store.subscriptions())),
+            *services.transport.audit(list(app.flows), app.shared(services.store.subscribers.channels())),
         ]
         lost = orphans(app, services.store)
         found: list[object] = [*store.doubts(), *keys.doubts(app, services)]
@@ -49,7 +49,7 @@ def describe(name: str, json: bool) -> None:
     refuse_green_threads(name)  # a warm spare asks this command whether the app can run
     services, *outdated = _look()
     try:
-        subscriptions = dict(services.store.subscriptions())
+        subscriptions = dict(services.store.subscribers.channels())
         lost = [] if json else [*outdated, *orphans(app, services.store)]
     finally:
         services.close()
@@ -131,6 +131,6 @@ def _description(app: App, subscriptions: dict[str, str], serial: bool) -> dict[
 
 def _subscribers(services: Services) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for flow, channel in services.store.subscriptions().items():
+    for flow, channel in services.store.subscribers.channels().items():
         found.setdefault(channel, []).append(flow)
     return found

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from flowkit.config import Services, Settings, connect, open_store, open_transport
-from flowkit.operations.store import OperatedStore
+
+if TYPE_CHECKING:
+    from flowkit.store.sql import SqlStore
 
 
 @contextmanager
-def opened_store(settings: Settings | None = None) -> Iterator[OperatedStore]:
+def opened_store(settings: Settings | None = None) -> Iterator["SqlStore"]:
     """The store. No broker is needed."""
-    store: OperatedStore = open_store(settings or Settings.read(), create=False)
+    store = open_store(settings or Settings.read(), create=False)
     try:
         yield store
     finally:

@@ -8,7 +8,7 @@ def upgrade() -> None:
     """Run the migrations."""
     store = open_store(Settings.read(), check=False)
     try:
-        print(f"schema {store.upgrade()}")
+        print(f"schema {store.schema.upgrade()}")
     finally:
         store.close()
 
@@ -26,7 +26,7 @@ def check() -> int:
     """Say whether the schema is this version's. Returns 1 when it is not."""
     store = open_store(Settings.read(), check=False, create=False)
     try:
-        store.check_schema()
+        store.schema.check()
     except ConfigError as error:
         print(error)
         return 1

@@ -109,7 +109,7 @@ def report(app: str, path: Path, last: str, json: bool) -> int:
     agreed, seconds = agreement.read(path), duration.seconds(last, "--last")
     store = open_store(Settings.read(), create=False)
     try:
-        found = record(store.uptime(app, seconds), seconds, agreed.availability)
+        found = record(store.uptime.read(app, seconds), seconds, agreed.availability)
     finally:
         store.close()
     if not found.seconds:

@@ -38,7 +38,7 @@ def measure(name: str, send: str, content: str, response: str, percentile: float
     app, services = load(name), connect()
     try:
         steps = capacity.measure(
-            name, request, limit, percentile, seconds, lambda: services.store.unfinished(list(app.flows))
+            name, request, limit, percentile, seconds, lambda: services.store.ledger.unfinished(list(app.flows))
         )
     finally:
         services.close()
@@ -105,13 +105,13 @@ def _request(send: str, content: str) -> Request:
 def _settled(app: App, services: Services, ids: Sequence[str]) -> Counter[str]:
     """What became of the messages of these requests, when the flows are at their end, or stay behind."""
     end = time.monotonic() + SETTLED_SECONDS
-    while services.store.unfinished(list(app.flows)) and time.monotonic() < end:
+    while services.store.ledger.unfinished(list(app.flows)) and time.monotonic() < end:
         time.sleep(LOOK_SECONDS)
     routed = [flow.name for flow in app.flows.values() if isinstance(flow.source, Route)]
     found: Counter[str] = Counter()
     for first in range(0, len(ids), AT_ONCE):
         some = ids[first : first + AT_ONCE]
-        states = services.store.states([(flow, app.name, id) for flow in routed for id in some])
+        states = services.store.answers.states([(flow, app.name, id) for flow in routed for id in some])
         known = {id: state for (_, _, id), state in states.items()}  # a request comes to one route
         found.update(known.get(id, "lost") for id in some)
     return found

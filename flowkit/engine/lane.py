@@ -214,7 +214,7 @@ class Lane:
         arrives is not known again."""
         if not suspect.unidentified:
             self._ventured.add(suspect.identity)
-            self.pipeline.store.venture(suspect, self._worker)
+            self.pipeline.store.suspects.venture(suspect, self._worker)
 
     def _quarantine(self) -> None:
         """Stop the flow. Until the store took what became of its last batch, each step tries again."""
@@ -232,7 +232,7 @@ class Lane:
     def give_back(self) -> bool:
         """Give back everything that is held: who rests may do so for long. False when that was nothing."""
         for identity in list(self._ventured):  # before others get them
-            self.pipeline.store.desist(identity, self._worker)
+            self.pipeline.store.suspects.desist(identity, self._worker)
             self._ventured.discard(identity)
         held = [*self.held, *self.suspects]
         if held:

@@ -39,15 +39,15 @@ class Relay:
             return False
         if not self._transport.ready:
             self.flush()
-            self.clogged = self._store.pending(list(self._store.subscriptions())).now >= CLOGGED
+            self.clogged = self._store.ledger.pending(list(self._store.subscribers.channels())).now >= CLOGGED
             return False
         self.clogged = False
-        due, self.told = self.told or self._store.due(), ()
+        due, self.told = self.told or self._store.queue.due(), ()
         if not due or self._clock.monotonic() - self._removed >= REMOVE_SECONDS:
             self.flush()
         for flow in sorted(due):
             # Leased by a committed update before it is sent, so that no other relay sends it too.
-            rows = self._store.lease(flow, BATCH, self._worker, self._transport.lease)
+            rows = self._store.queue.lease(flow, BATCH, self._worker, self._transport.lease)
             receipts = self._transport.send([_copy(one) for one in rows])
             tokens = {str(one.row): one.deliveries for one in rows}
             self.carried += record(self._store, receipts, tokens)
@@ -83,9 +83,9 @@ def record(store: Store, receipts: Sequence[Receipt], tokens: Mapping[str, int])
         else:
             left.append(row)
     for seconds, rows in parked.items():
-        store.park(rows, seconds)
+        store.queue.park(rows, seconds)
     if left:
-        store.release(left)
+        store.queue.release(left)
     return carried
 
 

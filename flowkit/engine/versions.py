@@ -58,16 +58,16 @@ class Versions:
         self._silent = silent
         self.sources: list[VersionedSource] = []
         self._due: set[str] = set()
-        self.rollout = store.enter(app, version, silent)
+        self.rollout = store.rollouts.enter(app, version, silent)
         if self.rollout is not None:
             self.epoch = self.rollout.epoch
 
     def look(self) -> bool:
         """See what the rollout is now, and follow. Blocks. Whether the worker has come to another epoch."""
-        self.rollout = found = self.store.rollout(self._app, self._silent)
+        self.rollout = found = self.store.rollouts.read(self._app, self._silent)
         before = self.epoch
         beside = {address for one in self.sources for address in self.places(one.flow)[1:]}
-        self._due = self.store.due(beside) if beside else set()
+        self._due = self.store.queue.due(beside) if beside else set()
         if found is not None and all([one.conforms() for one in self.sources]):
             self.epoch = found.epoch
         return self.epoch != before

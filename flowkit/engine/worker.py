@@ -77,16 +77,18 @@ class Worker:
         self._opened = ExitStack()
         store, transport = services.store, services.transport
         subscribed: dict[str, list[str]] = {}
-        for name, channel in store.subscriptions().items():
+        for name, channel in store.subscribers.channels().items():
             subscribed.setdefault(channel, []).append(name)
         app.check(store.injects, subscribed)
         app.connect(services)
-        shared = app.shared(store.subscriptions())
+        shared = app.shared(store.subscribers.channels())
         transport.declare([flow.name for flow in flows or app.flows.values()], shared)
         for doubt in transport.doubts({flow.name: flow.deadline for flow in flows or app.flows.values()}):
             _log.warning("%s", doubt)
         if transport.lease:
-            store.unpark([*app.flows, *(f + CANDIDATE for f in app.flows), *(EXCHANGE + one.channel for one in shared)])
+            store.queue.unpark(
+                [*app.flows, *(f + CANDIDATE for f in app.flows), *(EXCHANGE + one.channel for one in shared)]
+            )
         elif shared:
             _log.warning(
                 "other programs share %s, which need a broker to meet: what is sent there waits in the database until "
@@ -98,7 +100,7 @@ class Worker:
         )
         self._recent = Recent(services.clock)
         store.version = settings.version
-        store.join_fleet(
+        store.fleet.join(
             WorkerInfo(
                 self.id, app.name, socket.gethostname(), os.getpid(), settings.group, settings.site, settings.version
             ),
@@ -116,7 +118,7 @@ class Worker:
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
         self._stops: dict[str, str] = {}
         self.relay = Relay(store, transport, services.clock, self.id)
-        self.directions = store.directions()
+        self.directions = store.directions.read()
         """What the fleet is directed to: (what, name) -> value."""
         self._apps = _apps(store)
         self._named = services.clock.monotonic()
@@ -224,11 +226,11 @@ class Worker:
         store, strangers = self.services.store, {}
         for _ in range(MEETINGS):  # a worker that is just leaving, or has just joined, is known a moment later
             found = self.services.transport.others(self.id, self._is_known)
-            known = store.members() if found else set()
+            known = store.fleet.members() if found else set()
             strangers = {id: where for id, where in found.items() if id not in known}
             if not strangers:
                 return
-        store.leave_fleet(self.id)
+        store.fleet.leave(self.id)
         id, where = next(iter(strangers.items()))
         raise BrokerUnavailable(
             f"{len(strangers)} worker(s) at the broker receive for this store and are unknown to its database, such as "
@@ -268,14 +270,16 @@ class Worker:
         if beat:
             waits = self.state == "ready" and self.versions.role == "none"
             store.check_place()
-            store.beat(self.id, "waiting" if waits else self.condition, self.versions.epoch, self._recent.figures())
+            store.fleet.beat(
+                self.id, "waiting" if waits else self.condition, self.versions.epoch, self._recent.figures()
+            )
             were = self.directions, self.shed
-            self.directions = store.directions()
+            self.directions = store.directions.read()
             if now - self._named >= NAMES_SECONDS:
                 self._apps, self._named = _apps(store), now
             self.shed = self._shed()
             if self.state == "ready" and not waits and self._suffices():
-                store.note_up(self.app.name)
+                store.uptime.note(self.app.name)
             if were != (self.directions, self.shed):
                 self._heat({lane.flow.name for lane in self.lanes})
                 with self._changed:  # some of them may be hot, and go on now
@@ -284,12 +288,12 @@ class Worker:
         if now - self._renewed >= self.services.settings.lease / 3:
             rows = [(one.row, one.deliveries) for lane in self.lanes for one in lane.in_hand if one.row is not None]
             if rows:
-                store.renew(rows, self.services.settings.lease)
+                store.queue.renew(rows, self.services.settings.lease)
             self._renewed = now
         if now - self._cleaned >= CLEAN_SECONDS:
             self._cleaned = now  # also where it fails: messages do not wait for what only clears away
             app = self.app
-            removed = store.clean(
+            removed = store.retention.clean(
                 Retention(app.name, list(app.flows), list(app.channels), app.retention, app.dead_letter_hold), self.id
             )
             if removed >= MUCH:
@@ -350,7 +354,7 @@ class Worker:
         """Give back what is held and leave the fleet. Nobody steps the worker any more."""
         self._recorded = float("-inf")  # the database forgets this worker, and others would take it for a stranger
         with self._opened as last:
-            last.callback(self.services.store.leave_fleet, self.id)
+            last.callback(self.services.store.fleet.leave, self.id)
             last.callback(self.relay.flush)
             for lane in self.lanes:
                 last.callback(lane.drain)
@@ -521,7 +525,7 @@ class Worker:
     def _suffices(self) -> bool:
         """Whether enough workers are ready for the minimum service. One is, where nothing else is said."""
         minimum = self.directions.get((MINIMUM, self.app.name), 1)
-        return minimum <= 1 or self.services.store.ready(self.app.name) >= minimum
+        return minimum <= 1 or self.services.store.fleet.ready(self.app.name) >= minimum
 
     def _shed(self) -> frozenset[str]:
         name = self.app.name
@@ -529,7 +533,7 @@ class Worker:
         if normal is None:
             return frozenset()
         minimum = self.directions.get((MINIMUM, name), 1)
-        found = shed(self.app.flows.values(), self.services.store.ready(name), normal, minimum)
+        found = shed(self.app.flows.values(), self.services.store.fleet.ready(name), normal, minimum)
         if found != self.shed:
             _log.warning(
                 "app %s: %s", name, f"reduced service; shed: {', '.join(sorted(found))}" if found else "full service"
@@ -583,4 +587,4 @@ class Worker:
 
 def _apps(store: Store) -> frozenset[str]:
     """The apps that have flows in a store, and those that publish there."""
-    return frozenset(map(app_of, (*store.subscriptions(), *store.publishers())))
+    return frozenset(map(app_of, (*store.subscribers.channels(), *store.subscribers.publishers())))

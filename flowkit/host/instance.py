@@ -64,10 +64,10 @@ def check(app: App, services: Services) -> None:
     """Find mistakes before any worker starts, so that they are told once. Raises ConfigError and DefinitionError."""
     store: Any = services.store
     subscribed: dict[str, list[str]] = {}
-    for flow, channel in store.subscriptions().items():
+    for flow, channel in store.subscribers.channels().items():
         subscribed.setdefault(channel, []).append(flow)
     app.check(store.injects, subscribed)
-    store.check_tables(app.name, app.metadata)
+    store.schema.check_tables(app.name, app.metadata)
     _check_channels(app, services)
     app.connect(services)
     for line in (*doubts(), *store.doubts(), *keys.doubts(app, services), *orphans(app, services.store)):
@@ -78,10 +78,10 @@ def _check_channels(app: App, services: Services) -> None:
     """Raise ConfigError where another version of the app would lose what comes to one of its flows: a flow has one
     channel, and that would be this version's from now on."""
     settings, store = services.settings, services.store
-    rollout = store.enter(app.name, settings.version, settings.lease)
+    rollout = store.rollouts.enter(app.name, settings.version, settings.lease)
     if rollout is None or rollout.baseline == settings.version:
         return
-    known = store.subscriptions()
+    known = store.subscribers.channels()
     for flow in app.flows.values():
         before = known.get(flow.name, flow.source.name)
         if before != flow.source.name:

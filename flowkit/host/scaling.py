@@ -42,7 +42,7 @@ class Scaling:
         self._looked = now
         self._services.store.check_place()  # with an error the instance ends: nothing that it does counts any more
         try:
-            directions = self._services.store.directions()
+            directions = self._services.store.directions.read()
             self.share = self._share()
         except Exception as error:
             # Any error at all: the supervisor's end would end its workers. They tell that the store is away.
@@ -68,7 +68,7 @@ class Scaling:
     def _share(self) -> float:
         """By the share of this instance's version, and the workers among which it is divided."""
         settings, store = self._services.settings, self._services.store
-        rollout = store.rollout(self._app, settings.lease)
+        rollout = store.rollouts.read(self._app, settings.lease)
         if rollout is None:
             return 1.0
         found = versions(rollout, [one for one in operated(store).ledger.workers() if one.app == self._app])

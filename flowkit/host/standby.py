@@ -27,7 +27,7 @@ _log = logging.getLogger("flowkit.standby")
 def stand_alone(store: Store, app: str, seconds: float) -> None:
     """Keep every group from becoming active for `seconds`, for a process without a group, which is not fenced. Raises
     ConfigError where a group is active."""
-    standing = store.stand(app, "", seconds, ready=True)
+    standing = store.groups.stand(app, "", seconds, ready=True)
     if standing is not None and standing.group:
         raise ConfigError(
             f"group {standing.group} of app {app} is active; start this instance with --group {standing.group}, to "
@@ -95,7 +95,7 @@ class Standby:
         self._thread.join()
         if self.token and self._takes:
             try:
-                self._store.step_down(self._info.app, self._info.group, self._seconds)
+                self._store.groups.step_down(self._info.app, self._info.group, self._seconds)
             except FlowKitError as error:
                 _log.warning("group %s: cannot step down, so others wait for its time: %s", self._info.group, error)
 
@@ -116,9 +116,9 @@ class Standby:
         info, before, now = self._info, self.standing, self._clock.monotonic()
         ready = now >= self._patient
         if self._takes:
-            standing = self._store.stand(info.app, info.group, self._seconds, ready)
+            standing = self._store.groups.stand(info.app, info.group, self._seconds, ready)
         else:
-            standing = self._store.standing(info.app)
+            standing = self._store.groups.standing(info.app)
         was, self.standing, self._away = self.token, standing, ""
         self.over = ready and (standing is None or standing.seconds < 0)
         if before is None and standing is not None and standing.group and not self.token:
@@ -129,8 +129,8 @@ class Standby:
             self._leave()
         elif not self.token and now - self._beaten >= BEAT_SECONDS:
             if self._beaten == float("-inf"):
-                self._store.join_fleet(info)
-            self._store.beat(info.id, "spare")
+                self._store.fleet.join(info)
+            self._store.fleet.beat(info.id, "spare")
             self._beaten = now
 
     def _leave(self) -> None:
@@ -138,7 +138,7 @@ class Standby:
         if self._beaten != float("-inf"):
             self._beaten = float("-inf")
             try:
-                self._store.leave_fleet(self._info.id)
+                self._store.fleet.leave(self._info.id)
             except FlowKitError as error:
                 _log.warning("group %s: cannot leave the fleet: %s", self._info.group, error)
 

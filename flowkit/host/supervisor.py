@@ -257,7 +257,7 @@ class Supervisor:
             return
         self._charges += [partial(self._charge, victim, worker) for victim in victims]
         if worker:
-            self._charges.append(lambda: self._store.leave_fleet(worker))
+            self._charges.append(lambda: self._store.fleet.leave(worker))
         how = f"died ({_named(status)})"
         if status == REPLACE:
             how = "asked to be replaced"
@@ -278,7 +278,7 @@ class Supervisor:
         child.due = now + wait * (0.5 + self._random() / 2)
 
     def _charge(self, victim: InFlight, worker: str) -> None:
-        self._store.charge(victim.identity, worker, late=victim.state is State.OVERDUE)
+        self._store.suspects.charge(victim.identity, worker, late=victim.state is State.OVERDUE)
 
     def _pay(self, now: float) -> None:
         """Write the charges. Those that cannot be written now are tried again later."""

@@ -65,13 +65,13 @@ def join(settings: Settings) -> Services:
     with suppress(StoreOutdated):
         return connect(settings, create=False)
     with closing(open_store(settings, check=False, create=False)) as store:
-        store.upgrade()
+        store.schema.upgrade()
     return connect(settings, create=False)
 
 
 def wait_until_active(app: App, services: Services, slots: Slots, signals: Signals) -> bool:
     """Wait, with everything loaded, until the group of this worker is active. False when it is asked to end instead."""
-    services.store.subscriptions()  # the connection is there
+    services.store.subscribers.channels()  # the connection is there
     slots.ready = True
     while not slots.token:
         if signals.asked.wait(WAIT_SECONDS) or signals.hangup.is_set():
@@ -84,7 +84,7 @@ def wait_until_active(app: App, services: Services, slots: Slots, signals: Signa
 def _worker(app: App, services: Services, options: Options, slots: Slots) -> Worker:
     """The worker, which has joined the fleet. Raises ConfigError."""
     store: Any = services.store
-    store.check_tables(app.name, app.metadata)  # this may be another version than its supervisor has looked at
+    store.schema.check_tables(app.name, app.metadata)  # this may be another version than its supervisor has looked at
     keys.note(app, services)
     worker = Worker(app, services, app.select(options.flows) if options.flows else None, slots)
     if not services.settings.group:

@@ -8,7 +8,7 @@ from flowkit.operations.names import similar
 from flowkit.operations.store import OperatedStore
 from flowkit.plain import plain
 from flowkit.ports import REFUSED
-from flowkit.store.dead import DeadLetter, DeadLetters
+from flowkit.store.dead_letters import DeadLetter, DeadLetters
 
 BATCH = 500
 Verb = Literal["retry", "discard"]
@@ -24,7 +24,7 @@ class Settled(NamedTuple):
 
 def check_flow(store: OperatedStore, flow: str) -> None:
     """Raise FlowKitError for a flow that nothing has: the letters of another one may be meant."""
-    subscribed = store.subscriptions()
+    subscribed = store.subscribers.channels()
     if flow not in subscribed and flow not in (balances := store.ledger.balances()):
         meant = similar(flow, {*subscribed, *balances})
         raise FlowKitError(f"there are no such dead letters: no flow {plain(flow)} is in this store{meant}")

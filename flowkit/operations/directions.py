@@ -30,19 +30,21 @@ def direct(store: OperatedStore, what: str, names: Collection[str]) -> None:
     """Let these flows or apps be PAUSED or DRAINED. Blocks until all workers have heard of it. Raises ConfigError for
     a name that nothing has."""
     _check(store, names)
-    store.direct(what, names, 1)
+    store.directions.set(what, names, 1)
     _wait_for_workers(store, names)
 
 
 def drained(store: OperatedStore, names: Collection[str], seconds: float) -> Drained:
     """Wait until these apps or flows, which are directed to be DRAINED, are empty; at most so long."""
     end = time.monotonic() + seconds
-    flows = [flow for flow in store.subscriptions() if {flow, _app(flow)} & set(names)]
-    lost = [one.flow for one in store.subscribers.orphans() if one.flow in flows and store.unfinished([one.flow])]
+    flows = [flow for flow in store.subscribers.channels() if {flow, _app(flow)} & set(names)]
+    lost = [
+        one.flow for one in store.subscribers.orphans() if one.flow in flows and store.ledger.unfinished([one.flow])
+    ]
     flows = [flow for flow in flows if flow not in lost]
     empty = time.monotonic()
     while time.monotonic() - empty < UNDER_WAY_SECONDS:
-        if left := store.unfinished(flows):
+        if left := store.ledger.unfinished(flows):
             empty = time.monotonic()
             if empty > end:
                 return Drained(left, lost)
@@ -55,7 +57,7 @@ def scale(store: OperatedStore, name: str, many: int) -> str:
     Returns which: WORKERS or LANES. Raises ConfigError for a name that nothing has."""
     _check(store, [name])
     what = LANES if "." in name else WORKERS
-    store.direct(what, [name], many)
+    store.directions.set(what, [name], many)
     return what
 
 
@@ -63,23 +65,23 @@ def reduce(store: OperatedStore, app: str, normal: int | None, minimum: int | No
     """Let a fleet know with how many workers the service of an app is normal, and its minimum; None: it never is
     reduced. Raises ConfigError for an app that is not there."""
     _check(store, [app])
-    store.direct(NORMAL, [app], normal)
-    store.direct(MINIMUM, [app], minimum)
+    store.directions.set(NORMAL, [app], normal)
+    store.directions.set(MINIMUM, [app], minimum)
 
 
 def resume(store: OperatedStore, names: Collection[str]) -> None:
     """Let them be as they are defined; an app with all of its flows. Blocks until all workers have heard of it. Raises
     ConfigError for a name that nothing has."""
     _check(store, names)
-    flows = [flow for flow in store.subscriptions() if _app(flow) in names]
+    flows = [flow for flow in store.subscribers.channels() if _app(flow) in names]
     for what in DIRECTIONS:
-        store.direct(what, [*names, *flows], None)
+        store.directions.set(what, [*names, *flows], None)
     _wait_for_workers(store, names)
 
 
 def _check(store: OperatedStore, names: Collection[str]) -> None:
     """Refuse names that nothing has."""
-    flows = store.subscriptions()
+    flows = store.subscribers.channels()
     known = {*flows, *map(_app, flows)}
     if unknown := sorted(set(names) - known):
         meant = similar(unknown[0], known)

@@ -52,8 +52,8 @@ class Overview(NamedTuple):
 def look(store: OperatedStore, transport: Transport, broker: bool) -> Overview:
     """Read the state of a store. `broker`: there is one, and its latency is measured too. Blocks."""
     workers, balances = store.ledger.workers(), store.ledger.balances()
-    subscribed, directions = store.subscriptions(), store.directions()
-    standings = {app: store.standing(app) for app in sorted({one.app for one in workers})}
+    subscribed, directions = store.subscribers.channels(), store.directions.read()
+    standings = {app: store.groups.standing(app) for app in sorted({one.app for one in workers})}
     mine = [one for one in subscribed if not one.startswith(EXCHANGE)]
     latencies = {"store": _least(store.now)}
     waiting = pending.waiting(store.ledger, transport, mine)

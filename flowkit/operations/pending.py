@@ -49,16 +49,16 @@ def balances(ledger: Ledger, transport: Transport) -> dict[str, Balance]:
 
 def ready(store: Store, transport: Transport, flows: Collection[str]) -> int:
     """Count the messages of these flows that are due or at work: a larger fleet would be done with them sooner."""
-    return store.pending(flows).now + sum(queued(transport, flows).values())
+    return store.ledger.pending(flows).now + sum(queued(transport, flows).values())
 
 
 def left(store: Store, transport: Transport, flows: Collection[str], broker: bool) -> Pending:
     """Count the messages that these flows still have: due or in work, also on their way to other programs, and waiting
     for a later time. `broker`: messages are at a broker too. The ledger counts those that this store sent there,
     and the queues count those of other programs."""
-    now, later = store.pending(flows)
+    now, later = store.ledger.pending(flows)
     if broker:
-        now = max(store.unfinished(flows) - later, sum(queued(transport, flows).values()))
+        now = max(store.ledger.unfinished(flows) - later, sum(queued(transport, flows).values()))
     if transport.lease:
-        now += store.pending([flow for flow in store.subscriptions() if flow.startswith(EXCHANGE)]).now
+        now += store.ledger.pending([flow for flow in store.subscribers.channels() if flow.startswith(EXCHANGE)]).now
     return Pending(now, later)

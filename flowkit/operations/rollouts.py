@@ -43,8 +43,8 @@ class Fleet:
         is not waited for. Raises ConfigError."""
         self.store = store
         self._silent = silent
-        apps = sorted({flow.split(".", 1)[0] for flow in store.subscriptions()})
-        found = {one: store.rollout(one, silent) for one in apps}
+        apps = sorted({flow.split(".", 1)[0] for flow in store.subscribers.channels()})
+        found = {one: store.rollouts.read(one, silent) for one in apps}
         known = [one for one, rollout in found.items() if rollout is not None and app in ("", one)]
         if len(known) != 1:
             raise ConfigError(
@@ -56,7 +56,7 @@ class Fleet:
 
     @property
     def rollout(self) -> Rollout:
-        found = self.store.rollout(self.app, self._silent)
+        found = self.store.rollouts.read(self.app, self._silent)
         assert found is not None  # it was there, and nothing removes it
         return Rollout._make(found)
 
@@ -73,11 +73,11 @@ class Fleet:
 
     @property
     def flows(self) -> list[str]:
-        return [one for one in self.store.subscriptions() if one.startswith(f"{self.app}.")]
+        return [one for one in self.store.subscribers.channels() if one.startswith(f"{self.app}.")]
 
     def change(self, rollout: Rollout) -> None:
         """Change the rollout that this one was made of. Raises StoreConflict if somebody else did so meanwhile."""
-        self.store.change(self.app, self.flows, rollout)
+        self.store.rollouts.change(self.app, self.flows, rollout)
 
     def settle(self) -> Rollout:
         """Wait until all workers conform to the last change, and return what it came to. Raises FlowKitError when they

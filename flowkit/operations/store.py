@@ -3,7 +3,7 @@
 from typing import Protocol, cast
 
 from flowkit.ports import Store
-from flowkit.store.dead import DeadLetters
+from flowkit.store.dead_letters import DeadLetters
 from flowkit.store.keyring import Keyring
 from flowkit.store.ledger import Ledger
 from flowkit.store.subscribers import Subscribers

@@ -41,8 +41,8 @@ def orphans(app: App, store: Store) -> list[str]:
     """Tell of flows that are subscribed, and that this app does not have. Blocks, and asks no broker."""
     lack = f"app {app.name} has no such flow"
     return [
-        _orphaned(Known(flow, channel, waiting=store.unfinished([flow])), lack)
-        for flow, channel in sorted(store.subscriptions().items())
+        _orphaned(Known(flow, channel, waiting=store.ledger.unfinished([flow])), lack)
+        for flow, channel in sorted(store.subscribers.channels().items())
         if flow.startswith(f"{app.name}.") and flow not in app.flows
     ]
 
@@ -81,7 +81,7 @@ def removable(store: OperatedStore, transport: Transport, flow: str) -> Known:
     """A flow that may be removed, with what `remove` would discard of it. Blocks. Raises ConfigError where none has
     this name, or running workers have it."""
     one = _find(known(store, transport), flow)
-    if not one.orphaned and store.is_staffed(one.app):
+    if not one.orphaned and store.fleet.is_staffed(one.app):
         raise ConfigError(
             f"flow {flow} is one that the running workers of app {one.app} have; take it out of the app and start "
             "that, or stop all instances, and ask again"
@@ -128,7 +128,7 @@ def _refuse_workers(store: OperatedStore, transport: Transport, apps: Collection
     """Raise ConfigError while workers run that may receive for a flow, or send to it by the broker."""
     if transport.lease:
         apps = {*apps, *(one.app for one in store.ledger.workers())}
-    staffed = [app for app in sorted(apps) if store.is_staffed(app)]
+    staffed = [app for app in sorted(apps) if store.fleet.is_staffed(app)]
     if staffed:
         raise ConfigError(
             f"workers of app {', '.join(staffed)} run, and may have messages of flow {flow} in hand; stop all "

@@ -1,10 +1,9 @@
 """The database's clock: noticing that it was set, and moving what waits by it."""
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from flowkit.store.sql import SqlStore
+from flowkit.store.database import Database
 
 STEP_MICROSECONDS = 2_000_000
 """A clock that is further than this from where it should be was set. Heartbeats keep the mark as fresh as this."""
@@ -30,16 +29,16 @@ class Hands:
     takes the mark.
     """
 
-    def __init__(self, store: "SqlStore") -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._before: Look | None = None
 
     def look(self) -> None:
         """See where they are. Called with each heartbeat, after that has kept the mark up. Blocks."""
-        monotonic = self._store.dialect.monotonic
+        monotonic = self._database.dialect.monotonic
         asked = monotonic()
-        with self._store.unit("") as unit:
-            now, mark = unit.read(self._store.sql.mark)[0]
+        with self._database.unit("") as unit:
+            now, mark = unit.read(self._database.sql.mark)[0]
         before, here = self._before, Look(now, asked, monotonic())
         should, since = mark, 0
         if before is not None:
@@ -63,8 +62,8 @@ class Hands:
         What was due, or staged by the old time, moves along. A row that was staged earlier, by whichever time, and was
         not due yet, stays: it comes late rather than early. So does a lease that ends before the mark: it may be new.
         """
-        sql = self._store.sql
-        with self._store.unit("", deadline=MOVE_SECONDS, fenced=False) as unit:
+        sql = self._database.sql
+        with self._database.unit("", deadline=MOVE_SECONDS, fenced=False) as unit:
             unit.begin()
             found = unit.read(sql.set_mark, (mark,))
             if not found:
@@ -76,5 +75,5 @@ class Hands:
             for statement in (sql.move_workers, sql.move_uptime, sql.move_rollouts):
                 unit.write(statement, [(now, by)])
             unit.commit()
-        self._store.notify(())
+        self._database.notify(())
         _log.warning("the clock of the database was set back by %.0f s: what was due stays due", by / 1e6)

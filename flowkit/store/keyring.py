@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from flowkit import duration
 from flowkit.errors import ConfigError
 from flowkit.ports import Key, Ring
+from flowkit.store.database import Database
+from flowkit.store.encoding import MICROSECOND
+from flowkit.store.fleet import Fleet
 from flowkit.store.tables import RETENTION, SIGNING, first_key, new_key
-from flowkit.store.unit import MICROSECOND
-
-if TYPE_CHECKING:
-    from flowkit.store.sql import SqlStore
-    from flowkit.store.unit import SqlUnit
+from flowkit.store.unit import SqlUnit
 
 KNOWN_SECONDS = 60.0
 """A new key signs when it is so old: workers look at the keys twice as often, so that all know it by then."""
@@ -39,8 +38,9 @@ class KeyState(NamedTuple):
 class Keyring:
     """Reads and changes the keys. Every call blocks; any thread may call it. Its callers show no secret."""
 
-    def __init__(self, store: "SqlStore") -> None:
-        self._store = store
+    def __init__(self, database: Database, fleet: Fleet) -> None:
+        self._database = database
+        self._fleet = fleet
 
     def read(self) -> Ring:
         """The keys, for a process that uses a broker. From then on older code is refused where signatures are required.
@@ -64,8 +64,8 @@ class Keyring:
     def note(self, app: str, retention: float) -> None:
         """Note for how many seconds messages of an app may wait: for so long keys are held, and what is unsigned is
         taken."""
-        with self._store.transaction(fenced=False) as unit:
-            unit.write(self._store.sql.note_retention, [(RETENTION + app, str(int(retention * MICROSECOND)))])
+        with self._database.transaction(fenced=False) as unit:
+            unit.write(self._database.sql.note_retention, [(RETENTION + app, str(int(retention * MICROSECOND)))])
 
     def hold(self) -> float:
         """For how many seconds a key is held: as long as any message may wait."""
@@ -82,22 +82,22 @@ class Keyring:
                 "key that somebody else knows"
             )
         id, seconds = token_hex(8), int((HANDOVER_SECONDS + hold) * MICROSECOND)
-        with self._store.transaction(fenced=False) as unit:
-            unit.write(self._store.sql.add_key, [(id, new_key())])
-            unit.write(self._store.sql.retire_keys, [(seconds, id, seconds)])
+        with self._database.transaction(fenced=False) as unit:
+            unit.write(self._database.sql.add_key, [(id, new_key())])
+            unit.write(self._database.sql.retire_keys, [(seconds, id, seconds)])
         return id
 
-    def renew(self, unit: "SqlUnit") -> None:
+    def renew(self, unit: SqlUnit) -> None:
         """Replace all keys, in a transaction: those of the store that this one is a copy of sign nothing here."""
         first = first_key()
-        unit.write(self._store.sql.forget_keys, [()])
-        unit.write(self._store.sql.add_key, [(first["id"], first["secret"])])
+        unit.write(self._database.sql.forget_keys, [()])
+        unit.write(self._database.sql.add_key, [(first["id"], first["secret"])])
 
     def require(self) -> None:
         """Take no unsigned messages any more. Raises ConfigError while workers of the version before are there."""
-        with self._store.unit("") as unit:
-            found = unit.read(self._store.sql.older_workers)
-        older = [worker for (worker,) in found if not self._store.is_gone(worker)]
+        with self._database.unit("") as unit:
+            found = unit.read(self._database.sql.older_workers)
+        older = [worker for (worker,) in found if not self._fleet.is_gone(worker)]
         if older:
             raise ConfigError(
                 f"{len(older)} worker(s) of the version before are there and sign nothing: what they send would be "
@@ -118,29 +118,29 @@ class Keyring:
                 self._require()
             return False
         if found.until == "" or (found.older and found.left < found.window - AGAIN_SECONDS):
-            with self._store.transaction(fenced=False) as unit:
-                unit.write(self._store.sql.drain_unsigned, [(str(found.now + int(DRAIN_SECONDS * MICROSECOND)),)])
+            with self._database.transaction(fenced=False) as unit:
+                unit.write(self._database.sql.drain_unsigned, [(str(found.now + int(DRAIN_SECONDS * MICROSECOND)),)])
         elif found.left <= 0:
             self._require()
             return False
         return True
 
     def _require(self) -> None:
-        with self._store.transaction(fenced=False) as unit:
-            unit.write(self._store.sql.require_signatures, [()])
-            unit.write(self._store.sql.raise_oldest, [(SIGNING, SIGNING)])
+        with self._database.transaction(fenced=False) as unit:
+            unit.write(self._database.sql.require_signatures, [()])
+            unit.write(self._database.sql.raise_oldest, [(SIGNING, SIGNING)])
 
     def _signing(self) -> "_Signing":
-        with self._store.unit("") as unit:
-            return _Signing(*unit.read(self._store.sql.signing)[0])
+        with self._database.unit("") as unit:
+            return _Signing(*unit.read(self._database.sql.signing)[0])
 
     def _longest(self) -> int:
-        with self._store.unit("") as unit:
-            return int(unit.read(self._store.sql.longest_retention)[0][0])
+        with self._database.unit("") as unit:
+            return int(unit.read(self._database.sql.longest_retention)[0][0])
 
     def _rows(self) -> list[Any]:
-        with self._store.unit("") as unit:
-            rows = list(unit.read(self._store.sql.keys))
+        with self._database.unit("") as unit:
+            rows = list(unit.read(self._database.sql.keys))
         if not rows:
             raise ConfigError("the store of FLOWKIT_DATABASE_URL has no keys to sign with; run: flowkit db upgrade")
         return rows

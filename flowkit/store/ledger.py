@@ -4,12 +4,11 @@ The left side and the first four terms are counters, written in the transactions
 the rows, so that the equation can fail.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection
+from typing import NamedTuple
 
-from flowkit.ports import Figures
-
-if TYPE_CHECKING:
-    from flowkit.store.sql import SqlStore
+from flowkit.ports import Figures, Pending
+from flowkit.store.database import Database
 
 
 class Balance(NamedTuple):
@@ -68,26 +67,33 @@ class WorkerRow(NamedTuple):
 class Ledger:
     """Reads the state of a store. Every call blocks; any thread may call it."""
 
-    def __init__(self, store: "SqlStore") -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def balances(self) -> dict[str, Balance]:
         """The ledger of every flow, in one snapshot."""
-        with self._store.unit("") as unit:
-            return {flow: Balance(*map(int, rest)) for flow, *rest in unit.read(self._store.sql.balances)}
+        with self._database.unit("") as unit:
+            return {flow: Balance(*map(int, rest)) for flow, *rest in unit.read(self._database.sql.balances)}
 
     def backlog(self) -> dict[str, Backlog]:
         """What waits, by flow."""
-        with self._store.unit("") as unit:
+        with self._database.unit("") as unit:
             return {
                 flow: Backlog(int(due), int(leased), int(delayed), int(parked), None if age is None else age / 1e6)
-                for flow, due, leased, delayed, parked, age in unit.read(self._store.sql.backlog)
+                for flow, due, leased, delayed, parked, age in unit.read(self._database.sql.backlog)
             }
 
     def workers(self) -> list[WorkerRow]:
         """The workers that are in the fleet."""
-        with self._store.unit("") as unit:
+        with self._database.unit("") as unit:
             return [
                 WorkerRow._make((*who, Figures(handled, failed, p99 / 1e6), started / 1e6, silent / 1e6))
-                for *who, handled, failed, p99, started, silent in unit.read(self._store.sql.fleet)
+                for *who, handled, failed, p99, started, silent in unit.read(self._database.sql.fleet)
             ]
+
+    def pending(self, flows: Collection[str]) -> Pending:
+        mine = [one for flow, one in self.backlog().items() if flow in flows]
+        return Pending(sum(one.due + one.leased for one in mine), sum(one.delayed + one.parked for one in mine))
+
+    def unfinished(self, flows: Collection[str]) -> int:
+        return sum(one.accepted - one.ended for flow, one in self.balances().items() if flow in flows)

@@ -1,6 +1,7 @@
 """Objects: what handlers keep under a key, in their own transaction."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn, Protocol
 
 from pydantic_core import from_json
 from sqlalchemy import Connection, event
@@ -9,17 +10,43 @@ from flowkit import duration
 from flowkit.errors import StoreConflict
 from flowkit.fidelity import faithful
 from flowkit.message import check_name
+from flowkit.store.statements import Statements
 
-if TYPE_CHECKING:
-    from flowkit.store.access import Access
+
+class Handler(Protocol):
+    """The part of a handler's access that objects need."""
+
+    def touch_own(self, what: str) -> None:
+        """FlowKit is to read or write its own tables for the handler, which called `what`."""
+
+    def nested(self) -> Connection | None:
+        """Be inside of the savepoint that the handler has begun: its connection, or None where it has begun none."""
+
+
+class Writer(Protocol):
+    """The part of a transaction that objects need."""
+
+    sql: Statements
+
+    def read(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
+        """The rows of a query, which sees what was written before."""
+
+    def write(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
+        """Run a statement once for each row of parameters, at the latest with the commit."""
+
+    def send(self) -> None:
+        """Run what waits."""
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Raise this, now and at each later use."""
 
 
 class SqlObjects:
     """Implements ports.Objects for one message. `space` keeps apps apart."""
 
-    def __init__(self, access: "Access", space: str) -> None:
-        self._access = access
-        self._unit = access.unit
+    def __init__(self, handler: Handler, unit: Writer, space: str) -> None:
+        self._handler = handler
+        self._unit = unit
         self._space = space
         self._read: dict[str, bytes | None] = {}
         """Key -> what others have put there, when this message read it first; None where there was none."""
@@ -31,7 +58,7 @@ class SqlObjects:
         """Its own as each savepoint was set that is open, but for those from before."""
 
     def get(self, key: str) -> Any:
-        self._access.touch_own("objects.get()")
+        self._handler.touch_own("objects.get()")
         found = self._unit.read(self._unit.sql.get_object, (self._space, check_name("an object's key", key)))
         body = found[0][0] if found else None
         if key not in self._own or body not in (None, self._own[key]):
@@ -42,7 +69,7 @@ class SqlObjects:
         body = faithful(value, f"object {key}")
         lasts = None if ttl is None else int(duration.seconds(ttl, "an object's ttl") * 1_000_000)
         row = (self._space, check_name("an object's key", key), body, lasts)
-        self._access.touch_own("objects.put()")
+        self._handler.touch_own("objects.put()")
         self._enter()
         sql = self._unit.sql
         if key not in self._read and self._own.get(key, b"") is not None:
@@ -55,7 +82,7 @@ class SqlObjects:
         self._own[key] = body
 
     def delete(self, key: str) -> None:
-        self._access.touch_own("objects.delete()")
+        self._handler.touch_own("objects.delete()")
         self._enter()
         if key not in self._read:
             self._unit.write(self._unit.sql.delete_object, [(self._space, key)])
@@ -69,14 +96,9 @@ class SqlObjects:
         return self._own[key] if key in self._own else self._read[key]
 
     def _enter(self) -> None:
-        """Be inside of the savepoint that the handler has begun, and remember what is undone with it. A session sets
-        its savepoint at its first statement, and what is written here is none of its own."""
-        session, connection = self._access._session, self._access._connection
-        if session is not None and session.awake and session.in_nested_transaction():
-            session.connection()
-        if self._outside is not None or connection is None:
-            return
-        if connection.get_nested_transaction() not in (None, self._access._savepoint):
+        """Be inside of the savepoint that the handler has begun, and remember what is undone with it."""
+        connection = self._handler.nested()
+        if self._outside is None and connection is not None:
             self._outside = dict(self._own)
             event.listen(connection, "savepoint", self._mark)
             event.listen(connection, "rollback_savepoint", self._undo)

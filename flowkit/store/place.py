@@ -1,16 +1,14 @@
 """The place of a store: which database it lives in. A copy of that database is another place."""
 
 import logging
-from typing import TYPE_CHECKING
 
 from flowkit.errors import ConfigError
+from flowkit.store.database import Database
+from flowkit.store.dialect import UNKNOWN
+from flowkit.store.keyring import Keyring
+from flowkit.store.ledger import Ledger
 from flowkit.store.tables import new_key
 
-if TYPE_CHECKING:
-    from flowkit.store.sql import SqlStore
-
-UNKNOWN = "unknown"
-"""Stands for a part that the server does not tell."""
 FRESH_SECONDS = 5.0
 """A worker whose heartbeat is not older is alive."""
 _log = logging.getLogger("flowkit.store")
@@ -23,16 +21,18 @@ class Place:
     a part of the messages.
     """
 
-    def __init__(self, store: "SqlStore") -> None:
-        self._store = store
+    def __init__(self, database: Database, ledger: Ledger, keyring: Keyring) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._keyring = keyring
 
     def check(self) -> None:
         """Note where the store is, if nobody has; raise ConfigError where that is another database now."""
         here = self._here()
-        with self._store.transaction(fenced=False) as unit:
-            unit.write(self._store.sql.first_place, [(here,)] if here else [])
-        with self._store.unit("") as unit:
-            noted = unit.read(self._store.sql.place)
+        with self._database.transaction(fenced=False) as unit:
+            unit.write(self._database.sql.first_place, [(here,)] if here else [])
+        with self._database.unit("") as unit:
+            noted = unit.read(self._database.sql.place)
         was = str(noted[0][0]) if noted else here
         if here.startswith(UNKNOWN):
             _log.info(
@@ -40,8 +40,8 @@ class Place:
             )
         if not _same(here, was):
             raise ConfigError(
-                f"FLOWKIT_DATABASE_URL names a copy: store {self._store.identity()} was in database {was}, and this is "
-                f"{here} (system identifier/oid); with a broker, workers of both would each apply a part of the "
+                f"FLOWKIT_DATABASE_URL names a copy: store {self._database.identity()} was in database {was}, and this "
+                f"is {here} (system identifier/oid); with a broker, workers of both would each apply a part of the "
                 "messages; if the other database is given up, run: flowkit db adopt; if both go on, run here: "
                 "flowkit db adopt --apart"
             )
@@ -52,25 +52,25 @@ class Place:
 
         Raises ConfigError while workers of it are alive: they would go on with the queues of the id before.
         """
-        alive = [one.id for one in self._store.ledger.workers() if one.silent < FRESH_SECONDS]
+        alive = [one.id for one in self._ledger.workers() if one.silent < FRESH_SECONDS]
         if apart and alive:
             raise ConfigError(f"{len(alive)} worker(s) of this database are alive; stop them, and run this again")
         here = self._here()
-        with self._store.transaction(fenced=False) as unit:
-            unit.write(self._store.sql.move, [(here,)] if here else [])
-            new = [(self._store.ids(), "store"), (new_key(), "key")]
-            unit.write(self._store.sql.rename, new if apart else [])
+        with self._database.transaction(fenced=False) as unit:
+            unit.write(self._database.sql.move, [(here,)] if here else [])
+            new = [(self._database.ids(), "store"), (new_key(), "key")]
+            unit.write(self._database.sql.rename, new if apart else [])
             if apart:
-                self._store.keyring.renew(unit)
-        return self._store.identity()
+                self._keyring.renew(unit)
+        return self._database.identity()
 
     def _here(self) -> str:
         """The database that this is; empty where nothing tells a copy from a file that was moved."""
         try:
-            with self._store.dialect.engine.connect() as connection:
-                return self._store.dialect.place(connection.connection.driver_connection)
+            with self._database.dialect.engine.connect() as connection:
+                return self._database.dialect.place(connection.connection.driver_connection)
         except Exception as error:
-            raise self._store.classify(error) from error
+            raise self._database.classify(error) from error
 
 
 def _same(here: str, was: str) -> bool:

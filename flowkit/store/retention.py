@@ -1,17 +1,11 @@
 """Retention: what the inbox, the dead letters and the ledger forget, and when."""
 
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-from pydantic_core import to_json
 
 from flowkit.ports import Retention, Tally
-from flowkit.store.unit import MICROSECOND
-
-if TYPE_CHECKING:
-    from flowkit.store.sql import SqlStore
-    from flowkit.store.unit import SqlUnit
+from flowkit.store.database import Database
+from flowkit.store.encoding import MICROSECOND, names
+from flowkit.store.unit import SqlUnit
 
 BATCH = 1000
 TERM_MICROSECONDS = 60_000_000
@@ -20,8 +14,8 @@ TERM_MICROSECONDS = 60_000_000
 class Cleaner:
     """Removes in bounded batches; one elected worker of an app does it."""
 
-    def __init__(self, store: "SqlStore") -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._gone: dict[str, int] = defaultdict(int)
         """Up to when nothing is left of some names, as far as this process knows: what was removed is in the way of who
         looks through it again, until the database has tidied up."""
@@ -35,12 +29,12 @@ class Cleaner:
 
     def clean(self, policy: Retention, holder: str) -> int:
         """One batch of each kind, if `holder` is elected for its term. Returns the rows removed."""
-        sql = self._store.sql
-        with self._store.transaction() as unit:
+        sql = self._database.sql
+        with self._database.transaction() as unit:
             unit.begin()
             if not unit.read(sql.elect, (f"cleaner:{policy.app}", holder, TERM_MICROSECONDS)):
                 return 0
-            flows = _names(policy.flows)
+            flows = names(policy.flows)
             now = int(unit.read(sql.now)[0][0])
             if now < self._cleaned:
                 self.look_again()  # the clock was set back: what is new may be older than that
@@ -49,14 +43,14 @@ class Cleaner:
             # An accepted id is remembered longer than what the flows did with it: sent again, it is still known.
             ends = {
                 flows: now - retention,
-                _names(f"channel:{one}" for one in policy.channels): now - 2 * retention,
-                _names(f"digest:{one}" for one in policy.channels): now - 2 * retention,
+                names(f"channel:{one}" for one in policy.channels): now - 2 * retention,
+                names(f"digest:{one}" for one in policy.channels): now - 2 * retention,
             }
             purged = {
-                names: sorted(
-                    changed for (changed,) in unit.read(sql.purge_inbox, (names, self._gone[names], end, BATCH))
+                those: sorted(
+                    changed for (changed,) in unit.read(sql.purge_inbox, (those, self._gone[those], end, BATCH))
                 )
-                for names, end in ends.items()
+                for those, end in ends.items()
             }
             removed = sum(len(times) for times in purged.values())
             letters = unit.read(sql.expire_dead, (flows, int(policy.dead_letters * MICROSECOND), BATCH))
@@ -68,18 +62,14 @@ class Cleaner:
             for expired in (sql.purge_objects, sql.purge_replies):
                 removed += len(unit.read(expired, (policy.app, BATCH)))
             self._fold(unit)
-        self._gone.update({names: times[-1] if times else ends[names] for names, times in purged.items()})
-        self._store.dialect.tidy()
+        self._gone.update({those: times[-1] if times else ends[those] for those, times in purged.items()})
+        self._database.dialect.tidy()
         return removed + len(letters)
 
-    def _fold(self, unit: "SqlUnit") -> None:
+    def _fold(self, unit: SqlUnit) -> None:
         """Add the counters of lanes whose worker is gone to the totals."""
-        gone = unit.read(self._store.sql.fold, (BATCH,))
+        gone = unit.read(self._database.sql.fold, (BATCH,))
         totals: dict[str, Tally] = {}
         for flow, *counts in gone:
             totals[flow] = Tally(*(a + b for a, b in zip(totals.get(flow, Tally()), counts, strict=True)))
-        unit.write(self._store.sql.count, [(flow, "", *totals[flow]) for flow in sorted(totals)])
-
-
-def _names(names: Iterable[str]) -> str:
-    return to_json([[name] for name in names]).decode()
+        unit.write(self._database.sql.count, [(flow, "", *totals[flow]) for flow in sorted(totals)])

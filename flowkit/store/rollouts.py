@@ -1,26 +1,22 @@
 """Rollouts: which version of an app is its baseline, which is the candidate beside it, and at what share."""
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from flowkit.errors import StoreConflict
 from flowkit.ports import CANDIDATE, Rollout
-from flowkit.store.unit import MICROSECOND
-
-if TYPE_CHECKING:
-    from flowkit.store.sql import SqlStore
+from flowkit.store.database import Database
+from flowkit.store.encoding import MICROSECOND
 
 
 class Rollouts:
-    """What the store says of versions. Every call blocks; any thread may call it."""
+    """Implements ports.Rollouts. Every call blocks; any thread may call it."""
 
-    def __init__(self, store: "SqlStore") -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def read(self, app: str, silent: float) -> Rollout | None:
-        """See ports.Store."""
-        with self._store.unit("") as unit:
-            found = unit.read(self._store.sql.rollout, (int(silent * MICROSECOND), app))
+        with self._database.unit("") as unit:
+            found = unit.read(self._database.sql.rollout, (int(silent * MICROSECOND), app))
         return next(
             (
                 Rollout(baseline, candidate, weight, before, epoch, age / MICROSECOND, not behind)
@@ -30,20 +26,18 @@ class Rollouts:
         )
 
     def enter(self, app: str, version: str, silent: float) -> Rollout | None:
-        """See ports.Store."""
         found = self.read(app, silent)
         if found is None and version:
-            with self._store.transaction(fenced=False) as unit:
-                unit.write(self._store.sql.begin_rollouts, [(app, app, version, int(silent * MICROSECOND), version)])
+            with self._database.transaction(fenced=False) as unit:
+                unit.write(self._database.sql.begin_rollouts, [(app, app, version, int(silent * MICROSECOND), version)])
             found = self.read(app, silent)
         return found
 
     def change(self, app: str, flows: Collection[str], rollout: Rollout) -> None:
-        """See ports.Store."""
-        with self._store.transaction() as unit:
+        with self._database.transaction() as unit:
             unit.begin()
-            unit.write(self._store.sql.subscribe, [(flow + CANDIDATE, "") for flow in sorted(flows)])
+            unit.write(self._database.sql.subscribe, [(flow + CANDIDATE, "") for flow in sorted(flows)])
             state = (rollout.baseline, rollout.candidate, rollout.weight, rollout.before)
-            if not unit.read(self._store.sql.change_rollout, (*state, app, rollout.epoch)):
+            if not unit.read(self._database.sql.change_rollout, (*state, app, rollout.epoch)):
                 raise StoreConflict(f"the rollout of app {app} was changed by somebody else just now; look at it again")
-        self._store.notify(flows)
+        self._database.notify(flows)

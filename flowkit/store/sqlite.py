@@ -31,11 +31,11 @@ from flowkit.errors import (
 )
 from flowkit.fork import never_close, part_with
 from flowkit.ports import Clock
+from flowkit.store.encoding import Row
 from flowkit.store.library import FileId, file_id, files, refuse, sqlite_driver
 from flowkit.store.locks import Locks
 from flowkit.store.sql import SqlStore
 from flowkit.store.statements import Statements
-from flowkit.store.unit import Row
 
 _log = logging.getLogger("flowkit.store")
 
@@ -61,7 +61,7 @@ def safe_wal(module: ModuleType) -> bool:
 
 
 class SqliteDialect:
-    """What differs on SQLite."""
+    """Implements Dialect on SQLite."""
 
     name = "sqlite"
     serial = True
@@ -351,9 +351,9 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
     store = SqlStore(SqliteDialect(path, clock), clock)
     try:
         if create:
-            store.create_schema()
+            store.schema.make()
         elif check:
-            store.check_schema()
+            store.schema.check()
     except StoreOutdated:
         raise
     except Exception as error:

@@ -1,17 +1,18 @@
-"""The flows that are subscribed, and the end of those that no program has any more."""
+"""The flows that are subscribed, the apps that only publish, and the end of flows that no program has any more."""
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from flowkit.errors import ConfigError
-from flowkit.message import UNREAD
+from flowkit.message import UNREAD, Message
 from flowkit.ports import CANDIDATE, EXCHANGE, REFUSED, Copy, Delivery, Letter, Tally
-from flowkit.store.unit import MICROSECOND
+from flowkit.store.database import Database
+from flowkit.store.encoding import MICROSECOND
+from flowkit.store.fleet import Fleet
+from flowkit.store.unit import SqlUnit
 
-if TYPE_CHECKING:
-    from flowkit.store.sql import SqlStore
-    from flowkit.store.unit import SqlUnit
-
+PUBLISHERS = "publishers"
+"""The name in the inbox, no flow's and no channel's, under which apps without flows are announced."""
 SECONDS = 600.0
 """The deadline of a transaction that removes or renames all of a flow."""
 TOGETHER_SECONDS = 5.0
@@ -41,13 +42,32 @@ class Settled(NamedTuple):
 class Subscribers:
     """The subscriptions of a store. Every call blocks; any thread may call it."""
 
-    def __init__(self, store: "SqlStore") -> None:
-        self._store = store
+    def __init__(self, database: Database, fleet: Fleet) -> None:
+        self._database = database
+        self._fleet = fleet
+
+    def add(self, subscriptions: Mapping[str, str]) -> None:
+        with self._database.transaction() as unit:
+            unit.write(self._database.sql.subscribe, sorted(subscriptions.items()))
+
+    def channels(self) -> dict[str, str]:
+        """flow -> channel, of every app."""
+        with self._database.unit("") as unit:
+            return dict(unit.read("SELECT flow, channel FROM flowkit_subscriptions WHERE channel <> '' ORDER BY flow"))
+
+    def announce(self, app: str) -> None:
+        # In the inbox, where whoever publishes may write, the name is claimed like an id.
+        with self._database.transaction(fenced=False) as unit:
+            unit.claim([Delivery(Message("", app, "", b""), PUBLISHERS)])
+
+    def publishers(self) -> list[str]:
+        with self._database.unit("") as unit:
+            return [app for (app,) in unit.read(f"SELECT source FROM flowkit_inbox WHERE flow = '{PUBLISHERS}'")]
 
     def read(self) -> list[Subscriber]:
         """All subscriptions, by flow."""
-        with self._store.unit("") as unit:
-            rows = unit.read(self._store.sql.subscribed)
+        with self._database.unit("") as unit:
+            rows = unit.read(self._database.sql.subscribed)
         return [Subscriber(flow, channel, age / MICROSECOND) for flow, channel, age in rows]
 
     def orphans(self) -> list[Subscriber]:
@@ -65,7 +85,7 @@ class Subscribers:
         From here on nothing more comes to the flow, and no relay sends these rows there again. An heir that is not
         subscribed yet has its channel.
         """
-        with self._store.transaction() as unit:
+        with self._database.transaction() as unit:
             self._unsubscribe(unit, flow, heir)
             open = unit.look(deliveries)
             refused = {one.identity: one for one in deliveries if one.refused and one.identity in open}
@@ -74,7 +94,7 @@ class Subscribers:
                 unit.count({flow: Tally(accepted=len(refused), dead=len(refused))})
             unit.stage(
                 [
-                    Copy(self._store.ids(), one.message, flow, one.generation, one.attempts)
+                    Copy(self._database.ids(), one.message, flow, one.generation, one.attempts)
                     for one in deliveries
                     if one.identity in open and not one.refused
                 ]
@@ -85,8 +105,8 @@ class Subscribers:
 
         Raises ConfigError, and changes nothing, while a worker has messages of it in hand.
         """
-        sql = self._store.sql
-        with self._store.unit("", SECONDS) as unit:
+        sql = self._database.sql
+        with self._database.unit("", SECONDS) as unit:
             self._begin(unit, flow, "")
             taken = unit.read(sql.take_messages, (*_addresses(flow), flow))
             self._refuse_holders(flow, {worker for *_, worker in taken if worker is not None})
@@ -105,8 +125,8 @@ class Subscribers:
 
         The heir's own copies stay as they are: where it has one of the same message, that of the flow is discarded.
         """
-        sql, old, theirs = self._store.sql, _addresses(flow), (heir, *_addresses(heir))
-        with self._store.unit("", SECONDS) as unit:
+        sql, old, theirs = self._database.sql, _addresses(flow), (heir, *_addresses(heir))
+        with self._database.unit("", SECONDS) as unit:
             self._begin(unit, flow, heir)
             inherited = _counted(unit.read(sql.take_inherited_messages, (*old, *theirs, flow)))
             dead = len(unit.read(sql.take_inherited_dead, (flow, *theirs)))
@@ -119,24 +139,24 @@ class Subscribers:
             totals = Tally(*map(sum, zip(*unit.read(sql.take_counters, (flow,)), strict=True)))
             unit.count({heir: totals._replace(dead=totals.dead - dead, discarded=totals.discarded + inherited + dead)})
             unit.commit()
-        self._store.notify([heir])
+        self._database.notify([heir])
         return Settled(moved, letters, inherited + dead)
 
-    def _begin(self, unit: "SqlUnit", flow: str, heir: str) -> None:
+    def _begin(self, unit: SqlUnit, flow: str, heir: str) -> None:
         """From here on nothing is sent or ended until the transaction's end, and nothing comes to the flow after it."""
         unit.begin()
-        if self._store.sql.hold_counters:
-            unit.write(self._store.sql.hold_counters, [()])
+        if self._database.sql.hold_counters:
+            unit.write(self._database.sql.hold_counters, [()])
         self._unsubscribe(unit, flow, heir)
 
-    def _unsubscribe(self, unit: "SqlUnit", flow: str, heir: str) -> None:
+    def _unsubscribe(self, unit: SqlUnit, flow: str, heir: str) -> None:
         if heir:
-            unit.write(self._store.sql.rename_subscription, [(heir, flow, heir)])
-        unit.write(self._store.sql.unsubscribe, [_addresses(flow)])
+            unit.write(self._database.sql.rename_subscription, [(heir, flow, heir)])
+        unit.write(self._database.sql.unsubscribe, [_addresses(flow)])
 
     def _refuse_holders(self, flow: str, workers: Collection[str]) -> None:
         """Raise ConfigError if one of these workers lives."""
-        living = [one for one in sorted(workers) if not self._store.is_gone(one)]
+        living = [one for one in sorted(workers) if not self._fleet.is_gone(one)]
         if living:
             raise ConfigError(
                 f"worker {living[0]} has messages of flow {flow} in hand; stop the instances that run this flow, and "

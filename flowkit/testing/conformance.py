@@ -80,7 +80,7 @@ class StoreConformance:
 
     def setup_method(self) -> None:
         self.store = self.open()
-        self.store.subscribe({FLOW: CHANNEL, OTHER: CHANNEL})
+        self.store.subscribers.add({FLOW: CHANNEL, OTHER: CHANNEL})
 
     def teardown_method(self) -> None:
         self.store.close()
@@ -154,7 +154,7 @@ class StoreConformance:
 
     def test_row_65_a_charge_before_the_first_claim_does_not_make_it_a_duplicate(self) -> None:
         one = delivery(message())
-        self.store.charge(one.identity, "gone", late=True)
+        self.store.suspects.charge(one.identity, "gone", late=True)
         with self.store.unit(FLOW) as unit:
             claim = unit.claim([one])[one.identity]
             unit.commit()
@@ -165,36 +165,36 @@ class StoreConformance:
     def test_a_charge_after_the_end_changes_nothing(self) -> None:
         one = delivery(message())
         self.claim(one)
-        self.store.charge(one.identity, "gone", late=True)
+        self.store.suspects.charge(one.identity, "gone", late=True)
         assert self.claim(one) == []
 
     def test_the_venture_of_who_died_is_one_attempt_whoever_tells_of_it(self) -> None:
         one = delivery(message())
-        self.store.venture(one, "gone")
-        self.store.venture(one, "gone")
+        self.store.suspects.venture(one, "gone")
+        self.store.suspects.venture(one, "gone")
         assert self.attempts(one) == 0, "it is the same venture"
-        self.store.venture(one, "gone too")
+        self.store.suspects.venture(one, "gone too")
         assert self.attempts(one) == 1
-        self.store.charge(one.identity, "gone", late=True)
+        self.store.suspects.charge(one.identity, "gone", late=True)
         assert self.attempts(one) == 1, "its supervisor is late"
-        self.store.charge(one.identity, "gone too", late=False)
-        self.store.charge(one.identity, "gone too", late=False)
-        self.store.venture(one, "next")
+        self.store.suspects.charge(one.identity, "gone too", late=False)
+        self.store.suspects.charge(one.identity, "gone too", late=False)
+        self.store.suspects.venture(one, "next")
         assert self.attempts(one) == 2, "its supervisor was first"
-        self.store.desist(one.identity, "next")
-        self.store.venture(one, "last")
+        self.store.suspects.desist(one.identity, "next")
+        self.store.suspects.venture(one, "last")
         assert self.attempts(one) == 2, "it was given back"
         assert self.claim(one) == [one.message.id]
-        self.store.venture(one, "another")
+        self.store.suspects.venture(one, "another")
         assert self.claim(one) == [], "it is at its end"
 
     def test_the_venture_of_who_lives_is_no_attempt(self) -> None:
         one, worker = delivery(message()), WorkerInfo(new_id(), "kit", "host", 1)
-        self.store.join_fleet(worker)
-        self.store.venture(one, worker.id)
-        self.store.venture(one, "another")
+        self.store.fleet.join(worker)
+        self.store.suspects.venture(one, worker.id)
+        self.store.suspects.venture(one, "another")
         assert self.attempts(one) == 0
-        self.store.leave_fleet(worker.id)
+        self.store.fleet.leave(worker.id)
 
     def test_a_stale_copy_ventures_nothing(self) -> None:
         one = delivery(message())
@@ -202,8 +202,8 @@ class StoreConformance:
         with self.store.unit(FLOW) as unit:
             unit.reopen([Reopening(one.identity, 1, 1)])
             unit.commit()
-        self.store.venture(one, "gone")
-        self.store.venture(one._replace(generation=1), "next")
+        self.store.suspects.venture(one, "gone")
+        self.store.suspects.venture(one._replace(generation=1), "next")
         assert self.attempts(one._replace(generation=1)) == 1
 
     def attempts(self, one: Delivery) -> int:
@@ -305,27 +305,27 @@ class StoreConformance:
         mine = Asked("POST /a", "", "b1")
         others = [Asked("POST /ab", "", "1"), Asked("POST /a", "", "b"), Asked("POST /a", "one", "b1")]
         self.reply(FLOW, mine, b"1")
-        assert self.store.replies("kit", [mine, *others]) == {mine: b"1"}
-        assert self.store.replies("other", [mine]) == {}, "it is another app's"
-        assert self.store.replies("kit", []) == {}
+        assert self.store.answers.replies("kit", [mine, *others]) == {mine: b"1"}
+        assert self.store.answers.replies("other", [mine]) == {}, "it is another app's"
+        assert self.store.answers.replies("kit", []) == {}
         self.reply(FLOW, others[2], b"2")
         self.reply("other.flow", mine, b"3")
         self.reply(FLOW, mine, b"4")
-        assert self.store.replies("kit", [mine, *others]) == {mine: b"4", others[2]: b"2"}
+        assert self.store.answers.replies("kit", [mine, *others]) == {mine: b"4", others[2]: b"2"}
 
     def test_a_reply_is_committed_with_its_message_or_never_was(self) -> None:
         asked = Asked("POST /a", "", "1")
         with self.store.unit(FLOW) as unit:
             unit.access().reply(asked, b"1", 60)
-        assert self.store.replies("kit", [asked]) == {}
+        assert self.store.answers.replies("kit", [asked]) == {}
 
     def test_replies_whose_time_is_over_are_purged(self) -> None:
         over, still = Asked("POST /a", "", "1"), Asked("POST /a", "", "2")
         self.reply(FLOW, over, b"1", 0)
         self.reply(FLOW, still, b"2")
-        assert self.store.replies("kit", [over, still]) == {still: b"2"}
-        assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 3600, 3600), "me") == 1
-        assert self.store.replies("kit", [over, still]) == {still: b"2"}
+        assert self.store.answers.replies("kit", [over, still]) == {still: b"2"}
+        assert self.store.retention.clean(Retention("kit", [FLOW], [CHANNEL], 3600, 3600), "me") == 1
+        assert self.store.answers.replies("kit", [over, still]) == {still: b"2"}
 
     # ------------------------------------------------------------ message rows
 
@@ -334,68 +334,68 @@ class StoreConformance:
             b"\x00\xff raw", type="Order", key="k", time=12.5, correlation="c", causation="d", headers={"h": "ü"}
         )
         self.stage(Copy(new_id(), sent, FLOW, generation=2, attempts=1))
-        (got,) = self.store.lease(FLOW, 10, new_id(), 30)
+        (got,) = self.store.queue.lease(FLOW, 10, new_id(), 30)
         assert got.message == sent
         assert (got.flow, got.generation, got.attempts, got.deliveries) == (FLOW, 2, 1, 1)
-        assert self.store.lease(FLOW, 10, new_id(), 30) == []
+        assert self.store.queue.lease(FLOW, 10, new_id(), 30) == []
 
     def test_row_5_a_stale_token_changes_nothing(self) -> None:
         self.stage(Copy(new_id(), message(), FLOW))
-        (first,) = self.store.lease(FLOW, 1, new_id(), 0)
-        (second,) = self.store.lease(FLOW, 1, new_id(), 30)
+        (first,) = self.store.queue.lease(FLOW, 1, new_id(), 0)
+        (second,) = self.store.queue.lease(FLOW, 1, new_id(), 30)
         assert (second.row, second.deliveries) == (first.row, 2)
         with self.store.unit(FLOW) as unit:
             unit.remove([(first.row or "", first.deliveries)])
             unit.commit()
-        assert self.store.pending([FLOW]).now == 1, "a stale token must not remove the row"
-        self.store.release([(first.row or "", first.deliveries)])
-        assert self.store.lease(FLOW, 1, new_id(), 30) == [], "a stale release must not free the new lease"
+        assert self.store.ledger.pending([FLOW]).now == 1, "a stale token must not remove the row"
+        self.store.queue.release([(first.row or "", first.deliveries)])
+        assert self.store.queue.lease(FLOW, 1, new_id(), 30) == [], "a stale release must not free the new lease"
         with self.store.unit(FLOW) as unit:
             unit.remove([(second.row or "", second.deliveries)])
             unit.commit()
-        assert self.store.pending([FLOW]).now == 0
+        assert self.store.ledger.pending([FLOW]).now == 0
 
     def test_a_released_row_is_due_at_once_and_a_renewed_one_is_not(self) -> None:
         self.stage(Copy(new_id(), message(), FLOW))
-        (first,) = self.store.lease(FLOW, 1, new_id(), 0)
-        self.store.renew([(first.row or "", first.deliveries)], 30)
-        assert self.store.due([FLOW, OTHER]) == set()
-        self.store.release([(first.row or "", first.deliveries)])
-        assert self.store.due([FLOW, OTHER]) == {FLOW}
+        (first,) = self.store.queue.lease(FLOW, 1, new_id(), 0)
+        self.store.queue.renew([(first.row or "", first.deliveries)], 30)
+        assert self.store.queue.due([FLOW, OTHER]) == set()
+        self.store.queue.release([(first.row or "", first.deliveries)])
+        assert self.store.queue.due([FLOW, OTHER]) == {FLOW}
 
     def test_row_5_a_stale_token_renews_nothing(self) -> None:
         self.stage(Copy(new_id(), message(), FLOW))
-        (first,) = self.store.lease(FLOW, 1, new_id(), 0)
-        (second,) = self.store.lease(FLOW, 1, new_id(), 0)
-        self.store.renew([(first.row or "", first.deliveries)], 30)
-        assert self.store.due([FLOW]) == {FLOW}
-        self.store.renew([(second.row or "", second.deliveries)], 30)
-        assert self.store.due([FLOW]) == set()
+        (first,) = self.store.queue.lease(FLOW, 1, new_id(), 0)
+        (second,) = self.store.queue.lease(FLOW, 1, new_id(), 0)
+        self.store.queue.renew([(first.row or "", first.deliveries)], 30)
+        assert self.store.queue.due([FLOW]) == {FLOW}
+        self.store.queue.renew([(second.row or "", second.deliveries)], 30)
+        assert self.store.queue.due([FLOW]) == set()
 
     def test_a_delay_is_not_early(self) -> None:
         self.stage(Copy(new_id(), message(), FLOW, delay=60))
-        assert self.store.lease(FLOW, 1, new_id(), 30) == []
-        assert self.store.pending([FLOW]) == (0, 1)
+        assert self.store.queue.lease(FLOW, 1, new_id(), 30) == []
+        assert self.store.ledger.pending([FLOW]) == (0, 1)
 
     def test_a_parked_row_is_seen_and_due_on_demand(self) -> None:
         self.stage(Copy(new_id(), message(), FLOW))
-        (one,) = self.store.lease(FLOW, 1, new_id(), 30)
-        self.store.park({(one.row or "", one.deliveries): "no queue"}, 60)
-        assert self.store.due([FLOW]) == set()
-        self.store.unpark([FLOW])
-        assert self.store.due([FLOW]) == {FLOW}
+        (one,) = self.store.queue.lease(FLOW, 1, new_id(), 30)
+        self.store.queue.park({(one.row or "", one.deliveries): "no queue"}, 60)
+        assert self.store.queue.due([FLOW]) == set()
+        self.store.queue.unpark([FLOW])
+        assert self.store.queue.due([FLOW]) == {FLOW}
 
     def test_rows_come_in_the_order_of_their_staging(self) -> None:
         rows = [Copy(new_id(), message(str(number).encode()), FLOW) for number in range(20)]
         self.stage(*rows)
-        assert [one.row for one in self.store.lease(FLOW, 20, new_id(), 30)] == [one.row for one in rows]
+        assert [one.row for one in self.store.queue.lease(FLOW, 20, new_id(), 30)] == [one.row for one in rows]
 
     def test_a_lease_ends_with_the_row_that_makes_it_large(self) -> None:
         body = b"x" * (BATCH_BYTES // 2 + 1)
         self.stage(*(Copy(new_id(), message(body), FLOW) for _ in range(3)), Copy(new_id(), message(), FLOW))
-        assert [len(self.store.lease(FLOW, 10, new_id(), 30)) for _ in range(3)] == [2, 2, 0]
+        assert [len(self.store.queue.lease(FLOW, 10, new_id(), 30)) for _ in range(3)] == [2, 2, 0]
         self.stage(*(Copy(new_id(), message(body), FLOW) for _ in range(2)))
-        assert [len(self.store.lease(FLOW, 1, new_id(), 30)) for _ in range(3)] == [1, 1, 0]
+        assert [len(self.store.queue.lease(FLOW, 1, new_id(), 30)) for _ in range(3)] == [1, 1, 0]
 
     def test_row_36_rows_of_a_slow_transaction_are_not_skipped(self) -> None:
         if self.store.serial:
@@ -405,9 +405,9 @@ class StoreConformance:
             unit.stage([slow])
             for _ in range(50):
                 self.stage(Copy(new_id(), message(), FLOW))
-            assert len(self.store.lease(FLOW, 100, new_id(), 30)) == 50
+            assert len(self.store.queue.lease(FLOW, 100, new_id(), 30)) == 50
             unit.commit()
-        assert [one.row for one in self.store.lease(FLOW, 100, new_id(), 30)] == [slow.row]
+        assert [one.row for one in self.store.queue.lease(FLOW, 100, new_id(), 30)] == [slow.row]
 
     # ------------------------------------------------------------ dead letters and the ledger
 
@@ -432,7 +432,7 @@ class StoreConformance:
         letters = self.store.dead_letters.select()
         assert self.store.dead_letters.retry(letters) == 1
         assert self.store.dead_letters.retry(letters) == 0
-        (again,) = self.store.lease(FLOW, 10, new_id(), 30)
+        (again,) = self.store.queue.lease(FLOW, 10, new_id(), 30)
         assert (again.generation, again.attempts) == (1, 0)
         assert self.claim(again, again) == [one.message.id]
         balance = self.store.ledger.balances()[FLOW]
@@ -455,7 +455,7 @@ class StoreConformance:
             with self.store.unit(FLOW, lane=f"{new_id()}-{lane}") as unit:
                 unit.count({FLOW: Tally(accepted=2, applied=2)})
                 unit.commit()
-        self.store.clean(Retention("kit", [FLOW], [CHANNEL], 3600, 3600), "me")
+        self.store.retention.clean(Retention("kit", [FLOW], [CHANNEL], 3600, 3600), "me")
         assert self.store.ledger.balances()[FLOW].applied == 6
         with self.store.unit(FLOW) as unit:
             assert unit.read("SELECT lane, applied FROM flowkit_counters") == [("", 6)]
@@ -464,42 +464,42 @@ class StoreConformance:
 
     def test_one_group_is_active_until_it_is_silent_too_long(self) -> None:
         store = self.store
-        assert store.standing("kit") is store.stand("kit", "one", 60, ready=False) is None
-        first = store.stand("kit", "one", 60, ready=True)
+        assert store.groups.standing("kit") is store.groups.stand("kit", "one", 60, ready=False) is None
+        first = store.groups.stand("kit", "one", 60, ready=True)
         assert first[:2] == ("one", 1)
         assert 50 < first.seconds <= 60
-        assert store.stand("kit", "two", 60, ready=True).group == "one"
+        assert store.groups.stand("kit", "two", 60, ready=True).group == "one"
         self.fall_silent("one")
-        assert store.stand("kit", "two", 60, ready=False)[:2] == ("one", 1)
-        assert store.stand("kit", "two", 60, ready=True)[:2] == ("two", 2)
-        assert store.stand("kit", "one", 60, ready=True)[:2] == ("two", 2)
-        assert store.stand("other", "one", 60, ready=True)[:2] == ("one", 1)
+        assert store.groups.stand("kit", "two", 60, ready=False)[:2] == ("one", 1)
+        assert store.groups.stand("kit", "two", 60, ready=True)[:2] == ("two", 2)
+        assert store.groups.stand("kit", "one", 60, ready=True)[:2] == ("two", 2)
+        assert store.groups.stand("other", "one", 60, ready=True)[:2] == ("one", 1)
 
     def test_a_group_that_steps_down_is_replaced_at_once_unless_a_worker_of_it_is_left(self) -> None:
         store, worker = self.store, new_id()
-        store.stand("kit", "one", 60, ready=True)
-        store.join_fleet(WorkerInfo(worker, "kit", "here", 1, "one"))
-        store.step_down("kit", "one", 60)
-        assert store.stand("kit", "two", 60, ready=True)[:2] == ("one", 1)
-        store.leave_fleet(worker)
-        store.step_down("kit", "two", 60)
-        assert store.stand("kit", "two", 60, ready=True)[:2] == ("one", 1)
-        store.step_down("kit", "one", 60)
-        assert store.stand("kit", "two", 60, ready=True)[:2] == ("two", 2)
+        store.groups.stand("kit", "one", 60, ready=True)
+        store.fleet.join(WorkerInfo(worker, "kit", "here", 1, "one"))
+        store.groups.step_down("kit", "one", 60)
+        assert store.groups.stand("kit", "two", 60, ready=True)[:2] == ("one", 1)
+        store.fleet.leave(worker)
+        store.groups.step_down("kit", "two", 60)
+        assert store.groups.stand("kit", "two", 60, ready=True)[:2] == ("one", 1)
+        store.groups.step_down("kit", "one", 60)
+        assert store.groups.stand("kit", "two", 60, ready=True)[:2] == ("two", 2)
 
     def test_no_group_is_active_beside_workers_without_one(self) -> None:
         store, worker = self.store, new_id()
         self.fall_silent("one")
-        assert store.stand("kit", "", 0.0, ready=True)[:2] == ("", 2)
-        store.join_fleet(WorkerInfo(worker, "kit", "here", 1))
+        assert store.groups.stand("kit", "", 0.0, ready=True)[:2] == ("", 2)
+        store.fleet.join(WorkerInfo(worker, "kit", "here", 1))
         for group in ("one", "two"):
-            assert store.stand("kit", group, 60, ready=True)[:2] == ("", 2), "not even who was active before"
-        store.leave_fleet(worker)
-        assert store.stand("kit", "one", 60, ready=True)[:2] == ("one", 3)
+            assert store.groups.stand("kit", group, 60, ready=True)[:2] == ("", 2), "not even who was active before"
+        store.fleet.leave(worker)
+        assert store.groups.stand("kit", "one", 60, ready=True)[:2] == ("one", 3)
 
     def test_a_silent_group_that_nobody_replaced_goes_on(self) -> None:
         self.fall_silent("one")
-        assert self.store.stand("kit", "one", 60, ready=False)[:2] == ("one", 1)
+        assert self.store.groups.stand("kit", "one", 60, ready=False)[:2] == ("one", 1)
 
     def test_what_a_replaced_group_does_is_not_committed(self) -> None:
         store, known, new = self.store, delivery(message()), delivery(message())
@@ -508,98 +508,102 @@ class StoreConformance:
         self.fall_silent("one")
         store.fence = Fence("kit", "one", 1)
         assert self.claim(known) == [known.message.id]
-        store.stand("kit", "two", 60, ready=True)
+        store.groups.stand("kit", "two", 60, ready=True)
         for fence in (store.fence, Fence("kit", "two", 1), Fence("kit", "one", 2), Fence("other", "two", 2)):
             store.fence = fence
             assert raises(Fenced, lambda: self.claim(new))
             assert raises(Fenced, lambda: self.stage(Copy(new_id(), message(), FLOW)))
-            assert raises(Fenced, lambda: store.lease(FLOW, 10, "me", 60))
+            assert raises(Fenced, lambda: store.queue.lease(FLOW, 10, "me", 60))
         store.fence = Fence("kit", "two", 2)
         assert self.claim(new) == [new.message.id]
-        assert [one.row for one in store.lease(FLOW, 10, "me", 60)] == [row.row]
+        assert [one.row for one in store.queue.lease(FLOW, 10, "me", 60)] == [row.row]
 
     def test_what_a_replaced_group_held_is_free(self) -> None:
         store, old, new = self.store, new_id(), new_id()
         self.stage(Copy(new_id(), message(), FLOW), Copy(new_id(), message(), FLOW))
         self.fall_silent("one")
-        store.join_fleet(WorkerInfo(old, "kit", "here", 1, "one"))
-        store.join_fleet(WorkerInfo(new, "kit", "here", 1, "two"))
-        assert len(store.lease(FLOW, 1, old, 60)) == len(store.lease(FLOW, 1, new, 60)) == 1
-        store.stand("kit", "two", 60, ready=True)
-        assert len(store.lease(FLOW, 10, new, 60)) == 1
+        store.fleet.join(WorkerInfo(old, "kit", "here", 1, "one"))
+        store.fleet.join(WorkerInfo(new, "kit", "here", 1, "two"))
+        assert len(store.queue.lease(FLOW, 1, old, 60)) == len(store.queue.lease(FLOW, 1, new, 60)) == 1
+        store.groups.stand("kit", "two", 60, ready=True)
+        assert len(store.queue.lease(FLOW, 10, new, 60)) == 1
         assert [one.id for one in store.ledger.workers()] == [new]
 
     def test_the_fleet_is_directed_until_it_is_not(self) -> None:
-        self.store.direct("paused", ["kit", FLOW], 1)
-        self.store.direct("workers", ["kit"], 3)
-        self.store.direct("workers", ["kit"], 4)
-        assert self.store.directions() == {("paused", "kit"): 1, ("paused", FLOW): 1, ("workers", "kit"): 4}
-        self.store.direct("paused", ["kit"], None)
-        assert self.store.directions() == {("paused", FLOW): 1, ("workers", "kit"): 4}
+        self.store.directions.set("paused", ["kit", FLOW], 1)
+        self.store.directions.set("workers", ["kit"], 3)
+        self.store.directions.set("workers", ["kit"], 4)
+        assert self.store.directions.read() == {("paused", "kit"): 1, ("paused", FLOW): 1, ("workers", "kit"): 4}
+        self.store.directions.set("paused", ["kit"], None)
+        assert self.store.directions.read() == {("paused", FLOW): 1, ("workers", "kit"): 4}
 
     def test_times_that_an_app_is_up_grow_and_do_not_multiply(self) -> None:
-        assert self.store.uptime("kit", 60) == []
+        assert self.store.uptime.read("kit", 60) == []
         for _ in range(3):
-            self.store.note_up("kit")
-        self.store.note_up("other")
-        ((since, until),) = self.store.uptime("kit", 60)
+            self.store.uptime.note("kit")
+        self.store.uptime.note("other")
+        ((since, until),) = self.store.uptime.read("kit", 60)
         assert 0 <= until <= since < 60
         for _ in range(2):
             with self.store.unit(FLOW) as unit:
                 unit.write("UPDATE flowkit_uptime SET until = until - 9000000, since = since - 9000000", [()])
                 unit.commit()
-            self.store.note_up("kit")
-        found = self.store.uptime("kit", 60)
+            self.store.uptime.note("kit")
+        found = self.store.uptime.read("kit", 60)
         assert [round(since / 9) for since, _ in found] == [2, 1, 0]
         assert all(until - since > 3 for (_, until), (since, _) in pairwise(found))
-        assert len(self.store.uptime("kit", 4)) == 2, "or an outage that reaches further back would not be seen"
+        assert len(self.store.uptime.read("kit", 4)) == 2, "or an outage that reaches further back would not be seen"
 
     def fall_silent(self, group: str) -> None:
         """Let this group be active, and its time be over."""
-        self.store.stand("kit", group, 0.001, ready=True)
+        self.store.groups.stand("kit", group, 0.001, ready=True)
         end = time.monotonic() + DEADLINE_SECONDS
-        while self.store.standing("kit").seconds >= 0:
+        while self.store.groups.standing("kit").seconds >= 0:
             assert time.monotonic() < end
             time.sleep(0.001)
 
     # ------------------------------------------------------------ versions
 
     def test_an_app_without_versions_has_no_rollout(self) -> None:
-        assert self.store.enter("kit", "", 60) is self.store.rollout("kit", 60) is None
+        assert self.store.rollouts.enter("kit", "", 60) is self.store.rollouts.read("kit", 60) is None
 
     def test_the_first_version_is_the_baseline_unless_workers_without_one_are_there(self) -> None:
         store = self.store
-        assert store.enter("kit", "one", 60).baseline == store.enter("kit", "two", 60).baseline == "one"
-        store.join_fleet(WorkerInfo(new_id(), "other", "host", 1))
-        assert store.enter("other", "one", 60).baseline == ""
-        assert store.enter("third", "one", 60).baseline == "one", "those are of another app"
+        assert (
+            store.rollouts.enter("kit", "one", 60).baseline == store.rollouts.enter("kit", "two", 60).baseline == "one"
+        )
+        store.fleet.join(WorkerInfo(new_id(), "other", "host", 1))
+        assert store.rollouts.enter("other", "one", 60).baseline == ""
+        assert store.rollouts.enter("third", "one", 60).baseline == "one", "those are of another app"
 
     def test_a_rollout_is_settled_when_all_workers_go_by_it_or_were_silent_too_long(self) -> None:
         store, worker = self.store, new_id()
-        before = store.enter("kit", "one", 60)
-        store.join_fleet(WorkerInfo(worker, "kit", "host", 1, version="one"), before.epoch)
-        assert store.rollout("kit", 60).settled
-        store.change("kit", [FLOW], before._replace(candidate="two", weight=5))
-        now = store.rollout("kit", 60)
+        before = store.rollouts.enter("kit", "one", 60)
+        store.fleet.join(WorkerInfo(worker, "kit", "host", 1, version="one"), before.epoch)
+        assert store.rollouts.read("kit", 60).settled
+        store.rollouts.change("kit", [FLOW], before._replace(candidate="two", weight=5))
+        now = store.rollouts.read("kit", 60)
         assert (now.candidate, now.weight, now.epoch, now.settled) == ("two", 5, before.epoch + 1, False)
-        assert store.rollout("kit", 0).settled, "nobody is waited for so short"
-        store.beat(worker, "ready", now.epoch)
-        assert store.rollout("kit", 60).settled
+        assert store.rollouts.read("kit", 0).settled, "nobody is waited for so short"
+        store.fleet.beat(worker, "ready", now.epoch)
+        assert store.rollouts.read("kit", 60).settled
 
     def test_of_two_changes_of_a_rollout_the_second_is_refused(self) -> None:
         store = self.store
-        seen = store.enter("kit", "one", 60)
-        store.change("kit", [FLOW], seen._replace(candidate="two", weight=5))
-        assert raises(StoreConflict, lambda: store.change("kit", [FLOW], seen._replace(candidate="three", weight=5)))
-        assert store.rollout("kit", 60).candidate == "two"
+        seen = store.rollouts.enter("kit", "one", 60)
+        store.rollouts.change("kit", [FLOW], seen._replace(candidate="two", weight=5))
+        assert raises(
+            StoreConflict, lambda: store.rollouts.change("kit", [FLOW], seen._replace(candidate="three", weight=5))
+        )
+        assert store.rollouts.read("kit", 60).candidate == "two"
 
     def test_what_waits_for_a_candidate_is_its_flows(self) -> None:
         store = self.store
-        store.change("kit", [FLOW], store.enter("kit", "one", 60)._replace(candidate="two", weight=5))
+        store.rollouts.change("kit", [FLOW], store.rollouts.enter("kit", "one", 60)._replace(candidate="two", weight=5))
         self.stage(Copy(new_id(), message(), FLOW + CANDIDATE))
-        assert FLOW + CANDIDATE not in store.subscriptions()
-        assert store.due() == store.due([FLOW + CANDIDATE]) == {FLOW + CANDIDATE}
-        assert store.pending([FLOW]) == Pending(1, 0)
+        assert FLOW + CANDIDATE not in store.subscribers.channels()
+        assert store.queue.due() == store.queue.due([FLOW + CANDIDATE]) == {FLOW + CANDIDATE}
+        assert store.ledger.pending([FLOW]) == Pending(1, 0)
         assert store.ledger.balances()[FLOW].pending == 1
 
     # ------------------------------------------------------------ the fleet
@@ -607,21 +611,21 @@ class StoreConformance:
     def test_only_the_elected_cleaner_cleans(self) -> None:
         policy = Retention("kit", [FLOW], [CHANNEL], 0, 3600)
         self.claim(delivery(message()), delivery(message()))
-        assert self.store.clean(policy, "one") == 2
+        assert self.store.retention.clean(policy, "one") == 2
         self.claim(delivery(message()))
-        assert self.store.clean(policy, "two") == 0
-        assert self.store.clean(policy, "one") == 1
+        assert self.store.retention.clean(policy, "two") == 0
+        assert self.store.retention.clean(policy, "one") == 1
 
     def test_a_cleaner_that_leaves_hands_over(self) -> None:
         policy = Retention("kit", [FLOW], [CHANNEL], 0, 3600)
         worker = WorkerInfo(new_id(), "kit", "host", 1)
-        self.store.join_fleet(worker)
+        self.store.fleet.join(worker)
         self.claim(delivery(message()))
-        assert self.store.clean(policy, worker.id) == 1
+        assert self.store.retention.clean(policy, worker.id) == 1
         self.claim(delivery(message()))
-        assert self.store.clean(policy, "another") == 0
-        self.store.leave_fleet(worker.id)
-        assert self.store.clean(policy, "another") == 1
+        assert self.store.retention.clean(policy, "another") == 0
+        self.store.fleet.leave(worker.id)
+        assert self.store.retention.clean(policy, "another") == 1
 
     def test_an_accepted_id_is_remembered_twice_as_long_as_what_a_flow_did_with_it(self) -> None:
         one = message()
@@ -629,16 +633,16 @@ class StoreConformance:
         with self.store.unit(FLOW) as unit:
             unit.write("UPDATE flowkit_inbox SET changed = changed - 90000000", [()])
             unit.commit()
-        assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 60, 3600), "me") == 1
+        assert self.store.retention.clean(Retention("kit", [FLOW], [CHANNEL], 60, 3600), "me") == 1
         assert self.claim(delivery(one, f"channel:{CHANNEL}")) == []
-        assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 30, 3600), "me") == 1
+        assert self.store.retention.clean(Retention("kit", [FLOW], [CHANNEL], 30, 3600), "me") == 1
 
     def test_what_a_purge_could_not_commit_is_purged_by_the_next_one(self) -> None:
         self.claim(delivery(message()), delivery(message()))
         policy = Retention("kit", [FLOW], [CHANNEL], 0, 3600)
         with patch.object(type(self.store.dialect), "commit", side_effect=StoreConflict("busy")):
-            assert raises(StoreConflict, lambda: self.store.clean(policy, "me"))
-        assert self.store.clean(policy, "me") == 2
+            assert raises(StoreConflict, lambda: self.store.retention.clean(policy, "me"))
+        assert self.store.retention.clean(policy, "me") == 2
 
     def test_open_and_dead_inbox_rows_are_never_purged(self) -> None:
         self.bury()
@@ -646,11 +650,11 @@ class StoreConformance:
         with self.store.unit(FLOW) as unit:
             unit.reopen([Reopening(waits.identity, 1, 1)])
             unit.commit()
-        assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 0, 3600), "me") == 0
+        assert self.store.retention.clean(Retention("kit", [FLOW], [CHANNEL], 0, 3600), "me") == 0
 
     def test_dead_letters_past_their_hold_expire(self) -> None:
         one = self.bury()
-        assert self.store.clean(Retention("kit", [FLOW], [CHANNEL], 3600, 0), "me") == 1
+        assert self.store.retention.clean(Retention("kit", [FLOW], [CHANNEL], 3600, 0), "me") == 1
         assert self.claim(one) == [], "it stays a duplicate"
         with self.store.unit(FLOW) as unit:
             assert unit.read("SELECT state FROM flowkit_inbox") == [(1,)], "and is purged with the others"
@@ -659,28 +663,28 @@ class StoreConformance:
 
     def test_a_worker_that_leaves_frees_what_it_held(self) -> None:
         worker = WorkerInfo(new_id(), "kit", "host", 1)
-        self.store.join_fleet(worker)
-        self.store.beat(worker.id, "ready")
+        self.store.fleet.join(worker)
+        self.store.fleet.beat(worker.id, "ready")
         self.stage(Copy(new_id(), message(), FLOW))
-        assert self.store.lease(FLOW, 1, worker.id, 300)
-        assert self.store.due([FLOW]) == set()
-        self.store.leave_fleet(worker.id)
-        assert self.store.due([FLOW]) == {FLOW}
+        assert self.store.queue.lease(FLOW, 1, worker.id, 300)
+        assert self.store.queue.due([FLOW]) == set()
+        self.store.fleet.leave(worker.id)
+        assert self.store.queue.due([FLOW]) == {FLOW}
         assert self.store.ledger.workers() == []
 
     def test_a_worker_whose_row_others_removed_is_there_again_with_its_next_heartbeat(self) -> None:
         worker = WorkerInfo(new_id(), "kit", "host", 1)
-        self.store.join_fleet(worker)
+        self.store.fleet.join(worker)
         with self.store.unit(FLOW) as unit:
             unit.write("DELETE FROM flowkit_workers", [()])
             unit.commit()
-        self.store.beat(worker.id, "ready")
+        self.store.fleet.beat(worker.id, "ready")
         (seen,) = self.store.ledger.workers()
         assert (seen.id, seen.state) == (worker.id, "ready")
-        assert self.store.members() == {worker.id}
+        assert self.store.fleet.members() == {worker.id}
 
     def test_a_gone_flow_keeps_its_subscription(self) -> None:
-        self.store.subscribe({FLOW: CHANNEL})
+        self.store.subscribers.add({FLOW: CHANNEL})
         with self.store.unit(FLOW) as unit:
             assert unit.subscribers([CHANNEL, "nobody"]) == {CHANNEL: [FLOW, OTHER]}
 
@@ -694,7 +698,7 @@ class StoreConformance:
 
     def apply(self, flow: str) -> None:
         """Apply the first message of a flow."""
-        leased = self.store.lease(flow, 1, new_id(), 30)
+        leased = self.store.queue.lease(flow, 1, new_id(), 30)
         with self.store.unit(flow) as unit:
             unit.claim(leased)
             unit.remove([(one.row, one.deliveries) for one in leased])
@@ -710,16 +714,16 @@ class StoreConformance:
         dead, applied = self.bury(), delivery(message())
         (held, waiting) = self.accept(message(), message())
         assert self.claim(applied) == [applied.message.id]
-        self.store.lease(FLOW, 1, "gone", 3600)
+        self.store.queue.lease(FLOW, 1, "gone", 3600)
         self.stage(Copy(new_id(), message(id="late"), FLOW + CANDIDATE, delay=3600))
         with self.store.unit(FLOW) as unit:
             unit.count({FLOW: Tally(accepted=2, applied=1)})
             unit.commit()
         assert self.store.subscribers.move(FLOW, "kit.heir")[:2] == (3, 1)
-        assert self.store.subscriptions() == {"kit.heir": CHANNEL, OTHER: CHANNEL}
+        assert self.store.subscribers.channels() == {"kit.heir": CHANNEL, OTHER: CHANNEL}
         assert self.balanced("kit.heir", accepted=5, applied=1, dead=1, pending=3)
         assert FLOW not in self.store.ledger.balances()
-        assert {one.message.id for one in self.store.lease("kit.heir", 10, new_id(), 30)} == {held, waiting}
+        assert {one.message.id for one in self.store.queue.lease("kit.heir", 10, new_id(), 30)} == {held, waiting}
         with self.store.unit("kit.heir") as unit:
             theirs = [one._replace(flow="kit.heir") for one in (dead, applied)]
             assert unit.claim(theirs) == {}
@@ -733,41 +737,41 @@ class StoreConformance:
         self.accept(message())
         assert self.store.subscribers.move(FLOW, OTHER) == (1, 0, 2)
         assert self.balanced(OTHER, accepted=7, applied=2, discarded=2, pending=3)
-        (first, *others) = self.store.lease(OTHER, 10, new_id(), 30)
+        (first, *others) = self.store.queue.lease(OTHER, 10, new_id(), 30)
         assert self.claim(first, *others) == sorted(one.message.id for one in (first, *others))
 
     def test_a_removed_flow_discards_what_waits_for_it(self) -> None:
         self.bury()
         self.accept(message(), message())
-        self.store.direct("paused", [FLOW], 1)
+        self.store.directions.set("paused", [FLOW], 1)
         assert self.store.subscribers.remove(FLOW).discarded == 3
-        assert self.store.subscriptions() == {OTHER: CHANNEL}
-        assert self.store.directions() == {}
+        assert self.store.subscribers.channels() == {OTHER: CHANNEL}
+        assert self.store.directions.read() == {}
         assert self.balanced(FLOW, accepted=3, discarded=3, pending=0)
 
     def test_a_flow_is_not_removed_while_a_worker_has_messages_of_it(self) -> None:
         self.accept(message())
         worker = WorkerInfo(new_id(), "kit", "host", 1)
-        self.store.join_fleet(worker)
-        self.store.lease(FLOW, 1, worker.id, 3600)
+        self.store.fleet.join(worker)
+        self.store.queue.lease(FLOW, 1, worker.id, 3600)
         assert raises(ConfigError, lambda: self.store.subscribers.remove(FLOW))
-        assert FLOW in self.store.subscriptions()
-        self.store.leave_fleet(worker.id)
+        assert FLOW in self.store.subscribers.channels()
+        self.store.fleet.leave(worker.id)
         assert self.store.subscribers.remove(FLOW).discarded == 1
 
     def test_what_waited_elsewhere_is_kept_unless_it_took_effect(self) -> None:
         applied, waiting = delivery(message()), delivery(message(), generation=1, attempts=2)
         self.claim(applied)
         self.store.subscribers.keep(FLOW, [applied, waiting])
-        (kept,) = self.store.lease(FLOW, 10, new_id(), 30)
+        (kept,) = self.store.queue.lease(FLOW, 10, new_id(), 30)
         assert (kept.message, kept.generation, kept.attempts) == (waiting.message, 1, 2)
-        assert self.store.subscriptions() == {OTHER: CHANNEL}, "no relay sends it to where it came from"
+        assert self.store.subscribers.channels() == {OTHER: CHANNEL}, "no relay sends it to where it came from"
 
     def test_a_flow_that_the_last_program_of_its_app_lacks_is_an_orphan(self) -> None:
         assert self.store.subscribers.orphans() == []
         with self.store.transaction() as unit:
             unit.write("UPDATE flowkit_subscriptions SET seen = seen - 3600000000 WHERE flow = 'kit.flow'", [()])
-        self.store.subscribe({"another.flow": CHANNEL})
+        self.store.subscribers.add({"another.flow": CHANNEL})
         assert [one.flow for one in self.store.subscribers.orphans()] == [FLOW]
 
 
@@ -786,7 +790,7 @@ class TransportConformance:
 
     def setup_method(self) -> None:
         self.store, self.transport = self.open()
-        self.store.subscribe({FLOW: CHANNEL, OTHER: CHANNEL})
+        self.store.subscribers.add({FLOW: CHANNEL, OTHER: CHANNEL})
         self.transport.declare([FLOW, OTHER])
 
     def teardown_method(self) -> None:

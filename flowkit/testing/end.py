@@ -57,7 +57,8 @@ class Difference(NamedTuple):
 def take_down(harness: Harness) -> None:
     """From now on, keep what is sent. SQLite only."""
     with harness.store.dialect.engine.connect() as connection:
-        connection.connection.driver_connection.executescript(SENT)
+        driver: Any = connection.connection.driver_connection
+        driver.executescript(SENT)
 
 
 def read(harness: Harness) -> tuple[End, Columns]:

@@ -17,7 +17,7 @@ from flowkit.engine.worker import Worker
 from flowkit.message import Message, new_id
 from flowkit.operations import pending
 from flowkit.ports import Done, Outcome
-from flowkit.store.dead import DeadLetter
+from flowkit.store.dead_letters import DeadLetter
 from flowkit.store.ledger import Balance
 from flowkit.telemetry import ambient
 from flowkit.transports.memory import MemoryTransport
@@ -63,7 +63,7 @@ class Harness:
         self.store = open_store(settings, check=False, clock=self.clock)
         self._virtual = self.store.dialect.name == "sqlite"
         if not self._virtual:
-            self.store.upgrade()
+            self.store.schema.upgrade()
             if app.metadata is not None:
                 app.metadata.create_all(self.store.dialect.engine)
         self.broker = MemoryTransport(self.clock)
@@ -140,7 +140,7 @@ class Harness:
 
     def _shift(self, seconds: float) -> None:
         moved = int(seconds * 1_000_000)
-        self.store._cleaner.look_again()  # what it has seen to the end grows older now
+        self.store.retention.look_again()  # what it has seen to the end grows older now
         with self.store.transaction() as unit:
             unit.write("UPDATE flowkit_messages SET due = due - %s, staged = staged - %s", [(moved, moved)])
             unit.write("UPDATE flowkit_inbox SET changed = changed - %s", [(moved,)])

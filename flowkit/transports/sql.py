@@ -48,7 +48,7 @@ class SqlTransport:
 
     def wait(self, seconds: float, flows: Collection[str]) -> set[str]:
         told = self._store.wait(seconds)
-        return self._store.due(flows) if told is None else told
+        return self._store.queue.due(flows) if told is None else told
 
     def depths(self, flows: Collection[str]) -> dict[str, int]:
         return dict.fromkeys(flows, 0)
@@ -75,14 +75,14 @@ class SqlSource:
         return False
 
     def receive(self, limit: int) -> list[Delivery]:
-        return self._store.lease(self._flow, limit, self._worker, self._hold)
+        return self._store.queue.lease(self._flow, limit, self._worker, self._hold)
 
     def settle(self, deliveries: Sequence[Delivery]) -> None:
         """Their rows were removed in the unit of work."""
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         if deliveries:
-            self._store.release([(one.row, one.deliveries) for one in deliveries if one.row is not None])
+            self._store.queue.release([(one.row, one.deliveries) for one in deliveries if one.row is not None])
 
     def close(self) -> None:
         """Nothing is held."""

@@ -70,7 +70,7 @@ class Ingress:
         self._gate = Gate(Publisher(services.store, self._context))
         self._budget = Budget()
         self._reader = Reader(app.flows)
-        self._replies = Replies(partial(services.store.replies, app.name))
+        self._replies = Replies(partial(services.store.answers.replies, app.name))
         self._status = Status(app, services.store)
         self._metrics = Question("metrics", Metrics(services).text)
         self._backlog = Question("scale", self._pending)

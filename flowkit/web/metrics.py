@@ -61,6 +61,6 @@ class Metrics(Collector):
         for labels, many in sorted(fleet.items()):
             workers.add_metric(labels, many)
         directions = GaugeMetricFamily("flowkit_directions", "What the fleet is directed to", labels=["what", "name"])
-        for direction, value in sorted(self._store.directions().items()):
+        for direction, value in sorted(self._store.directions.read().items()):
             directions.add_metric(direction, value)
         yield from (messages, letters, backlog, oldest, workers, directions)

@@ -75,14 +75,14 @@ class Status:
             for flow in self._flows
             if flow.source.name == one.route
         }
-        found = self._store.states([*accepted.values(), *handled.values()])
+        found = self._store.answers.states([*accepted.values(), *handled.values()])
         requests = [one for one in requests if accepted[one] in found]
         if not requests:
             return None
         # A key may have been sent to several routes: what was accepted and is in no flow yet counts too.
         states = {flow: found.get(entry, "accepted") for (one, flow), entry in handled.items() if one in requests}
         told = {"id": requests[0].id, "state": _summary(states.values()), "flows": states}
-        for reply in self._store.replies(app, requests).values():
+        for reply in self._store.answers.replies(app, requests).values():
             told["reply"] = from_json(reply)
         return told
 

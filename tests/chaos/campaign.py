@@ -152,7 +152,7 @@ class Campaign:
         """Publish, break, mend, wait for rest, judge. Blocks for minutes. Leaves nothing running."""
         scene, began = self._scene, time.monotonic()
         empty = open_store(Settings(database_url=scene.url), check=False)
-        empty.upgrade()
+        empty.schema.upgrade()
         Base.metadata.create_all(empty.dialect.engine)
         empty.close()
         with ExitStack() as stack:
@@ -174,7 +174,9 @@ class Campaign:
                 stack.callback(services.close)
                 store = services.store
                 self._wait(
-                    lambda: not (scene.faithful and store.unfinished(FLOWS)) and not any(store.pending(FLOWS)),
+                    lambda: (
+                        not (scene.faithful and store.ledger.unfinished(FLOWS)) and not any(store.ledger.pending(FLOWS))
+                    ),
                     REST_SECONDS,
                     "everything is at its end",
                 )
@@ -234,7 +236,7 @@ class Campaign:
     def _await_run(self) -> tuple[Host, int] | None:
         """Wait until a worker runs a handler, whichever it is, most times: else few kills would meet one at work. Which
         one began, if one did."""
-        workers = {pid: host for host in self._hosts for pid in host.workers()}
+        workers = {pid: host for host in self._struck_hosts for pid in host.workers()}
         before = {pid: size(self.folder / f"runs-{pid}") for pid in workers}
         end = time.monotonic() + BUSY_SECONDS * (self._drawn.random() < WAITED)
         while time.monotonic() < end:
@@ -266,12 +268,17 @@ class Campaign:
             host.resume(pid)
             self._resumes.remove(one)
 
+    @property
+    def _struck_hosts(self) -> list[Host]:
+        """The hosts whose processes are broken."""
+        return self._hosts
+
     def _pick(self) -> tuple[Host, int]:
         """A worker that works, and its host; waits for one."""
         found: list[tuple[Host, int]] = []
 
         def look() -> bool:
-            found[:] = [(host, pid) for host in self._hosts for pid in host.workers()]
+            found[:] = [(host, pid) for host in self._struck_hosts for pid in host.workers()]
             return bool(found)
 
         self._wait(look, PATIENCE_SECONDS, "a worker works")

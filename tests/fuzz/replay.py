@@ -64,7 +64,7 @@ def rest(harness: Harness) -> None:
 def in_process(inputs: Sequence[Input], folder: Path, url: str, broker_url: str = "") -> Result:
     """Through a database, and a broker if one is named, by a worker process under its supervisor."""
     store: Any = open_store(Settings(database_url=url), check=False)
-    store.upgrade()
+    store.schema.upgrade()
     Base.metadata.create_all(store.dialect.engine)
     with store.transaction() as unit:  # or no forged envelope would be read: none is signed
         unit.write("INSERT INTO flowkit_meta (name, value) VALUES ('unsigned', '')", [()])

@@ -135,14 +135,14 @@ class Child:
             never = SimpleNamespace(asked=Event(world), hangup=Event(world))
             wait_until_active(fleet.app, services, self.slots, cast(Any, never))
             self._process.fence = Fence(APP, self._role.group, self.slots.token).key
-        venture = services.store.venture
+        venture = services.store.suspects.venture
 
         def note(suspect: Delivery, worker: str) -> None:
             fleet.deeds.ventures.setdefault(suspect.identity, {})[worker] = self._process
             venture(suspect, worker)
             world.point("alone", ("freeze",))  # nothing is locked: another worker may come by
 
-        services.store.venture = note  # type: ignore[method-assign]
+        services.store.suspects.venture = note  # type: ignore[method-assign]
         since = world.time
         self.worker = worker = Worker(fleet.app, services, None, self.slots)
         fleet.sharing.join(self._process, worker, since)

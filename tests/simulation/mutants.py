@@ -17,14 +17,16 @@ from flowkit.engine.versions import VersionedSource, Versions
 from flowkit.errors import CommitUnknown, StoreUnavailable
 from flowkit.host.supervisor import Supervisor
 from flowkit.ports import Claim, Copy, Delivery, Receipt, Tally
-from flowkit.store import access as accessing
+from flowkit.store import handler_watch as watching
 from flowkit.store.access import Access
 from flowkit.store.clock import Hands
+from flowkit.store.dialect import classify
 from flowkit.store.fleet import Fleet
 from flowkit.store.objects import SqlObjects
+from flowkit.store.queue import Queue
 from flowkit.store.residue import Residue
-from flowkit.store.sql import SqlStore
 from flowkit.store.sqlite import SqliteDialect
+from flowkit.store.suspects import Suspects
 from flowkit.store.unit import SqlUnit
 from tests.simulation.broker import Link
 from tests.simulation.database import Dialect
@@ -68,6 +70,23 @@ def _statement(name: str, change: Callable[[str], str]) -> Any:
     return _wrap(Dialect, "__init__", around)
 
 
+@contextmanager
+def _another(unit: SqlUnit) -> Iterator[SqlUnit]:
+    """A unit of work for the same lane, in a transaction of its own."""
+    dialect, clock, ids = unit._dialect, unit._clock, unit._ids
+    try:
+        pooled = unit.engine.raw_connection()
+    except Exception as error:
+        raise classify(dialect, error, own=True) from error
+    other = SqlUnit(
+        dialect, pooled, "", unit._deadline, unit._lane, clock=clock, ids=ids, version="", fence=unit._fence
+    )
+    try:
+        yield other
+    finally:
+        other.end()
+
+
 # ------------------------------------------------------------ acknowledging and claiming
 
 
@@ -100,7 +119,7 @@ def duplicates_are_never_acknowledged() -> Iterator[None]:
 def claimed_in_a_transaction_of_its_own() -> Iterator[None]:
     def claim(original: Any, self: SqlUnit, deliveries: Any) -> Any:
         claims = original(self, deliveries)
-        self._store.dialect.commit(self._driver, None)
+        self._dialect.commit(self._driver, None)
         self._begun = False
         self.begin()
         return claims
@@ -186,9 +205,9 @@ def what_is_sent_is_staged_after_the_commit() -> Iterator[None]:
         original(self)
         copies, lease = self.__dict__.pop("late", ((), 0.0))
         if copies:
-            with self._store.transaction() as unit:
-                unit._lane = self._lane
+            with _another(self) as unit:
                 keep(unit, copies, lease)
+                original(unit)
 
     keep = SqlUnit.stage
     with _wrap(SqlUnit, "stage", stage), _wrap(SqlUnit, "commit", commit):
@@ -204,7 +223,7 @@ def the_ledger_is_written_apart() -> Iterator[None]:
         original(self)
         tallies = self.__dict__.pop("tallies", None)
         if tallies:
-            with self._store.unit("", lane=self._lane) as unit:
+            with _another(self) as unit:
                 keep(unit, tallies)
                 original(unit)
 
@@ -231,8 +250,7 @@ def what_is_sent_leaves_before_the_commit() -> Iterator[None]:
 def a_retry_has_a_fresh_id() -> Iterator[None]:
     def stage(original: Any, self: SqlUnit, copies: Sequence[Copy], lease: float = 0.0) -> None:
         fresh = [
-            one._replace(message=one.message._replace(id=self._store.ids())) if one.generation else one
-            for one in copies
+            one._replace(message=one.message._replace(id=self._ids())) if one.generation else one for one in copies
         ]
         original(self, fresh, lease)
 
@@ -296,7 +314,7 @@ def an_outage_counts_as_an_attempt() -> Iterator[None]:
 
 @mutant
 def what_runs_alone_is_not_noted() -> Iterator[None]:
-    with patch.object(SqlStore, "venture", lambda self, suspect, worker: None):
+    with patch.object(Suspects, "venture", lambda self, suspect, worker: None):
         yield
 
 
@@ -308,10 +326,10 @@ def who_runs_alone_is_taken_for_dead() -> Iterator[None]:
 
 @mutant_of(Shape.SUSPECTS)
 def a_worker_forgets_that_it_ventured() -> Iterator[None]:
-    def venture(original: Any, self: SqlStore, suspect: Any, worker: str) -> None:
-        original(self, suspect, f"{worker}, no, {self.ids()}")
+    def venture(original: Any, self: Suspects, suspect: Any, worker: str) -> None:
+        original(self, suspect, f"{worker}, no, {self._database.ids()}")
 
-    with _wrap(SqlStore, "venture", venture):
+    with _wrap(Suspects, "venture", venture):
         yield
 
 
@@ -319,7 +337,7 @@ def a_worker_forgets_that_it_ventured() -> Iterator[None]:
 def every_death_is_an_attempt_of_all() -> Iterator[None]:
     def charge(original: Any, self: Supervisor, victim: Any, worker: str) -> None:
         for _ in range(12):
-            self._store.charge(victim.identity, worker, late=True)
+            self._store.suspects.charge(victim.identity, worker, late=True)
 
     with _wrap(Supervisor, "_charge", charge):
         yield
@@ -354,10 +372,10 @@ def the_relay_does_not_send() -> Iterator[None]:
 
 @mutant
 def leases_never_end() -> Iterator[None]:
-    def lease(original: Any, self: SqlStore, flow: str, limit: int, worker: str, seconds: float) -> Any:
+    def lease(original: Any, self: Queue, flow: str, limit: int, worker: str, seconds: float) -> Any:
         return original(self, flow, limit, "nobody", 1e8)
 
-    with _wrap(SqlStore, "lease", lease):
+    with _wrap(Queue, "lease", lease):
         yield
 
 
@@ -455,7 +473,7 @@ def what_a_handler_kept_is_still_good_after_it() -> Iterator[None]:
 
 @mutant
 def what_a_statement_leaves_behind_is_not_seen() -> Iterator[None]:
-    with patch.object(accessing, "residue", lambda statement: Residue.NONE):
+    with patch.object(watching, "residue", lambda statement: Residue.NONE):
         yield
 
 

@@ -145,7 +145,7 @@ class Deployer:
 
     def _step(self, store: Any, transport: Any) -> None:
         """See whether the last change is in force, and then make the next one."""
-        rollout = store.rollout(APP, LEASE_SECONDS)
+        rollout = store.rollouts.read(APP, LEASE_SECONDS)
         ready = any(one.version == NEW and one.state in ("ready", "waiting") for one in store.ledger.workers())
         if rollout is None or not rollout.settled or not ready:
             return
@@ -158,7 +158,7 @@ class Deployer:
             self._steps.pop(0)
             return
         transport.declare([flow + CANDIDATE for flow in self._fleet.app.flows])
-        store.change(APP, list(self._fleet.app.flows), wanted)
+        store.rollouts.change(APP, list(self._fleet.app.flows), wanted)
 
 
 def _key(order: Order) -> str:

@@ -92,7 +92,7 @@ class Run:
         self.deployer: Deployer | None = None
         self.orders: list[Order] = []
         self._store = oracle.open_store(self.world, database)
-        self._store.subscribe({flow.name: flow.source.name for flow in self.app.flows.values()})
+        self._store.subscribers.add({flow.name: flow.source.name for flow in self.app.flows.values()})
         self.fleet = Fleet(self.machine, self.app, self.deeds, Sharing(self.world, self._store, LEASE_SECONDS))
         self._roles = roles
 
@@ -147,7 +147,7 @@ class Run:
 
     def takeovers(self) -> int | None:
         """How often a group took over from another; None where there are none."""
-        standing = self._store.standing(APP)
+        standing = self._store.groups.standing(APP)
         return standing.token - 1 if standing is not None else None
 
     def at_rest(self) -> bool:
@@ -314,7 +314,7 @@ def _template() -> bytes:
     with scratch() as folder:
         path = folder / "template.db"
         store = open_store(f"sqlite:///{path}", SystemClock())
-        store.create(Base.metadata)
+        store.schema.create_tables(Base.metadata)
         store.close()
         connection = sqlite_driver().connect(path)
         connection.executescript("""

@@ -30,7 +30,7 @@ class Sharing:
         """A worker has begun, which joined the fleet after `since`."""
         self._versions[process] = worker.versions
         self._beaten[process] = since
-        beat = worker.services.store.beat
+        beat = worker.services.store.fleet.beat
 
         def beaten(*arguments: Any) -> None:
             began = self._world.time
@@ -39,7 +39,7 @@ class Sharing:
                 self._lapsed[process] = self._world.time
             self._beaten[process] = began
 
-        worker.services.store.beat = beaten  # type: ignore[method-assign, assignment]
+        worker.services.store.fleet.beat = beaten  # type: ignore[method-assign, assignment]
 
     def watched(self, call: Call) -> Call:
         """The same call of a handler, whose message is looked for in the hands of other versions."""
@@ -70,7 +70,7 @@ class Sharing:
                 for held in _in_hand(versions, delivery.flow):
                     if bucket(held.came.message) == share and self._counts(other, held.since):
                         self._blame(delivery, f"{mine.version} runs it, and {versions.version} has its share in hand")
-        now = self._store.rollout(APP, self._silent)
+        now = self._store.rollouts.read(APP, self._silent)
         assert now is not None
         owner = now.candidate if share < now.weight else now.baseline
         if now.settled and owner != mine.version:

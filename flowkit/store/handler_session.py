@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NoReturn, Self, cast
+from threading import Lock
+from typing import Any, NoReturn, Protocol, Self, cast
 
-from sqlalchemy import Connection, Engine, ExceptionContext, ExecutionContext, event
+from sqlalchemy import Connection, CursorResult, Engine, ExceptionContext, Executable, ExecutionContext, event
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import PoolProxiedConnection
 from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepointClause, SavepointClause
@@ -12,11 +13,61 @@ from sqlalchemy.sql.expression import ReleaseSavepointClause, RollbackToSavepoin
 from flowkit.errors import TransactionEnded
 from flowkit.store.residue import refusal
 
-if TYPE_CHECKING:
-    from flowkit.store.access import Access
-
-
+HOOKS = (
+    "do_orm_execute", "before_flush", "after_flush", "after_flush_postexec", "before_commit", "after_commit",
+    "after_rollback", "after_soft_rollback", "after_begin", "before_attach", "after_attach", "transient_to_pending",
+    "pending_to_persistent", "after_transaction_create", "after_transaction_end",
+)  # fmt: skip
+"""Events by which an app sees the session of a message, and what is flushed with it."""
 _SAVEPOINTS = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
+
+
+class Watcher(Protocol):
+    """Hears what a handler does with its connection and its session. Raises what is to stop the handler."""
+
+    turn: Lock
+    """Held for a statement of another thread, so that it comes before the handler's end or not at all."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a thread that the handler started runs this."""
+
+    @property
+    def connection(self) -> "HandlerConnection":
+        """The connection of this message alone, which the handler may keep."""
+
+    def admit(self) -> None:
+        """Something is to be done by the handler, in the transaction or before."""
+
+    def touch(self) -> None:
+        """The handler uses the transaction."""
+
+    def look(self, statement: str, cursor: Any) -> None:
+        """The handler executes a statement."""
+
+    def postpone(self, statement: str, rows: Sequence[Any], outside: bool) -> bool:
+        """Whether a statement waits, to go together with others like it. `outside`: of savepoints of the handler's."""
+
+    def execute(self, statement: Executable, params: Any) -> CursorResult[Any]:
+        """Execute a statement for a session that is one in name only."""
+
+    def flush(self, session: "HandlerSession") -> None:
+        """A session is about to flush."""
+
+    def hold(self, connection: "HandlerConnection") -> None:
+        """A result or a listener gave the connection away, and it is used."""
+
+    def expose(self) -> None:
+        """The handler gets the driver's connection, or SQLAlchemy does, to roll back."""
+
+    def note(self, error: BaseException) -> bool:
+        """Whether this is what the database refused."""
+
+    def undo(self) -> None:
+        """A session rolled the transaction back."""
+
+    def close(self) -> None:
+        """Let nobody use it any more."""
 
 
 def _refuse(what: str) -> NoReturn:
@@ -42,13 +93,13 @@ class Driver:
 class HandlerConnection(Connection):
     """A connection whose transaction belongs to FlowKit. It shares the driver's with the messages of its batch."""
 
-    access: "Access"
+    access: "Watcher"
     """Whose it is: it hears of each statement and each error."""
     _beginning = False
     held = False
     """Whether a handler may have it in hand. Else the handlers of a batch use it in turns: to make one is dear."""
 
-    def __init__(self, engine: Engine, driver: PoolProxiedConnection, access: "Access") -> None:
+    def __init__(self, engine: Engine, driver: PoolProxiedConnection, access: "Watcher") -> None:
         self.access = access
         self.failures: list[BaseException | None] = [None]
         """The errors of the database, one for the transaction and one for each savepoint that is open in it."""
@@ -107,7 +158,7 @@ class HandlerSession(Session):
     Most handlers only `add`: until it is used for more, it is a list of objects, which the batch flushes together.
     """
 
-    def __init__(self, access: "Access") -> None:
+    def __init__(self, access: "Watcher") -> None:
         self.access = access
         self.added: list[object] = []
 
@@ -180,6 +231,15 @@ class HandlerSession(Session):
             super().close()
 
 
+_ANY = HandlerSession.__new__(HandlerSession)
+"""A session as good as any: whoever listens to all of them listens to this one."""
+
+
+def hooked() -> bool:
+    """Whether the app listens to sessions: then each message's is flushed by itself."""
+    return any(getattr(_ANY.dispatch, name) for name in HOOKS)
+
+
 def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def noted(self: HandlerConnection | HandlerSession, *arguments: Any, **options: Any) -> Any:
@@ -232,6 +292,12 @@ def _is_savepoint(context: ExecutionContext) -> bool:
 
 def watch(engine: Engine) -> None:
     """Tell each access of the statements of its handler, of its savepoints, and of what the database refuses."""
+    _watch_statements(engine)
+    _watch_ends(engine)
+
+
+def _watch_statements(engine: Engine) -> None:
+    """Tell each access of the statements of its handler. One that waits is not executed by SQLAlchemy."""
 
     @event.listens_for(engine, "before_cursor_execute")
     def look(
@@ -269,6 +335,10 @@ def watch(engine: Engine) -> None:
                 execute()
         return True
 
+
+def _watch_ends(engine: Engine) -> None:
+    """Tell each access what the database refuses, and note what becomes of the transaction and its savepoints."""
+
     @event.listens_for(engine, "handle_error")
     def note(context: ExceptionContext) -> None:
         connection = context.connection
@@ -278,7 +348,7 @@ def watch(engine: Engine) -> None:
     @event.listens_for(engine, "rollback")
     def undo(connection: Connection) -> None:
         if isinstance(connection, HandlerConnection):
-            connection.access.unit.undone = True
+            connection.access.undo()
 
     @event.listens_for(engine, "commit")
     def keep(connection: Connection) -> None:

@@ -1,6 +1,6 @@
-"""PostgreSQL, through psycopg 3."""
+"""The dialect of PostgreSQL, through psycopg 3."""
 
-import importlib.util
+import importlib
 import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -12,19 +12,17 @@ import sqlalchemy
 from pydantic_core import to_json
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from flowkit.errors import ConfigError, Fenced, StoreConflict, StoreUnavailable, TransactionEnded
-from flowkit.ports import Clock
-from flowkit.store.insert import plain_insert
-from flowkit.store.listener import Listener, key
-from flowkit.store.place import UNKNOWN
-from flowkit.store.rights import excess
-from flowkit.store.servers import Refusals, Servers, places
-from flowkit.store.sql import SqlStore
+from flowkit.store.dialect import SWALLOWED, UNKNOWN
+from flowkit.store.encoding import Row
+from flowkit.store.postgresql.inserts import plain_insert
+from flowkit.store.postgresql.listener import Listener, key
+from flowkit.store.postgresql.rights import excess
+from flowkit.store.postgresql.servers import Refusals, Servers, places
 from flowkit.store.statements import ENVELOPE, Statements
-from flowkit.store.unit import SWALLOWED, Row
-from flowkit.url import exposed, mask
+from flowkit.url import exposed
 
 CONNECT_SECONDS = 10
 LOCK_SECONDS = 10
@@ -33,8 +31,6 @@ MARGIN_SECONDS = 5
 SLOW_POLL_SECONDS = 1.0
 UPGRADE = 0x666C6F776B6974
 """The advisory lock under which the schema is upgraded: "flowkit" as a number."""
-LOOKS = 3
-"""So many times two connections are compared: others use the pooler as well."""
 PAYLOAD = 2000
 """The most characters that a NOTIFY carries here; the server's limit is 8,000 bytes."""
 BODY = 5
@@ -77,7 +73,7 @@ _log = logging.getLogger("flowkit.store")
 
 
 class PostgresDialect:
-    """What differs on PostgreSQL."""
+    """Implements Dialect on PostgreSQL."""
 
     name = "postgresql"
     serial = False
@@ -225,18 +221,18 @@ class PostgresDialect:
         if state == "22P02" and NOT_ACTIVE in str(error):
             return Fenced(NOT_ACTIVE)
         if state in _CONFLICTS:
-            return StoreConflict(f"PostgreSQL ({state}): {_first_line(error)}")
+            return StoreConflict(f"PostgreSQL ({state}): {first_line(error)}")
         if (
             (state or "").startswith(_UNAVAILABLE)
             or (own and state == _CANCELLED and _is_flowkits(error))
             or (state is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError))
         ):
-            return StoreUnavailable(f"PostgreSQL ({state or 'connection'}): {_first_line(error)}")
+            return StoreUnavailable(f"PostgreSQL ({state or 'connection'}): {first_line(error)}")
         if state in _PREPARED and "_pg3_" in str(error):
-            return StoreUnavailable(f"PostgreSQL ({state}): {_first_line(error)}; {POOLER}")
+            return StoreUnavailable(f"PostgreSQL ({state}): {first_line(error)}; {POOLER}")
         if own and state in _LACKING and "flowkit_" in str(error):
             return StoreUnavailable(
-                f"PostgreSQL ({state}): {_first_line(error)}; run flowkit db upgrade, and GRANT this role SELECT, "
+                f"PostgreSQL ({state}): {first_line(error)}; run flowkit db upgrade, and GRANT this role SELECT, "
                 "INSERT, UPDATE and DELETE on FlowKit's tables"
             )
         return error
@@ -325,7 +321,7 @@ class PostgresDialect:
                     "SELECT current_user, coalesce(current_schema(), 'public')"
                 ).one()
             raise ConfigError(
-                f"the schema of the database of FLOWKIT_DATABASE_URL cannot be upgraded: {_first_line(inner)}\n"
+                f"the schema of the database of FLOWKIT_DATABASE_URL cannot be upgraded: {first_line(inner)}\n"
                 f"role {role} needs: GRANT CREATE, USAGE ON SCHEMA {schema} TO {role};\n"
                 "FlowKit's tables that are there are upgraded by the role that owns them"
             ) from error
@@ -370,59 +366,5 @@ def _is_flowkits(error: BaseException) -> bool:
     return not context or "flowkit_" in context
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]
-
-
-def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) -> SqlStore:
-    """Open the PostgreSQL store of a URL; with `check`, refuse a schema of another version. Never creates one.
-
-    Raises ConfigError, or StoreUnavailable when the server does not let us in.
-    """
-    if importlib.util.find_spec("psycopg") is None:
-        raise ConfigError(
-            "FLOWKIT_DATABASE_URL names PostgreSQL, whose driver is missing; pip install 'flowkit-runtime[postgresql]'"
-        )
-    store = None
-    try:
-        dialect = PostgresDialect(url)
-        store = SqlStore(dialect, clock)
-        _look(dialect, url)
-        if check:
-            store.check_schema()
-    except Exception as error:
-        if store is not None:
-            store.close()
-        if isinstance(error, ConfigError):
-            raise
-        cause = _first_line(getattr(error, "orig", None) or error)
-        # A worker that starts while the server is away is started again; one that is configured wrongly is not.
-        raise (StoreUnavailable if isinstance(error, OperationalError | StoreUnavailable) else ConfigError)(
-            f"FLOWKIT_DATABASE_URL is {mask(url)}, which cannot be reached: {cause}; check host, user, password and "
-            "database"
-        ) from None
-    return store
-
-
-def _look(dialect: PostgresDialect, url: str) -> None:
-    """Raise ConfigError where commits are not durable, or behind a pooler that the URL does not tell of."""
-    with dialect.engine.connect() as connection:
-        durable, session = connection.exec_driver_sql(
-            "SELECT current_setting('synchronous_commit'), pg_backend_pid()"
-        ).one()
-        if durable in ("off", "local"):
-            raise ConfigError(
-                f"FLOWKIT_DATABASE_URL is {mask(url)}, which has synchronous_commit = {durable}: acknowledged commits "
-                "can be lost; set it to on for this database or user"
-            )
-        driver: Any = connection.connection.driver_connection
-        if dialect.pooled or driver.info.backend_pid == session:
-            return
-        # Somebody answers for the server. Where that keeps sessions, two connections never have the same one.
-        with dialect.engine.connect() as other:
-            if any(_session(connection) == _session(other) for _ in range(LOOKS)):
-                raise ConfigError(f"FLOWKIT_DATABASE_URL is {mask(url)}: {POOLER}")
-
-
-def _session(connection: sqlalchemy.Connection) -> object:
-    return connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()

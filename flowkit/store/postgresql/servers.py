@@ -78,7 +78,7 @@ class Servers:
 
     def connect(self, dialect: Any, record: Any, names: Sequence[Any], settings: dict[str, Any]) -> Any:
         """Connect, as SQLAlchemy asks for it: to the first of the hosts that was not replaced by another. Blocks."""
-        from flowkit.store.connection import Connection  # needs the driver, whose absence open_store tells
+        from flowkit.store.postgresql.connection import Connection  # needs the driver, whose absence open_store tells
 
         hosts, ports = (str(settings.get(name, "")).split(",") for name in ("host", "port"))
         for _ in hosts:

@@ -165,7 +165,7 @@ def test_operators_are_served_where_they_are_told_or_nowhere(sqlite_url: str) ->
     [
         (["--admin", "127.0.0.1:9080"], "--admin is served beside --http"),
         (["--http", "127.0.0.1:0", "--admin", "9080x"], "--admin 9080x: write HOST:PORT"),
-        (["--http", "127.0.0.1:65000"], "--admin 127.0.0.1:66000"),
+        (["--http", "127.0.0.1:65000"], "--admin (by default the port of --http + 1000) 127.0.0.1:66000"),
     ],
 )
 @pytest.mark.processes

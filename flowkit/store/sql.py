@@ -162,8 +162,7 @@ class Dialect(Protocol):
         """Warnings of how the database is reached. Blocks; raises what a connection raises."""
 
     def audit(self) -> list[str]:
-        """What is to be said of the rights with which the database is reached. Blocks; raises what a connection
-        raises."""
+        """Remarks on the rights with which the database is reached. Blocks; raises what a connection raises."""
 
     def tidy(self) -> None:
         """Regular upkeep of the database."""
@@ -296,7 +295,7 @@ class SqlStore:
             raise self.classify(error, own=True) from error
 
     def audit(self) -> list[str]:
-        """What is to be said of the rights with which the database is reached. Blocks. Raises StoreUnavailable."""
+        """Remarks on the rights with which the database is reached. Blocks. Raises StoreUnavailable."""
         try:
             return self.dialect.audit()
         except Exception as error:

@@ -3,7 +3,7 @@
 import ctypes
 
 LARGE_BYTES = 1024 * 1024
-"""What is as large gets pages of its own from the system. Most bodies are smaller."""
+"""Bytes from which a block gets pages of its own from the system. Most bodies are smaller."""
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """As in malloc.h."""
 

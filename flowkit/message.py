@@ -72,7 +72,7 @@ def new_id() -> str:
 
 
 def digest(*parts: bytes) -> str:
-    """What tells one body, of these parts in turn, from another one, as text."""
+    """The digest of a body that these parts make in turn, as text: another body has another one."""
     made = blake2b(digest_size=DIGEST_BYTES)
     for part in parts:
         made.update(part)

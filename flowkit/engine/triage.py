@@ -144,7 +144,8 @@ class Triage:
         if self.conflicts <= SOLO_TRIES:
             return [(part, verdict)]
         handle = handle_of(part[0])
-        self._crowded[handle] += any(item.handled for item in self._pipeline.items)
+        # A handler that takes no transaction collides with nobody: then only FlowKit's own statements do, and wait.
+        self._crowded[handle] += self._pipeline.transactional and any(item.handled for item in self._pipeline.items)
         if self._crowded[handle] >= SOLO_BATCHES:
             often = SOLO_BATCHES * SOLO_TRIES
             failure = RuntimeError(f"its transaction collided with others {often} times as it ran alone: {error}")

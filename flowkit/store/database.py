@@ -157,7 +157,7 @@ class Database:
             raise self.classify(error, own=True) from error
 
     def audit(self) -> list[str]:
-        """What is to be said of the rights with which the database is reached. Blocks. Raises StoreUnavailable."""
+        """Remarks on the rights with which the database is reached. Blocks. Raises StoreUnavailable."""
         try:
             return self.dialect.audit()
         except Exception as error:

@@ -121,8 +121,7 @@ class Dialect(Protocol):
         """Warnings of how the database is reached. Blocks; raises what a connection raises."""
 
     def audit(self) -> list[str]:
-        """What is to be said of the rights with which the database is reached. Blocks; raises what a connection
-        raises."""
+        """Remarks on the rights with which the database is reached. Blocks; raises what a connection raises."""
 
     def tidy(self) -> None:
         """Regular upkeep of the database."""

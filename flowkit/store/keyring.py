@@ -173,7 +173,7 @@ class _Signing(NamedTuple):
 
     @property
     def left(self) -> float:
-        """Seconds until then. What is noted is the end for the default retention: processes may not know it yet."""
+        """Seconds until then. The time that is noted is the end for the default retention."""
         return (int(self.until or 0) - self.now) / MICROSECOND + self.window - DRAIN_SECONDS
 
 

@@ -1,4 +1,4 @@
-"""What a role of PostgreSQL may do beyond what workers need."""
+"""The rights of a role of PostgreSQL beyond those that workers need."""
 
 import sqlalchemy
 

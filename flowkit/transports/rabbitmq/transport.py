@@ -183,7 +183,7 @@ class RabbitTransport:
             try:
                 taken = io.loop.run(self._queues.take(channel, flow, TAKEN))
                 if taken:
-                    # Only its app knows whether the channel is shared. What came by an exchange was let in there.
+                    # Only its app knows whether the channel is shared. The exchange has let in all that came by it.
                     came = [
                         received(self._queues, self._signatures, flow, method, found, body, 0, bool(method.exchange))
                         for method, found, body in taken

@@ -13,7 +13,7 @@ FROM ?= 0
 MINUTES ?= 5
 SEED ?= 0
 INPUTS ?= 50000
-.PHONY: help demo demo-rabbitmq test test-slow test-fast test-wheel test-oldest sbom check format bench bench-quick bench-scale bench-peers bench-ingress attack availability
+.PHONY: help demo demo-rabbitmq test test-slow test-fast test-wheel test-oldest sbom check surface format bench bench-quick bench-scale bench-peers bench-ingress attack availability
 .PHONY: simulate chaos soak fuzz services proof clean
 # In the order written, also with -j: two pips in one environment would break it.
 .NOTPARALLEL:
@@ -56,6 +56,9 @@ check: $(VENV)/.dev ## lint, formatting, types, and who may import whom
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+surface: $(VENV)/.dev ## write tests/surface/surface.txt: what users rely on
+	$(BIN)/python -m tests.surface write tests/surface/surface.txt
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix

@@ -188,7 +188,7 @@ def test_a_flow_is_removed_and_what_waits_is_counted(renamed: str, capsys: pytes
 def test_what_workers_have_is_not_taken_from_them(url: str) -> None:
     with Harness(version("accept"), url) as harness:
         harness.publish("orders", Order(name="a"))
-        with pytest.raises(ConfigError, match=r"flow shop\.accept is one that the running workers of app shop have"):
+        with pytest.raises(ConfigError, match=r"flow shop\.accept is in use by the running workers of app shop"):
             remove(OLD, True)
         with pytest.raises(ConfigError, match="workers of app shop run, and may have messages of flow"):
             move(OLD, NEW)

@@ -147,9 +147,7 @@ class Standby:
         info = self._info
         if not self.token:
             other = self.standing.group if self.standing is not None else "no group"
-            _log.error(
-                "app %s: %s is active now; group %s lost its lease, and is spare", info.app, other, info.group
-            )
+            _log.error("app %s: %s is active now; group %s lost its lease, and is spare", info.app, other, info.group)
         elif before is None or before.group in ("", info.group):
             _log.info("app %s: group %s is active", info.app, info.group)
         else:

@@ -12,7 +12,7 @@ INIT = 1
 
 
 def obey_signals() -> None:
-    """As process 1, exit at SIGTERM and SIGHUP from now on: the kernel drops signals that process 1 has no handler for."""
+    """As process 1, exit at SIGTERM and SIGHUP from now on. The kernel drops signals that process 1 does not handle."""
     if os.getpid() == INIT:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda number, _: os._exit(128 + number))

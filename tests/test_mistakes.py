@@ -137,7 +137,7 @@ def test_an_app_that_raises_at_its_import_is_told_of_with_the_place(tmp_path: Pa
         "  mistaken.py, line 3, in <module>: from broken_prices import rate\n"
         "  broken_prices.py, line 5, in <module>: RATE = rate()\n"
         "  broken_prices.py, line 2, in rate: return 1 / 0\n"
-        "mend it, and ask again"
+        "fix it, and try again"
     )
     sys.modules.pop("broken_prices", None)
     (tmp_path / "broken_prices.py").write_text("def rate(:\n    pass\n")

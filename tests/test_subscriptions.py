@@ -142,7 +142,7 @@ def test_a_start_tells_of_it(renamed: str, caplog: pytest.LogCaptureFixture) -> 
 
 def test_a_flow_is_renamed_with_all_it_has(renamed: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(move, capsys, OLD, NEW) == (
-        f"{OLD} is {NEW} now: 2 message(s) and 1 dead letter(s) moved; 1 of which it has a copy of its own, discarded\n"
+        f"{OLD} is {NEW} now: 2 message(s) and 1 dead letter(s) moved; 1 of which it has its own copy, discarded\n"
     )
     with Harness(version("book"), renamed) as harness:
         harness.advance("2h")

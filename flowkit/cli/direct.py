@@ -40,7 +40,7 @@ def drain(names: Collection[str], wait: str) -> int:
 
 
 def scale(name: str, many: int) -> None:
-    """Direct the workers of each instance of an app, or the lanes of a flow in each worker. Does not wait for workers."""
+    """Direct the workers of each instance of an app, or the lanes of a flow in each worker. Waits for no worker."""
     with opened_store() as store:
         what = directions.scale(store, name, many)
     print(f"{plain(name)}: {what} {many}")

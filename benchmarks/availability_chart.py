@@ -1,5 +1,4 @@
-"""What `make availability` measured: the picture docs/availability.png and .svg, and the table of docs/availability.md,
-which is printed."""
+"""Draws the results of `make availability` as docs/availability.png and .svg, and prints docs/availability.md's table."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Latency: messages come at a steady rate, whether or not those before are done."""
+"""Latency: messages arrive at a steady rate, regardless of earlier ones."""
 
 import subprocess
 import sys

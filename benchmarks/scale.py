@@ -1,6 +1,6 @@
-"""What FlowKit costs when there is much of something: `make bench-scale`.
+"""The cost of FlowKit at large numbers, such as of flows, messages or workers: `make bench-scale`.
 
-Each part compares runs of one place, in turns: CPU for each message where it can, for the machines are shared.
+Each part compares alternate runs on one machine, by CPU for each message if possible, because machines are shared.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Throughput: the queue is full, and the contenders empty it in turns."""
+"""Throughput: the contenders empty a full queue, alternately."""
 
 from dataclasses import dataclass, field
 from statistics import median

@@ -1,4 +1,4 @@
-"""FlowKit beside its peers, in turns: `make bench-peers`."""
+"""FlowKit and its peers, measured alternately: `make bench-peers`."""
 
 import argparse
 import json

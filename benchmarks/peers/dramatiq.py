@@ -1,4 +1,4 @@
-"""Dramatiq: one process of several threads. It acknowledges when an actor is done."""
+"""Dramatiq: one process with several threads. It acknowledges when an actor has finished."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Draws the results of `make availability` as docs/availability.png and .svg, and prints docs/availability.md's table."""
+"""Draws docs/availability.png and .svg from the results of `make availability`, and prints a table of them."""
 
 import json
 from collections.abc import Callable

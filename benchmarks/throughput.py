@@ -12,7 +12,7 @@ from benchmarks.worker import FlowKit
 
 @dataclass
 class Speed:
-    """What one contender did in each round."""
+    """The results of one contender in each round."""
 
     count: int
     runs: list[Usage] = field(default_factory=list)

@@ -27,7 +27,7 @@ dramatiq.set_broker(broker)
 
 @dramatiq.actor(queue_name=AFTER)
 def after(body: str) -> None:
-    """What it gets stays in its queue."""
+    """Its messages stay in its queue."""
 
 
 @dramatiq.actor(queue_name=QUEUE)

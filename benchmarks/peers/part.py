@@ -39,7 +39,7 @@ SENT = "DELETE FROM peer_outbox WHERE id = ?"
 
 
 class Brief(BaseModel):
-    """What a contender's process is told."""
+    """The orders to a contender's process."""
 
     database: str
     broker: str

@@ -1,4 +1,4 @@
-"""The reliable work by FlowKit and by a naive loop, in turns, on SQLite, PostgreSQL and RabbitMQ: `make bench`."""
+"""The reliable work by FlowKit and by a naive loop, alternately, on SQLite, PostgreSQL and RabbitMQ: `make bench`."""
 
 import argparse
 from pathlib import Path

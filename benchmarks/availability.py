@@ -1,7 +1,7 @@
-"""What instances that die, are replaced and are taken over from cost their clients: `make availability`.
+"""The availability for clients while instances die, are replaced, or fail over: `make availability`.
 
-Each event happens to real instances behind a real HAProxy, under a steady open-loop load. What a client sees is
-measured at the client, and what took effect, and when, in the database.
+Each event hits real instances behind a real HAProxy, under a steady open-loop load. Answers and their times are
+measured at the client, and effects and their times in the database.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The app whose availability is measured: it notes which message took effect, and when."""
+"""The app whose availability is measured: it records each message that takes effect, and the time."""
 
 import time
 

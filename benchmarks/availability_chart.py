@@ -1,5 +1,4 @@
-"""What `make availability` measured: the picture docs/availability.png and .svg, and the table of docs/availability.md,
-which is printed."""
+"""Draws docs/availability.png and .svg from the results of `make availability`, and prints a table of them."""
 
 import json
 from collections.abc import Callable

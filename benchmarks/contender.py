@@ -1,4 +1,4 @@
-"""What takes part in a measurement."""
+"""The contenders of a measurement."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType

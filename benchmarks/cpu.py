@@ -1,4 +1,4 @@
-"""Wall time, and CPU seconds of this process and of the servers'. Linux only."""
+"""Wall time, and CPU seconds of this process and of the servers' processes. Linux only."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""The databases, and the broker, that the work is measured on: fresh ones for each run."""
+"""The databases and the broker of a measurement: new ones for each run."""
 
 import os
 import platform

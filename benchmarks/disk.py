@@ -1,4 +1,4 @@
-"""The disk below what is measured. A stall of it stalls every COMMIT, whoever commits."""
+"""The disk under a measurement. When the disk stalls, every COMMIT stalls."""
 
 import os
 import tempfile

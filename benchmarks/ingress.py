@@ -1,8 +1,8 @@
-"""What one instance takes by HTTP: requests that are accepted and stored, a second, and how long they take at half of
-that: `make bench-ingress`.
+"""The throughput of one instance by HTTP, in accepted and stored requests a second, and the latency at half of that:
+`make bench-ingress`.
 
-The load comes from h2load (nghttp2), a program in C, so that it needs little of the cores that are measured. At half of
-the rate each of its clients sends by the clock.
+The load comes from h2load (nghttp2), a C program, so that it uses little of the measured cores. At half of the rate,
+each of its clients sends at fixed times.
 """
 
 import argparse

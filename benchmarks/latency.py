@@ -1,4 +1,4 @@
-"""Latency: messages come at a steady rate, whether or not those before are done."""
+"""Latency: messages arrive at a steady rate, regardless of earlier ones."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from benchmarks.producer import RATE
 from benchmarks.work import Style
 
 WARM = RATE // 2
-"""So many are not counted: imports, mappers and prepared statements are made with them."""
+"""Number of first messages that are not counted: imports, mappers and prepared statements are made with them."""
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 

@@ -1,9 +1,9 @@
-"""The naive loop: the same reliable work by hand, one message at a time, as a careful person would write it.
+"""The naive loop: the same reliable work by hand, one message at a time, as a careful programmer would write it.
 
-One process, one connection, one cursor, one transaction for each message: claim a row, validate it, inbox, business
-row, onward row, delete, commit. Its own statements go straight to the driver, which prepares them once; the business
-row is written as the handler that it is compared with writes it, by a session on the same connection. Durability is
-that of FlowKit's store, whose engine opens the connection.
+It has one process, one connection, one cursor, and one transaction for each message: claim a row, validate it, write
+the inbox row, the business row and the onward row, delete the claimed row, commit. Its statements go directly to the
+driver, which prepares them once. A session on the same connection writes the business row, as the compared handler
+does. Durability is that of FlowKit's store, whose engine opens the connection.
 """
 
 import gc

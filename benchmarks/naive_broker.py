@@ -1,8 +1,8 @@
 """The naive loop on RabbitMQ + PostgreSQL: the same reliable work by hand, one message at a time.
 
-One process, one connection to each. For each message: validate it; inbox, business row and outbox row in one
-transaction; publish onward, persistent and mandatory, and wait for the confirm; remove the outbox row; acknowledge. The
-queues are quorum queues, and 100 messages are prefetched.
+It has one process with one connection to each. For each message: validate it; write inbox, business row and outbox row
+in one transaction; publish onward, persistent and mandatory, and wait for the confirm; remove the outbox row;
+acknowledge. The queues are quorum queues, and 100 messages are prefetched.
 """
 
 import time

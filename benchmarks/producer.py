@@ -1,4 +1,4 @@
-"""An open-loop producer, a process of its own: one order every 5 ms, whatever becomes of those before."""
+"""An open-loop producer in a separate process: one order every 5 ms, regardless of earlier ones."""
 
 import sys
 import time

@@ -1,8 +1,8 @@
-"""Whether FlowKit has become slower: CPU for each message, beside the naive loop's in the same minute.
+"""Checks whether FlowKit has become slower: CPU for each message, relative to the naive loop's in the same minute.
 
-Machines differ, and are busy with others: the ratio of two CPU times of one run stays, and is compared with the one
-that was committed. The least of some rounds counts: whatever else runs only adds. A busy machine can still tell the two
-apart by a fifth, so what seems to be slower is measured again: what is slower stays so.
+Machines differ, and run other programs. The ratio of two CPU times of one run is stable, and is compared with the
+committed ratio. The least of several rounds counts, because other programs only add time. On a busy machine the ratio
+still varies by a fifth, so a slower result is measured again: a real slowdown remains.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What was measured, as tables on the terminal and as a file."""
+"""Reports of measurements: tables on the terminal, and a file."""
 
 import json
 import os

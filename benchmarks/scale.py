@@ -1,6 +1,6 @@
-"""What FlowKit costs when there is much of something: `make bench-scale`.
+"""The cost of FlowKit at large numbers, such as of flows, messages or workers: `make bench-scale`.
 
-Each part compares runs of one place, in turns: CPU for each message where it can, for the machines are shared.
+Each part compares alternate runs on one machine, by CPU for each message if possible, because machines are shared.
 """
 
 import argparse
@@ -127,7 +127,7 @@ class Runs:
 
 
 def batches(count: int, size: int, note: str = "n" * BODIES["250 B"]) -> Iterator[list[Order]]:
-    """So many orders, so many at once."""
+    """Batches of `size` orders, `count` orders in all."""
     for first in range(0, count, size):
         yield [Order(id=number, note=note) for number in range(first, min(first + size, count))]
 
@@ -235,7 +235,7 @@ def flows(database: Database, plan: Plan) -> dict[str, Any]:
 
 
 def spread(runs: Runs, place: Place, channels: int, served: int, count: int) -> None:
-    """So many messages for each of the flows that are served. The others are those of another app."""
+    """Send `count` messages to each served flow. The other flows belong to another app."""
     app = App("bench")
     for number in range(channels):
         channel = app.channel(f"channel-{number}", int)

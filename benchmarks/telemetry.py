@@ -1,4 +1,4 @@
-"""What telemetry costs: the same work untold, with 1 % of its traces recorded, and with all of them, in turns."""
+"""The cost of telemetry: the same work without it, with 1 % of its traces recorded, and with all, alternately."""
 
 from collections.abc import Sequence
 from statistics import median

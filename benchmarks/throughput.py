@@ -1,4 +1,4 @@
-"""Throughput: the queue is full, and the contenders empty it in turns."""
+"""Throughput: the contenders empty a full queue, alternately."""
 
 from dataclasses import dataclass, field
 from statistics import median
@@ -12,7 +12,7 @@ from benchmarks.worker import FlowKit
 
 @dataclass
 class Speed:
-    """What one contender did in each round."""
+    """The results of one contender in each round."""
 
     count: int
     runs: list[Usage] = field(default_factory=list)

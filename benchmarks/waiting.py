@@ -1,4 +1,4 @@
-"""Handlers that wait for the network: how many messages one worker brings to their end, and whether it beats."""
+"""Handlers that wait for the network: the messages that one worker finishes, and whether its heartbeats continue."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The reliable work that is measured: inbox, one business row and one message onward, in three styles of handler."""
+"""The measured reliable work: inbox, one business row and one message onward, in three styles of handler."""
 
 from typing import Literal, get_args
 

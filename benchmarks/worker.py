@@ -1,4 +1,4 @@
-"""FlowKit's side: one worker with its pool of threads, in this process."""
+"""FlowKit as a contender: one worker with its pool of threads, in this process."""
 
 import gc
 import threading

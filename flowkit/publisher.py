@@ -1,4 +1,4 @@
-"""Accepting messages from outside the flows: validate, commit, answer."""
+"""The publisher: accepts messages from outside the flows. It validates, commits, and answers."""
 
 import os
 import threading
@@ -22,15 +22,15 @@ from flowkit.ports import Copy, Delivery, Store, Tally, Unit
 
 TRIES = 10
 Waiting = tuple[Sequence[Outgoing], "Future[None]"]
-"""Messages of one caller, and what tells it that they are committed."""
+"""Messages of one caller, and the future that reports their commit."""
 handling: ContextVar[str | None] = ContextVar("handling", default=None)
-"""The flow whose handler runs in this thread. It sends through its outbox, never through a publisher."""
+"""The flow whose handler runs in this thread. A handler sends through its outbox, never through a publisher."""
 
 
 class Publisher:
-    """Accepts messages in transactions of its own. Callers that arrive while one commits share the next.
+    """Accepts messages in its own transactions. Callers that arrive during a commit share the next transaction.
 
-    Any thread may call it; every call blocks until its messages are committed.
+    Any thread may call it. Every call blocks until its messages are committed.
     """
 
     def __init__(self, store: Store, context: Context) -> None:
@@ -43,10 +43,10 @@ class Publisher:
         self._process = os.getpid()
 
     def publish(self, messages: Sequence[Outgoing], optional: frozenset[str] = frozenset()) -> None:
-        """Accept these messages, once per id. `optional` names the channels that may have no subscriber.
+        """Accept these messages, once per id. `optional`: channels that may have no subscriber. Blocks.
 
-        Raises Unrouted, Reused, StoreUnavailable (nothing was accepted) or OutcomeUnknown (send again under the same
-        id).
+        Raises Unrouted, Reused or StoreUnavailable if nothing was accepted; OutcomeUnknown if that is unknown: send
+        again with the same ids. Raises FlowKitError inside a handler.
         """
         flow = handling.get()
         if flow is not None:
@@ -54,7 +54,7 @@ class Publisher:
                 f"flow {flow} published from inside its handler: the message would leave even if the handler's "
                 "transaction does not commit; return it, or take a parameter `outbox: Outbox` and send it there"
             )
-        refuse_child(self._process)  # a thread that is not in the child may hold these locks
+        refuse_child(self._process)  # in a forked child, a thread that does not exist there may hold these locks
         mine: Future[None] = Future()
         with self._gate:
             self._waiting.append((messages, mine))
@@ -66,9 +66,8 @@ class Publisher:
         mine.result()
 
     def commit(self, together: Sequence[Waiting], optional: frozenset[str] = frozenset()) -> None:
-        """One transaction for all callers; where it is refused, one for each, so that none pays for another.
-
-        Each learns from its future what `publish` would raise. Blocks.
+        """Commit the messages of all callers in one transaction. If it is refused, commit each caller's in its own, so
+        that no caller fails because of another. Each future gets the error that `publish` raises. Blocks.
         """
         try:
             flows = self._accept([one for messages, _ in together for one in messages], optional)
@@ -83,7 +82,7 @@ class Publisher:
                 self.commit([one], optional)
                 away = one[1].exception()
                 if isinstance(away, StoreUnavailable):
-                    # Not the fault of one of them, or the next would not wait for the same.
+                    # No caller caused this; the others would only wait for the same error.
                     for _, future in together[number + 1 :]:
                         future.set_exception(away)
                     break
@@ -93,7 +92,8 @@ class Publisher:
             self._store.notify(flows)
 
     def _accept(self, messages: Sequence[Outgoing], optional: frozenset[str]) -> set[str]:
-        """One transaction, done again when it collides with another. Returns the flows that got copies."""
+        """Stage and commit the messages in one transaction; after a conflict, try again. Returns the flows that got
+        copies."""
         conflict: StoreConflict | None = None
         for again in range(TRIES):
             try:
@@ -105,7 +105,7 @@ class Publisher:
                 raise
             except StoreUnavailable:
                 if again:
-                    raise  # not just a pooled connection that died while it was idle
+                    raise  # the first time, a pooled connection may have died while it was idle
             except StoreConflict as error:
                 conflict = error
         raise StoreUnavailable(f"{TRIES} transactions in a row collided with others; nothing was accepted: {conflict}")
@@ -114,12 +114,13 @@ class Publisher:
 def stage(
     unit: Unit, messages: Sequence[Outgoing], context: Context, optional: frozenset[str] = frozenset()
 ) -> set[str]:
-    """Stage one copy for each subscribed flow of messages that were not accepted before. Returns those flows.
+    """Stage one copy of each new message for each subscribed flow. Returns those flows.
 
-    An id is accepted once: it is claimed in the inbox under the channel's name, so that a resend after an unknown
-    outcome changes nothing, however late the first one commits. The claim keeps the digest of the body, where there is
-    one. The digest of a request is claimed besides, as instances of the version before do, and look for it: a digest
-    that can be claimed under an id that was accepted before is that of another request. Raises Reused for those.
+    An id is accepted once: it is claimed in the inbox under the channel's name. A resend after an unknown outcome
+    therefore changes nothing, however late the first transaction commits. The claim stores the digest of the body, if
+    there is one. The digest of a request is claimed too, because instances of FlowKit's previous version look for it.
+    If an id is known and the digest of its request is new, the request is another one. Raises Reused for such
+    messages, and Unrouted for a channel without subscribers that is not `optional`. Blocks.
     """
     routes = unit.subscribers({one.message.channel for one in messages})
     for one in messages:
@@ -153,20 +154,20 @@ def stage(
 
 
 def reused(message: Message) -> Reused:
-    """What to say of an id that was accepted before with another body."""
+    """The error for an id that was accepted before with another body."""
     return Reused(
         f"channel {message.channel}: message {message.id} was accepted before with another body; give this one another "
-        "id, or send what was sent before"
+        "id, or send the same body as before"
     )
 
 
 def address(one: Outgoing, routes: Mapping[str, Sequence[str]], context: Context) -> list[Copy]:
-    """One copy of a message for each flow that is subscribed to its channel."""
+    """One copy of a message for each flow subscribed to its channel."""
     return [Copy(context.ids(), one.message, flow, delay=one.delay) for flow in routes.get(one.message.channel, ())]
 
 
 def accepted(copies: Sequence[Copy]) -> dict[str, Tally]:
-    """The ledger entry of newly staged copies, of those for flows."""
+    """The ledger entries of newly staged copies: flow -> tally. Copies for other programs have none."""
     counts: dict[str, int] = {}
     for copy in copies:
         if not copy.exchange:

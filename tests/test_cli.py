@@ -219,8 +219,8 @@ def test_check_warns_of_state_outside_of_the_database(flowkit: Terminal) -> None
     assert flowkit("check", "shop.py") == (
         0,
         f"shop.py:{touched}: warning: flow shop.accept: Path('hanging').touch() writes to the disk of this host alone; "
-        "keep it under a key with `objects: Objects`, or in a table with `db: Session`, or use tempfile for what ends "
-        "with the run\n"
+        "keep it under a key with `objects: Objects`, or in a table with `db: Session`, or use tempfile for files "
+        "that the run deletes\n"
         f"shop.py:{added}: warning: flow shop.note, by remember: SEEN.add(body) writes to the memory of this worker "
         "alone; keep it under a key with `objects: Objects`, or in a table with `db: Session`\n"
         "app shop: 3 flows, 3 channels: 2 warnings\n",

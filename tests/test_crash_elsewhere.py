@@ -66,7 +66,7 @@ def test_what_a_flow_does_elsewhere_is_refused_before_it_is_done(folder: Path, d
     effect, named = deeds[deed]
     with pytest.raises(Unwatched, match=r"name observe=") as refused:
         prove(effect)
-    assert f"and did not: {named} (at test_crash_elsewhere.py:" in str(refused.value)
+    assert f"an effect that is not compared: {named} (at test_crash_elsewhere.py:" in str(refused.value)
     assert (real.read_text(), (folder / "log").read_text()) == ("before\n", "before\n")
 
 

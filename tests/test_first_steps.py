@@ -147,7 +147,7 @@ def test_sla_init_writes_an_agreement_that_can_be_planned(tmp_path: Path) -> Non
     for key in (key for part in parts for key in part.model_fields if key not in ("normal", "minimum", "node")):
         assert re.search(rf"^#? ?(\[{key}\.\w+\]|{key} = .*#)", text, re.MULTILINE), f"{key} is not explained"
     again = flowkit(tmp_path, "sla", "init")
-    assert (again.returncode, "sla.toml is there already" in again.stderr) == (2, True)
+    assert (again.returncode, "sla.toml exists already" in again.stderr) == (2, True)
     assert (tmp_path / "sla.toml").read_text() == text
 
 

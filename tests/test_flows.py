@@ -432,7 +432,7 @@ def test_flows_that_feed_themselves_are_noticed(monkeypatch: pytest.MonkeyPatch)
     app.flow(orders, to=orders, name="loop")(lambda order: order)
     with Harness(app) as harness:
         harness.publish(orders, Order(name="1"))
-        with pytest.raises(RuntimeError, match="feed themselves"):
+        with pytest.raises(RuntimeError, match="send to themselves"):
             harness.until_quiet()
 
 

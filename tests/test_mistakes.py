@@ -137,7 +137,7 @@ def test_an_app_that_raises_at_its_import_is_told_of_with_the_place(tmp_path: Pa
         "  mistaken.py, line 3, in <module>: from broken_prices import rate\n"
         "  broken_prices.py, line 5, in <module>: RATE = rate()\n"
         "  broken_prices.py, line 2, in rate: return 1 / 0\n"
-        "mend it, and ask again"
+        "fix it, and try again"
     )
     sys.modules.pop("broken_prices", None)
     (tmp_path / "broken_prices.py").write_text("def rate(:\n    pass\n")
@@ -168,7 +168,7 @@ def test_a_reload_of_an_app_with_a_mistake_is_told_once_and_the_old_one_goes_on(
         before = store.fleet.members()
         (tmp_path / "reloaded.py").write_text(f"{source}\n\nraise KeyError('PRICE_LIST')\n")
         run.send_signal(signal.SIGHUP)
-        until(lambda: "so no more are replaced: the old ones go on" in log.read_text())
+        until(lambda: "so no more are replaced: the old ones continue" in log.read_text())
         app = App("shop")
         app.channel("orders")
         app.connect(connect(Settings(database_url=sqlite_url)))
@@ -181,7 +181,7 @@ def test_a_reload_of_an_app_with_a_mistake_is_told_once_and_the_old_one_goes_on(
         assert "in <module>: raise KeyError('PRICE_LIST')" in said
         (tmp_path / "reloaded.py").write_text(APP)  # whose table has a column more
         run.send_signal(signal.SIGHUP)
-        until(lambda: log.read_text().count("so no more are replaced: the old ones go on") == 2)
+        until(lambda: log.read_text().count("so no more are replaced: the old ones continue") == 2)
         assert store.fleet.members() == before
         said = log.read_text()
         assert said.count("columns that are not in the database of FLOWKIT_DATABASE_URL: orders.Total") == 1

@@ -92,5 +92,5 @@ def test_a_look_that_fails_is_told_and_the_next_one_finds_the_reply(caplog: pyte
 
     assert asyncio.run(wait()) == b"yes"
     (record,) = [one for one in caplog.records if one.name == "flowkit.http"]
-    assert "replies could not be looked for" in record.message
+    assert "replies could not be read" in record.message
     assert record.exc_info is not None and "a mistake" in str(record.exc_info[1])

@@ -645,7 +645,7 @@ def test_a_flow_that_receives_from_elsewhere_needs_another_name(sqlite_url: str,
         (("shift", "25", "--app", "back"), "no app back has versions"),
         (("start", "v1", "--auto", "--steps", "50,25"), "rising percents"),
         (("start", "v2", "--steps", "50"), "add --auto"),
-        (("promote", ""), "which version? '(none)' is the one"),
+        (("promote", ""), "the version is empty; write '(none)'"),
     ],
 )
 def test_what_is_asked_wrongly_is_told(sqlite_url: str, words: tuple[str, ...], said: str) -> None:

@@ -249,7 +249,7 @@ def test_a_retry_of_what_was_refused_says_what_becomes_of_it(
     monkeypatch.setenv("FLOWKIT_DATABASE_URL", database_url)
     letter = refuse(store)
     for chosen in ([letter], []):
-        with pytest.raises(ConfigError, match=r"1 of them was refused.*applied again.*write --yes if that is meant"):
+        with pytest.raises(ConfigError, match=r"1 of them was refused.*applied again.*write --yes to do it"):
             dead.settle("retry", chosen, None, None, not chosen, False)
     assert store.dead_letters.select() == [letter]
     dead.settle("retry", [letter], None, None, False, True)

@@ -142,7 +142,7 @@ def test_a_start_tells_of_it(renamed: str, caplog: pytest.LogCaptureFixture) -> 
 
 def test_a_flow_is_renamed_with_all_it_has(renamed: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(move, capsys, OLD, NEW) == (
-        f"{OLD} is {NEW} now: 2 message(s) and 1 dead letter(s) moved; 1 of which it has a copy of its own, discarded\n"
+        f"{OLD} is {NEW} now: 2 message(s) and 1 dead letter(s) moved; 1 of which it has its own copy, discarded\n"
     )
     with Harness(version("book"), renamed) as harness:
         harness.advance("2h")
@@ -188,7 +188,7 @@ def test_a_flow_is_removed_and_what_waits_is_counted(renamed: str, capsys: pytes
 def test_what_workers_have_is_not_taken_from_them(url: str) -> None:
     with Harness(version("accept"), url) as harness:
         harness.publish("orders", Order(name="a"))
-        with pytest.raises(ConfigError, match=r"flow shop\.accept is one that the running workers of app shop have"):
+        with pytest.raises(ConfigError, match=r"flow shop\.accept is in use by the running workers of app shop"):
             remove(OLD, True)
         with pytest.raises(ConfigError, match="workers of app shop run, and may have messages of flow"):
             move(OLD, NEW)

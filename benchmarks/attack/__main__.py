@@ -1,6 +1,6 @@
-"""Attack a worker as strangers would, on private servers and loopback only, and see what holds: `make attack`.
+"""Attack a worker as outsiders would, on private servers and loopback only: `make attack`.
 
-Prints a table, and ends with status 1 where something did not hold. Rates are compared within one run only.
+It prints a table of the attacks, and exits with status 1 if one succeeds. Rates are comparable within one run only.
 """
 
 import argparse

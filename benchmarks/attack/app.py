@@ -1,4 +1,4 @@
-"""The app that is attacked."""
+"""The app under attack."""
 
 from pydantic import BaseModel
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column

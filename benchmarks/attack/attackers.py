@@ -1,4 +1,4 @@
-"""Attackers of an HTTP port, in a process of their own whose CPU is bounded: python -m benchmarks.attack.attackers."""
+"""Attackers of an HTTP port, in a separate process with bounded CPU: python -m benchmarks.attack.attackers."""
 
 import argparse
 import math

@@ -1,4 +1,4 @@
-"""A secret in bodies, parameters of SQL, headers, paths and the URL of the database: is it in any output?"""
+"""Searches all output for a secret that is in bodies, SQL parameters, headers, paths and the database URL."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One request at a time."""
+"""An HTTP client that sends one request at a time."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""Slow, large, many and half requests, at a worker directly and through the balancers that FlowKit configures."""
+"""Slow, large, many and incomplete requests, to a worker directly and through the load balancers of `flowkit lb`."""
 
 import http.client
 import statistics

@@ -1,4 +1,4 @@
-"""Idempotency keys of others: across routes, principals and instances."""
+"""Attacks with other clients' idempotency keys, across routes, principals and instances."""
 
 import tempfile
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Programs that publish to the broker, by three client libraries that know nothing of each other."""
+"""Programs that publish to the broker by three independent client libraries."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,1 @@
-"""FlowKit beside its peers: contenders in processes of their own, which do exactly the same work."""
+"""FlowKit beside its peers: contenders in separate processes, which do exactly the same work."""

@@ -1,4 +1,4 @@
-"""FlowKit beside its peers, in turns: `make bench-peers`."""
+"""FlowKit and its peers, measured alternately: `make bench-peers`."""
 
 import argparse
 import json
@@ -74,7 +74,7 @@ def write(path: Path, results: dict[str, Any]) -> None:
 
 
 def play(database: Database, entries: list[Entry], rounds: int, share: float) -> dict[Entry, list[Run]]:
-    """So many rounds, in each of which every entry has its turn: machines drift."""
+    """Run rounds, in each of which every entry runs once, because machines drift."""
     runs: dict[Entry, list[Run]] = defaultdict(list)
     for number in range(rounds):
         for entry in entries:
@@ -85,7 +85,7 @@ def play(database: Database, entries: list[Entry], rounds: int, share: float) ->
 
 
 def played(entry: Entry, database: Database, run: Callable[[Stage], T]) -> T:
-    """What came of a run. Who failed plays once more."""
+    """The result of a run. A failed contender runs once more."""
     try:
         with stage(entry, database) as one:
             return run(one)

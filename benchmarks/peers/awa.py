@@ -1,4 +1,4 @@
-"""Awa: a queue in PostgreSQL whose core is written in Rust; its handlers are coroutines."""
+"""Awa: a queue in PostgreSQL with a core in Rust. Its handlers are coroutines."""
 
 import asyncio
 import signal

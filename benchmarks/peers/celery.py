@@ -1,4 +1,4 @@
-"""Celery: a pool of threads or of processes, late acknowledgement for the reliable work."""
+"""Celery: a pool of threads or of processes, with late acknowledgement for the reliable work."""
 
 from collections.abc import Iterator
 from functools import cache

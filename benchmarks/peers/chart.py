@@ -1,4 +1,4 @@
-"""What `make bench-peers` measured, as a picture for the README: docs/performance.png and .svg."""
+"""Draws the results of `make bench-peers` for the README: docs/performance.png and .svg."""
 
 import json
 from pathlib import Path

@@ -1,7 +1,7 @@
 """DBOS: each message is a durable workflow that a queue in PostgreSQL starts.
 
-Its records of a workflow and of its steps are the inbox and the outbox: a workflow that runs again does not send again
-what it sent.
+Its records of a workflow and of its steps are the inbox and the outbox: a repeated workflow does not send its messages
+again.
 """
 
 import signal

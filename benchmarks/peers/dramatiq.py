@@ -1,4 +1,4 @@
-"""Dramatiq: one process of several threads. It acknowledges when an actor is done."""
+"""Dramatiq: one process with several threads. It acknowledges when an actor has finished."""
 
 import os
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ dramatiq.set_broker(broker)
 
 @dramatiq.actor(queue_name=AFTER)
 def after(body: str) -> None:
-    """What it gets stays in its queue."""
+    """Its messages stay in its queue."""
 
 
 @dramatiq.actor(queue_name=QUEUE)

@@ -1,4 +1,4 @@
-"""Who takes part in which contest, and set to what."""
+"""The contenders of each contest, and their settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

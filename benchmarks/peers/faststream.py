@@ -1,4 +1,4 @@
-"""FastStream on uvloop: as many handlers at once as messages are prefetched. It acknowledges when one is done."""
+"""FastStream on uvloop: it runs as many handlers at once as it prefetches messages, and acknowledges after each."""
 
 import time
 from collections.abc import Iterator

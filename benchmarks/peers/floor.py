@@ -1,9 +1,9 @@
 """The floor on RabbitMQ + PostgreSQL: the reliable work by hand in batches of 100, on quorum queues.
 
-Bare pika and psycopg, which know nothing but this work: no retries, no dead letters, no foreign messages, no second
-queue. What was received is validated; inbox, business rows and outbox are one statement for a batch, in one
-transaction; the batch is published, and while its confirms come the next one is worked on; then it is acknowledged at
-once. Its outbox rows are removed with the next batch, or when no more comes.
+It uses bare pika and psycopg, for this work only: no retries, no dead letters, no foreign messages, no second queue.
+For each batch it validates the messages; writes inbox, business rows and outbox by one statement in one transaction;
+publishes; processes the next batch while the confirms arrive; and acknowledges all at once. It removes the outbox rows
+with the next batch, or when no more messages arrive.
 """
 
 import signal

@@ -1,4 +1,4 @@
-"""The floor of a queue in PostgreSQL: 100 rows are claimed, worked on and passed on in one transaction."""
+"""The floor of a queue in PostgreSQL: it claims, processes and passes on 100 rows in one transaction."""
 
 import signal
 import threading

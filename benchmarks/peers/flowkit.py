@@ -1,4 +1,4 @@
-"""FlowKit: one worker, as it comes."""
+"""FlowKit: one worker with default settings."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""Huey: a queue in a file of SQLite, and threads that work."""
+"""Huey: a queue in an SQLite file, and worker threads."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""What a contender's process plays: it fills its queue, works, or checks what the work came to.
+"""The part of a contender's process: it fills the queue, works, or checks the results.
 
-A contender is a module that hands its functions to `play` and is run by the contest with a brief in its environment.
+A contender is a module that passes its functions to `play`. The contest runs it with a brief in its environment.
 """
 
 import os
@@ -39,7 +39,7 @@ SENT = "DELETE FROM peer_outbox WHERE id = ?"
 
 
 class Brief(BaseModel):
-    """What a contender's process is told."""
+    """The orders to a contender's process."""
 
     database: str
     broker: str

@@ -1,7 +1,7 @@
-"""Procrastinate: a queue in PostgreSQL. Its worker runs so many coroutines at once, and threads for plain functions.
+"""Procrastinate: a queue in PostgreSQL. Its worker runs coroutines at once, and plain functions on threads.
 
-It has as many threads and connections as it runs jobs at once: by default the threads are six on two cores, and the
-connections four.
+It gets as many threads and connections as concurrent jobs: its defaults on two cores are six threads and four
+connections.
 """
 
 import asyncio

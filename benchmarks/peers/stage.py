@@ -1,4 +1,4 @@
-"""Where contenders play: fresh servers' places for each, their processes, and what these used."""
+"""The stage of the contenders: a new database and queues for each, their processes, and the CPU that these used."""
 
 import os
 import signal

@@ -1,7 +1,7 @@
-"""The demo: 27,004 flights through the flows, a worker killed at work, and the results compared with a plain loop.
+"""The demo: 27,004 flights pass the flows, a busy worker is killed, and the results are compared with a plain loop.
 
-Runs on a SQLite database in a temporary folder, or on the empty database that FLOWKIT_DATABASE_URL names, with the
-broker that FLOWKIT_BROKER_URL names, if any.
+It runs on an SQLite database in a temporary folder, or on the empty database that FLOWKIT_DATABASE_URL names. If
+FLOWKIT_BROKER_URL is set, it uses that broker.
 """
 
 import json
@@ -49,11 +49,11 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
 class DemoError(Exception):
-    """The demo cannot go on; says why."""
+    """The demo cannot continue; the text says why."""
 
 
 class Killed(NamedTuple):
-    """A worker that was killed, and the messages that it held: (flow, source, id) each."""
+    """A killed worker and its leased messages: (flow, source, id) each."""
 
     pid: int
     held: set[tuple[str, str, str]]
@@ -63,9 +63,9 @@ class Killed(NamedTuple):
 
 
 def connect() -> Engine:
-    """Make the tables, where FlowKit does not do so itself, and an engine to look into the database from outside.
+    """Create the tables if FlowKit does not, and return an engine that reads the database from outside.
 
-    Raises DemoError when the database cannot be used, or has seen this example before.
+    Raises DemoError if the database cannot be used, or has data of an earlier run.
     """
     if os.environ[URL].startswith("sqlite"):
         engine = create_engine(os.environ[URL], module=sqlite_driver(), connect_args={"timeout": 30})
@@ -81,7 +81,7 @@ def connect() -> Engine:
 
 
 class Numbers(NamedTuple):
-    """Addressed copies of messages, of all flows of the example together."""
+    """Numbers of copies, of all flows of the example together."""
 
     accepted: int
     applied: int
@@ -94,7 +94,7 @@ def progress(engine: Engine) -> Numbers:
 
 
 def stored(engine: Engine) -> direct.Results:
-    """What the flows have written."""
+    """The results that the flows have written."""
     results = direct.Results()
     with Session(engine) as db:
         for flown in db.scalars(select(flows.FlownDay)):
@@ -121,7 +121,7 @@ def publish(bar: Progress) -> int:
 
 @contextmanager
 def workers(log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Two workers and their supervisor, that end when there is nothing more to do."""
+    """An instance with two workers, which ends when its flows are idle."""
     command = [*FLOWKIT, "run", str(Path(flows.__file__)), "--workers", "2", "--until-idle"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -133,7 +133,7 @@ def workers(log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def run(engine: Engine, bar: Progress, total: int, log: Path) -> Killed:
-    """Work until everything is applied. Kills a worker on the way."""
+    """Work until every message is applied, and kill a worker on the way. Raises DemoError."""
     killed: Killed | None = None
     task = bar.add_task("applied", total=total)
     end = time.monotonic() + MOST_SECONDS
@@ -157,9 +157,9 @@ def run(engine: Engine, bar: Progress, total: int, log: Path) -> Killed:
 
 
 def kill(engine: Engine) -> Killed | None:
-    """Kill the worker that holds the most messages. None when none holds any.
+    """Kill the worker with the most leased messages. Returns None if there are none.
 
-    It is stopped first, so that what it holds can be read and is what it held when it died.
+    The worker is stopped first, so that its leases do not change between reading them and its death.
     """
     with engine.connect() as connection:
         holder = connection.execute(HOLDER, {"host": socket.gethostname()}).first()
@@ -177,7 +177,7 @@ def kill(engine: Engine) -> Killed | None:
 
 
 def redelivered(engine: Engine, killed: Killed) -> int:
-    """How many of the messages that a dead worker held are applied: each was then delivered once more, to another."""
+    """Count the messages of the killed worker that are applied: each was delivered again, to another worker."""
     ids = {"ids": sorted({id for _, _, id in killed.held})}
     with engine.connect() as connection:
         waiting = {(flow, source, id) for flow, source, id in connection.execute(WAITING, ids)}
@@ -208,7 +208,7 @@ def carrier_table(results: direct.Results) -> Table:
 
 
 def audit() -> dict[str, Any]:
-    """The ledger, as `flowkit audit` reads it. Raises DemoError when it cannot."""
+    """The ledger, as `flowkit audit` prints it. Raises DemoError if the command fails."""
     done = subprocess.run([*FLOWKIT, "audit", "--json"], capture_output=True, text=True, check=False)
     try:
         ledger: dict[str, Any] = json.loads(done.stdout)
@@ -224,7 +224,7 @@ def ledger_line(ledger: dict[str, Any]) -> str:
 
 
 def demo(folder: Path) -> bool:
-    """Run it. Whether everything came out as it should."""
+    """Run the demo. Returns whether all results are as expected."""
     engine = connect()
     wanted = direct.compute(data.rows())
     console.print(f"database: {make_url(os.environ[URL]).render_as_string(hide_password=True)}")
@@ -233,7 +233,7 @@ def demo(folder: Path) -> bool:
     columns = TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as bar:
         published = publish(bar)
-        # validate and split see every row, statistics or cancellations one each, alert the late ones
+        # validate and split get every row, either statistics or cancellations does, alert gets the late flights
         started = time.monotonic()
         killed = run(engine, bar, 3 * published + len(wanted.alerts), folder / "workers.log")
         seconds = time.monotonic() - started

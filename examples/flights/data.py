@@ -9,7 +9,7 @@ FOLDER = Path(__file__).parent
 
 
 def rows() -> Iterator[dict[str, str]]:
-    """Every row of the flights table, each value as the text it is in the file."""
+    """Every row of the flights table, as column -> text of the file."""
     with gzip.open(FOLDER / "flights-2013-01.csv.gz", "rt", encoding="utf-8", newline="") as file:
         yield from csv.DictReader(file)
 

@@ -1,4 +1,4 @@
-"""The same results computed directly, in a loop over the rows: what the flows must arrive at."""
+"""The expected results of the flows, computed directly in a loop over the rows."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ class Late(NamedTuple):
 
 @dataclass
 class Day:
-    """What one carrier did on one day. Delays are in minutes; `delay` is of all its flights together."""
+    """The flights of one carrier on one day. Delays are in minutes; `delay` is the sum over its flights."""
 
     flown: int = 0
     cancelled: int = 0
@@ -29,7 +29,7 @@ class Day:
 
 @dataclass
 class Results:
-    """What becomes of the flights table."""
+    """The results of the flights table: days by carrier and date, and alerts."""
 
     days: dict[tuple[str, date], Day] = field(default_factory=dict)
     alerts: list[Late] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The flows: rows are validated, split by whether the flight left, and counted; long delays raise an alert.
+"""The flows: they validate rows, split flown from cancelled flights, count them, and raise alerts for long delays.
 
 flights.read → validate → flights.valid → split ┬→ flights.flown → statistics → flights.alerts → alert
                                                 └→ flights.cancelled → cancellations
@@ -18,7 +18,7 @@ Known = Annotated[int | None, BeforeValidator(lambda value: None if value == "NA
 
 
 class Row(BaseModel):
-    """A row as it was read: numbers are text, what is not known is NA. Columns that no flow needs are ignored."""
+    """A row of the file: numbers are text, and unknown values are NA. Columns that no flow needs are ignored."""
 
     year: int
     month: int
@@ -87,7 +87,7 @@ alerts = app.channel("flights.alerts", Flown)
 
 @app.flow(read, to=valid)
 def validate(row: Row) -> Flight:
-    """What is no Row is a dead letter before this runs; what has the form of one but cannot be, is rejected here."""
+    """Reject rows with impossible values. A malformed row becomes a dead letter before this runs."""
     if (row.dep_time is None) != (row.dep_delay is None):
         raise Reject("a departure has both a time and a delay, or neither")
     try:
@@ -108,7 +108,7 @@ def split(flight: Flight) -> Routed[Flown] | Routed[Flight]:
 
 @app.flow(flown, to=alerts)
 def statistics(flight: Flown, db: Session) -> Flown | None:
-    """Counts, alert and the record that this message is done are one transaction: no crash makes it count twice."""
+    """Count a flight. Counts, alert and the claim of this message are one transaction, so no crash counts it twice."""
     db.execute(COUNT_FLOWN, {"carrier": flight.carrier, "day": flight.day, "delay": flight.delay})
     return flight if flight.delay > ALERT_MINUTES else None
 

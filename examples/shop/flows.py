@@ -1,4 +1,4 @@
-"""The flows: an order is taken in, takes its goods from stock, is invoiced, and its invoice is mailed.
+"""The flows: they accept an order, reserve its goods in stock, invoice it, and mail the invoice.
 
 orders.received → accept → orders.accepted → reserve → stock.reserved → invoice → invoices.issued → mail
 stock.delivered → restock
@@ -33,7 +33,7 @@ class Invoice(BaseModel):
 class Delivery(BaseModel):
     item: str
     quantity: PositiveInt
-    cents: PositiveInt  # what one piece is sold for
+    cents: PositiveInt  # price of one piece
 
 
 class Base(DeclarativeBase): ...
@@ -69,14 +69,14 @@ class MailFile:
         self._refused: set[str] = set()
 
     def send(self, key: str, mail: EmailMessage) -> None:
-        """Send a mail once, however often this is called with its key."""
+        """Send a mail. Further calls with the same key send it no second time."""
         if self._flaky and key not in self._refused:
             self._refused.add(key)
             raise ConnectionError("the mail server hung up")
         path = self._folder / f"{quote(key, safe='')}.eml"
         unfinished = path.with_suffix(f".{os.getpid()}")
         unfinished.write_bytes(mail.as_bytes())
-        unfinished.replace(path)  # the whole mail or none, and the same mail when it is done again
+        unfinished.replace(path)  # atomic, and the same mail when it is repeated
 
 
 app = App("shop", metadata=Base.metadata)
@@ -91,16 +91,16 @@ delivered = app.channel("stock.delivered", Delivery)
 
 @app.flow(received, to=accepted)
 def accept(order: Order, db: Session) -> Routed[Order]:
-    """The row and the message that goes on are one transaction. The key names the row that the next flow updates:
-    batches sort by it, so that two workers do not deadlock."""
+    """The row and the next message are one transaction. The key names the row that the next flow updates: batches sort
+    by it, so that two workers do not deadlock."""
     db.add(OrderRow(id=order.id, item=order.item, quantity=order.quantity))
     return accepted(order, key=order.item)
 
 
 @app.flow(accepted, to=reserved)
 def reserve(order: Order, db: Session) -> Invoice:
-    """One statement looks and takes, so that nobody takes the last piece in between. Waiting does not fill a shelf,
-    so no retries: the order is a dead letter until somebody restocks and sends it again."""
+    """One statement checks and takes the goods, so that no other order takes the last piece in between. Retries would
+    not fill the stock: the order is a dead letter until an operator restocks and retries it."""
     cents = db.scalar(
         update(StockRow)
         .where(StockRow.item == order.item, StockRow.quantity >= order.quantity)
@@ -120,8 +120,8 @@ def invoice(invoice: Invoice, db: Session) -> Invoice:
 
 @app.flow(issued, retry=RetryPolicy(first="200ms"))
 def mail(invoice: Invoice, message: Message, server: MailFile) -> None:
-    """No transaction covers a mail: after a crash it is sent again. The message keeps its id in every attempt, so the
-    server can tell that it has this mail already."""
+    """No transaction covers a mail: after a crash it is sent again. The message keeps its id in every attempt, by which
+    the server recognises a mail that it has already."""
     letter = EmailMessage()
     letter["To"] = invoice.email
     letter["Subject"] = f"Your order {invoice.order}"

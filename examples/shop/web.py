@@ -1,4 +1,4 @@
-"""A web application beside the flows: it stores a request and publishes its order in one transaction of its own."""
+"""A web application beside the flows: it stores a request and publishes its order in one transaction."""
 
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,7 +24,7 @@ def open_engine() -> Engine:
     """The application's own engine, on the database of FlowKit."""
     url = make_url(Settings.read().database_url)
     if url.get_backend_name() == "sqlite":
-        return create_engine(url, module=sqlite_driver())  # two SQLite libraries would undo each other's locks
+        return create_engine(url, module=sqlite_driver())  # a second SQLite library would break the first one's locks
     return create_engine(url.set(drivername="postgresql+psycopg"))
 
 
@@ -38,11 +38,11 @@ def take(engine: Engine, order: Order) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves on localhost; port 0 takes a free one."""
+    """Serves on localhost. Port 0 stands for a free port."""
 
     def __init__(self, port: int) -> None:
         self.engine = open_engine()
-        app.services()  # connects now, so that a wrong setting is told at start
+        app.services()  # connects now, so that a wrong setting is reported at the start
         super().__init__(("localhost", port), Handler)
 
     def server_close(self) -> None:

@@ -1,4 +1,4 @@
-"""The source of a function, beside the objects that its names hold once the app is imported. Nothing of it runs."""
+"""The source of a function, with the objects that its names hold once the app is imported. Nothing of it is run."""
 
 import ast
 import builtins
@@ -15,16 +15,16 @@ from typing import Any
 
 MEANT = re.compile(r"#\s*flowkit:\s*stateless\b")
 UNKNOWN = object()
-"""What a name holds that gets its value in the run."""
+"""The value of names that are bound only while the function runs."""
 CONTAINERS = (MutableMapping, MutableSequence, MutableSet)
 FUNCTIONS = (FunctionType, MethodType, type(functools.cache(lambda: None)))
 
 
 class Source:
-    """The body of a function, and what its names hold for longer than a run: globals, the names of an enclosing
-    function, the object of a method, defaults that can be changed.
+    """The body of a function, and the objects of its names that outlive a run: globals, names of an enclosing function,
+    the object of a method, mutable defaults.
 
-    A name that the function binds anywhere, or a function in it does, is its own: rather too few last than too many.
+    A name that the function or a nested function binds anywhere counts as local: warnings are missed rather than wrong.
     """
 
     def __init__(self, function: FunctionType, owner: object = UNKNOWN) -> None:
@@ -41,7 +41,7 @@ class Source:
         around = vars(builtins) | function.__globals__
         self._lasting = {name: value for name, value in around.items() if name not in own}
         for name, cell in free.items():
-            with contextlib.suppress(ValueError):  # nothing is in it yet
+            with contextlib.suppress(ValueError):  # the cell is still empty
                 self._lasting[name] = cell.cell_contents
         stored = {one.id for one in inside if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
         for parameter in inspect.signature(function, follow_wrapped=False).parameters.values():
@@ -50,20 +50,20 @@ class Source:
         if owner is not UNKNOWN and code.co_argcount:
             self._lasting[code.co_varnames[0]] = owner
         self.origins: dict[str, list[ast.expr]] = defaultdict(list)
-        """What the function's own names are made of."""
+        """Local name -> the expressions that it is bound to."""
         for one in inside:
             for name, origin in _bindings(one):
                 self.origins[name].append(origin)
 
     def nodes(self) -> Iterator[ast.AST]:
-        """All of the body but the lines that say they are meant. Nothing where the source is not there."""
+        """All nodes of the body, without lines marked `# flowkit: stateless`. None if the source cannot be read."""
         for statement in self._statements:
             for node in ast.walk(statement):
                 if self._meant.isdisjoint(_lines(node)):
                     yield node
 
     def value(self, node: ast.AST) -> Any:
-        """The object that an expression stands for, as far as it is there before the run."""
+        """The object that an expression stands for, if it exists before the run; else UNKNOWN."""
         match node:
             case ast.Name(id=name):
                 return self._lasting.get(name, UNKNOWN)
@@ -74,7 +74,7 @@ class Source:
         return UNKNOWN
 
     def made_of(self, node: ast.AST) -> Iterator[ast.AST]:
-        """The parts of an expression, and of what its names were made of."""
+        """The nodes of an expression, and of the expressions that its local names are bound to."""
         todo, seen = [node], set()
         while todo:
             for one in ast.walk(todo.pop()):
@@ -85,12 +85,12 @@ class Source:
 
 
 def is_a(value: object, *kinds: type) -> bool:
-    """`isinstance` by the true type: proxies that stand for another object are not asked, for they may answer badly."""
+    """`isinstance` by the real type. Proxies are not asked for `__class__`, because their code may fail."""
     return issubclass(type(value), kinds)
 
 
 def layers(function: object) -> list[Any]:
-    """A function and those that it decorates, from the outside in."""
+    """A function and the functions that it wraps, from the outside in."""
     found: list[object] = []
     while function is not None and not any(function is one for one in found):
         found.append(function)
@@ -99,14 +99,14 @@ def layers(function: object) -> list[Any]:
 
 
 def parameters(function: object) -> list[str]:
-    """The names of a function's parameters that a call fills by position, as far as they are known."""
+    """The names of a function's positional parameters, without a bound `self`; empty if they are unknown."""
     inner = layers(function)[-1]
     code = getattr(inner, "__code__", None)
     return list(code.co_varnames[is_a(inner, MethodType) : code.co_argcount]) if code else []
 
 
 def _definition(code: CodeType) -> tuple[ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None, frozenset[int]]:
-    """Where the function is defined, and which lines of its file are meant."""
+    """The definition of a function, and the lines of its file that are marked stateless."""
     try:
         tree, meant = _parsed("".join(inspect.findsource(code)[0]))
     except (OSError, SyntaxError, ValueError):
@@ -123,8 +123,9 @@ def _definition(code: CodeType) -> tuple[ast.FunctionDef | ast.AsyncFunctionDef 
 
 @functools.cache
 def _parsed(text: str) -> tuple[ast.Module, frozenset[int]]:
-    """A file, and its lines that are meant: those with the comment, and all of a simple statement that has one."""
-    with warnings.catch_warnings(action="ignore"):  # the import has said them
+    """A parsed file, and its lines that are marked stateless: each line with the comment, and all lines of a simple
+    statement that contains it."""
+    with warnings.catch_warnings(action="ignore"):  # the import has shown them
         tree = ast.parse(text)
     meant = {number for number, line in enumerate(text.splitlines(), 1) if MEANT.search(line)}
     for node in ast.walk(tree) if meant else ():
@@ -162,7 +163,7 @@ def _bindings(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 
 def _attribute(holder: object, name: str) -> Any:
-    """What a plain look finds: no property is run, and no module loaded."""
+    """The attribute as it is stored: no property is run, and no module is loaded. UNKNOWN if it is computed."""
     if holder is UNKNOWN or is_a(holder, threading.local):
         return UNKNOWN
     if is_a(holder, ModuleType):
@@ -174,7 +175,7 @@ def _attribute(holder: object, name: str) -> Any:
 
 
 def _item(holder: Any) -> Any:
-    """An item of a plain container: one as it would be made, or one that is there."""
+    """Any item of a plain container: a new one of a defaultdict, or the first one; else UNKNOWN."""
     if type(holder) not in (list, dict, defaultdict):
         return UNKNOWN
     if isinstance(holder, defaultdict) and holder.default_factory in (list, dict, set):

@@ -1,9 +1,9 @@
-"""State that handlers keep outside of the database: in the memory of a worker, or in files of its host.
+"""Warnings about state that handlers keep outside of the database: in a worker's memory, or in files of its host.
 
-Names are taken for the objects that they hold: `SEEN.add(id)` is told where SEEN is a set, and `METRIC.add(1)` is not.
-Doubtful state is not told: state that is reached by another name, or through what `app.provide` made, which is a
-resource of the worker. A `functools.cache` is a memo, which any worker makes anew; `threading.local` and `ContextVar`
-carry what surrounds a call, not its results.
+Names stand for the objects that they hold: `SEEN.add(id)` is reported if SEEN is a set; `METRIC.add(1)` is not.
+Doubtful state is not reported: state behind another name, or in resources that `app.provide` makes for a worker.
+`functools.cache` is not reported, because every worker can compute it again; neither are `threading.local` and
+`ContextVar`, because they carry the context of a call.
 """
 
 import ast
@@ -24,16 +24,16 @@ from flowkit.analysis.source import CONTAINERS, FUNCTIONS, UNKNOWN, Source, is_a
 from flowkit.flow import Flow
 
 DEPTH = 5
-"""Calls that are followed, one inside the other."""
+"""Depth to which nested calls are followed."""
 CHANGES = (
     *("add", "append", "appendleft", "clear", "difference_update", "discard", "extend", "extendleft", "insert"),
     *("intersection_update", "move_to_end", "pop", "popitem", "popleft", "remove", "reverse", "rotate", "setdefault"),
     *("sort", "subtract", "symmetric_difference_update", "update"),
 )
-"""Methods of containers."""
+"""Methods that change a container."""
 OPENS = (open, codecs.open)
 FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
-"""With any of these `os.open` writes."""
+"""With any of these flags, `os.open` writes."""
 WRITES = (
     *(os.mkdir, os.makedirs, os.remove, os.removedirs, os.rmdir, os.truncate, os.unlink),
     *(shutil.make_archive, shutil.rmtree),
@@ -42,25 +42,25 @@ MOVES = (
     *(os.link, os.rename, os.renames, os.replace, os.symlink),
     *(shutil.copy, shutil.copy2, shutil.copyfile, shutil.copytree, shutil.move, shutil.unpack_archive),
 )
-"""They write where their second argument says."""
+"""Functions that write to the path in their second argument."""
 PATH_WRITES = ("hardlink_to", "mkdir", "rmdir", "symlink_to", "touch", "unlink", "write_bytes", "write_text")
 PATH_MOVES = ("rename", "replace")
 PATHS = (
     *("absolute", "cwd", "expanduser", "glob", "home", "iterdir", "joinpath", "resolve", "rglob"),
     *("with_name", "with_stem", "with_suffix"),
 )
-"""Methods of a path that give paths."""
+"""Methods of a path that return paths."""
 NO_DATABASE_FILE = re.compile(r"|.*(:memory:|mode=memory|mode=ro\b).*")
 
 
 class Trap(NamedTuple):
-    """A line that keeps something where other workers do not find it, nor this one after a crash."""
+    """A line that keeps state where other workers do not find it, nor this worker after a crash."""
 
     file: str
     line: int
     flow: str
     calls: tuple[str, ...]
-    """The functions by which the handler comes there."""
+    """The calls from the handler to the function with this line."""
     what: str
     instead: str
 
@@ -72,9 +72,8 @@ class Trap(NamedTuple):
 
 
 def traps(flow: Flow) -> list[Trap]:
-    """What a handler keeps outside of the database, itself or by a function of its package or folder that it calls.
-
-    Nothing is said of functions whose source is not there.
+    """The lines by which a handler, or a function that it calls in its package or folder, keeps state outside of the
+    database. Functions without readable source have none. Blocks to read the source.
     """
     database = "work: UnitOfWork" if flow.concurrent else "db: Session"
     kept = f"keep it under a key with `objects: Objects`, or in a table with `{database}`"
@@ -95,7 +94,7 @@ def traps(flow: Flow) -> list[Trap]:
                 if what := _remembers(source, node):
                     found.add(Trap(*where, f"{what} writes to the memory of this worker alone", kept))
                 elif what := _writes(source, node, temporary):
-                    files = f"{kept}, or use tempfile for what ends with the run"
+                    files = f"{kept}, or use tempfile for files that the run deletes"
                     found.add(Trap(*where, f"{what} writes to the disk of this host alone", files))
                 for one, given in _called(source, node, temporary) if len(calls) < DEPTH else ():
                     todo.append((one, given, (*calls, one.__qualname__.rpartition("<locals>.")[2])))
@@ -103,7 +102,7 @@ def traps(flow: Flow) -> list[Trap]:
 
 
 def _near(function: FunctionType, home: Any) -> bool:
-    """Whether it is of the handler's package or folder: what others wrote is theirs to keep stateless."""
+    """Whether a function is in the handler's package or folder: other authors answer for their packages."""
     code = getattr(home, "__code__", None)
     return str(function.__module__).partition(".")[0] == str(home.__module__).partition(".")[0] or (
         code is not None and Path(function.__code__.co_filename).parent == Path(code.co_filename).parent
@@ -111,7 +110,7 @@ def _near(function: FunctionType, home: Any) -> bool:
 
 
 def _called(source: Source, node: ast.AST, temporary: frozenset[str]) -> Iterator[tuple[Any, frozenset[str]]]:
-    """The functions that it calls or hands on, and which of their parameters hold something of tempfile's."""
+    """The functions that a node calls or passes on, and their parameters that get a temporary path."""
     if not isinstance(node, ast.Call):
         return
     callee = source.value(node.func)
@@ -128,7 +127,7 @@ def _called(source: Source, node: ast.AST, temporary: frozenset[str]) -> Iterato
 
 
 def _remembers(source: Source, node: ast.AST) -> str:
-    """How it changes what outlives the run; empty if it does not."""
+    """The change of an object that outlives the run, as text; empty if the node makes none."""
     match node:
         case ast.Name(id=name, ctx=ast.Store() | ast.Del()) if name in source.rebound:
             changes = True
@@ -146,7 +145,7 @@ def _remembers(source: Source, node: ast.AST) -> str:
 
 
 def _lasts(source: Source, target: ast.expr) -> bool:
-    """Whether what is set is a part of something that outlives the run."""
+    """Whether an assignment's target is part of an object that outlives the run."""
     if not isinstance(target, ast.Attribute | ast.Subscript):
         return False
     holder = source.value(target.value)
@@ -156,7 +155,7 @@ def _lasts(source: Source, target: ast.expr) -> bool:
 
 
 def _is_kept(source: Source, item: ast.expr) -> bool:
-    """Whether it is an item of a plain container that outlives the run, which is not there yet or is a container."""
+    """Whether an expression is a container, or a missing item, in a plain container that outlives the run."""
     if not isinstance(item, ast.Subscript):
         return False
     holder = source.value(item.value)
@@ -168,7 +167,7 @@ def _is_kept(source: Source, item: ast.expr) -> bool:
 
 
 def _shared(holder: object) -> bool:
-    """Whether what is set on it is there for other runs."""
+    """Whether other runs see an attribute that is set on the object."""
     return holder is not UNKNOWN and not is_a(holder, threading.local)
 
 
@@ -176,13 +175,13 @@ def _shared(holder: object) -> bool:
 
 
 def _writes(source: Source, node: ast.AST, temporary: frozenset[str]) -> str:
-    """How it changes a file or a folder that tempfile has no part in; empty if it does not."""
+    """The change of a file or folder that is not temporary, as text; empty if the node makes none."""
     place = _place(source, node) if isinstance(node, ast.Call) else None
     return "" if place is None or _is_temporary(source, place, temporary) else _text(node)
 
 
 def _place(source: Source, call: ast.Call) -> ast.expr | None:
-    """Where a call writes; the call itself where only its keywords say so."""
+    """The expression of the path that a call writes to; the call itself if only its keywords name it; else None."""
     callee = source.value(call.func)
     first, second = [*call.args, call, call][:2]
     if _among(callee, OPENS):
@@ -210,7 +209,7 @@ def _place(source: Source, call: ast.Call) -> ast.expr | None:
 
 
 def _for_writing(call: ast.Call, position: int) -> bool:
-    """Whether a file's mode is known to write."""
+    """Whether a call opens a file with a constant mode that writes."""
     modes = [*call.args[position : position + 1], *(one.value for one in call.keywords if one.arg == "mode")]
     return any(isinstance(one, ast.Constant) and not set("wax+").isdisjoint(str(one.value)) for one in modes)
 
@@ -230,11 +229,11 @@ def _is_path(source: Source, node: ast.AST, seen: set[str]) -> bool:
             return _is_path(source, maker, seen)
     value = source.value(node)
     kind = value if is_a(value, type) else type(value)
-    return issubclass(kind, PurePath) and kind.__module__.startswith("pathlib")  # others' may be anywhere
+    return issubclass(kind, PurePath) and kind.__module__.startswith("pathlib")  # other classes may not be on this disk
 
 
 def _is_temporary(source: Source, place: ast.expr, temporary: frozenset[str]) -> bool:
-    """Whether tempfile has a part in what the place is made of."""
+    """Whether a path is made by tempfile, or from a parameter that is."""
     for node in source.made_of(place):
         value = source.value(node)
         if value is tempfile or (is_a(value, FunctionType, type) and value.__module__ == "tempfile"):

@@ -1,4 +1,4 @@
-"""`flowkit dead`: what became of messages that failed for good."""
+"""`flowkit dead`: list, show, retry and discard dead letters."""
 
 import sys
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ HIDDEN = "(hidden; see --body)"
 
 @contextmanager
 def _letters(flow: str | None = None) -> Iterator[DeadLetters]:
-    """The dead letters. Refuses a flow that nothing has."""
+    """Open the dead letters. Raises FlowKitError for an unknown flow."""
     with opened_store() as store:
         if flow:
             dead_letters.check_flow(store, flow)
@@ -35,7 +35,7 @@ def show_list(flow: str | None, error: str | None, limit: int, group: bool, json
         show_groups(flow, error, limit, json)
         return
     with _letters(flow) as letters:
-        found = letters.select(flow, error, limit + 1)  # one more tells that there are more
+        found = letters.select(flow, error, limit + 1)  # one more shows that there are more
         pages = dead_letters.pages(letters, found[:limit])
         if json:
             as_json_list(_fields(one, False) for page in pages for one in page)
@@ -60,7 +60,7 @@ def show_groups(flow: str | None, error: str | None, limit: int, json: bool) -> 
 
 
 def show(letter: str, body: bool, json: bool) -> None:
-    """One letter. Data of its message are shown only with `body`: payload, stack, and values of headers."""
+    """Show one letter. The message's body and header values, and the stack, are shown only with `body`."""
     with _letters() as letters:
         found = dead_letters.read(letters, letter)
     fields = _fields(found, body) | {"stack": found.stack if body else HIDDEN}
@@ -69,14 +69,14 @@ def show(letter: str, body: bool, json: bool) -> None:
         as_json(fields)
         return
     for name, value in fields.items():
-        kept = ENDS if name in ("stack", "body") else ""  # set in, so that no line looks like another field
+        kept = ENDS if name in ("stack", "body") else ""  # indented, so that no line looks like another field
         print(f"{name}: {plain('' if value is None else str(value), kept)}".replace("\n", "\n  "))
 
 
 def settle(
     verb: dead_letters.Verb, chosen: list[str], flow: str | None, error: str | None, all: bool, yes: bool
 ) -> None:
-    """Retry or discard letters, in batches."""
+    """Retry or discard letters, and print how many. Raises typer.BadParameter, ConfigError and FlowKitError."""
     if bool(chosen) + bool(flow or error) + all != 1:
         raise typer.BadParameter(f"name what to {verb}: either ids of letters, or --flow and --error, or --all")
     with _letters(flow) as letters:
@@ -97,12 +97,13 @@ def settle(
 
 
 def _warn_of_refused(count: int, yes: bool) -> None:
-    """Tell what becomes of letters that were refused, and ask whether that is meant. Raises what `confirm` raises."""
+    """Warn that refused letters are sent as another program's, and ask to confirm unless `yes`. Raises the errors of
+    `confirm`."""
     if not count:
         return
     told = (
-        f"{count} of them {'was' if count == 1 else 'were'} refused: nothing shows that this store sent them; they are "
-        "sent again as messages of another program, so what this store sent, and has applied, is applied again"
+        f"{count} of them {'was' if count == 1 else 'were'} refused: nothing proves that this store sent them; they "
+        "are sent again as messages of another program, so a message that this store has applied is applied again"
     )
     if yes:
         print(told, file=sys.stderr)

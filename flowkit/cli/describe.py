@@ -1,4 +1,4 @@
-"""`flowkit check` and `flowkit describe`: what an app is."""
+"""`flowkit check` and `flowkit describe`: check an app, and show its flows and channels."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ MEMORY = "sqlite:///:memory:"
 
 
 def check(name: str) -> None:
-    """Check definitions and configuration, and warn of state outside of the database."""
+    """Check definitions and configuration, and print notes and warnings. Raises DefinitionError and ConfigError."""
     app = load(name)
     refuse_green_threads(name)
     services, *outdated = _look()
@@ -84,15 +84,15 @@ def describe(name: str, json: bool) -> None:
 
 
 def _look() -> tuple[Any, ...]:
-    """The services of the settings, of which nothing is made or changed, and what has to be told of them: a database
-    that is not there yet, or has another schema, is as an empty one."""
+    """Open the services of the settings without creating or changing anything. Returns them, and perhaps a warning. An
+    empty database in memory stands for one that does not exist or has an outdated schema."""
     settings = Settings.read()
     try:
         return (connect(settings, create=False),)
     except StoreMissing:
         return (_nothing(settings),)
     except StoreOutdated as error:
-        return _nothing(settings), f"{error}, or flowkit run; nothing was looked for in it"
+        return _nothing(settings), f"{error}, or flowkit run; its contents were not checked"
 
 
 def _nothing(settings: Settings) -> Services:

@@ -1,4 +1,4 @@
-"""`flowkit pause`, `drain`, `scale` and `resume`: what the whole fleet is directed to, by the store."""
+"""`flowkit pause`, `drain`, `scale` and `resume`: direct the whole fleet through the store."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,16 +12,16 @@ from flowkit.sla import agreement, planning
 
 
 def pause(names: Collection[str]) -> None:
-    """Let these flows or apps begin nothing. What has begun is finished; what comes is accepted, and waits. Blocks
-    until all workers have heard of it."""
+    """Direct these flows or apps to begin no message. Handlers that run finish; new messages are accepted, and wait.
+    Blocks until all workers have read it."""
     with opened_store() as store:
         directions.direct(store, PAUSED, names)
     print(f"{_listed(names)}: {PAUSED}")
 
 
 def drain(names: Collection[str], wait: str) -> int:
-    """Let these apps or flows get nothing from outside, and wait until they are empty. Returns 1 when they are not in
-    time."""
+    """Direct these apps or flows to accept nothing from outside, and wait until they are empty. Returns 1 if they are
+    not empty in time. Blocks."""
     seconds = duration.seconds(wait, "--wait")
     with opened_store() as store:
         directions.direct(store, DRAINED, names)
@@ -29,8 +29,8 @@ def drain(names: Collection[str], wait: str) -> int:
         found = directions.drained(store, names, seconds)
     if found.left:
         print(
-            f"{found.left:,} message(s) are not at their end after {wait}; flowkit status shows what they wait "
-            f"for. Nothing comes from outside until flowkit resume {_listed(names)}"
+            f"{found.left:,} message(s) are still pending after {wait}; flowkit status shows what they wait "
+            f"for. Nothing is accepted from outside until flowkit resume {_listed(names)}"
         )
     elif found.lost:
         print(f"no app has {_listed(found.lost)} any more, and messages wait for it: see flowkit subscriptions list")
@@ -40,15 +40,15 @@ def drain(names: Collection[str], wait: str) -> int:
 
 
 def scale(name: str, many: int) -> None:
-    """Let each instance of an app have so many workers, or each worker so many lanes of a flow. Waits for nobody."""
+    """Direct the workers of each instance of an app, or the lanes of a flow in each worker. Waits for no worker."""
     with opened_store() as store:
         what = directions.scale(store, name, many)
     print(f"{plain(name)}: {what} {many}")
 
 
 def reduce(app: str, path: Path | None, workers: int) -> None:
-    """Let a fleet know from how many workers on, each node having so many, the service of an app is reduced by this
-    agreement; without one it never is."""
+    """Derive from an agreement, with `workers` per instance, below how many ready workers an app's service is reduced.
+    Without `path` it is never reduced."""
     plan = planning.plan(agreement.read(path)) if path is not None else None
     normal, minimum = (plan.for_normal * workers, plan.for_minimum * workers) if plan is not None else (None, None)
     with opened_store() as store:
@@ -58,7 +58,8 @@ def reduce(app: str, path: Path | None, workers: int) -> None:
 
 
 def resume(names: Collection[str]) -> None:
-    """Let them be as they are defined; an app with all of its flows. Blocks until all workers have heard of it."""
+    """Remove all directions of these flows or apps; of an app, those of its flows too. Blocks until all workers have
+    read it."""
     with opened_store() as store:
         directions.resume(store, names)
     print(f"{_listed(names)}: as defined")

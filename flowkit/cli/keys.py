@@ -1,4 +1,4 @@
-"""`flowkit keys`: the keys by which messages at a broker are signed. No command shows a secret."""
+"""`flowkit keys`: the signing keys of messages at a broker. No command shows a secret."""
 
 from flowkit import duration
 from flowkit.cli import show
@@ -8,7 +8,7 @@ from flowkit.store.keyring import KeyState
 
 
 def show_list(json: bool) -> None:
-    """List the keys, and say whether unsigned messages are taken."""
+    """List the signing keys, and print whether unsigned messages are accepted."""
     with opened_store() as store:
         found, unsigned = store.keyring.states(), store.keyring.unsigned()
     if json:
@@ -17,13 +17,13 @@ def show_list(json: bool) -> None:
     show.table("Keys", ["key", "state"], [(one.id, _state(one)) for one in found])
     if unsigned is not None:
         print(
-            f"\nunsigned messages are taken for {duration.ago(unsigned)} more, for those that a version before sent; "
-            "once these are at their end, write: flowkit keys require"
+            f"\nunsigned messages are accepted for {duration.ago(unsigned)} more, because an earlier version of "
+            "FlowKit sent some; once these have finished, write: flowkit keys require"
         )
 
 
 def rotate(hold: str) -> None:
-    """Make a new key. Without `hold`, those before it verify for as long as any message may wait."""
+    """Make a new signing key. Without `hold`, earlier keys verify for as long as any message may wait."""
     with opened_store() as store:
         made = keys.rotate(store.keyring, duration.seconds(hold, "--hold") if hold else None)
     print(
@@ -33,16 +33,14 @@ def rotate(hold: str) -> None:
 
 
 def require() -> None:
-    """Take no unsigned messages any more."""
+    """Refuse unsigned messages from now on."""
     with opened_store() as store:
         store.keyring.require()
-    print(
-        "only signed messages are taken from now on, by each worker within 30s; versions before do not start any more"
-    )
+    print("only signed messages are accepted from now on, by each worker within 30s; earlier versions no longer start")
 
 
 def _state(key: KeyState) -> str:
     if key.left is not None and key.left <= 0:
-        return "verifies no more"
+        return "no longer verifies"
     left = "" if key.left is None else f"verifies for {duration.ago(key.left)} more"
     return ", ".join(filter(None, ["signs" if key.signs else "", left])) or "signs soon"

@@ -22,16 +22,15 @@ from flowkit.errors import DefinitionError, FlowKitError
 MOST_PLACES, MOST_TEXT = 3, 500
 PACKAGE = str(Path(flowkit.__file__).parent) + os.sep
 GREEN = ("gevent", "eventlet")
-"""Libraries that replace what waits, in the modules of others."""
+"""Libraries that replace blocking functions in other modules."""
 REPLACED = ((_thread, "start_new_thread"), (time, "sleep"), (socket, "socket"), (select, "select"))
 
 
 def load(name: str) -> App:
-    """The app of `shop.py`, `package.module` or `module:app`. Raises DefinitionError when there is none.
+    """Import the app of `shop.py`, `package.module` or `module:app`. Raises DefinitionError if there is none.
 
-    Without a name it is the variable `app`, or the only App there is.
-
-    An error of the module itself on import is told with its place, in five lines at most: see `_failure`.
+    Without `:app` it is the variable `app`, or the only App in the module. If the import fails, the error shows the
+    place in five lines at most: see `_failure`.
     """
     target, _, attribute = name.partition(":")
     module = _load(target)
@@ -45,28 +44,27 @@ def load(name: str) -> App:
         return usual
     apps = {id(one): one for one in vars(module).values() if isinstance(one, App)}
     if len(apps) != 1:
-        how_many = f"{len(apps)} apps, name the one meant" if apps else "no App; write app = App(…) there, or name one"
+        how_many = f"{len(apps)} apps, name one of them" if apps else "no App; write app = App(…) there, or name one"
         raise DefinitionError(f"{target} has {how_many}: {target}:app")
     return next(iter(apps.values()))
 
 
 def refuse_green_threads(name: str) -> None:
-    """Raise DefinitionError if an app, or what it imports, has let a library replace threads, sockets or sleep.
+    """Raise DefinitionError if an app, or one of its imports, has let a library replace threads, sockets or sleep.
 
-    FlowKit's threads, and the database's driver, would wait for a loop that nobody runs.
+    FlowKit's threads, and the database's driver, would wait for an event loop that does not run.
     """
     for module, attribute in REPLACED:
         library = getattr(module, attribute).__module__.partition(".")[0]
         if library in GREEN:
             raise DefinitionError(
                 f"{name} lets {library} replace {module.__name__.lstrip('_')}.{attribute}, and no worker would run; "
-                "leave out monkey patching where flows run, and write async def handlers for what waits on a network"
+                "leave out monkey patching where flows run, and write async def handlers for calls that wait"
             )
 
 
 def load_function(name: str, function: str) -> Callable[..., object]:
-    """A function of the module of an app that was loaded, or of `tests.py:function`. Raises DefinitionError when there
-    is none."""
+    """A function of a loaded app's module, or of `tests.py:function`. Raises DefinitionError if there is none."""
     target, _, attribute = function.rpartition(":")
     app_target = name.partition(":")[0]
     loaded = sys.modules[Path(app_target).stem if app_target.endswith(".py") else app_target]
@@ -90,20 +88,19 @@ def _load(target: str) -> ModuleType:
 
 
 def _failure(target: str, error: BaseException) -> str:
-    """The error that a module raised as it was imported, and where: the last places in the user's own code, or, where
-    none of it is there, those in the code of others."""
+    """The text of an error that a module raised on import, with its last places in the user's code, or, if there are
+    none, in libraries."""
     shown = _places(error)
     what = " ".join(str(error).split())
     if isinstance(error, SyntaxError) and error.text:
         what = error.msg
         shown.append(f"  {error.filename}, line {error.lineno}: {error.text.strip()}")
     said = f"{target} cannot be imported: {type(error).__name__}: {what[:MOST_TEXT]}"
-    return "\n".join([said, *shown[-MOST_PLACES:], "mend it, and ask again"])
+    return "\n".join([said, *shown[-MOST_PLACES:], "fix it, and try again"])
 
 
 def _places(error: BaseException) -> list[str]:
-    """Where an error was raised: in the user's own code, or, where none of it is there, in that of others. None of the
-    error's own way through FlowKit."""
+    """The lines of a traceback that are in the user's code, or, if there are none, in libraries; never in FlowKit."""
     places = [one for one in extract_tb(error.__traceback__) if not one.filename.startswith(("<frozen", PACKAGE))]
     others = tuple(sysconfig.get_path(one) for one in ("stdlib", "platstdlib", "purelib", "platlib"))
     return [
@@ -140,6 +137,6 @@ def _from_name(name: str) -> ModuleType:
 
 
 def _is_in(folder: str, package: str) -> bool:
-    """Whether a folder has this module or package. One without an __init__ counts where nothing else has its name."""
+    """Whether a folder has this module or package. A folder without __init__ counts if no other module has its name."""
     found = PathFinder.find_spec(package, [folder])
     return found is not None and (found.origin is not None or PathFinder.find_spec(package) is None)

@@ -1,4 +1,4 @@
-"""Logs on standard error: lines of text, or a JSON object each."""
+"""Logs on standard error: each record is text or one JSON object."""
 
 import json
 import logging
@@ -19,22 +19,22 @@ from flowkit.plain import ENDS, plain
 from flowkit.telemetry import ids
 
 FIELDS = ("flow", "message_id", "correlation_id")
-"""What the loggers of handlers say of their message."""
+"""Fields by which a handler's log lines name their message."""
 LIBRARIES = ("asyncio", "pika", "sqlalchemy", "uvicorn")
 PACKAGE = os.path.dirname(flowkit.__file__) + os.sep
 LINES = 10_000
-"""This many lines may wait to be written. Further ones are dropped."""
+"""Most lines that may wait to be written. Further lines are dropped."""
 ATOMIC_BYTES = select.PIPE_BUF
-"""Processes that share a pipe do not mix what each writes at once, up to this size."""
+"""Largest write to a pipe in bytes that other processes' writes cannot interrupt."""
 LOOK_SECONDS = 1.0
-"""How often the log looks whether there is a count to tell of."""
+"""Longest time in seconds until a count of repeated lines is noticed."""
 FLUSH_SECONDS = 1.0
 """Longest wait for the last lines to be written, in seconds."""
 STANDARD_ERROR = 2
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line, with the trace in which it was written."""
+    """Formats each record as one JSON object on a line, with the ids of its trace."""
 
     def format(self, record: logging.LogRecord) -> str:
         found: dict[str, object] = {
@@ -51,7 +51,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class PlainFormatter(logging.Formatter):
-    """Formats log records as plain text: a record is one line, whatever its parts hold, and a traceback is set in."""
+    """Formats each record as one line of plain text without control characters, with an indented traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         record.exc_text = indent(plain(exception(record, self), ENDS), "  ") if record.exc_info else None
@@ -65,30 +65,30 @@ class PlainFormatter(logging.Formatter):
 
 
 def exception(record: logging.LogRecord, formatter: logging.Formatter) -> str:
-    """The traceback of a record. One that FlowKit logs, or a library under it, has no data; the app's is its own."""
+    """The traceback of a record: without data of messages if FlowKit or its libraries log it, else complete."""
     assert record.exc_info
     error = record.exc_info[1]
     return stack(error) if error is not None and is_house(record) else formatter.formatException(record.exc_info)
 
 
 def is_house(record: logging.LogRecord) -> bool:
-    """Whether a record is FlowKit's, or a library's under it: not the app's."""
+    """Whether FlowKit or one of its libraries logged a record, and not the app."""
     return record.pathname.startswith(PACKAGE) or str(record.name).partition(".")[0] in LIBRARIES
 
 
 class LogWriter(logging.Handler):
-    """Writes lines to a descriptor, on a thread of its own. No other thread waits for it: nobody may read the pipe.
-    Lines that find no room are dropped and counted, and the log says how many when it goes on."""
+    """Writes lines to a file descriptor on its own thread. No other thread waits for it, because the pipe may have no
+    reader. When LINES lines wait, further lines are dropped; the log says how many when it continues."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
         self._descriptor = descriptor
         self._lines: queue.Queue[bytes] = queue.Queue(LINES)
         self._refused = 0
-        """Lines that found no room."""
+        """Lines dropped so far."""
         self._threaded = True
         self._repetition = Repetition()
-        """Of lines that are FlowKit's own."""
+        """Counts repeated lines of FlowKit and its libraries."""
         os.register_at_fork(after_in_child=self._stand_alone)
         threading.Thread(target=self._keep_writing, name="flowkit-log", daemon=True).start()
 
@@ -110,7 +110,7 @@ class LogWriter(logging.Handler):
             self._refused += 1
 
     def flush(self) -> None:
-        """Wait until the lines are written, at most FLUSH_SECONDS. Blocks."""
+        """Wait until the lines are written, for FLUSH_SECONDS at most. Blocks."""
         lines = self._lines
         if self._threaded:
             self._tell_repetition()
@@ -127,7 +127,7 @@ class LogWriter(logging.Handler):
                 self._emit(record)
 
     def _stand_alone(self) -> None:
-        """A forked child has no such thread: it writes its lines itself."""
+        """In a forked child, write lines directly: the thread does not exist there."""
         self._threaded = False
 
     def _keep_writing(self) -> None:
@@ -152,7 +152,7 @@ class LogWriter(logging.Handler):
                 self._lines.task_done()
 
     def _write(self, line: bytes) -> None:
-        """Write all of it; it is lost if nobody can read it any more. Blocks."""
+        """Write the whole line; drop it if the descriptor has no reader any more. Blocks."""
         while line:
             try:
                 line = line[os.write(self._descriptor, line) :]
@@ -163,7 +163,7 @@ class LogWriter(logging.Handler):
 
 
 def log(settings: Settings) -> None:
-    """Write the logs of this process as the settings say. Raises ConfigError."""
+    """Configure the logging of this process by the settings. Raises ConfigError."""
     known = logging.getLevelNamesMapping()
     level = known.get(settings.log_level.upper())
     if level is None:
@@ -172,5 +172,5 @@ def log(settings: Settings) -> None:
     handler = LogWriter(STANDARD_ERROR)
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else plain)
     logging.basicConfig(level=level, handlers=[handler])
-    if level > logging.DEBUG:  # that each of a worker's servers starts and ends is no news
+    if level > logging.DEBUG:  # starts and stops of a worker's HTTP servers are noise
         logging.getLogger("uvicorn").setLevel(max(level, logging.WARNING))

@@ -1,4 +1,4 @@
-"""The services of the settings, open for as long as a command works with them. No SQLite file is made."""
+"""Context managers that open the services of the settings for a command. None creates an SQLite file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened_store(settings: Settings | None = None) -> Iterator["SqlStore"]:
-    """The store. No broker is needed."""
+    """Open the store, without a broker. Blocks. Raises ConfigError and StoreUnavailable."""
     store = open_store(settings or Settings.read(), create=False)
     try:
         yield store
@@ -22,7 +22,8 @@ def opened_store(settings: Settings | None = None) -> Iterator["SqlStore"]:
 
 @contextmanager
 def opened_services() -> Iterator[Services]:
-    """The store and the transport. With a broker, a copy of the store's database is refused."""
+    """Open the store and the transport. With a broker, a copy of the store's database is refused. Blocks. Raises
+    ConfigError and Unavailable."""
     services = connect(create=False)
     try:
         yield services
@@ -32,7 +33,8 @@ def opened_services() -> Iterator[Services]:
 
 @contextmanager
 def unchecked_services() -> Iterator[Services]:
-    """The same, but a copy is not refused."""
+    """Open the store and the transport, also of a copy of the store's database. Blocks. Raises ConfigError and
+    Unavailable."""
     settings = Settings.read()
     with opened_store(settings) as store:
         services = Services(settings, store, open_transport(settings, store))

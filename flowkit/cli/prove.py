@@ -1,4 +1,4 @@
-"""`flowkit prove`: do the flows of an app survive a crash at any point?"""
+"""`flowkit prove`: test whether the flows of an app survive a crash at any point."""
 
 import sys
 from pathlib import Path
@@ -18,10 +18,10 @@ ESCAPED, UNPROVEN = 1, 2
 
 
 def prove(name: str, scenario: str, directory: Path | None, observe: str | None, points: int, as_json: bool) -> int:
-    """Run a scenario once for each point, and tell what came of it; how far it is, on a terminal.
+    """Run a scenario once for each crash point, and print the result. Shows the progress on a terminal. Blocks.
 
-    Returns the exit code: 1 when a crash changed the end, 2 when nothing can be said, for the scenario fails or ends
-    differently each time.
+    Returns the exit code: 1 if a crash changed the final state; 2 if that cannot be decided, because the scenario fails
+    or its final state varies.
     """
     app = load(name)
     with _bar() as bar:
@@ -49,7 +49,7 @@ def prove(name: str, scenario: str, directory: Path | None, observe: str | None,
 
 
 def _bar() -> Progress:
-    """A bar on a terminal. No thread draws it: the processes that are forked would inherit the locks of that."""
+    """A progress bar on a terminal. No thread draws it: forked processes would inherit that thread's locks."""
     return Progress(
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
@@ -81,7 +81,7 @@ def _as_json(proof: Proof) -> dict[str, Any]:
 
 
 def _rows(rows: list[Row]) -> list[dict[str, Any]]:
-    """Rows with what JSON has no word for, and what is long, as text."""
+    """Rows for JSON: long values, and values without a JSON type, as text."""
     return [
         {
             name: value if isinstance(value, str | int | float | None) and brief(value) == repr(value) else brief(value)

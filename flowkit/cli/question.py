@@ -1,4 +1,4 @@
-"""A question to whoever sits at the terminal."""
+"""Questions to the operator at the terminal."""
 
 import sys
 
@@ -7,13 +7,13 @@ from flowkit.plain import plain
 
 
 def confirm(what: str) -> None:
-    """Ask whether to go on. Raises FlowKitError when the answer is no, and ConfigError where nobody can answer."""
+    """Ask whether to continue. Blocks. Raises FlowKitError if the answer is no, and ConfigError without a terminal."""
     if not sys.stdin.isatty():
-        raise ConfigError(f"{plain(what)}; nothing was done: write --yes if that is meant")
-    ask(f"{plain(what)}. Go on?")
+        raise ConfigError(f"{plain(what)}; nothing was done: write --yes to do it")
+    ask(f"{plain(what)}. Continue?")
 
 
 def ask(question: str) -> None:
-    """Raises FlowKitError when the answer is no."""
+    """Ask a question. Blocks. Raises FlowKitError if the answer is no."""
     if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
         raise FlowKitError("nothing was done")

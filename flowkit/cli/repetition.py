@@ -1,4 +1,4 @@
-"""Repetition: lines that the log says again and again are written a few times, and then counted."""
+"""Repetition: repeated log lines are written a few times, and then counted."""
 
 import logging
 import time
@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 WINDOW_SECONDS = 10.0
 SAME = 5
-"""Lines that say the same of an error are written so often in a window."""
+"""Most lines of one kind and error that are written in a window."""
 DIFFERENT = 20
-"""Errors of one kind of line that are told apart in a window. The others are one: together, 105 lines of a kind."""
+"""Most errors of one kind of line that are counted separately in a window. The others count as one error: together, at
+most 105 lines of a kind are written."""
 
 
 class Kind(NamedTuple):
@@ -22,7 +23,7 @@ class Kind(NamedTuple):
 
 
 class Repetition:
-    """Counts the lines of a window. Not thread-safe."""
+    """Counts the log lines of a window. Not thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -33,11 +34,11 @@ class Repetition:
 
     @property
     def over(self) -> bool:
-        """Whether the window is over, and `counts` has something to tell."""
+        """Whether a window with lines is over, so that `counts` should be called."""
         return bool(self._counts) and self._clock() >= self._end
 
     def admits(self, record: logging.LogRecord) -> bool:
-        """Whether a line is to be written. Else it is counted."""
+        """Count a line. Returns whether to write it."""
         if not self._counts:
             self._end = self._clock() + WINDOW_SECONDS
         kind = self._kind(record)
@@ -47,7 +48,7 @@ class Repetition:
         return count <= SAME
 
     def counts(self) -> Iterator[logging.LogRecord]:
-        """End the window: a record for each kind of which lines were not written."""
+        """End the window. Yields one record for each kind with lines that were not written."""
         counts, last = self._counts, self._last
         self._counts, self._last, self._different = {}, {}, {}
         for kind, record in last.items():

@@ -1,4 +1,4 @@
-"""`flowkit rollout`: versions side by side, and how the messages move from one to the other."""
+"""`flowkit rollout`: start, shift, promote and roll back a candidate, and show the versions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +17,12 @@ from flowkit.operations.store import operated
 
 
 def ramp(steps: str, every: str, errors: float, p99: str) -> Ramp:
-    """Parse how a candidate gets ever more. Raises ConfigError, or DefinitionError."""
+    """Parse the options of a ramp. Raises ConfigError and DefinitionError."""
     return Ramp(_percents(steps), duration.seconds(every, "--every"), Plan(errors, duration.seconds(p99, "--p99")))
 
 
 def _percents(steps: str) -> list[int]:
-    """The percents of a ramp. Raises ConfigError."""
+    """Parse the weights of a ramp, in percent. Raises ConfigError."""
     try:
         found = [int(one) for one in steps.split(",")]
     except ValueError:
@@ -34,15 +34,15 @@ def _percents(steps: str) -> list[int]:
 
 @contextmanager
 def fleet(app: str) -> Iterator[Fleet]:
-    """The versions of an app. Raises ConfigError."""
+    """Open the versions of an app. Blocks. Raises ConfigError."""
     settings = Settings.read()
     with opened_store(settings) as store:
         yield Fleet(store, app, settings.lease)
 
 
 def start(version: str, weight: int, app: str, ramp: Ramp | None) -> int:
-    """Let a version have so many percent of the messages. With a ramp stay, and give it more; returns 1 if it had to go
-    back."""
+    """Make a version the candidate, with `weight` percent of the messages. With a ramp, stay and raise the weight;
+    returns 1 if the candidate was rolled back. Blocks."""
     with unchecked_services() as services:
         here = Fleet(operated(services.store), app, services.settings.lease)
         if ramp is None:
@@ -52,40 +52,40 @@ def start(version: str, weight: int, app: str, ramp: Ramp | None) -> int:
 
 
 def _watch(here: Fleet, events: Iterator[Event]) -> int:
-    """Tell what happens until the rollout is over. Returns the exit code."""
+    """Print the events of a ramp until the rollout is over. Returns the exit code. Blocks."""
     event: Event | None = None
     try:
         for event in events:
             _tell(here, event)
     except KeyboardInterrupt:
-        print("nobody watches the rollout any more, and it stays as it is; see flowkit rollout status")
+        print("the ramp stops, and the rollout keeps its weight; see flowkit rollout status")
         raise
     return 1 if isinstance(event, RolledBack) else 0
 
 
 def shift(weight: int, app: str) -> None:
-    """Let the candidate have so many percent."""
+    """Change the candidate's weight, in percent. Blocks."""
     with fleet(app) as here:
         _tell(here, rollouts.shift(here, weight))
 
 
 def promote(version: str | None, app: str) -> None:
-    """Let a version be the baseline: the candidate, or this one, which waits."""
+    """Make a version the baseline: `version`, which waits, or the candidate if None. Blocks."""
     if version == "":
-        raise ConfigError(f"which version? '{NONE}' is the one of instances without a name")
+        raise ConfigError(f"the version is empty; write '{NONE}' for instances without --version")
     with fleet(app) as here:
         _tell(here, rollouts.promote(here, "" if version == NONE else version))
 
 
 def rollback(app: str) -> None:
-    """Let the baseline have all messages again, also those that died at the candidate. What an earlier rollback could
-    not finish is finished."""
+    """Give all messages to the baseline again, and retry the candidate's dead letters there. Finishes an earlier
+    rollback that was interrupted. Blocks."""
     with fleet(app) as here:
         _tell(here, rollouts.roll_back(here))
 
 
 def status(app: str, json: bool) -> None:
-    """The versions, and how they do."""
+    """Print the versions and their figures."""
     with fleet(app) as here:
         rollout = here.rollout
         found = here.versions(rollout)
@@ -95,7 +95,7 @@ def status(app: str, json: bool) -> None:
         return
     show.table(
         f"App {here.app}",
-        ["version", "", "share", "workers", "messages lately", "failed", "99 % in hand for"],
+        ["version", "", "share", "workers", "messages lately", "failed", "99 % within"],
         [
             (
                 named(one.name),
@@ -109,20 +109,20 @@ def status(app: str, json: bool) -> None:
     )
     for one in found:
         if one.role == "drained":
-            print(f"version {shown(one.name)} has nothing left: it is safe to stop it")
+            print(f"version {shown(one.name)} is drained: it is safe to stop it")
     if not rollout.settled:
-        print("some workers still finish what they had begun before the last change")
+        print("some workers still finish messages that they began before the last change")
 
 
 def _figures(one: Version) -> tuple[str, str, str]:
-    """The figures of a version, where there are any: a rollout counts them from some seconds after a change."""
+    """The figures of a version, or dashes: a rollout counts from a few seconds after a change."""
     if not one.figures.handled:
         return "–", "–", "–"
     return f"{one.figures.handled}", f"{one.failing:.1f} %", f"{one.figures.p99 * 1e3:.0f} ms"
 
 
 def _tell(here: Fleet, event: Event) -> None:
-    """Print what happened, at once: somebody may watch a pipe."""
+    """Print an event and flush, because another program may read the pipe."""
     print(_told(here.app, event), flush=True)
 
 
@@ -137,5 +137,5 @@ def _told(app: str, event: Event) -> str:
         case Promoted(version):
             return f"version {shown(version)} is the baseline of app {app}; the other one is drained, and safe to stop"
         case RolledBack(baseline, candidate, sent):
-            again = f", and {sent} that had died at {shown(candidate)}" if sent else ""
+            again = f", and {sent} dead letters of {shown(candidate)}" if sent else ""
             return f"version {shown(baseline)} has all messages of app {app} again{again}"

@@ -1,4 +1,4 @@
-"""`flowkit run`: this process becomes an instance, one of its workers, or a warm spare."""
+"""`flowkit run`: run this process as an instance, one of its workers, or a warm spare."""
 
 import os
 
@@ -15,7 +15,8 @@ from flowkit.telemetry import configure
 
 
 def run(name: str, options: Options) -> int:
-    """Run an app: as a worker where a supervisor started this process, else as its supervisor. Returns the exit."""
+    """Run an app: as a worker if a supervisor started this process, else as a supervisor or warm spare. Returns the
+    exit status. Blocks. Raises ConfigError and DefinitionError."""
     surroundings = dict(os.environ)
     descriptor = os.environ.pop(SLOTS_VARIABLE, "")
     if descriptor:

@@ -14,7 +14,7 @@ def upgrade() -> None:
 
 
 def adopt(apart: bool) -> None:
-    """Let this database be the place of its store, or a store of its own."""
+    """Make this database the place of its store, or, with `apart`, a store of its own."""
     store = open_store(Settings.read(), create=False)
     try:
         print(f"this database is store {store.place.adopt(apart)}")
@@ -23,7 +23,7 @@ def adopt(apart: bool) -> None:
 
 
 def check() -> int:
-    """Say whether the schema is this version's. Returns 1 when it is not."""
+    """Print whether the schema is that of this version of FlowKit. Returns 1 if it is not."""
     store = open_store(Settings.read(), check=False, create=False)
     try:
         store.schema.check()

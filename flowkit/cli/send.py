@@ -15,7 +15,7 @@ from flowkit.errors import DefinitionError, FlowKitError, OutcomeUnknown, Undeco
 
 
 def send(name: str, channel_name: str, body: str, key: str | None, id: str | None, delay: str) -> None:
-    """Publish one message and print its id, or one for each line and print their count."""
+    """Publish one message and print its id, or one message for each line and print their count. Blocks."""
     app = load(name)
     channel = app.channels.get(channel_name)
     if channel is None:
@@ -35,7 +35,8 @@ def send(name: str, channel_name: str, body: str, key: str | None, id: str | Non
 
 
 def _read(channel: Channel[Any], body: str) -> tuple[bytes | None, Iterable[bytes]]:
-    """The one message, or the lines of several. Standard input may also be one JSON document of several lines."""
+    """Read `body`. Returns one message, or None and the lines of several. Standard input may be one JSON document on
+    several lines."""
     if body.startswith("@"):
         return None, _lines_of(Path(body[1:]), channel)
     if body != "-":
@@ -51,7 +52,7 @@ def _read(channel: Channel[Any], body: str) -> tuple[bytes | None, Iterable[byte
 
 
 def _unfinished(line: bytes) -> bool:
-    """Whether a line is the beginning of JSON that goes on."""
+    """Whether a line begins a JSON document that continues on the next line."""
     return line.rstrip().endswith((b"{", b"[", b",", b":"))
 
 
@@ -61,7 +62,7 @@ def _chain(*first: bytes) -> Iterator[bytes]:
 
 
 def _lines_of(path: Path, channel: Channel[Any]) -> Iterator[bytes]:
-    """The lines of a file, with a bar on a terminal."""
+    """The lines of a file, with a progress bar on a terminal."""
     if not path.is_file():
         raise FlowKitError(f"there is no file {path}")
     with path.open("rb") as lines, Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
@@ -78,7 +79,7 @@ def _send_lines(app: App, channel: Channel[Any], lines: Iterable[bytes]) -> int:
 
 
 class Values:
-    """The messages of lines, and the line up to which they are committed. Empty lines are none."""
+    """The messages in lines, and the number of the last committed line. Empty lines are skipped."""
 
     def __init__(self, channel: Channel[Any], lines: Iterable[bytes]) -> None:
         self._channel = channel
@@ -96,7 +97,7 @@ class Values:
 
     @contextmanager
     def told(self) -> Iterator[None]:
-        """When not all can be sent, say which lines were."""
+        """If an error is raised, print which lines were sent."""
         try:
             yield
         except BaseException as error:
@@ -110,7 +111,7 @@ class Values:
 def _decode(channel: Channel[Any], body: bytes, where: str) -> Any:
     try:
         value = channel.body.decode(body)
-        channel.body.encode(value)  # or what it refuses is found in the middle of a batch, by no line
+        channel.body.encode(value)  # or an error would come later, within a batch, without its line
     except (Undecodable, TypeError) as error:
         why = str(error).removeprefix(f"channel {channel.name}: ")
         raise FlowKitError(f"{where}not a message for channel {channel.name}: {why}") from None

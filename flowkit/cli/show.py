@@ -1,4 +1,4 @@
-"""How commands show things: tables on a terminal, plain text when piped, JSON when asked for."""
+"""Output of commands: tables on a terminal, plain text in a pipe, or JSON on request."""
 
 import json
 import sys
@@ -13,17 +13,17 @@ from rich.text import Text
 from flowkit.plain import plain
 
 FOLDED = 20
-"""So wide is at least what is folded: sentences."""
+"""Least width of a column of sentences, which may be folded."""
 GAP = 2
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table. Numbers are set right; what a message brought is never read as markup."""
+    """Print a table. Numbers are aligned right; cells are never read as markup, because messages may supply them."""
     _page(title, columns, list(rows))
 
 
 def tables(title: str, columns: Sequence[str], pages: Iterable[Sequence[Sequence[object]]]) -> None:
-    """Print a table page by page, as each comes: one that is long takes no more memory. Columns fit their page."""
+    """Print a table page by page, so that a long one takes no more memory. Each page has its own column widths."""
     rows: Sequence[Sequence[object]] = ()
     for number, rows in enumerate(pages):
         _page("" if number else title, () if number else columns, rows)
@@ -48,18 +48,18 @@ def _page(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     for texts in cells:
         shown.add_row(*map(Text, texts))
     console = Console()
-    # The terminal itself breaks lines that are longer.
+    # The terminal breaks longer lines itself.
     console.size = ConsoleDimensions(max(console.width, sum(least) + GAP * (width - 1)), console.height)
     console.print(shown)
 
 
 def _least(texts: Sequence[str]) -> int:
-    """How wide a column is at least. One word, such as an id, keeps its line, so that it can be copied."""
+    """The least width of a column. A single word, such as an id, is never folded, so that it can be copied."""
     return max(min(cell_len(text), FOLDED) if " " in text else cell_len(text) for text in texts)
 
 
 def _lines(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[bool]) -> None:
-    """The same where nobody looks on: a row is a line of any width, for grep and cut."""
+    """Print a table for a pipe: each row is one line of any width, for grep and cut."""
     lines = [tuple(columns)] if columns else []
     lines += [tuple(cell(value) for value in row) for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
@@ -81,12 +81,12 @@ def cell(value: object) -> str:
 
 
 def as_json(value: object) -> None:
-    """Print JSON and nothing else, in ASCII: any terminal and any locale can take it."""
+    """Print JSON in ASCII, which every terminal and locale can show."""
     print(json.dumps(value, indent=2))
 
 
 def as_json_list(values: Iterable[object]) -> None:
-    """The same for a list, whose items are printed as each comes."""
+    """Print a list as JSON in ASCII, item by item as they arrive."""
     before = "["
     for value in values:
         print(before)

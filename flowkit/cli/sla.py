@@ -1,4 +1,4 @@
-"""`flowkit sla`: what an agreement permits, and what it needs."""
+"""`flowkit sla`: the downtime that an agreement permits, the instances that it needs, and the measured uptime."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +13,11 @@ from flowkit.sla.uptime import record
 
 MOST_OUTAGES = 10
 PRECISE_SECONDS = 60.0
-"""Below this a permitted downtime is told with a decimal."""
+"""Times below this are printed with decimals."""
 
 
 def budget(availabilities: Sequence[float], json: bool) -> None:
-    """The permitted downtime of these availabilities, in percent."""
+    """Print the permitted downtime at each availability, in percent. Raises ConfigError."""
     for one in availabilities:
         if not 0 < one < 100:
             raise ConfigError(f"an availability of {one:g} %: write a percentage above 0 and below 100, such as 99.9")
@@ -33,19 +33,19 @@ def budget(availabilities: Sequence[float], json: bool) -> None:
 
 
 def init(path: Path) -> None:
-    """Write an agreement to begin with. Raises ConfigError where a file is there already."""
+    """Write an example agreement. Raises ConfigError if the file exists or cannot be written."""
     try:
         with path.open("x", encoding="utf-8") as made:
             made.write(agreement.TEMPLATE)
     except FileExistsError:
-        raise ConfigError(f"{path} is there already, and is kept; name another file") from None
+        raise ConfigError(f"{path} exists already, and is kept; name another file") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
     print(f"{path} is written; change it, then: flowkit sla plan {path}")
 
 
 def plan(path: Path, json: bool) -> int:
-    """The instances that an agreement needs, and why. Returns 1 when none of these numbers keeps it."""
+    """Print the instances that an agreement needs, and why. Returns 1 if none of these numbers keeps it."""
     agreed = agreement.read(path)
     found = planning.plan(agreed)
     enough = [one.nodes for one in found.choices.values() if one.kept]
@@ -93,8 +93,8 @@ def plan(path: Path, json: bool) -> int:
     print(
         f"\nThe agreement is kept with {nodes(min(enough))}."
         if enough
-        else "\nThe agreement is kept with none of these: nodes that fail less, or are repaired sooner, would help, or "
-        "more nodes in a tier"
+        else "\nThe agreement is kept with none of these: take nodes that fail less or are repaired sooner, or more "
+        "nodes in a tier"
     )
     for name, part in found.tiers.items():
         tier = agreed.tiers[name]
@@ -105,7 +105,7 @@ def plan(path: Path, json: bool) -> int:
 
 
 def report(app: str, path: Path, last: str, json: bool) -> int:
-    """How available an app has been. Returns 1 when more than the permitted downtime is spent."""
+    """Print the measured availability of an app. Returns 1 if its downtime exceeds the permitted one."""
     agreed, seconds = agreement.read(path), duration.seconds(last, "--last")
     store = open_store(Settings.read(), create=False)
     try:
@@ -141,12 +141,12 @@ def nodes(count: int) -> str:
 
 
 def share(part: float) -> str:
-    """A probability for people: never 0 when it is not."""
+    """A probability in percent; a small one is not rounded to 0."""
     return f"{100 * part:.2g} %" if 0 < part < 1e-4 else f"{100 * part:.4f} %"
 
 
 def text(seconds: float) -> str:
-    """A time span in at most two units."""
+    """A time span as text, in one unit."""
     if seconds < PRECISE_SECONDS:
         return f"{seconds:.3g}s"
     for unit, size in (("d", 86400.0), ("h", 3600.0), ("m", 60.0)):

@@ -15,15 +15,15 @@ from flowkit.ports import DIRECTIONS, DRAINED, NORMAL, PAUSED
 from flowkit.store.ledger import WorkerRow
 
 FAR_SECONDS = 0.01
-"""An instance that is further away from its store or its broker is at another site."""
+"""Above this latency in seconds, an instance is probably at another site than its store or broker."""
 
-IN_HAND = ", or workers have it in hand: what they have is not counted, so ask again when nothing is at work"
+IN_HAND = ", or workers have it in hand: messages in flight are not counted, so try again when none is"
 NAMES = ("accepted", "applied", "dead", "discarded", "expired", "pending")
 """The terms of the ledger."""
 
 
 def status(json: bool) -> None:
-    """Workers, backlog and ledger."""
+    """Print workers, backlog and ledger."""
     with unchecked_services() as services:
         broker = bool(services.settings.broker_url)
         found = overview.look(operated(services.store), services.transport, broker)
@@ -39,7 +39,7 @@ def status(json: bool) -> None:
         how = f"for {standing.seconds:.1f} s more" if standing.seconds > 0 else "but silent; a spare takes over"
         print(f"app {plain(app)}: group {plain(standing.group)} is active {how}")
     for name, seconds in found.latencies.items():
-        far = "; instances so far from it are slow, and belong to a site of their own" if seconds > FAR_SECONDS else ""
+        far = "; instances with this latency are slow: give them a site of their own" if seconds > FAR_SECONDS else ""
         print(f"the {name} answers in {_milliseconds(seconds)}{far}")
     print()
     show.table(
@@ -74,7 +74,7 @@ def _as_json(found: Overview) -> dict[str, object]:
 
 
 def _state(flow: str, one: FlowState) -> tuple[object, ...]:
-    """A flow, in the order of the table."""
+    """The cells of a flow, in the order of the table."""
     waiting = one.rows[:4] if one.rows is not None else (0, 0, 0, 0)
     oldest = duration.ago(one.rows.oldest if one.rows is not None else None)
     return (flow, one.channel, one.balance.applied, one.balance.dead, one.queued, *waiting, oldest)
@@ -97,18 +97,18 @@ def _tell_of_directions(found: Overview) -> None:
 
 
 def _milliseconds(seconds: float) -> str:
-    """A latency, for people: none is 0."""
+    """A latency in ms as text; a short one is not rounded to 0."""
     return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-4 else "less than 0.1 ms"
 
 
 def _cells(one: WorkerRow) -> tuple[str, ...]:
-    """A worker, in the order of the table."""
+    """The cells of a worker, in the order of the table."""
     who = (one.id, one.app, one.version, one.group, one.site, one.host, str(one.pid), one.state)
     return (*who, duration.ago(one.started), duration.ago(one.silent))
 
 
 def _tell_of_others(found: Overview) -> None:
-    """Print the messages on their way to other programs, and those that came without an id, or under a known one."""
+    """Print the messages on their way to other programs, and foreign messages without an id, or with a known one."""
     for channel, rows in found.shared.items():
         waiting = f"{rows.due + rows.leased + rows.delayed + rows.parked:,} message(s) for other programs wait"
         print(f"\nshared channel {plain(channel)}: {waiting}, {rows.parked:,} of them parked")
@@ -122,7 +122,7 @@ def _tell_of_others(found: Overview) -> None:
 
 
 def audit(json: bool) -> int:
-    """The ledger. Returns 1 when it does not balance."""
+    """Print the ledger. Returns 1 if it does not balance."""
     with unchecked_services() as services:
         broker = bool(services.settings.broker_url or services.settings.drain_url)
         found = auditing.audit(operated(services.store), services.transport, broker)

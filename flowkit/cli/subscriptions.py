@@ -1,4 +1,4 @@
-"""`flowkit subscriptions`: the flows that are subscribed, and the end of those that no program has any more."""
+"""`flowkit subscriptions`: list the subscribed flows, and move or remove those that are in no app any more."""
 
 from flowkit import duration
 from flowkit.cli import show
@@ -37,7 +37,7 @@ def show_list(json: bool) -> None:
 
 
 def remove(flow: str, yes: bool) -> None:
-    """Remove a flow that no program has any more, and discard what waits for it. Blocks."""
+    """Remove a flow that no running app has, and discard its pending messages and dead letters. Blocks."""
     with opened_services() as services:
         store, transport = operated(services.store), services.transport
         one = subscriptions.removable(store, transport, flow)
@@ -48,10 +48,10 @@ def remove(flow: str, yes: bool) -> None:
 
 
 def move(flow: str, heir: str) -> None:
-    """Rename a flow, with all that the store and the broker have of it. Blocks."""
+    """Rename `flow` to `heir`, with its messages in the store and at the broker. Blocks."""
     with opened_services() as services:
         settled = subscriptions.move(operated(services.store), services.transport, flow, heir)
-    discarded = f"; {settled.discarded:,} of which it has a copy of its own, discarded" if settled.discarded else ""
+    discarded = f"; {settled.discarded:,} of which it has its own copy, discarded" if settled.discarded else ""
     print(
         f"{plain(flow)} is {plain(heir)} now: {settled.moved:,} message(s) and {settled.letters:,} dead letter(s) "
         f"moved{discarded}"

@@ -1,4 +1,4 @@
-"""`flowkit sla measure` and `flowkit sla verify`: what instances bear, and whether they keep an agreement."""
+"""`flowkit sla measure` and `flowkit sla verify`: the capacity of an instance, and whether an agreement is kept."""
 
 import time
 from collections import Counter
@@ -23,7 +23,7 @@ AT_ONCE = 1000
 
 
 class Plan(NamedTuple):
-    """How an agreement is put to the test."""
+    """The options of `flowkit sla verify`."""
 
     send: str
     content: str
@@ -33,7 +33,7 @@ class Plan(NamedTuple):
 
 
 def measure(name: str, send: str, content: str, response: str, percentile: float, seconds: float, json: bool) -> int:
-    """Find what one instance bears. Returns 1 when it bears not even the lowest rate."""
+    """Print the capacity of one instance. Returns 1 if it does not sustain the lowest load. Blocks."""
     limit, request = duration.seconds(response, "--response"), _request(send, content)
     app, services = load(name), connect()
     try:
@@ -47,7 +47,7 @@ def measure(name: str, send: str, content: str, response: str, percentile: float
         show.as_json({"tps": tps, "steps": [one._asdict() for one in steps]})
     else:
         show.table(
-            "What one instance bears",
+            "The capacity of one instance",
             ["requests/s", f"{percentile:g} % in", "failed", "messages behind", ""],
             [
                 (
@@ -55,17 +55,17 @@ def measure(name: str, send: str, content: str, response: str, percentile: float
                     f"{one.response * 1e3:,.1f} ms",
                     one.failed,
                     one.behind,
-                    "borne" if one.borne else "",
+                    "sustained" if one.borne else "",
                 )
                 for one in steps
             ],
         )
-        print(f"\nOne instance bears {tps:,.0f} requests a second: node.tps of sla.toml")
+        print(f"\nOne instance sustains {tps:,.0f} requests a second: node.tps of sla.toml")
     return 0 if tps else 1
 
 
 def verify(name: str, path: Path, plan: Plan, chart: Path | None, json: bool) -> int:
-    """Put an agreement to the test. Returns 1 when a clause is broken."""
+    """Test whether an agreement is kept, and print each clause. Returns 1 if a clause is broken. Blocks."""
     if plan.kill >= plan.nodes:
         raise ConfigError(
             f"--kill {plan.kill} of --nodes {plan.nodes} leaves none; write --nodes {plan.kill + 1} or more"
@@ -103,7 +103,8 @@ def _request(send: str, content: str) -> Request:
 
 
 def _settled(app: App, services: Services, ids: Sequence[str]) -> Counter[str]:
-    """What became of the messages of these requests, when the flows are at their end, or stay behind."""
+    """Wait until the flows have finished, for SETTLED_SECONDS at most. Returns the state of each request's message ->
+    count."""
     end = time.monotonic() + SETTLED_SECONDS
     while services.store.ledger.unfinished(list(app.flows)) and time.monotonic() < end:
         time.sleep(LOOK_SECONDS)
@@ -112,6 +113,6 @@ def _settled(app: App, services: Services, ids: Sequence[str]) -> Counter[str]:
     for first in range(0, len(ids), AT_ONCE):
         some = ids[first : first + AT_ONCE]
         states = services.store.answers.states([(flow, app.name, id) for flow in routed for id in some])
-        known = {id: state for (_, _, id), state in states.items()}  # a request comes to one route
+        known = {id: state for (_, _, id), state in states.items()}  # a request matches one route
         found.update(known.get(id, "lost") for id in some)
     return found

@@ -1,4 +1,4 @@
-"""The agent: tells HAProxy's agent checks what an instance can take (HAProxy's manual, `agent-check`)."""
+"""The agent: answers HAProxy's agent checks with the instance's capacity (HAProxy's manual, `agent-check`)."""
 
 import socket
 import threading
@@ -9,17 +9,17 @@ PAUSE_SECONDS = 0.1
 
 
 class Agent:
-    """Answers each connection with one line, and closes it. On a thread of its own."""
+    """Answers each connection with one line and closes it, on its own thread."""
 
     def __init__(self, listening: socket.socket, answer: Callable[[], str]) -> None:
-        """`answer`: `up ready 100%`, `drain` or `down`; it must not block."""
+        """Start the thread. `answer` returns the line: `up ready 100%`, `drain` or `down`. It must not block."""
         self._listening = listening
         self._answer = answer
         self._closing = threading.Event()
         threading.Thread(target=self._serve, name="flowkit-agent", daemon=True).start()
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop answering, and close the socket."""
         self._closing.set()
         self._listening.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._listening.close()
@@ -28,7 +28,7 @@ class Agent:
         while True:
             try:
                 asking, _ = self._listening.accept()
-            except OSError:  # closed, or no more files can be open now
+            except OSError:  # the socket is closed, or the process has too many open files
                 if self._closing.wait(PAUSE_SECONDS):
                     return
                 continue
@@ -37,4 +37,4 @@ class Agent:
                 try:
                     asking.sendall(f"{self._answer()}\n".encode())
                 except OSError:
-                    continue  # it went away before its answer
+                    continue  # the client closed the connection before the answer

@@ -1,4 +1,4 @@
-"""The end of a process: within its grace, whatever hangs."""
+"""The end of a process: it exits within its grace, even if a thread or the database hangs."""
 
 import logging
 import os
@@ -11,20 +11,20 @@ from flowkit.host.supervisor import Supervisor
 STEP_SECONDS = 0.05
 INTERRUPTED = 130
 MARGIN_SECONDS = 2.0
-"""Granted to the workers beyond their grace before they are killed."""
+"""Seconds beyond their grace after which the workers are killed."""
 REST_SECONDS = 2.0
-"""How long the supervisor may take to end when no worker is left."""
+"""Longest time in seconds until the supervisor exits after its last worker."""
 _log = logging.getLogger("flowkit.run")
 
 
 def end(status: int) -> None:
-    """End this process at once, with what its log has to say. No thread, lock or pipe can hold it up."""
+    """Flush the logs and end this process at once. No thread, lock or pipe can delay it."""
     logging.shutdown()
     os._exit(status)
 
 
 def end_after(seconds: float, status: int, why: str) -> None:
-    """End this process after so many seconds, if it is still there then. Does not block."""
+    """Log `why` and end this process after `seconds`, unless it exits before. Does not block."""
 
     def late() -> None:
         time.sleep(seconds)
@@ -35,9 +35,9 @@ def end_after(seconds: float, status: int, why: str) -> None:
 
 
 class Ending:
-    """How a supervisor ends with its workers. It begins when a signal asks for it, or by `begin`.
+    """Ends a supervisor and its workers. The end begins at the first signal, or by `begin`.
 
-    The thread that steps the supervisor may wait for a database that is frozen: the time is kept by another one.
+    The thread that steps the supervisor may wait for a frozen database. Another thread therefore keeps the time.
     """
 
     def __init__(self, supervisor: Supervisor, grace: float, signals: Signals) -> None:
@@ -50,7 +50,7 @@ class Ending:
         signals.call(self.begin)
 
     def begin(self) -> None:
-        """Ask the workers to finish, and see to it that they do. Does not block."""
+        """Ask the workers to finish, and kill them after their grace. Does not block. Any thread may call it."""
         self._supervisor.stop()
         with self._beginning:
             begun, self._begun = self._begun, True

@@ -1,4 +1,4 @@
-"""Idle: nothing of some flows is left to do."""
+"""Idle: no message of the chosen flows is pending."""
 
 import logging
 import time
@@ -14,10 +14,10 @@ _log = logging.getLogger("flowkit.run")
 
 
 class Idle:
-    """Whether nothing of some flows is pending: seen twice in a row, because a look is not a lock."""
+    """Detects that the flows have no pending messages. Two looks in a row must agree, because a look locks nothing."""
 
     def __init__(self, store: Store, transport: Transport, flows: Sequence[str], broker: bool) -> None:
-        """`broker`: messages are not only in the store's rows, but at a broker too."""
+        """`broker`: the transport has a broker, whose queues count too."""
         self._store = store
         self._transport = transport
         self._broker = broker
@@ -29,7 +29,10 @@ class Idle:
         """The error of the last look."""
 
     def reached(self) -> bool:
-        """Look, if it is time to. While a service is away the answer is no: the workers wait for it too."""
+        """Return whether the flows are idle; look at most every LOOK_SECONDS. Blocks.
+
+        The answer is False while the database or the broker cannot be reached: the workers wait for it too.
+        """
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return False
@@ -38,7 +41,7 @@ class Idle:
             now_pending, later = left(self._store, self._transport, self._flows, self._broker)
         except Exception as error:
             if not isinstance(error, Unavailable | StoreConflict) and str(error) != self._failed:
-                _log.error("cannot see what is left to do, and looks again in %g s: %s", LOOK_SECONDS, told(error))
+                _log.error("cannot count the pending messages; tries again in %g s: %s", LOOK_SECONDS, told(error))
             self._seen, self._failed = 0, str(error)
             return False
         if later and not now_pending and not self._told:

@@ -1,6 +1,6 @@
-"""Process 1 of a container: it obeys signals and reaps orphans, which the kernel leaves to it.
+"""Process 1 of a container: it obeys signals and reaps orphaned processes, which the kernel gives to it.
 
-Imports little: until `obey_signals` has run, SIGTERM is lost.
+This module imports little, because SIGTERM is lost until `obey_signals` has run.
 """
 
 import os
@@ -12,17 +12,17 @@ INIT = 1
 
 
 def obey_signals() -> None:
-    """As process 1, end at SIGTERM and SIGHUP from now on: the kernel keeps signals without a handler from it."""
+    """As process 1, exit at SIGTERM and SIGHUP from now on. The kernel drops signals that process 1 does not handle."""
     if os.getpid() == INIT:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
 def reap_orphans(own: Collection[int]) -> None:
-    """As process 1, let go of processes that ended and whose parents are gone, so that they leave the process table.
+    """As process 1, reap dead processes whose parents are gone, so that they leave the process table. Does not block.
 
-    `own`: children that somebody else here waits for. Programs that an app starts as it is imported are taken for
-    orphans, too. Does not block.
+    `own`: process ids of children that other code waits for. Programs that an app starts while it is imported are
+    reaped too.
     """
     if os.getpid() != INIT:
         return

@@ -1,4 +1,4 @@
-"""An instance of an app: the process that supervises its workers, from its start to its end."""
+"""An instance of an app: the process that supervises its workers, from start to exit."""
 
 import logging
 import sys
@@ -28,14 +28,14 @@ from flowkit.operations.subscriptions import orphans
 from flowkit.url import mask
 
 START_SECONDS = 10.0
-"""Longest time in seconds that an instance tries to reach its services as it starts."""
+"""Longest time in seconds for which a starting instance tries to reach its services."""
 AGAIN_SECONDS = 0.25
 T = TypeVar("T")
 _log = logging.getLogger("flowkit.run")
 
 
 def supervise(app: App, settings: Settings, options: Options) -> int:
-    """The life of an instance. Returns its exit status. Blocks."""
+    """Run an instance until it ends. Returns its exit status. Blocks. Raises ConfigError and DefinitionError."""
     services = patiently(lambda: connect(settings))
     try:
         patiently(lambda: check(app, services))
@@ -45,8 +45,8 @@ def supervise(app: App, settings: Settings, options: Options) -> int:
 
 
 def patiently(step: Callable[[], T]) -> T:
-    """Do a step of an instance's start. Repeat it for START_SECONDS while a service cannot be reached: one connection
-    that is cut ends no start. Raises the last error. Blocks."""
+    """Run a step of an instance's start. Repeat it for START_SECONDS while a service cannot be reached: one cut
+    connection does not end the start. Raises the last error. Blocks."""
     end, told = time.monotonic() + START_SECONDS, ""
     while True:
         try:
@@ -55,13 +55,14 @@ def patiently(step: Callable[[], T]) -> T:
             if time.monotonic() > end:
                 raise
             if str(error) != told:
-                _log.warning("cannot start yet, and try again: %s", error)
+                _log.warning("cannot start yet; trying again: %s", error)
             told = str(error)
         time.sleep(AGAIN_SECONDS)
 
 
 def check(app: App, services: Services) -> None:
-    """Find mistakes before any worker starts, so that they are told once. Raises ConfigError and DefinitionError."""
+    """Find mistakes before any worker starts, so that they are reported once. Logs warnings. Blocks. Raises ConfigError
+    and DefinitionError."""
     store: Any = services.store
     subscribed: dict[str, list[str]] = {}
     for flow, channel in store.subscribers.channels().items():
@@ -75,8 +76,8 @@ def check(app: App, services: Services) -> None:
 
 
 def _check_channels(app: App, services: Services) -> None:
-    """Raise ConfigError where another version of the app would lose what comes to one of its flows: a flow has one
-    channel, and that would be this version's from now on."""
+    """Raise ConfigError if a flow has another channel in the baseline. A flow has one channel: this version's would
+    replace it, and the baseline would lose its messages."""
     settings, store = services.settings, services.store
     rollout = store.rollouts.enter(app.name, settings.version, settings.lease)
     if rollout is None or rollout.baseline == settings.version:
@@ -86,17 +87,17 @@ def _check_channels(app: App, services: Services) -> None:
         before = known.get(flow.name, flow.source.name)
         if before != flow.source.name:
             raise ConfigError(
-                f"flow {flow.name} receives from {before} in version {named(rollout.baseline)}, which is beside "
+                f"flow {flow.name} receives from {before} in version {named(rollout.baseline)}, which runs beside "
                 f"this one, and from {flow.source.name} in version {named(settings.version)}; give it another name"
             )
 
 
 class Instance:
     """A supervisor with its workers and the sockets that they serve. The group, the fleet's directions and signals
-    decide how many workers there are, and when they work."""
+    decide how many workers run, and when they work."""
 
     def __init__(self, app: App, services: Services, options: Options) -> None:
-        """Start all of it but the workers. Raises ConfigError."""
+        """Start everything except the workers. Blocks. Raises ConfigError."""
         settings = services.settings
         chosen = [flow.name for flow in (app.select(options.flows) if options.flows else app.flows.values())]
         self._signals, self._manager = Signals(), ServiceManager()
@@ -126,21 +127,21 @@ class Instance:
         self._agent = Agent(listen(options.agent, "--agent"), self._capacity) if options.agent else None
 
     def run(self) -> int:
-        """Keep the workers alive until a signal, or until the flows have nothing left to do; then end them. Returns the
-        exit status. Blocks."""
+        """Keep the workers alive until a signal, or until the flows are idle; then end them. Returns the exit status.
+        Blocks."""
         try:
             while self._supervisor.step() and not self._signals.asked.wait(STEP_SECONDS):
                 if self._step():
                     break
             self._manager.stopping()
             for one in self._shared:
-                one.close()  # or who connects once the workers have closed theirs would wait for nobody
+                one.close()  # or clients that connect after the workers closed theirs would wait in vain
             return self._ending.wait()
         finally:
             self._close()
 
     def _step(self) -> bool:
-        """Follow the fleet, the group and signals. Returns whether the flows have nothing left to do."""
+        """Follow the fleet's directions, the group and SIGHUP. Returns whether the flows are idle."""
         reap_orphans(self._supervisor.pids)
         self._scaling.step()
         self._manager.step(self._supervisor.ready == 1)
@@ -164,7 +165,7 @@ class Instance:
         self._signals.ignore()
 
     def _capacity(self) -> str:
-        """The part of the requests that this instance should get: the answer to HAProxy's agent checks."""
+        """The answer to HAProxy's agent checks: the percentage of its requests that this instance should get."""
         if self._standby is not None and not self._standby.token:
             return "down #spare"
         if self._supervisor.stopping:
@@ -176,11 +177,11 @@ class Instance:
 
 
 def follow(token: int, supervisor: Supervisor, shared: Sequence[socket]) -> None:
-    """Start or end the work of an instance whose group is active now, or no more."""
+    """Start an instance's work when its group becomes active; end it when another group does. `token`: 0 on standby."""
     if supervisor.token:
         refuse(shared)
         supervisor.begin_anew()
-        refuse(shared)  # a worker that was just starting may have opened them again
+        refuse(shared)  # a worker that was starting may have opened them again
     if token:
         supervisor.begin(token)
         serve(shared)

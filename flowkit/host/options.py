@@ -7,11 +7,11 @@ from flowkit.config import Settings
 from flowkit.errors import ConfigError
 
 SPARE = "standby"
-"""The group of instances that are meant as spare ones."""
+"""The group of instances that start with --standby and without --group."""
 
 
 class Options(NamedTuple):
-    """How an app is run."""
+    """The options, as `flowkit run` parsed them."""
 
     workers: int
     flows: list[str]
@@ -28,23 +28,24 @@ class Options(NamedTuple):
 
     @property
     def grace_seconds(self) -> float:
-        """How long workers may take to finish. Raises DefinitionError."""
+        """Longest time in seconds for workers to finish. Raises DefinitionError."""
         return duration.seconds(self.grace, "--grace")
 
     @property
     def drain_seconds(self) -> float:
-        """How long the end of the service is announced before it. Raises DefinitionError."""
+        """Seconds for which a stopping instance reports itself not ready before it refuses clients. Raises
+        DefinitionError."""
         return duration.seconds(self.drain, "--drain")
 
     def over(self, settings: Settings) -> Settings:
-        """The settings, with what is given here."""
+        """The settings, with the options in place of those that they name."""
         given = {name: getattr(self, name) for name in ("group", "site", "version") if getattr(self, name)}
         if self.standby != "none" and not (self.group or settings.group):
             given["group"] = SPARE
         return settings.model_copy(update=given)
 
     def check(self, settings: Settings) -> None:
-        """Raise ConfigError where options contradict each other, and DefinitionError where one is no duration."""
+        """Raise ConfigError if options contradict each other, and DefinitionError if a duration is malformed."""
         grace = self.grace_seconds
         if self.http and self.drain_seconds > grace:
             raise ConfigError(f"--drain {self.drain} is longer than --grace {self.grace}; drain is a part of it")
@@ -52,5 +53,5 @@ class Options(NamedTuple):
             raise ConfigError("--admin is served beside --http; give both, or leave --admin out")
         if settings.group and self.until_idle:
             raise ConfigError(
-                "--until-idle ends what is idle, and a spare instance always is; leave out one of the two"
+                "--until-idle ends an idle instance, and a spare instance is always idle; leave out one of the two"
             )

@@ -1,4 +1,4 @@
-"""Scaling: a supervisor follows the numbers of workers and lanes that the fleet is directed to have."""
+"""Scaling: a supervisor follows the directed numbers of workers and lanes."""
 
 import logging
 from collections.abc import Collection
@@ -16,12 +16,12 @@ _log = logging.getLogger("flowkit.run")
 
 
 class Scaling:
-    """Lets a supervisor have as many workers, with as many lanes, as the fleet is directed to have."""
+    """Makes a supervisor follow the fleet's directions: the number of workers, and of lanes in each."""
 
     def __init__(
         self, services: Services, app: App, flows: Collection[str], workers: int, supervisor: Supervisor
     ) -> None:
-        """`workers`: how many there are where nothing is directed."""
+        """`workers`: their number without a direction."""
         self._services = services
         self._app, self._flows = app.name, flows
         self._usual = self._workers = workers
@@ -31,25 +31,25 @@ class Scaling:
         self._failed = ""
         """The error of the last look."""
         self.share = 1.0
-        """The requests that this instance should get, as a part of those that an instance with the largest share
-        gets."""
+        """The requests that this instance should get, from 0 to 1. 1: as many as an instance of the version with most
+        requests per worker."""
 
     def step(self) -> None:
-        """Look, once a second, and follow. Blocks for that look. Raises StoreLost."""
+        """Once a second, read the directions and follow them. Blocks for one read. Raises StoreLost."""
         now = self._services.clock.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        self._services.store.check_place()  # with an error the instance ends: nothing that it does counts any more
+        self._services.store.check_place()  # an error ends the instance: none of its work would be kept
         try:
             directions = self._services.store.directions.read()
             self.share = self._share()
         except Exception as error:
-            # Any error at all: the supervisor's end would end its workers. They tell that the store is away.
+            # Any error: if the supervisor ended, so would its workers. They log that the database cannot be reached.
             known = isinstance(error, Unavailable | StoreConflict) or str(error) == self._failed
             _log.log(
                 logging.DEBUG if known else logging.ERROR,
-                "app %s: cannot see what the fleet is directed to, and looks again in %g s: %s",
+                "app %s: cannot read the fleet's directions; tries again in %g s: %s",
                 self._app, LOOK_SECONDS, error,
             )  # fmt: skip
             self._failed = str(error)
@@ -62,11 +62,11 @@ class Scaling:
             self._workers = workers
         before, self._lanes = self._lanes, {flow: directions.get((LANES, flow), 0) for flow in self._flows}
         if before not in (None, self._lanes):
-            _log.info("app %s: workers with other numbers of lanes replace those that are there", self._app)
+            _log.info("app %s: the workers are replaced, because numbers of lanes changed", self._app)
             self._supervisor.roll()
 
     def _share(self) -> float:
-        """By the share of this instance's version, and the workers among which it is divided."""
+        """Requests per ready worker of this instance's version, relative to the version with the most."""
         settings, store = self._services.settings, self._services.store
         rollout = store.rollouts.read(self._app, settings.lease)
         if rollout is None:

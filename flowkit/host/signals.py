@@ -19,19 +19,19 @@ END_SECONDS = 10.0
 
 
 class Signals:
-    """Counts SIGTERM and SIGINT from now on, and tells of SIGHUP.
+    """Receives SIGTERM, SIGINT and SIGHUP from now on. Create it in the main thread.
 
-    They are read by a thread of their own: a signal handler runs between any two steps of the main thread, and must
-    not take a lock that the main thread may hold, as threading.Event.set does.
+    A separate thread reads the signals. A signal handler runs between any two steps of the main thread, and must not
+    take a lock that the main thread may hold, as threading.Event.set does.
     """
 
     def __init__(self) -> None:
         self.asked = threading.Event()
         """Set by the first signal: finish."""
         self.again = threading.Event()
-        """Set by the second: end at once."""
+        """Set by the second signal: end at once."""
         self.hangup = threading.Event()
-        """Set by SIGHUP, unless that says that the terminal is gone, which means finish."""
+        """Set by SIGHUP. If the terminal is gone, SIGHUP means finish, and sets `asked`."""
         self._calls: list[Callable[[], None]] = []
         self._at_hangup: Callable[[], None] = self.hangup.set
         self._calling = threading.Lock()
@@ -47,7 +47,7 @@ class Signals:
         threading.Thread(target=self._read, args=(reading, bytes(NUMBERS)), name="flowkit-signals", daemon=True).start()
 
     def call(self, function: Callable[[], None]) -> None:
-        """Call this at the first signal; at once, when it came already."""
+        """Call `function` at the first signal, or at once if that has come. Any thread may call this."""
         with self._calling:
             self._calls.append(function)
             if not self.asked.is_set():
@@ -55,7 +55,7 @@ class Signals:
         function()
 
     def call_at_hangup(self, function: Callable[[], None]) -> None:
-        """Call this at SIGHUP; at once, when it came already."""
+        """Call `function` at SIGHUP, or at once if that has come. Any thread may call this."""
         with self._calling:
             self._at_hangup = function
             if not self.hangup.is_set():
@@ -63,22 +63,24 @@ class Signals:
         function()
 
     def ignore(self) -> None:
-        """From now on they change nothing: the interpreter, as it ends, would let them kill the process. If that end
-        hangs, by text that nobody reads say, SIGALRM ends the process."""
+        """Ignore the signals from now on: during its shutdown the interpreter would let them kill the process. SIGALRM
+        ends the process if the shutdown hangs, for example because nobody reads its output. Call it in the main
+        thread."""
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, END_SECONDS)
         for number in NUMBERS:
             signal.signal(number, signal.SIG_IGN)
 
     def _hold_off(self) -> None:
-        """What comes for a child before `_give_up` waits until then: by the pipe it would be told to this process."""
+        """Before a fork, block the signals until `_give_up` in the child: through the pipe, this process would get the
+        child's."""
         self._before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
 
     def _let_come(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before.mask)
 
     def _give_up(self) -> None:
-        """A forked child obeys signals as any process does, and they are none of its parent's."""
+        """In a forked child, restore the default handling of signals, so that its parent does not get them."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -105,14 +107,14 @@ class Signals:
 
 
 def name_parent() -> None:
-    """Tell the processes that this one starts the id of their supervisor."""
+    """Set the environment variable by which the processes that this one starts know their supervisor."""
     os.environ[PARENT_VARIABLE] = str(os.getpid())
 
 
 def die_with_parent() -> None:
-    """Get a SIGTERM when the supervisor dies: from the kernel on Linux, by looking elsewhere.
+    """Get a SIGTERM when the supervisor dies: from the kernel on Linux, from a polling thread elsewhere.
 
-    One that died while this process started is noticed too.
+    A supervisor that died while this process started is noticed too.
     """
     parent = int(os.environ.pop(PARENT_VARIABLE, "") or os.getppid())
     if sys.platform == "linux":

@@ -1,4 +1,4 @@
-"""Sockets that serve: bound by a supervisor, and shared by its workers."""
+"""Listening sockets: a supervisor binds them, and its workers share them."""
 
 import errno
 import os
@@ -12,21 +12,22 @@ from flowkit.fork import part_with
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
 HTTP_VARIABLE, ADMIN_VARIABLE = "FLOWKIT_HTTP_SOCKET", "FLOWKIT_ADMIN_SOCKET"
-"""The open files of the sockets that the supervisor's workers share: for clients, and for operators."""
+"""Variables with the file descriptors of the sockets that the workers share: for clients, and for operators."""
 ADMIN_PORTS = 1000
-"""The port for operators is this much higher than that for clients, unless --admin says where."""
+"""Without --admin, the operators' port is the clients' port plus this number."""
 NO_ADMIN = "none"
-"""The value of --admin by which operators are not served."""
+"""The value of --admin that turns the operators' port off."""
 DOUBTS = {
     errno.EADDRINUSE: "is another program listening there?",
     errno.EADDRNOTAVAIL: "is it an address of this machine?",
     errno.EACCES: "ports below 1024 need a right of their own: take a higher one",
 }
-"""Why an address cannot be bound -> what to look at."""
+"""Error number of a failed bind -> what to check."""
 
 
 def bind(address: str, option: str) -> socket.socket:
-    """A socket bound to HOST:PORT, the value of this option, that does not listen yet. Raises ConfigError."""
+    """Bind a socket to HOST:PORT, the value of `option`. It does not listen yet. Blocks to resolve the host. Raises
+    ConfigError."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]") or "127.0.0.1"
     if not port.isdecimal() or int(port) > 65535:
@@ -47,20 +48,21 @@ def bind(address: str, option: str) -> socket.socket:
 
 
 def named_place(bound: socket.socket) -> str:
-    """HOST:PORT of a socket, as a URL has it."""
+    """HOST:PORT of a socket, as in a URL."""
     host, port, *_ = bound.getsockname()
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def listen(address: str, option: str) -> socket.socket:
-    """The same, listening."""
+    """Bind a socket to HOST:PORT, the value of `option`, and listen. Raises ConfigError."""
     made = bind(address, option)
     made.listen(BACKLOG)
     return made
 
 
 def bind_shared(http: str, admin: str) -> list[socket.socket]:
-    """The sockets that the workers are to serve: for clients and, by default on loopback, for operators."""
+    """Bind the workers' sockets: for clients and, by default on loopback, for operators. Empty without `http`. Raises
+    ConfigError."""
     if not http:
         return []
     clients = bind(http, "--http")
@@ -74,19 +76,19 @@ def bind_shared(http: str, admin: str) -> list[socket.socket]:
 
 
 def inherited() -> tuple[int, int | None]:
-    """The open files of the sockets that this worker serves: for clients, and for operators if there is one."""
+    """File descriptors of the sockets that this worker serves: for clients, and for operators or None."""
     admin = os.environ.pop(ADMIN_VARIABLE, "")
     return int(os.environ.pop(HTTP_VARIABLE)), int(admin) if admin else None
 
 
 def serve(shared: Sequence[socket.socket]) -> None:
-    """Let clients connect."""
+    """Listen, so that clients can connect."""
     for one in shared:
         one.listen(BACKLOG)
 
 
 def refuse(shared: Sequence[socket.socket]) -> None:
-    """Refuse clients: they connect to an active instance."""
+    """Stop listening, so that clients connect to an active instance."""
     for one in shared:
-        with suppress(OSError):  # it does not listen
+        with suppress(OSError):  # the socket does not listen
             one.shutdown(socket.SHUT_RDWR)

@@ -1,8 +1,8 @@
-"""Standby: instances of an app in groups, one of which is active and has the others as spares.
+"""Standby: instances of an app in groups. One group is active; the others are on standby.
 
-The active group has a lease in the store, by the database's clock, which each of its supervisors renews. When it has
-ended a spare takes it, under the next token. A process of the old one may be frozen meanwhile and wake up: it commits
-under its own token, which the store refuses then (ports.Fence).
+The active group has a lease in the store, by the database's clock, and each of its supervisors renews it. When the
+lease has expired, a standby group takes it under the next token. A frozen process of the old group may wake up later:
+it commits under the old token, and the store refuses that (ports.Fence).
 """
 
 import logging
@@ -17,7 +17,7 @@ from flowkit.operations.store import operated
 from flowkit.ports import Clock, Standing, Store, WorkerInfo
 
 LOOK_SECONDS = 0.25
-"""Longest time in seconds until a spare notices that a lease has ended."""
+"""Longest time in seconds until a group on standby notices that a lease has expired."""
 RENEWALS = 3
 """Renewals per lease."""
 BEAT_SECONDS = 1.0
@@ -25,8 +25,8 @@ _log = logging.getLogger("flowkit.standby")
 
 
 def stand_alone(store: Store, app: str, seconds: float) -> None:
-    """Keep every group from becoming active for `seconds`, for a process without a group, which is not fenced. Raises
-    ConfigError where a group is active."""
+    """Keep every group from becoming active for `seconds`, for a process without a group, which is not fenced. Blocks.
+    Raises ConfigError if a group is active."""
     standing = store.groups.stand(app, "", seconds, ready=True)
     if standing is not None and standing.group:
         raise ConfigError(
@@ -36,13 +36,13 @@ def stand_alone(store: Store, app: str, seconds: float) -> None:
 
 
 def spare_worker(id: str, app: str, settings: Settings) -> WorkerInfo:
-    """This process as the fleet sees it while its instance is spare."""
+    """This process as a member of the fleet while its instance is on standby."""
     return WorkerInfo(id, app, socket.gethostname(), os.getpid(), settings.group, settings.site, settings.version)
 
 
 def join_group(app: str, services: Services, spare: bool) -> "Standby | None":
-    """Join the group of the settings; None where they name no group. Raises ConfigError where groups and instances
-    without a group would work beside each other: the latter are not fenced."""
+    """Join the group of the settings; return None if they name no group. Blocks. Raises ConfigError if a group and
+    instances without a group would work beside each other: the latter are not fenced."""
     settings = services.settings
     if not settings.group:
         stand_alone(services.store, app, settings.group_lease)
@@ -50,61 +50,62 @@ def join_group(app: str, services: Services, spare: bool) -> "Standby | None":
     loose = [one for one in operated(services.store).ledger.workers() if one.app == app and not one.group]
     if loose and any(one.silent < settings.group_lease for one in loose):
         raise ConfigError(
-            f"{len(loose)} worker(s) of app {app} run without a group, and would not be kept from writing once "
-            "another one is active; start them with --group"
+            f"{len(loose)} worker(s) of app {app} run without a group, and would not be fenced off once a group "
+            "is active; start them with --group"
         )
     info = spare_worker(services.ids(), app, settings)
     return Standby(services.store, services.clock, info, settings.group_lease, spare)
 
 
 class Standby:
-    """Knows whether the group of this instance is active or spare. A thread of its own asks the store."""
+    """Knows whether the group of this instance is active or on standby. Its own thread asks the store."""
 
     def __init__(
         self, store: Store, clock: Clock, info: WorkerInfo, seconds: float, spare: bool, takes: bool = True
     ) -> None:
-        """`info`: this instance as the fleet sees it while it is spare. `seconds`: the time of the lease. One that is
-        meant as a `spare` lets others be the first; one that never `takes` the lease only sees that it is `over`."""
+        """Start the thread. `info`: this instance as a member of the fleet while it is on standby. `seconds`: duration
+        of the lease. `spare`: let other groups take the first lease. `takes`: if False, never take the lease, and only
+        report that it is `over`."""
         self._store = store
         self._clock = clock
         self._info = info
         self._seconds = seconds
         self._takes = takes
         self._patient = clock.monotonic() + (seconds if spare else 0.0)
-        """Until then a lease that is over may be renewed: its holders may not have been able to."""
+        """Monotonic time until which an expired lease is left to its holders: they may have been unable to renew it."""
         self._beaten = float("-inf")
         self._closing = threading.Event()
         self._away = ""
         self.standing: Standing | None = None
-        """Which group is active, as far as is known."""
+        """The active group, as last read."""
         self.over = False
-        """Whether no group is active, although there was time to renew the lease."""
+        """Whether no group is active, although the holders had time to renew the lease."""
         self._thread = threading.Thread(target=self._watch, name="flowkit-standby", daemon=True)
         self._thread.start()
 
     @property
     def token(self) -> int:
-        """The token under which this group is active; 0: it is not."""
+        """The token under which this group is active; 0 on standby."""
         standing = self.standing
         return standing.token if standing is not None and standing.group == self._info.group else 0
 
     def close(self) -> None:
-        """Ask no more, and let no other group wait if nobody of this one is left. Blocks until the last answer is
-        there."""
+        """Stop the thread. If this is the group's last instance, give up the lease, so that no other group waits for it
+        to expire. Blocks until the store's last answer."""
         self._closing.set()
         self._thread.join()
         if self.token and self._takes:
             try:
                 self._store.groups.step_down(self._info.app, self._info.group, self._seconds)
             except FlowKitError as error:
-                _log.warning("group %s: cannot step down, so others wait for its time: %s", self._info.group, error)
+                _log.warning("group %s: cannot give up its lease, so others wait: %s", self._info.group, error)
 
     def _watch(self) -> None:
         while not self._closing.is_set():
             try:
                 self._look()
             except Exception as error:
-                # Whatever it was: without this thread the instance would never take over.
+                # Any error: without this thread the instance would never take over.
                 self._patient = self._clock.monotonic() + self._seconds
                 if str(error) != self._away:
                     _log.warning("group %s: cannot see which group is active: %s", self._info.group, told(error))
@@ -134,7 +135,7 @@ class Standby:
             self._beaten = now
 
     def _leave(self) -> None:
-        """Leave the fleet: the workers speak for this instance now, or nobody does any more."""
+        """Leave the fleet: from now on the workers report this instance, or it ends."""
         if self._beaten != float("-inf"):
             self._beaten = float("-inf")
             try:
@@ -146,12 +147,10 @@ class Standby:
         info = self._info
         if not self.token:
             other = self.standing.group if self.standing is not None else "no group"
-            _log.error(
-                "app %s: %s is active now; group %s was silent too long, and is spare", info.app, other, info.group
-            )
+            _log.error("app %s: %s is active now; group %s lost its lease, and is spare", info.app, other, info.group)
         elif before is None or before.group in ("", info.group):
             _log.info("app %s: group %s is active", info.app, info.group)
         else:
             _log.warning(
-                "app %s: group %s is active no more; group %s is active now", info.app, before.group, info.group
+                "app %s: group %s is no longer active; group %s is active now", info.app, before.group, info.group
             )

@@ -1,4 +1,4 @@
-"""A warm spare: a small process that has not loaded the app, and becomes an instance when no group is active."""
+"""A warm spare: a small process without the app, which becomes an instance when no group is active."""
 
 import json
 import logging
@@ -19,9 +19,9 @@ _log = logging.getLogger("flowkit.run")
 
 
 def watch(name: str, settings: Settings, grace: float, surroundings: dict[str, str]) -> int:
-    """The life of a warm spare, until the lease of the active group is over and this process starts as an instance, in
-    the `surroundings` that it was started in. That it can is seen before, in a process of its own. Returns the exit
-    status where it is ended before. Blocks."""
+    """Wait on standby until the active group's lease has expired; then start as an instance in this process, with the
+    environment `surroundings`. A separate process checks first that the app `name` can be loaded. Returns an exit
+    status only if it cannot, or if a signal ends the wait. Blocks."""
     described = subprocess.run(  # noqa: S603 - our own command
         [*COMMAND, "describe", name, "--json"], stdout=subprocess.PIPE, check=False
     )

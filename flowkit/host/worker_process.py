@@ -1,4 +1,4 @@
-"""A worker process, from its start by a supervisor to its end."""
+"""A worker process, from its start by a supervisor to its exit."""
 
 import os
 import threading
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from flowkit.web.front import Front
 
 WAIT_SECONDS = 0.02
-"""Between two looks whether the group of a worker is active."""
+"""Seconds between two looks whether the worker's group is active."""
 STOPPED_SECONDS = 0.2
-"""Between two looks whether a flow stopped."""
+"""Seconds between two looks whether a flow stopped."""
 LATE_SECONDS = 1.0
-"""Granted to a worker beyond its grace before it ends itself."""
+"""Seconds beyond its grace after which a worker ends itself."""
 
 
 def work(app: App, settings: Settings, options: Options, descriptor: int, signals: Signals) -> int:
-    """The life of a worker process, whose slots are in the open file `descriptor`. Returns its exit status, or ends it.
-    Blocks."""
+    """Run a worker process until it finishes. `descriptor`: the file with its slots. Returns the exit status, or ends
+    the process. Blocks. Raises ConfigError."""
     services = join(settings)
     slots = Slots(descriptor)
-    os.close(descriptor)  # it is mapped, and no program that a handler starts is to have it
+    os.close(descriptor)  # the file is mapped, and programs that a handler starts must not inherit it
     if settings.group and not wait_until_active(app, services, slots, signals):
         services.close()
         return 0
@@ -44,13 +44,13 @@ def work(app: App, settings: Settings, options: Options, descriptor: int, signal
     front = _front(app, services, worker) if options.http else None
     _obey(signals, worker, front, options)
     _watch(worker, options)
-    # The supervisor charges the message of a handler that hangs in a thread, which cannot be ended.
+    # A handler's thread that hangs cannot be ended: the process ends, and the supervisor counts the attempt.
     abandon = partial(end, REPLACE)
     ended = worker.run(options.grace_seconds, abandon)
     if front is not None:
         front.close(options.grace_seconds)
     if worker.lost:
-        slots.clear()  # nobody is to blame
+        slots.clear()  # no message caused this
         end(LOST)
     if worker.overdue or worker.crippled or not ended:
         abandon()
@@ -61,7 +61,8 @@ def work(app: App, settings: Settings, options: Options, descriptor: int, signal
 
 
 def join(settings: Settings) -> Services:
-    """The services of a worker. A file is made by its supervisor only, which may be of a version before this one."""
+    """Connect a worker to its services. Only its supervisor creates an SQLite file. That supervisor may be of an older
+    version of FlowKit, so upgrade an outdated store. Blocks."""
     with suppress(StoreOutdated):
         return connect(settings, create=False)
     with closing(open_store(settings, check=False, create=False)) as store:
@@ -70,8 +71,8 @@ def join(settings: Settings) -> Services:
 
 
 def wait_until_active(app: App, services: Services, slots: Slots, signals: Signals) -> bool:
-    """Wait, with everything loaded, until the group of this worker is active. False when it is asked to end instead."""
-    services.store.subscribers.channels()  # the connection is there
+    """Wait, with everything loaded, until the worker's group is active. Returns False if a signal ends the wait."""
+    services.store.subscribers.channels()  # opens the connection
     slots.ready = True
     while not slots.token:
         if signals.asked.wait(WAIT_SECONDS) or signals.hangup.is_set():
@@ -82,14 +83,14 @@ def wait_until_active(app: App, services: Services, slots: Slots, signals: Signa
 
 
 def _worker(app: App, services: Services, options: Options, slots: Slots) -> Worker:
-    """The worker, which has joined the fleet. Raises ConfigError."""
+    """Create the worker, which joins the fleet. Blocks. Raises ConfigError."""
     store: Any = services.store
-    store.schema.check_tables(app.name, app.metadata)  # this may be another version than its supervisor has looked at
+    store.schema.check_tables(app.name, app.metadata)  # its supervisor may have checked another version
     keys.note(app, services)
     worker = Worker(app, services, app.select(options.flows) if options.flows else None, slots)
     if not services.settings.group:
         try:
-            # From now on no group becomes active: at first by this lease, and then because of this worker.
+            # From now on no group becomes active: first because of this lease, then because of this worker.
             stand_alone(services.store, app.name, services.settings.group_lease)
         except ConfigError:
             worker.close()
@@ -104,18 +105,18 @@ def _front(app: App, services: Services, worker: Worker) -> "Front":
 
 
 def _obey(signals: Signals, worker: Worker, front: "Front | None", options: Options) -> None:
-    """Have a signal stop the worker: at once, or by its front, which first answers what came."""
+    """Stop the worker at a signal: at once, or through its HTTP server, which first answers the requests it has."""
     if front is None:
         signals.call(worker.stop)
         signals.call_at_hangup(worker.stop)
         return
     drain, grace = options.drain_seconds, options.grace_seconds
     signals.call(lambda: front.leave(drain, grace))
-    signals.call_at_hangup(lambda: front.leave(0, grace))  # siblings take what comes
+    signals.call_at_hangup(lambda: front.leave(0, grace))  # the other workers accept new requests
 
 
 def _watch(worker: Worker, options: Options) -> None:
-    """See to it, on threads of their own, that the worker ends when it should."""
+    """Start the threads that end the worker when a flow stops, or when its grace is over."""
     if options.until_idle:
         threading.Thread(target=_end_when_stopped, args=(worker,), name="flowkit-stopped", daemon=True).start()
     grace = options.grace_seconds
@@ -123,7 +124,7 @@ def _watch(worker: Worker, options: Options) -> None:
 
 
 def _keep_grace(worker: Worker, grace: float) -> None:
-    """See to it that a worker that is to stop ends, whatever hangs: a database, or a thread of a handler."""
+    """End a stopping worker after its grace, even if the database or a handler's thread hangs."""
     worker.stopping.wait()
     status = LOST if worker.lost else REPLACE
     end_after(
@@ -133,7 +134,7 @@ def _keep_grace(worker: Worker, grace: float) -> None:
 
 
 def _end_when_stopped(worker: Worker) -> None:
-    """End a worker of which a flow stopped: what that flow holds would stay pending, and never be idle."""
+    """Stop the worker when one of its flows has stopped: its messages stay pending, so the worker is never idle."""
     while not worker.stopping.wait(STOPPED_SECONDS):
         if any(lane.stopped for lane in worker.lanes):
             worker.stop()

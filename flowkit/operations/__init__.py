@@ -1,1 +1,1 @@
-"""Operations: what operators do. Functions return values or yield events; none reads or writes a terminal."""
+"""Operations: the use cases of operators. Functions return values or yield events; none reads or writes a terminal."""

@@ -11,15 +11,15 @@ from flowkit.ports import Transport
 from flowkit.store.ledger import Balance
 
 COUNTS, COUNT_SECONDS = 20, 0.5
-"""The ledger is counted again at most this often, with this pause."""
+"""The ledger is counted again at most COUNTS times, with a pause of COUNT_SECONDS."""
 
 
 class Audit(NamedTuple):
-    """The ledger of each flow, with what waits at the broker."""
+    """The ledger of each flow, with the messages queued at the broker."""
 
     balances: Mapping[str, Balance]
     orphans: Sequence[Known]
-    """Flows that no app has any more."""
+    """Subscribed flows that are in no app any more."""
 
     @property
     def balanced(self) -> bool:
@@ -27,13 +27,14 @@ class Audit(NamedTuple):
 
 
 def audit(store: OperatedStore, transport: Transport, broker: bool) -> Audit:
-    """Count. `broker`: messages are at one too, so that it may take some counts until nothing moves. Blocks."""
+    """Count the messages of each flow. `broker`: messages are at a broker too, so counting may take several rounds.
+    Blocks. Raises StoreUnavailable and BrokerUnavailable."""
     balances = _at_rest(store, transport) if broker else _counted(store, transport)
     return Audit(balances, [one for one in known(store, transport) if one.orphaned])
 
 
 def difference(one: Balance) -> str:
-    """Say which terms of a flow's ledger do not add up."""
+    """A sentence that names the terms of a flow's ledger that do not add up; empty if all do."""
     found = one.ended + one.pending
     faults = []
     if one.accepted != found:
@@ -49,8 +50,8 @@ def _counted(store: OperatedStore, transport: Transport) -> dict[str, Balance]:
 
 
 def _at_rest(store: OperatedStore, transport: Transport) -> dict[str, Balance]:
-    """The same, counted again as long as it does not balance and something moves, at most COUNTS times: database and
-    broker are not counted at one moment."""
+    """The balance of each flow, counted again while a flow does not balance and counts change, at most COUNTS times:
+    database and broker are not counted at one moment."""
     found = _counted(store, transport)
     for _ in range(COUNTS):
         if all(one.balanced for one in found.values()):

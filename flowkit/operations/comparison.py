@@ -1,4 +1,4 @@
-"""The versions of an app beside each other: what each is, and how it does. By the heartbeats of their workers."""
+"""Comparison of an app's versions: role, share and figures of each, from the heartbeats of their workers."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -6,15 +6,15 @@ from typing import NamedTuple, Protocol
 from flowkit.ports import Figures, Rollout
 
 FRESH_SECONDS = 5.0
-"""A worker that said nothing for longer is not counted."""
+"""A worker without a heartbeat for this many seconds does not count."""
 ENOUGH = 20
-"""Fewer messages than this say nothing of a version's failures."""
+"""Messages below which a version's failures are not judged."""
 MANY = 100
-"""Fewer say nothing of the slowest hundredth."""
+"""Messages below which a version's p99 is not judged."""
 
 
 class Reported(Protocol):
-    """A worker as it last reported."""
+    """A worker, as its last heartbeat reported it."""
 
     @property
     def version(self) -> str: ...
@@ -35,17 +35,17 @@ class Version(NamedTuple):
 
     name: str
     role: str
-    """baseline; candidate; waiting, for its rollout; draining, and then drained: it can be stopped."""
+    """baseline; candidate; waiting (for its rollout); draining; drained (it can be stopped)."""
     share: int
     """Percent of the messages."""
     ready: int
-    """Workers that are, or wait for their share."""
+    """Number of workers that are ready, or wait for their share."""
     figures: Figures
-    """Of all of its workers. p99 is that of the slowest."""
+    """Sums over all of its workers; p99 is that of the slowest worker."""
 
     @property
     def failing(self) -> float:
-        """Percent of what it handled."""
+        """Percent of the handled messages that failed."""
         return 100 * self.figures.failed / self.figures.handled if self.figures.handled else 0.0
 
 
@@ -53,13 +53,13 @@ class Plan(NamedTuple):
     """The limits beyond which a candidate is rolled back."""
 
     errors: float
-    """Percent of the messages that it may fail beyond what the baseline fails."""
+    """Percentage points by which the candidate's failures may exceed the baseline's."""
     p99: float
-    """Seconds within which 99 % of its messages have to be at their end, unless the baseline is no faster."""
+    """Seconds within which 99 % of the candidate's messages have to finish, unless the baseline is no faster."""
 
 
 def versions(rollout: Rollout, workers: Iterable[Reported]) -> list[Version]:
-    """The versions that have workers, and those that have a role; the baseline first."""
+    """The versions that have workers, and the baseline and candidate in any case; the baseline first."""
     live = [one for one in workers if one.silent < FRESH_SECONDS and one.state != "spare"]
     names = {rollout.baseline, *(one.version for one in live), *([rollout.candidate] if rollout.going_on else [])}
     found = []
@@ -93,7 +93,7 @@ def _role(name: str, rollout: Rollout, workers: Sequence[Reported]) -> str:
 
 
 def fault(plan: Plan, baseline: Version, candidate: Version) -> str:
-    """Why a candidate has to go back; empty while it may stay."""
+    """The reason to roll a candidate back; empty while it keeps the plan."""
     if not candidate.ready:
         return "none of its workers is ready"
     if candidate.figures.handled < ENOUGH:

@@ -1,4 +1,4 @@
-"""Dead letters: chosen, read and settled in batches, as many at a time as memory and one transaction should hold."""
+"""Dead letters: operators choose, read, retry and discard them, in steps that fit memory and one transaction."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -15,15 +15,15 @@ Verb = Literal["retry", "discard"]
 
 
 class Settled(NamedTuple):
-    """One batch that was sent again, or given up for good."""
+    """One step of retrying or discarding."""
 
     letters: int
     done: int
-    """Of these, the letters that were still dead."""
+    """Number of them that were still dead."""
 
 
 def check_flow(store: OperatedStore, flow: str) -> None:
-    """Raise FlowKitError for a flow that nothing has: the letters of another one may be meant."""
+    """Raise FlowKitError for a flow that the store does not know, and suggest a similar name. Blocks."""
     subscribed = store.subscribers.channels()
     if flow not in subscribed and flow not in (balances := store.ledger.balances()):
         meant = similar(flow, {*subscribed, *balances})
@@ -37,12 +37,12 @@ def batches(letters: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def pages(letters: DeadLetters, wanted: Sequence[str]) -> Iterator[list[DeadLetter]]:
-    """These letters without what takes memory: bodies and stacks."""
+    """Read these letters without their bodies and stacks, which take memory. Blocks for each page."""
     return (letters.read(batch, whole=False) for batch in batches(wanted))
 
 
 def read(letters: DeadLetters, letter: str) -> DeadLetter:
-    """One letter, with everything that is known of it. Raises FlowKitError where it is not there."""
+    """Read one letter with its body and stack. Blocks. Raises FlowKitError if there is none."""
     found = letters.read([letter])
     if not found:
         raise FlowKitError(f"there is no dead letter {letter}; see flowkit dead list")
@@ -50,8 +50,8 @@ def read(letters: DeadLetters, letter: str) -> DeadLetter:
 
 
 def choose(letters: DeadLetters, named: Sequence[str], flow: str | None, error: str | None) -> list[str]:
-    """The letters that are named, else those of a flow or an error, the oldest first. Raises FlowKitError where there
-    are none."""
+    """The ids of the named letters, else of all letters of a flow or an error, the oldest first. Blocks. Raises
+    FlowKitError if there are none."""
     wanted = list(dict.fromkeys(named)) or letters.select(flow, error)
     if not wanted:
         raise FlowKitError("there are no such dead letters")
@@ -59,12 +59,12 @@ def choose(letters: DeadLetters, named: Sequence[str], flow: str | None, error: 
 
 
 def refused(letters: DeadLetters, wanted: Sequence[str]) -> int:
-    """Count those of them that are not the messages that they claim to be."""
+    """Count the refused letters among these: they are not the messages that they claim to be. Blocks."""
     return sum(one.reason == REFUSED for page in pages(letters, wanted) for one in page)
 
 
 def settle(letters: DeadLetters, verb: Verb, wanted: Sequence[str]) -> Iterator[Settled]:
-    """Retry or discard these, and yield after each batch."""
+    """Retry or discard these letters, BATCH per transaction, and yield after each. Blocks."""
     act = letters.retry if verb == "retry" else letters.discard
     for batch in batches(wanted):
         yield Settled(len(batch), act(batch))

@@ -1,4 +1,4 @@
-"""Directions: operators pause, drain, scale and resume the whole fleet, by the store."""
+"""Directions: operators pause, drain, scale and resume the whole fleet through the store."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -12,30 +12,30 @@ from flowkit.ports import DIRECTIONS, LANES, MINIMUM, NORMAL, WORKERS
 
 LOOK_SECONDS = 0.2
 SILENT_SECONDS = 5.0
-"""Workers that were silent for longer are not waited for."""
+"""Workers without a heartbeat for this many seconds are not waited for."""
 UNDER_WAY_SECONDS = 1.0
-"""Longest time between a request that a worker lets in before it hears, and its commit."""
+"""Longest time in seconds until a request commits that a worker accepted before it read a direction."""
 
 
 class Drained(NamedTuple):
-    """The end of a wait for flows that get nothing from outside to be empty."""
+    """The result of a wait for drained flows to be empty."""
 
     left: int
-    """Messages that were not at their end in time."""
+    """Messages still pending when the time was over."""
     lost: Sequence[str]
-    """Flows that no app has any more, and that messages wait for."""
+    """Orphaned flows with pending messages."""
 
 
 def direct(store: OperatedStore, what: str, names: Collection[str]) -> None:
-    """Let these flows or apps be PAUSED or DRAINED. Blocks until all workers have heard of it. Raises ConfigError for
-    a name that nothing has."""
+    """Direct these flows or apps to be `what`: PAUSED or DRAINED. Blocks until all workers have read it. Raises
+    ConfigError for an unknown name."""
     _check(store, names)
     store.directions.set(what, names, 1)
     _wait_for_workers(store, names)
 
 
 def drained(store: OperatedStore, names: Collection[str], seconds: float) -> Drained:
-    """Wait until these apps or flows, which are directed to be DRAINED, are empty; at most so long."""
+    """Wait until these DRAINED apps or flows are empty, for `seconds` at most. Blocks."""
     end = time.monotonic() + seconds
     flows = [flow for flow in store.subscribers.channels() if {flow, _app(flow)} & set(names)]
     lost = [
@@ -53,8 +53,8 @@ def drained(store: OperatedStore, names: Collection[str], seconds: float) -> Dra
 
 
 def scale(store: OperatedStore, name: str, many: int) -> str:
-    """Let each instance of an app have so many workers, or each worker so many lanes of a flow. Waits for nobody.
-    Returns which: WORKERS or LANES. Raises ConfigError for a name that nothing has."""
+    """Direct the workers of each instance of an app, or the lanes of a flow in each worker. Does not wait for workers.
+    Returns WORKERS or LANES. Raises ConfigError for an unknown name."""
     _check(store, [name])
     what = LANES if "." in name else WORKERS
     store.directions.set(what, [name], many)
@@ -62,16 +62,16 @@ def scale(store: OperatedStore, name: str, many: int) -> str:
 
 
 def reduce(store: OperatedStore, app: str, normal: int | None, minimum: int | None) -> None:
-    """Let a fleet know with how many workers the service of an app is normal, and its minimum; None: it never is
-    reduced. Raises ConfigError for an app that is not there."""
+    """Set the numbers of ready workers that an app's normal and minimum service need; None: its service is never
+    reduced. Raises ConfigError for an unknown app."""
     _check(store, [app])
     store.directions.set(NORMAL, [app], normal)
     store.directions.set(MINIMUM, [app], minimum)
 
 
 def resume(store: OperatedStore, names: Collection[str]) -> None:
-    """Let them be as they are defined; an app with all of its flows. Blocks until all workers have heard of it. Raises
-    ConfigError for a name that nothing has."""
+    """Remove all directions of these flows or apps; of an app, those of its flows too. Blocks until all workers have
+    read it. Raises ConfigError for an unknown name."""
     _check(store, names)
     flows = [flow for flow in store.subscribers.channels() if _app(flow) in names]
     for what in DIRECTIONS:
@@ -80,7 +80,7 @@ def resume(store: OperatedStore, names: Collection[str]) -> None:
 
 
 def _check(store: OperatedStore, names: Collection[str]) -> None:
-    """Refuse names that nothing has."""
+    """Raise ConfigError for names that are neither a subscribed flow nor its app."""
     flows = store.subscribers.channels()
     known = {*flows, *map(_app, flows)}
     if unknown := sorted(set(names) - known):
@@ -91,8 +91,8 @@ def _check(store: OperatedStore, names: Collection[str]) -> None:
 
 
 def _wait_for_workers(store: OperatedStore, names: Collection[str]) -> None:
-    """Wait until every worker that lives has heard of a direction: it reads them after each heartbeat, so it has read
-    this one when it comes to its second."""
+    """Wait until every living worker has read a new direction. A worker reads directions after each heartbeat, so it
+    has read this one by its second heartbeat."""
     began, apps = time.monotonic(), set(map(_app, names))
     first: dict[str, float] = {}
     heard = False

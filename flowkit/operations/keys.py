@@ -1,4 +1,4 @@
-"""Keys: what signs messages at a broker, for how long it verifies, and which apps it is held for."""
+"""Signing keys: they sign messages at a broker, and verify them for as long as messages of an app may wait."""
 
 from typing import NamedTuple
 
@@ -10,30 +10,30 @@ from flowkit.store.keyring import HANDOVER_SECONDS, KNOWN_SECONDS, Keyring
 
 
 class Rotation(NamedTuple):
-    """A new key. Times are in seconds from now."""
+    """A new signing key. Times are in seconds from now."""
 
     id: str
     signs: float
-    """From then on, when all workers know it."""
+    """The key signs from then on, when all workers know it."""
     verify: float
-    """Until then the keys before it do."""
+    """Earlier keys verify until then."""
 
 
 def rotate(keyring: Keyring, hold: float | None) -> Rotation:
-    """Make a new key. Those before it verify for `hold` seconds after it signs; None: for as long as any message may
-    wait. Blocks. Raises ConfigError where messages may wait for longer."""
+    """Make a new signing key. Earlier keys verify for `hold` seconds after it signs; None: for as long as any message
+    may wait. Blocks. Raises ConfigError if messages may wait longer than `hold`."""
     seconds = keyring.hold() if hold is None else hold
     return Rotation(keyring.rotate(seconds), KNOWN_SECONDS, HANDOVER_SECONDS + seconds)
 
 
 def note(app: App, services: Services) -> None:
-    """Note how long messages of an app may wait, where they are signed: their keys are held as long."""
+    """If messages are signed, record how long an app's messages may wait: keys verify at least that long. Blocks."""
     if is_signed(services):
         operated(services.store).keyring.note(app.name, app.retention)
 
 
 def doubts(app: App, services: Services) -> list[str]:
-    """Warnings of keys that verify no more while messages of an app may still wait that they have signed."""
+    """Warnings about keys that will stop to verify while messages of an app that they signed may still wait. Blocks."""
     return [
         f"key {key.id} verifies for {duration.ago(key.left)} more, and App(retention={duration.text(app.retention)!r}) "
         "lets messages wait longer: true ones that it has signed are refused then; see that they are applied before"
@@ -43,5 +43,5 @@ def doubts(app: App, services: Services) -> list[str]:
 
 
 def is_signed(services: Services) -> bool:
-    """Whether messages travel by a broker, or have done so."""
+    """Whether messages go through a broker, or one is being drained."""
     return bool(services.settings.broker_url or services.settings.drain_url)

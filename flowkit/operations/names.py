@@ -1,4 +1,4 @@
-"""Names that people write: of flows and apps."""
+"""Names of flows and apps that operators type."""
 
 from collections.abc import Collection
 from difflib import get_close_matches
@@ -7,7 +7,7 @@ from flowkit.plain import plain
 
 
 def similar(name: str, known: Collection[str]) -> str:
-    """Ask whether one of the known names is meant; empty where none is like it, or is its end."""
+    """A question whether a known name is meant: one that ends in `.name`, or resembles it. Empty if there is none."""
     full = [one for one in sorted(known) if one.endswith(f".{name}")]
     found = full or get_close_matches(name, sorted(known), 1)
     return f"; is {plain(found[0])} meant?" if found else ""

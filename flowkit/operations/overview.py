@@ -1,4 +1,4 @@
-"""Overview: the workers, the flows, and the messages that wait for each."""
+"""Overview: the workers, the flows, and the pending messages of each flow."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,19 +11,19 @@ from flowkit.ports import DIRECTIONS, EXCHANGE, Standing, Transport
 from flowkit.store.ledger import Backlog, Balance, WorkerRow
 
 LOOKS = 5
-"""The quickest of so many answers is the latency of a service."""
+"""A service is asked this many times; the fastest answer is its latency."""
 
 
 class FlowState(NamedTuple):
-    """A flow: where its messages come from, what became of them, and what waits."""
+    """A flow: its channel, its directions, its ledger and its backlog."""
 
     channel: str | None
-    """None where it is not subscribed."""
+    """None if the flow is not subscribed."""
     directed: Mapping[str, int | None]
-    """The value of each of the DIRECTIONS for the flow, or for its app; None where it is not set."""
+    """Direction, one of DIRECTIONS -> its value for the flow, or else for its app; None if it is not set."""
     balance: Balance
     rows: Backlog | None
-    """Its messages in the store; None where there are none."""
+    """Its messages in the store; None if there are none."""
     queued: int
     """Messages at the broker."""
 
@@ -33,16 +33,16 @@ class Overview(NamedTuple):
 
     workers: Sequence[WorkerRow]
     active: Mapping[str, Standing]
-    """app -> its active group, where it has groups."""
+    """App -> its active group. Apps without groups have no entry."""
     latencies: Mapping[str, float]
-    """Seconds in which the store answers, and the broker, where there is one."""
+    """`store`, and `broker` if there is one -> seconds until it answers."""
     flows: Mapping[str, FlowState]
     shared: Mapping[str, Backlog]
-    """channel -> what is on its way to other programs."""
+    """Channel -> messages on their way to other programs."""
     orphans: Sequence[Known]
-    """Flows that no app has any more."""
+    """Subscribed flows that are in no app any more."""
     directions: Mapping[tuple[str, str], int]
-    """(what, name) -> value, for all that the fleet is directed to."""
+    """(what, name) -> value, for each direction of the fleet."""
 
     def ready(self, app: str) -> int:
         """Count the ready workers of an app."""
@@ -50,7 +50,8 @@ class Overview(NamedTuple):
 
 
 def look(store: OperatedStore, transport: Transport, broker: bool) -> Overview:
-    """Read the state of a store. `broker`: there is one, and its latency is measured too. Blocks."""
+    """Read the state of a store. `broker`: measure a broker's latency too. Blocks. Raises StoreUnavailable and
+    BrokerUnavailable."""
     workers, balances = store.ledger.workers(), store.ledger.balances()
     subscribed, directions = store.subscribers.channels(), store.directions.read()
     standings = {app: store.groups.standing(app) for app in sorted({one.app for one in workers})}
@@ -82,12 +83,12 @@ def look(store: OperatedStore, transport: Transport, broker: bool) -> Overview:
 
 
 def _directed(directions: Mapping[tuple[str, str], int], what: str, flow: str) -> int | None:
-    """Find the direction of a flow, or of its app."""
+    """The direction of a flow, or else of its app."""
     return directions.get((what, flow), directions.get((what, flow.split(".", 1)[0])))
 
 
 def _least(ask: Callable[[], object]) -> float:
-    """Seconds of the quickest of some answers."""
+    """Call `ask` LOOKS times. Returns the shortest duration in seconds."""
     taken = []
     for _ in range(LOOKS):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Ramp: a candidate that gets ever more by itself, until it is promoted or rolled back."""
+"""Ramp: the weight of a candidate rises step by step, until the candidate is promoted or rolled back."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,30 +21,30 @@ from flowkit.operations.rollouts import (
 from flowkit.ports import Transport
 
 RECOVERY_SECONDS = 10.0
-"""Time that workers take, with their backoff, to say that they are there after the store was away."""
+"""Seconds until workers, with their backoff, send heartbeats again after the database could not be reached."""
 STUCK_SECONDS = 30.0
-"""Longest time for the share of a candidate to come into force; after it the candidate is rolled back."""
+"""Longest time in seconds for a candidate's weight to come into force; then the candidate is rolled back."""
 
 
 class Ramp(NamedTuple):
-    """The steps of a candidate that gets more by itself, and the limits that it has to keep."""
+    """The weights that a candidate gets one after the other, and the limits that it has to keep."""
 
     steps: Sequence[int]
     """Percent of the messages."""
     every: float
-    """Seconds for which each of them is watched."""
+    """Seconds for which each step is watched."""
     plan: Plan
 
 
 class Faulty(NamedTuple):
-    """A version has to go back."""
+    """A version has to be rolled back."""
 
     version: str
     why: str
 
 
 class Scarce(NamedTuple):
-    """A version goes on when more messages came to it than these."""
+    """A version handled too few messages to be judged, so it keeps its weight until it has handled more."""
 
     version: str
     handled: int
@@ -54,35 +54,35 @@ Event = Shifted | Faulty | Scarce | Promoted | RolledBack
 
 
 def climb(here: Fleet, transport: Transport, version: str, weight: int, ramp: Ramp) -> Iterator[Event]:
-    """Let a version have so many percent of the messages. While the events that are returned are taken, it gets more by
-    itself; the last one is Promoted or RolledBack. Blocks. Raises ConfigError."""
+    """Start a rollout of `version` with `weight` percent. Returns events; taking them drives the ramp. The last event
+    is Promoted or RolledBack. Blocks. Raises ConfigError."""
     rollout = prepare(here, transport, version)
-    with suppress(CommitUnknown):  # the next look shows it
+    with suppress(CommitUnknown):  # the next look shows whether it was committed
         here.change(rollout.start(version, weight))
     return Climb(here, ramp, version).run()
 
 
 class Climb:
-    """A candidate that gets more by itself, step by step, each when the last one went well for long enough, and enough
-    messages came to tell; it is promoted in the end, or rolled back as soon as it is worse. How far it is, is in the
-    store: what was done with an unknown outcome is seen at the next look."""
+    """Raises a candidate's weight step by step. A step follows when the last one kept the plan for long enough, with
+    enough messages to judge. The candidate is promoted after the last step, and rolled back as soon as it breaks the
+    plan. The store has the state of the rollout: after a commit with an unknown outcome, the next look shows it."""
 
     def __init__(self, here: Fleet, ramp: Ramp, name: str) -> None:
-        """`name`: the candidate, which has its first share."""
+        """`name`: the candidate, which has its first weight."""
         self._here = here
         self._name = name
         self._ramp = ramp
         self._away = float("-inf")
-        """When the store was away last, by the monotonic clock."""
+        """Monotonic time of the last look that could not reach the database."""
         self._told = 0
         self._waits = False
         self._fault = ""
-        """Why it has to go back."""
+        """The reason to roll it back; empty: none."""
         self.goes_on = True
-        """Whether the rollout does, as the last look saw it."""
+        """Whether the rollout continued at the last look."""
 
     def run(self) -> Iterator[Event]:
-        """Look until the rollout is over, and yield what happens."""
+        """Look until the rollout is over, and yield its events. Blocks. Raises ConfigError."""
         while self.goes_on:
             yield from _patiently(self.look)
             if self.goes_on:
@@ -90,7 +90,8 @@ class Climb:
         yield from _patiently(self.end)
 
     def look(self) -> Iterator[Event]:
-        """Do what is next. Raises Unavailable, or StoreConflict where somebody else was quicker."""
+        """Take the next step, if it is time. Blocks. Raises Unavailable, or StoreConflict if the rollout was changed
+        meanwhile."""
         here, name = self._here, self._name
         try:
             rollout = here.rollout
@@ -120,32 +121,33 @@ class Climb:
                 here.change(rollout.promote(name) if step is None else rollout.shift(step))
 
     def end(self) -> Iterator[Event]:
-        """Finish what the last look saw. Raises ConfigError when somebody else ended it."""
+        """Finish the promotion or rollback that the last look saw. Blocks. Raises ConfigError if another operator ended
+        the rollout."""
         if self._here.rollout.baseline == self._name:
             yield finish_promotion(self._here)
         elif self._fault:
             yield finish_rollback(self._here, self._here.rollout._replace(candidate=self._name))
         else:
-            raise ConfigError(f"the rollout of {shown(self._name)} does not go on: it was ended by somebody else")
+            raise ConfigError(f"the rollout of {shown(self._name)} stops here: another operator ended it")
 
     def _note_scarcity(self, handled: int) -> Iterator[Event]:
-        """Note whether so many messages tell too little, and say so once."""
+        """Note whether the candidate handled too few messages to be judged, and yield that once."""
         waited, self._waits = self._waits, handled < ENOUGH
         if self._waits and not waited:
             yield Scarce(self._name, handled)
 
     def _see(self, found: Mapping[str, Version], unsettled: float | None) -> str:
-        """Why the candidate has to go back; empty if it may stay. `unsettled`: for how many seconds workers could have
-        come to its share, and have not."""
+        """The reason to roll the candidate back; empty if there is none. `unsettled`: seconds for which some workers
+        have not conformed to its weight, although they could; None: all conform."""
         if unsettled is None:
             return fault(self._ramp.plan, found["baseline"], found["candidate"])
         if unsettled > STUCK_SECONDS:
-            return f"after {STUCK_SECONDS:g} s some workers have not come to its share: their handlers hang"
+            return f"after {STUCK_SECONDS:g} s some workers do not conform to its weight: their handlers hang"
         return ""
 
 
 def _patiently(ask: Callable[[], Iterator[Event]]) -> Iterator[Event]:
-    """Yield what it yields. Ask again while the store is away, and after a change by somebody else."""
+    """Yield the events of `ask`. Ask again while the database cannot be reached, and after a conflict. Blocks."""
     while True:
         try:
             yield from ask()

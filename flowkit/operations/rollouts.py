@@ -1,4 +1,4 @@
-"""Rollouts: versions side by side, and how the messages move from one to the other."""
+"""Rollouts: two versions side by side, and the percent of the messages that the candidate gets."""
 
 import time
 from typing import NamedTuple
@@ -15,20 +15,20 @@ SETTLE_SECONDS = 60.0
 
 
 class Shifted(NamedTuple):
-    """The candidate has so many percent of the messages."""
+    """The candidate has `weight` percent of the messages."""
 
     version: str
     weight: int
 
 
 class Promoted(NamedTuple):
-    """A version is the baseline, and has all messages. The other one is drained."""
+    """`version` is the baseline and gets all messages. The other version is drained."""
 
     version: str
 
 
 class RolledBack(NamedTuple):
-    """The baseline has all messages again, and so many that had died at the candidate."""
+    """The baseline gets all messages again. `sent`: dead letters of the candidate that were sent again to it."""
 
     baseline: str
     candidate: str
@@ -39,8 +39,8 @@ class Fleet:
     """The versions of one app, in a store."""
 
     def __init__(self, store: OperatedStore, app: str, silent: float) -> None:
-        """`app` may be empty where only one app has versions. `silent`: seconds after which a worker that said nothing
-        is not waited for. Raises ConfigError."""
+        """`app` may be empty if only one app has versions. `silent`: seconds without a heartbeat after which a worker
+        is not waited for. Blocks. Raises ConfigError."""
         self.store = store
         self._silent = silent
         apps = sorted({flow.split(".", 1)[0] for flow in store.subscribers.channels()})
@@ -57,7 +57,7 @@ class Fleet:
     @property
     def rollout(self) -> Rollout:
         found = self.store.rollouts.read(self.app, self._silent)
-        assert found is not None  # it was there, and nothing removes it
+        assert found is not None  # a rollout is never removed
         return Rollout._make(found)
 
     def versions(self, rollout: Rollout) -> list[Version]:
@@ -65,7 +65,7 @@ class Fleet:
         return versions(rollout, [one for one in self.store.ledger.workers() if one.app == self.app])
 
     def version(self, name: str) -> Version:
-        """Raises ConfigError for one that nobody runs."""
+        """The version of this name. Blocks. Raises ConfigError if none of its workers is ready."""
         for one in self.versions(self.rollout):
             if one.name == name and one.ready:
                 return one
@@ -76,33 +76,33 @@ class Fleet:
         return [one for one in self.store.subscribers.channels() if one.startswith(f"{self.app}.")]
 
     def change(self, rollout: Rollout) -> None:
-        """Change the rollout that this one was made of. Raises StoreConflict if somebody else did so meanwhile."""
+        """Replace the rollout that `rollout` was made from. Blocks. Raises StoreConflict if it was changed since."""
         self.store.rollouts.change(self.app, self.flows, rollout)
 
     def settle(self) -> Rollout:
-        """Wait until all workers conform to the last change, and return what it came to. Raises FlowKitError when they
-        do not."""
+        """Wait until all workers conform to the last change, for SETTLE_SECONDS at most. Returns the rollout. Raises
+        FlowKitError if some do not."""
         end = time.monotonic() + SETTLE_SECONDS
         while not (rollout := self.rollout).settled:
             if time.monotonic() > end:
                 mine = [one for one in self.store.ledger.workers() if one.app == self.app and one.state != "spare"]
                 behind = [one for one in mine if one.epoch < rollout.epoch]
                 raise FlowKitError(
-                    f"after {SETTLE_SECONDS:g} s these workers still have messages in hand that are others' by now, or "
-                    f"are frozen: {', '.join(f'{one.id} ({shown(one.version)})' for one in behind)}; the rollout goes "
-                    "on as soon as they are done"
+                    f"after {SETTLE_SECONDS:g} s these workers still have messages in flight that another version has "
+                    f"to handle, or are frozen: {', '.join(f'{one.id} ({shown(one.version)})' for one in behind)}; the "
+                    "rollout continues as soon as they finish"
                 )
             time.sleep(LOOK_SECONDS)
         return rollout
 
     def declare(self, transport: Transport) -> None:
-        """Make the places of the candidate at the broker, if there is one."""
+        """Declare the candidate's queues at the broker, if there is one. Blocks."""
         transport.declare([flow + CANDIDATE for flow in self.flows])
 
 
 def prepare(here: Fleet, transport: Transport, version: str) -> Rollout:
-    """See that a version can be the candidate, and that it can be sent to. Returns the rollout as it is before. Raises
-    ConfigError."""
+    """Check that a version can be the candidate, and declare its queues. Returns the rollout before the change. Blocks.
+    Raises ConfigError."""
     _may_start(here, here.rollout, version)
     here.version(version)
     rollout = here.settle()
@@ -112,7 +112,7 @@ def prepare(here: Fleet, transport: Transport, version: str) -> Rollout:
 
 
 def start(here: Fleet, transport: Transport, version: str, weight: int) -> Shifted:
-    """Let a version have so many percent of the messages. Blocks until no worker goes by the share before."""
+    """Make a version the candidate, with `weight` percent. Blocks until all workers conform. Raises ConfigError."""
     rollout = prepare(here, transport, version)
     here.change(rollout.start(version, weight))
     here.settle()
@@ -120,7 +120,7 @@ def start(here: Fleet, transport: Transport, version: str, weight: int) -> Shift
 
 
 def shift(here: Fleet, weight: int) -> Shifted:
-    """Let the candidate have so many percent. Blocks until no worker goes by the share before."""
+    """Change the candidate's weight, in percent. Blocks until all workers conform. Raises ConfigError."""
     _candidate(here, here.rollout)
     rollout = here.settle()
     name = _candidate(here, rollout)
@@ -130,7 +130,8 @@ def shift(here: Fleet, weight: int) -> Shifted:
 
 
 def promote(here: Fleet, version: str | None) -> Promoted:
-    """Let a version be the baseline: the candidate, or this one, which waits. Blocks until the other one is drained."""
+    """Make a version the baseline: `version`, which waits, or the candidate if None. Blocks until the other version is
+    drained. Raises ConfigError."""
     here.version(_candidate(here, here.rollout) if version is None else version)
     rollout = here.settle()
     here.change(rollout.promote(_candidate(here, rollout) if version is None else version))
@@ -138,8 +139,8 @@ def promote(here: Fleet, version: str | None) -> Promoted:
 
 
 def roll_back(here: Fleet) -> RolledBack:
-    """Let the baseline have all messages again, also those that died at the candidate. What an earlier rollback could
-    not finish is finished. Blocks until the candidate is drained."""
+    """Give all messages to the baseline again, and retry the candidate's dead letters there. Finishes an earlier
+    rollback that was interrupted. Blocks until the candidate is drained. Raises ConfigError."""
     rollout = here.rollout
     if rollout.candidate and rollout.candidate == rollout.baseline:
         others = [f"'{named(one.name)}'" for one in here.versions(rollout) if one.role != "baseline" and one.ready]
@@ -154,13 +155,13 @@ def roll_back(here: Fleet) -> RolledBack:
 
 
 def finish_promotion(here: Fleet) -> Promoted:
-    """Wait until the new baseline has all messages."""
+    """Wait until the new baseline has all messages. Blocks."""
     return Promoted(here.settle().baseline)
 
 
 def finish_rollback(here: Fleet, rollout: Rollout) -> RolledBack:
-    """Wait until the baseline has all messages, and let it have those too that died at the candidate: what did so far
-    at once, whoever starts the next rollout, and however long a handler hangs."""
+    """Wait until the baseline has all messages, and retry the candidate's dead letters there. Blocks. Those that are
+    there already are retried before the wait, because a handler may hang, or another rollout may start."""
     sent = _resurrect(here, rollout.candidate)
     here.settle()
     sent += _resurrect(here, rollout.candidate)
@@ -173,13 +174,13 @@ def shown(version: str) -> str:
 
 
 def _resurrect(here: Fleet, version: str) -> int:
-    """Send again what died at this version since its rollout began. Returns how many."""
+    """Retry the dead letters of this version since its rollout began. Returns their number."""
     letters = here.store.dead_letters.of_version(here.app, version)
     return here.store.dead_letters.retry(letters) if letters else 0
 
 
 def _may_start(here: Fleet, rollout: Rollout, version: str) -> None:
-    """Raise ConfigError where a version cannot be the candidate."""
+    """Raise ConfigError if a version cannot be the candidate."""
     if rollout.going_on:
         raise ConfigError(
             f"version {shown(rollout.candidate)} has {rollout.weight} % already; shift, promote or roll back first"
@@ -191,7 +192,7 @@ def _may_start(here: Fleet, rollout: Rollout, version: str) -> None:
 
 
 def _candidate(here: Fleet, rollout: Rollout) -> str:
-    """The version that is rolled out. Raises ConfigError if none is."""
+    """The name of the candidate. Raises ConfigError if no rollout is in progress."""
     if not rollout.going_on:
         raise ConfigError(f"no version of app {here.app} is rolled out now; flowkit rollout start VERSION --weight 5")
     return rollout.candidate

@@ -1,4 +1,4 @@
-"""The store as operators' use cases see it: the port of the engine, and the nouns that only operators ask."""
+"""The store for operators' use cases: the engine's port, and the parts that only operators use."""
 
 from typing import Protocol, cast
 
@@ -10,7 +10,7 @@ from flowkit.store.subscribers import Subscribers
 
 
 class OperatedStore(Store, Protocol):
-    """A store that is read and directed by operators."""
+    """A store that operators read and direct."""
 
     ledger: Ledger
     dead_letters: DeadLetters
@@ -19,5 +19,5 @@ class OperatedStore(Store, Protocol):
 
 
 def operated(store: Store) -> OperatedStore:
-    """The same store, for operators. Every store that settings open is one."""
+    """The same store, typed for operators. Every store that settings open is an OperatedStore."""
     return cast(OperatedStore, store)

@@ -1,4 +1,4 @@
-"""Subscriptions: the flows that get messages, and the end of those that no program has any more."""
+"""Subscriptions: the flows that get messages; renaming and removing those that no app has any more."""
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -16,8 +16,8 @@ from flowkit.store.subscribers import Settled
 
 
 class Known(NamedTuple):
-    """A flow that is in the store, and what is there of it. `silent` is in seconds since a program that has it
-    started; None where it is not subscribed."""
+    """A flow in the store, with the numbers of its waiting messages and dead letters. `silent`: seconds since an app
+    with this flow started last; None if the flow is not subscribed."""
 
     flow: str
     channel: str = ""
@@ -32,13 +32,13 @@ class Known(NamedTuple):
 
     @property
     def warning(self) -> str:
-        """Tell of an orphan, and of the command to write."""
+        """A warning about an orphan, with the commands that end it."""
         lack = f"the program of app {plain(self.app)} that started last has no such flow"
         return _orphaned(self, lack)
 
 
 def orphans(app: App, store: Store) -> list[str]:
-    """Tell of flows that are subscribed, and that this app does not have. Blocks, and asks no broker."""
+    """Warnings about the app's subscribed flows that `app` does not have. Blocks for the store; asks no broker."""
     lack = f"app {app.name} has no such flow"
     return [
         _orphaned(Known(flow, channel, waiting=store.ledger.unfinished([flow])), lack)
@@ -60,7 +60,7 @@ def _orphaned(one: Known, lack: str) -> str:
 
 
 def known(store: OperatedStore, transport: Transport) -> list[Known]:
-    """The flows of the store: those that are subscribed, and those that are not and have messages. Blocks."""
+    """The subscribed flows of the store, and others that have messages or dead letters, by name. Blocks."""
     subscribed = {one.flow: one for one in store.subscribers.read() if not one.flow.startswith(EXCHANGE)}
     lost = {one.flow for one in store.subscribers.orphans()}
     balances = store.ledger.balances()
@@ -78,34 +78,34 @@ def known(store: OperatedStore, transport: Transport) -> list[Known]:
 
 
 def removable(store: OperatedStore, transport: Transport, flow: str) -> Known:
-    """A flow that may be removed, with what `remove` would discard of it. Blocks. Raises ConfigError where none has
-    this name, or running workers have it."""
+    """A flow that may be removed, with the counts of what `remove` would discard. Blocks. Raises ConfigError if the
+    flow is unknown, or running workers have it."""
     one = _find(known(store, transport), flow)
     if not one.orphaned and store.fleet.is_staffed(one.app):
         raise ConfigError(
-            f"flow {flow} is one that the running workers of app {one.app} have; take it out of the app and start "
-            "that, or stop all instances, and ask again"
+            f"flow {flow} is in use by the running workers of app {one.app}; start the app without the flow, or stop "
+            "all instances, and try again"
         )
     return one
 
 
 def remove(store: OperatedStore, transport: Transport, one: Known) -> Settled:
-    """Remove a flow that is `removable`, and discard what waits for it. Blocks."""
+    """Remove a flow that is `removable`, and discard its pending messages and dead letters. Blocks."""
     _fetch(store, transport, one)
     return store.subscribers.remove(one.flow)
 
 
 def move(store: OperatedStore, transport: Transport, flow: str, heir: str) -> Settled:
-    """Rename a flow, with all that the store and the broker have of it. Blocks. Raises ConfigError where that cannot
-    be, and DefinitionError for what is no name."""
+    """Rename `flow` to `heir`, with its messages in the store and at the broker. Blocks. Raises ConfigError if the move
+    is impossible, and DefinitionError for a malformed name."""
     _check_heir(flow, heir)
     found = known(store, transport)
     one = _find(found, flow)
     there = next((other.channel for other in found if other.flow == heir and other.channel), one.channel)
     if one.channel and there != one.channel:
         raise ConfigError(
-            f"flow {flow} receives from channel {one.channel}, and {heir} from {there}: what waits for the first "
-            f"is not what the second expects; let {flow} come to its end in an app that has it, or remove it"
+            f"flow {flow} receives from channel {one.channel}, and {heir} from {there}, which carries other messages; "
+            f"let an app that has {flow} finish its messages, or remove the flow"
         )
     if not there:
         raise ConfigError(f"neither {flow} nor {heir} is subscribed; start the app that has {heir}, and ask again")
@@ -125,20 +125,20 @@ def _check_heir(flow: str, heir: str) -> None:
 
 
 def _refuse_workers(store: OperatedStore, transport: Transport, apps: Collection[str], flow: str) -> None:
-    """Raise ConfigError while workers run that may receive for a flow, or send to it by the broker."""
+    """Raise ConfigError while workers run that may receive for a flow, or send to it through the broker."""
     if transport.lease:
         apps = {*apps, *(one.app for one in store.ledger.workers())}
     staffed = [app for app in sorted(apps) if store.fleet.is_staffed(app)]
     if staffed:
         raise ConfigError(
-            f"workers of app {', '.join(staffed)} run, and may have messages of flow {flow} in hand; stop all "
+            f"workers of app {', '.join(staffed)} run, and may have messages of flow {flow} in flight; stop all "
             "instances, move the flow, and start the new ones"
         )
 
 
 def _fetch(store: OperatedStore, transport: Transport, one: Known, heir: str = "") -> None:
-    """Move the messages of a flow from the broker to the store. Those of other programs are to be adopted anew, and
-    those that were refused are dead letters."""
+    """Move the messages of a flow from the broker to the store. Foreign messages are identified again at the next
+    delivery; refused messages become dead letters."""
 
     def keep(deliveries: Sequence[Delivery]) -> None:
         adopted = [unread(received(each, one.channel)) if each.foreign else each for each in deliveries]

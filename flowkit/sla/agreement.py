@@ -1,4 +1,4 @@
-"""A service level agreement as a file, `sla.toml`: what is promised, and what the nodes are that have to keep it."""
+"""The service level agreement as a file, `sla.toml`: the promised service, and the nodes that have to provide it."""
 
 import tomllib
 from pathlib import Path
@@ -11,15 +11,15 @@ from flowkit.errors import ConfigError, DefinitionError
 
 WEEK_SECONDS = 7 * 86400.0
 TEMPLATE = """\
-# What the service promises. All numbers are examples.
+# The promised service. All numbers are examples.
 availability = 99.9          # percent of the time with the minimum service or better
 
 [normal]                     # when nothing is broken
 tps = 1000                   # requests a second
-response = "250ms"           # the longest response time of ...
-percentile = 99              # ... so many percent of the requests
+response = "250ms"           # the longest response time ...
+percentile = 99              # ... of this percentage of the requests
 
-[minimum]                    # whatever of the planned failures happens
+[minimum]                    # during any of the planned failures
 tps = 100                    # requests a second
 response = "2s"              # the longest response time
 at_most = "10m"              # how long the service may be below normal ...
@@ -30,7 +30,7 @@ tps = 750                    # requests a second within the response time: flowk
 fails_every = "30d"          # mean time between two failures
 repaired_in = "15m"          # mean time until it is repaired
 
-[tiers.broker]               # what every request needs besides: one table for each; leave out what you do not have
+[tiers.broker]               # each other service that a request needs: one table each; leave out those you lack
 nodes = 3                    # how many there are
 needed = 2                   # how many of them have to be up
 availability = 99.9          # percent of the time that one of them is up, in place of fails_every and repaired_in
@@ -41,7 +41,7 @@ needed = 1                   # one of them is enough
 fails_every = "90d"          # mean time between two failures
 repaired_in = "30s"          # mean time until the standby has taken over
 """
-"""An agreement to begin with: `flowkit sla init`."""
+"""An example agreement, which `flowkit sla init` writes."""
 
 
 def _seconds(value: object) -> float:
@@ -59,32 +59,32 @@ Percent = Annotated[float, Field(gt=0, lt=100, allow_inf_nan=False)]
 
 
 class Part(BaseModel):
-    """A table of the file. A key that nobody knows is a mistake, never a wish that is passed over."""
+    """A table of the file. An unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Normal(Part):
-    """What the service gives when nothing is broken."""
+    """The service while nothing is broken."""
 
     tps: Rate
     response: Seconds
-    """The longest response time, in seconds, of this percentile of the requests."""
+    """Longest response time in seconds, at `percentile`."""
     percentile: Percent = 99.0
 
 
 class Minimum(Part):
-    """What it gives at the least, whatever of the planned failures happens."""
+    """The service during any of the planned failures."""
 
     tps: Rate
     response: Seconds
     at_most: Seconds
-    """How long, in seconds, it may be below normal in each period."""
+    """Longest time in seconds below the normal service in each period `per`."""
     per: Seconds = WEEK_SECONDS
 
 
 class Failures(Part):
-    """How often something is up: told as such, or by how often it fails and how soon it is repaired."""
+    """The availability of one node: in percent, or as mean time between failures and mean time to repair in seconds."""
 
     availability: Percent | None = None
     fails_every: Seconds | None = None
@@ -99,7 +99,7 @@ class Failures(Part):
 
     @property
     def up(self) -> float:
-        """The probability that one of these is up, in (0, 1): from MTBF and MTTR, MTBF / (MTBF + MTTR)."""
+        """The probability that one node is up, in (0, 1): `availability`, or MTBF / (MTBF + MTTR)."""
         if self.fails_every is not None and self.repaired_in is not None:
             return self.fails_every / (self.fails_every + self.repaired_in)
         assert self.availability is not None
@@ -110,15 +110,15 @@ class Node(Failures):
     """One instance of the application."""
 
     tps: Rate
-    """What one instance bears within the response time: `flowkit sla measure` finds it."""
+    """Requests a second that one instance sustains within the response time: `flowkit sla measure` finds them."""
 
 
 class Tier(Failures):
-    """Something else that every request needs: the broker, the database, the balancer."""
+    """Another service that every request needs: the broker, the database, the load balancer."""
 
     nodes: Annotated[int, Field(ge=1, le=1000)] = 1
     needed: Annotated[int, Field(ge=1)] = 1
-    """How many of its nodes have to be up: 2 of a RabbitMQ cluster of 3, 1 of a PostgreSQL pair."""
+    """Nodes that have to be up: 2 of a RabbitMQ cluster of 3, 1 of a PostgreSQL pair."""
 
     @model_validator(mode="after")
     def _enough(self) -> Self:
@@ -128,10 +128,10 @@ class Tier(Failures):
 
 
 class Agreement(Part):
-    """All of the file."""
+    """The whole file."""
 
     availability: Percent
-    """The part of the time, in percent, in which the service gives the minimum or better."""
+    """Percent of the time with the minimum service or better."""
     normal: Normal
     minimum: Minimum
     node: Node
@@ -150,7 +150,7 @@ class Agreement(Part):
 
 
 def read(path: Path) -> Agreement:
-    """Read a file. Blocks. Raises ConfigError, which names the key that is wrong."""
+    """Read an agreement. Blocks. Raises ConfigError, which names each wrong key."""
     try:
         return Agreement.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -163,7 +163,7 @@ def read(path: Path) -> Agreement:
 
 
 def _said(error: Any) -> str:
-    """One mistake: where it is, and what is wrong."""
+    """The text of one validation error: the key, and what is wrong."""
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing":
         return f"{place} is missing"

@@ -1,4 +1,4 @@
-"""What one instance bears: the highest rate at which it keeps a response time, found by doubling and then by halves."""
+"""The capacity of one instance: the highest load at which it keeps a response time, by doubling and then bisecting."""
 
 from collections.abc import Callable
 from time import sleep
@@ -11,30 +11,31 @@ from flowkit.sla.testbed import HOST, Node, wait_until
 FIRST_TPS = 25.0
 MOST_TPS = 100_000.0
 PRECISE = 1.1
-"""The lowest rate that is too much is at most this many times the highest that is not."""
+"""The search ends when the lowest load that failed is at most this many times the highest that was sustained."""
 SETTLING_SECONDS = 1.0
 ENOUGH = 0.98
 
 
 class Step(NamedTuple):
-    """One rate that was tried."""
+    """One load that was tried."""
 
     tps: float
     response: float
-    """Seconds, at the percentile."""
+    """Response time in seconds, at the percentile."""
     failed: int
     behind: int
-    """Messages that were accepted and not at their end when the load ended."""
+    """Messages still pending when the load ended."""
     borne: bool
 
 
 def measure(
     app: str, request: Request, response: float, percent: float, seconds: float, unfinished: Callable[[], int]
 ) -> list[Step]:
-    """Try rates for so many seconds each. The steps, of which the fastest that was borne is the capacity. Blocks.
+    """Try loads for `seconds` each. Returns the steps; the highest sustained one is the capacity. Blocks.
 
-    A rate is borne if every request was answered well, `percent` of them within `response` seconds, and the flows
-    kept up: `unfinished` is no more than what comes in a second. Raises ConfigError when a request is refused as wrong.
+    A load is sustained if every request succeeded, `percent` of them within `response` seconds, and the flows kept up:
+    `unfinished` counts at most the messages of one second. Raises ConfigError if a request is answered with 3xx or 4xx,
+    and FlowKitError if the instance does not start or the flows do not finish.
     """
     node, steps = Node(app), list[Step]()
     node.start()
@@ -48,7 +49,7 @@ def measure(
             tps = tps * 2 if high == MOST_TPS else (low + high) / 2
             if high <= FIRST_TPS:
                 break
-            wait_until(lambda: unfinished() == 0, "the flows did not come to an end")
+            wait_until(lambda: unfinished() == 0, "the flows did not finish")
     finally:
         node.kill()
     return steps

@@ -1,4 +1,4 @@
-"""A chart of what a service gave while its instances were broken."""
+"""A chart of a service's throughput and response times while its instances were broken."""
 
 from math import isfinite
 from pathlib import Path
@@ -9,8 +9,8 @@ from flowkit.sla.verification import Verdict
 
 
 def draw(verdict: Verdict, agreement: Agreement, path: Path) -> None:
-    """Draw requests a second and response times, with the events, as SVG or PNG. Raises ConfigError without
-    matplotlib."""
+    """Draw requests a second and response times in ms, with the events, as SVG or PNG by the suffix of `path`. Blocks.
+    Raises ConfigError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,7 +1,7 @@
-"""An open-loop load of HTTP requests: each is due at a fixed time, whatever became of those before.
+"""An open-loop load of HTTP requests: each is due at a fixed time, regardless of earlier answers.
 
-What a request took counts from when it was due, so that a service that stalls is charged with all that it kept waiting
-(coordinated omission; Gil Tene, "How NOT to Measure Latency", 2015).
+A response time counts from the due time, so that a stall counts for every request that it delays (coordinated
+omission; Gil Tene, "How NOT to Measure Latency", 2015).
 """
 
 import http.client
@@ -15,15 +15,15 @@ from typing import NamedTuple
 from flowkit.message import new_id
 
 CLIENTS = 64
-"""So many requests are under way at most."""
+"""Highest number of concurrent requests."""
 TIMEOUT_SECONDS = 10.0
 TRIES = 2
-"""A request that failed is sent once more, under the same Idempotency-Key."""
+"""A failed request is sent once more, with the same Idempotency-Key."""
 SERVER_ERROR = 500
 
 
 class Request(NamedTuple):
-    """What is sent, with `{n}` for the number of the request in path and content."""
+    """The request to send. `{n}` in path and content stands for the number of the request."""
 
     method: str
     path: str
@@ -31,14 +31,14 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What became of one request."""
+    """The result of one request."""
 
     due: float
     """Seconds after the load began."""
     took: float
-    """Seconds from then to the last answer."""
+    """Seconds from `due` to the last answer."""
     status: int
-    """Of that answer; 0: there was none."""
+    """HTTP status of that answer; 0: there was none."""
     tries: int
     id: str
     """Its Idempotency-Key, which is the id of its message."""
@@ -49,14 +49,14 @@ class Answer(NamedTuple):
 
     @property
     def refused(self) -> bool:
-        """Whether the request itself is wrong: at another time, or elsewhere, it would fare no better."""
+        """Whether the request itself is wrong, so that a repetition would fail too: 3xx, or 4xx except 429."""
         return self.status != http.HTTPStatus.TOO_MANY_REQUESTS and (
             http.HTTPStatus.MULTIPLE_CHOICES <= self.status < SERVER_ERROR
         )
 
 
 class Load:
-    """Sends requests at a rate until it is stopped. Its threads block; `answers` may be read at any time."""
+    """Sends `rate` requests a second until it is stopped, on its own threads. Any thread may read `answers`."""
 
     def __init__(self, host: str, port: int, request: Request, rate: float, clients: int = CLIENTS) -> None:
         self._host, self._port = host, port
@@ -67,7 +67,7 @@ class Load:
         self.answers: list[Answer] = []
         self.began = time.monotonic()
         self.epoch = time.time()
-        """When the load began, in seconds since the epoch."""
+        """Start of the load, in seconds since the Unix epoch."""
         self._threads = [threading.Thread(target=self._send, name="flowkit-load", daemon=True) for _ in range(clients)]
         for thread in self._threads:
             thread.start()
@@ -78,14 +78,14 @@ class Load:
         return time.monotonic() - self.began
 
     def stop(self) -> Sequence[Answer]:
-        """Send no more. All answers, in the order in which their requests were due. Blocks until they came."""
+        """Stop sending. Returns all answers, in the order of their due times. Blocks until they have arrived."""
         self._stopping.set()
         for thread in self._threads:
             thread.join()
         return sorted(self.answers)
 
     def _send(self) -> None:
-        """The life of one client: the next request, on a connection that it keeps."""
+        """Run one client: send the next due request, on a connection that stays open."""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_SECONDS)
         while True:
             number = next(self._numbers)
@@ -113,11 +113,11 @@ class Load:
 
 
 def during(answers: Sequence[Answer], begin: float, end: float) -> list[Answer]:
-    """Those of the requests that were due in this time."""
+    """The answers to requests that were due from `begin` until before `end`, in seconds after the load began."""
     return [one for one in answers if begin <= one.due < end]
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that so many percent of the values do not exceed; NaN of none."""
+    """The smallest value that at least `percent` of the values do not exceed; NaN if there are none."""
     ordered = sorted(values)
     return ordered[max(0, ceil(len(ordered) * percent / 100) - 1)] if ordered else float("nan")

@@ -1,7 +1,7 @@
-"""How many nodes an agreement needs, and how likely each level is missed with so many.
+"""The number of nodes that an agreement needs, and the probability that each number misses a level of service.
 
-Instances fail independently of each other, so the number of those that are up is binomial:
-P(k of n) = C(n, k) a^k (1 - a)^(n - k), with a, the part of the time that one of them is up.
+Instances fail independently of each other, so the number of instances that are up is binomial:
+P(k of n) = C(n, k) a^k (1 - a)^(n - k). Here a is the part of the time in which one instance is up.
 """
 
 from collections.abc import Mapping
@@ -14,60 +14,60 @@ from flowkit.sla.agreement import WEEK_SECONDS, Agreement
 YEAR_SECONDS = 365 * 86400.0
 MOST_NODES = 1000
 FAILURES = (1, 2, 3)
-"""The numbers of failures at once that are planned for."""
+"""The numbers of simultaneous failures that a plan covers."""
 
 
 class Budget(NamedTuple):
-    """How long a service may be down."""
+    """The permitted downtime of a service, in seconds."""
 
     availability: float
     """In percent."""
     per_week_s: float
     per_year_s: float
-    """Of 365 days."""
+    """In a year of 365 days."""
 
 
 class Choice(NamedTuple):
-    """So many instances, and how often, as a part of the time, each level is missed with them."""
+    """A number of instances, and the parts of the time, from 0 to 1, in which each level is missed."""
 
     nodes: int
     below_normal: float
-    """Of the instances alone: they are fewer than the normal service needs."""
+    """Fewer instances are up than the normal service needs. Tiers do not count."""
     below_minimum: float
-    """They are fewer than the minimum service needs, or a tier that every request needs is down."""
+    """Fewer instances are up than the minimum service needs, or a tier is down."""
     kept: bool
-    """Whether both the availability and the time below normal are within what was agreed."""
+    """Whether both the availability and the time below normal are within the agreement."""
 
 
 class Plan(NamedTuple):
-    """What an agreement needs."""
+    """The instances that an agreement needs."""
 
     for_normal: int
-    """Instances that bear the normal service."""
+    """Instances that sustain the normal service."""
     for_minimum: int
-    """Instances that bear the minimum service."""
+    """Instances that sustain the minimum service."""
     high_availability: int
-    """Instances of which one may fail, and the minimum service is given."""
+    """Instances that sustain the normal service, and the minimum service after one failure."""
     fault_tolerance: Mapping[int, int]
-    """Number of failures at once -> instances with which the normal service is given all the same."""
+    """Number of simultaneous failures -> instances that sustain the normal service despite them."""
     choices: Mapping[int, Choice]
-    """Number of instances -> what it comes to."""
+    """Number of instances -> how often it misses each level."""
     tiers: Mapping[str, float]
-    """Tier -> the part of the time in which it is up."""
+    """Tier -> the part of the time, from 0 to 1, in which it is up."""
     single_points: tuple[str, ...]
-    """What ends the service when one node of it fails, whatever the instances do."""
+    """Tiers without a spare node: if one of their nodes fails, the service ends."""
 
 
 def budget(availability: float) -> Budget:
-    """The permitted downtime of an availability in percent, above 0 and below 100."""
+    """The permitted downtime at an availability in percent, above 0 and below 100."""
     down = 1 - availability / 100
     return Budget(availability, round(down * WEEK_SECONDS, 3), round(down * YEAR_SECONDS, 3))
 
 
 def plan(agreement: Agreement) -> Plan:
-    """The instances that an agreement needs, and what each number of them comes to.
+    """The instances that an agreement needs, and how often each number misses a level of service.
 
-    Raises ConfigError when it needs more than a thousand.
+    Raises ConfigError if the agreement needs more than MOST_NODES instances.
     """
     normal, minimum, node = agreement.normal, agreement.minimum, agreement.node
     for_normal, for_minimum = ceil(normal.tps / node.tps), ceil(minimum.tps / node.tps)
@@ -88,7 +88,7 @@ def plan(agreement: Agreement) -> Plan:
 
 
 def choice(agreement: Agreement, nodes: int, for_normal: int, for_minimum: int, tiers: Mapping[str, float]) -> Choice:
-    """What so many instances come to, beside tiers that are up for these parts of the time."""
+    """How often `nodes` instances miss each level. `tiers`: tier -> the part of the time in which it is up."""
     minimum, one_up, reachable = agreement.minimum, agreement.node.up, prod(tiers.values())
     below_normal = fewer(nodes, for_normal, one_up)
     below_minimum = 1 - reachable * (1 - fewer(nodes, for_minimum, one_up))
@@ -100,7 +100,7 @@ def choice(agreement: Agreement, nodes: int, for_normal: int, for_minimum: int, 
 
 
 def fewer(nodes: int, needed: int, one_up: float) -> float:
-    """The probability that fewer than `needed` of so many are up, each with the probability `one_up` in (0, 1)."""
+    """The probability that fewer than `needed` of `nodes` are up. Each is up with probability `one_up` in (0, 1)."""
     up, down = log(one_up), log1p(-one_up)
     ways = [lgamma(nodes + 1) - lgamma(k + 1) - lgamma(nodes - k + 1) for k in range(min(needed, nodes + 1))]
     return min(1.0, fsum(exp(way + k * up + (nodes - k) * down) for k, way in enumerate(ways)))

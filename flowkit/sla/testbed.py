@@ -1,4 +1,4 @@
-"""Instances of an app behind a real HAProxy, started here: to measure what they bear and to break them on purpose."""
+"""A test bed: instances of an app behind a real HAProxy, to measure their capacity and to break them on purpose."""
 
 import http.client
 import os
@@ -26,12 +26,12 @@ HOST = "127.0.0.1"
 
 
 class Node:
-    """One instance: a supervisor and its worker, serving HTTP on a port of its own."""
+    """One instance: a supervisor and its workers, which serve HTTP on their own port."""
 
     def __init__(
         self, app: str, options: Sequence[str] = (), environment: Mapping[str, str] = MappingProxyType({})
     ) -> None:
-        """`options` of `flowkit run`, and an `environment` on top of this process's."""
+        """`options`: those of `flowkit run`. `environment`: variables added to this process's."""
         self._app = app
         self._options = tuple(options)
         self._environment = {**os.environ, **environment}
@@ -39,7 +39,7 @@ class Node:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; it may not be ready yet."""
+        """Start the instance. Does not wait until it is ready."""
         self._process = subprocess.Popen(  # noqa: S603 - our own command
             [*COMMAND, "run", self._app, "--http", f"{HOST}:{self.port}", "--admin", "none", *self._options],
             env=self._environment, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True,
@@ -47,32 +47,32 @@ class Node:
 
     @property
     def pid(self) -> int:
-        """Of its supervisor; 0 while it does not run."""
+        """Process id of its supervisor; 0 while the instance does not run."""
         return self._process.pid if self._process is not None else 0
 
     @property
     def ready(self) -> bool:
-        """Whether requests should come to it. Raises FlowKitError when it has ended."""
+        """Whether the instance is ready for requests. Blocks. Raises FlowKitError if it has ended."""
         if self._process is not None and self._process.poll() is not None:
             raise FlowKitError(f"an instance of {self._app} ended with status {self._process.returncode}: see above")
         return _answers(self.port, "/readyz")
 
     def kill(self) -> None:
-        """As if its host died: all of its processes at once."""
+        """Kill all of its processes at once, as if its host died. Blocks until the supervisor is gone."""
         self._signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
             self._process = None
 
     def freeze(self) -> None:
-        """Stop all of its processes, as a host does that swaps or moves."""
+        """Stop all of its processes, as if its host swapped or migrated."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
 
     def end(self) -> None:
-        """In order: SIGTERM. Blocks. Raises FlowKitError when it does not end well."""
+        """Shut the instance down cleanly, by SIGTERM. Blocks. Raises FlowKitError if its exit status is not 0."""
         if self._process is not None:
             self._process.terminate()
             status = self._process.wait(END_SECONDS)
@@ -82,7 +82,7 @@ class Node:
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
-            # Its workers are sessions of their own; all that still lives is meant.
+            # Workers are in their own sessions, so a process group does not reach them.
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
             for pid in (self._process.pid, *map(int, children)):
                 with suppress(ProcessLookupError):
@@ -93,8 +93,7 @@ class Testbed:
     """Nodes behind HAProxy, with the configuration that `flowkit lb haproxy` prints. A context manager."""
 
     def __init__(self, nodes: Sequence[Node], ready: int | None = None) -> None:
-        """So many of the nodes are ready when they have started; None: all. Raises ConfigError when HAProxy is not
-        installed."""
+        """`ready`: number of nodes to wait for on entry; None: all. Raises ConfigError if HAProxy is not installed."""
         program = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
         if program is None:
             raise ConfigError("HAProxy is not installed; install it: apt-get install haproxy")
@@ -131,7 +130,7 @@ class Testbed:
 
 
 def wait_until(condition: Callable[[], bool], otherwise: str, seconds: float = START_SECONDS) -> None:
-    """Wait for a condition. Raises FlowKitError when it does not come true in time."""
+    """Wait until a condition is true. Blocks. Raises FlowKitError with the text `otherwise` after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

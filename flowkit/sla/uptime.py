@@ -1,4 +1,4 @@
-"""How available a service has been, by what its workers noted, and how much of the permitted downtime is left."""
+"""The measured availability of a service, from its workers' notes, against the permitted downtime."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,13 +18,13 @@ class Outage(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What is known of a time that ends now."""
+    """The outages in a period that ends now."""
 
     seconds: float
-    """How far back it goes: at most to the first note."""
+    """Length of the period: at most back to the first note."""
     outages: Sequence[Outage]
     permitted: float
-    """Seconds of downtime in so long a time."""
+    """Permitted downtime in seconds in this period."""
 
     @property
     def down(self) -> float:
@@ -41,12 +41,12 @@ class Record(NamedTuple):
 
 
 GRAIN_SECONDS = 3.0
-"""Workers note each second that they are up: shorter gaps are none."""
+"""Shortest gap in seconds that counts as an outage: workers note each second that they are up."""
 
 
 def record(uptime: Sequence[tuple[float, float]], seconds: float, availability: float) -> Record:
-    """What these times, from and until in seconds before now, come to over so many seconds, against an availability in
-    percent. Before the first note nothing is known, and nothing counted."""
+    """Find the outages in the last `seconds`. `uptime`: (from, until) of each time in which the service was up, in
+    seconds before now. `availability`: in percent. The time before the first note does not count."""
     if not uptime:
         return Record(0.0, [], 0.0)
     outages, up_to = [], min(seconds, max(since for since, _ in uptime))

@@ -1,8 +1,8 @@
-"""Whether an agreement is kept: instances under a steady load are killed, frozen and replaced; each clause is judged.
+"""Verification of an agreement: under a steady load, instances are killed, frozen and replaced; each clause is judged.
 
-The load is the normal service's. Time is cut into windows of a second. One is *below normal* if fewer requests were
-answered in it than are promised, or its response time at the promised percentile is too long; *below the minimum* by
-the same measure of that service.
+The load is that of the normal service. Time is cut into windows of one second. A window is *below normal* if fewer of
+its requests succeeded than the normal service promises, or its response time at the promised percentile is too long.
+It is *below the minimum* if fewer of its requests succeeded in time than the minimum service promises.
 """
 
 import time
@@ -19,11 +19,11 @@ WINDOW_SECONDS = 1.0
 FROZEN_SECONDS = 5.0
 SETTLED_SECONDS = 60.0
 ENOUGH = 0.98
-"""Of the requests that were due in a window: those at its edges may be answered in the next one."""
+"""The part of a promised number of requests that is enough in a window: the others may fall into the next window."""
 
 
 class Event(NamedTuple):
-    """Something that was done to the instances."""
+    """A fault that the drill caused, from `begin` to `end`."""
 
     what: str
     begin: float
@@ -32,7 +32,7 @@ class Event(NamedTuple):
 
 
 class Window(NamedTuple):
-    """What the service gave in a second."""
+    """The measured service in one second."""
 
     begin: float
     tps: float
@@ -44,7 +44,7 @@ class Window(NamedTuple):
 
 
 class Clause(NamedTuple):
-    """One promise, and what was measured."""
+    """One promise and its measurement."""
 
     promise: str
     measured: str
@@ -52,7 +52,7 @@ class Clause(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Everything that came out."""
+    """The result of a verification."""
 
     events: Sequence[Event]
     windows: Sequence[Window]
@@ -64,17 +64,17 @@ class Verdict(NamedTuple):
 
 
 class Drill:
-    """Breaks the instances of a test bed, one way after the other, and notes when."""
+    """Breaks the instances of a test bed in several ways, and notes when."""
 
     def __init__(self, testbed: Testbed, load: Load, seconds: float) -> None:
-        """`seconds`: the time before and after each event."""
+        """`seconds`: the time without faults before and after each event."""
         self._nodes = testbed.nodes
         self._load = load
         self._seconds = seconds
         self.events: list[Event] = []
 
     def run(self, kills: int) -> None:
-        """All that is done. Blocks."""
+        """Kill `kills` instances, freeze one, replace all. Blocks. Raises FlowKitError if one does not come back."""
         self._calm()
         with self._event(f"{kills} of {len(self._nodes)} killed"):
             for node in self._nodes[:kills]:
@@ -118,10 +118,11 @@ def verify(
     seconds: float,
     settled: Callable[[Sequence[str]], Mapping[str, int]],
 ) -> Verdict:
-    """Run so many instances, break them, and judge. Blocks for about ten times `seconds`, and then until all that was
-    accepted is settled: `settled` waits for these ids, and counts them by what became of them.
+    """Run `nodes` instances of an app, break them, and judge the agreement. `settled` takes the ids of accepted
+    messages, waits until they finish, and returns state -> count. Blocks for about ten times `seconds`, and for
+    `settled`.
 
-    Raises ConfigError, or FlowKitError when an instance does not start.
+    Raises ConfigError, or FlowKitError if an instance does not start.
     """
     with Testbed([Node(app) for _ in range(nodes)]) as testbed:
         load = Load(HOST, testbed.port, request, agreement.normal.tps)
@@ -137,7 +138,7 @@ def verify(
 
 
 def windows(answers: Sequence[Answer], agreement: Agreement) -> list[Window]:
-    """What the service gave, second by second."""
+    """The measured service, second by second."""
     normal, minimum = agreement.normal, agreement.minimum
     last = max((one.due for one in answers), default=0.0)
     found = []
@@ -146,7 +147,7 @@ def windows(answers: Sequence[Answer], agreement: Agreement) -> list[Window]:
         here = during(answers, begin, begin + WINDOW_SECONDS)
         good = [one for one in here if one.good]
         tps = len(good) / WINDOW_SECONDS
-        # A request that was not answered well never came: it is slower than any.
+        # A failed request has no response time: it counts as infinitely slow.
         took = [one.took if one.good else float("inf") for one in here]
         response = percentile(took, normal.percentile)
         in_time = sum(one.took <= minimum.response for one in good) / WINDOW_SECONDS
@@ -170,7 +171,7 @@ def clauses(
     answers: Sequence[Answer],
     states: Mapping[str, int],
 ) -> list[Clause]:
-    """What was promised, and whether it was kept."""
+    """The promises of an agreement, each with its measurement."""
     normal, minimum = agreement.normal, agreement.minimum
     calm = [one for one in seen if not any(event.begin - 1 < one.begin < event.end + 1 for event in events)]
     below_normal = sum(one.below_normal for one in seen) * WINDOW_SECONDS
@@ -198,7 +199,7 @@ def clauses(
         ),
         Clause("no request fails, after one more try", f"{len(failed)} of {len(answers)} failed", not failed),
         Clause(
-            "what was accepted is applied",
+            "every accepted message is applied",
             ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "nothing was accepted",
             bool(states) and not lost,
         ),
@@ -206,7 +207,7 @@ def clauses(
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
-    """The report."""
+    """The verdict as a JSON object."""
     return {
         "kept": verdict.kept,
         "clauses": [one._asdict() for one in verdict.clauses],

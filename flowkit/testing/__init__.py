@@ -1,5 +1,5 @@
-"""Testing flows: the harness that runs them in memory on a virtual clock, the proof that they survive crashes, and the
-kit that tests ports."""
+"""Testing flows: a harness that runs them in memory on a virtual clock, a proof that they survive crashes, and a kit
+that tests implementations of ports."""
 
 from flowkit.testing.crash import CrashUnsafe, Proof, crash_everywhere
 from flowkit.testing.harness import Harness

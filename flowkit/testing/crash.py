@@ -1,4 +1,4 @@
-"""Proof that an app's own flows survive crashes: run once per point at which a worker can die, and compare the ends."""
+"""Proof that an app's flows survive crashes: run them once for each crash point, and compare the final states."""
 
 import inspect
 import os
@@ -24,33 +24,33 @@ from flowkit.testing.scratch import Scratch
 
 POINTS = 1000
 WORK, TEMPORARY = "work", "tmp"
-"""The folders of a run: the copy of the working directory, and temporary files."""
+"""The folders of a run: its copy of the working directory, and its temporary files."""
 FIRST_STEP_SECONDS, LONGEST_STEP_SECONDS = 1.0, 86_400.0
 STEPS = 200
-"""So often time passes until nothing is pending: some months."""
-MEMORY = "/dev/shm"  # noqa: S108 - a folder of its own is made there
-"""Where the databases are, if there is such a folder: a process that is killed loses nothing that was not synced."""
+"""Most steps of virtual time until nothing is pending: some months."""
+MEMORY = "/dev/shm"  # noqa: S108 - the runs get their own folder there
+"""Folder of the databases, if it exists. A killed process loses no data there, although nothing is synced to disk."""
 ADVICE = (
-    "an effect outside of the transaction is there again when its message runs again: make it through the session, "
-    "Outbox or Objects, or let whoever has the effect recognize the message's id"
+    "an effect outside of the transaction happens again when its message runs again: make it through the session, "
+    "Outbox or Objects, or let the other system recognize the message's id"
 )
 
 Scenario = Callable[[Harness], object]
 
 
 class Escape(NamedTuple):
-    """A crash that was not survived: where the worker was killed, and what is different at the end."""
+    """A crash that changed the final state: the point where the worker was killed, and the differences."""
 
     point: str
     differences: list[Difference]
 
 
 class Proof(NamedTuple):
-    """What was proven. `possible` counts the points of an undisturbed run, `killed` those where a worker was killed.
+    """The result of a proof. `possible`: crash points of an undisturbed run. `killed`: those where a worker was killed.
 
-    `ignored` names columns that differ without any crash, such as times and random ids, and are not compared; `masked`
-    names what was compared without its numbers or words, because these differ without any crash. `unwatched` names what
-    the flows did elsewhere, of which only `observe` can tell.
+    `ignored`: columns that are not compared, because they differ without a crash, such as times and random ids.
+    `masked`: texts that are compared without their numbers or words, because these differ without a crash. `unwatched`:
+    effects elsewhere, which only `observe` can compare. `escapes`: the crashes that changed the final state.
     """
 
     possible: int
@@ -80,7 +80,7 @@ class Proof(NamedTuple):
 
 
 class CrashUnsafe(FlowKitError, AssertionError):
-    """A crash changes what the flows do. `proof` says where and what."""
+    """A crash changes the effects of the flows. `proof` has the crash points and the differences."""
 
     def __init__(self, app: str, proof: Proof) -> None:
         super().__init__(f"app {app} is not safe from crashes: {proof}")
@@ -88,7 +88,7 @@ class CrashUnsafe(FlowKitError, AssertionError):
 
 
 class Unwatched(Unrepeatable):
-    """The flows do something of which no comparison can tell. It was not done."""
+    """A flow tried to have an effect that cannot be compared. The effect was prevented."""
 
 
 def crash_everywhere(
@@ -100,23 +100,25 @@ def crash_everywhere(
     points: int = POINTS,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Proof:
-    """Prove that the flows of an app do the same whenever their worker is killed. Blocks; POSIX only.
+    """Prove that an app's flows have the same effects whenever their worker is killed. Blocks; POSIX only.
 
-    `scenario(harness)` prepares what the flows need and publishes what they work on; each run calls it, in a process
-    and on a SQLite database of its own. The flows run in another process, in `harness.until_quiet()` and
-    `harness.advance(…)` and after the scenario until nothing is pending. It is killed by SIGKILL at one point, before a
-    line of the user's code or a statement to the database, and another one goes on. The end has to be that of the
-    undisturbed run: the rows of all tables, what was sent and kept, the dead letters and the ledger; the files in
-    `directory`, which is empty at first and emptied for each run; and what `observe()` returns, for other effects: it
-    is called in this process, so it sees nothing that was in a worker's memory. Scenario and flows work in a copy of
-    the working directory. Its files are compared too, and the real ones stay as they are. A flow that writes elsewhere,
-    connects or starts a program is refused before it does so, unless there is `observe`.
+    `scenario(harness)` prepares data and publishes messages. Each run calls it, in its own process and on its own
+    SQLite database. The flows run in another process: in `harness.until_quiet()`, in `harness.advance(…)`, and after
+    the scenario until nothing is pending. Each run kills that process by SIGKILL at one crash point, which is before a
+    line of the user's code or before a statement to the database; a new process continues.
 
-    Numbers that the database gives as primary keys may be others. With more than `points` points, so many are taken
-    evenly. `progress(done, total)` is called after each of them. Raises CrashUnsafe naming each effect that escaped its
-    transaction, Unrepeatable if two undisturbed runs end differently, Unwatched if flows do
-    something elsewhere, ScenarioFailed if one fails, ConfigError for a
-    directory that is not empty, and DefinitionError for a scenario or observe() that cannot be called.
+    The final state has to equal that of an undisturbed run. It consists of the rows of all tables, the sent messages,
+    the objects, the replies, the dead letters and the ledger; of the files in `directory`, which has to be empty and is
+    emptied for each run; and of the value of `observe()`, for other effects. `observe` is called in this process, so it
+    sees nothing of a worker's memory. Scenario and flows work in a copy of the working directory; its files are
+    compared too, and the real files stay unchanged. Without `observe`, a flow is stopped before it writes elsewhere,
+    connects or starts a program.
+
+    Primary keys that the database generates may differ. If there are more than `points` crash points, that many are
+    taken at equal distances. `progress(done, total)` is called after each point. Raises CrashUnsafe with each effect
+    that escaped its transaction, Unrepeatable if two undisturbed runs end differently, Unwatched if a flow has an
+    effect elsewhere, ScenarioFailed if the scenario or a flow fails, ConfigError for a directory that is not empty, and
+    DefinitionError for a scenario or observe() that cannot be called.
     """
     _callable("scenario", scenario, "harness")
     if observe is not None:
@@ -134,13 +136,13 @@ def crash_everywhere(
         expected = common.of(reference.end)
         if common.incomparable:
             raise Unrepeatable(
-                f"nothing of {', '.join(common.incomparable)} is the same in two runs without a crash, so that nothing "
-                "can be said about it; leave it out of directory= and observe=, or let observe= return what does not "
-                "vary, such as how often it was written"
+                f"all of {', '.join(common.incomparable)} differs between two runs without a crash, so it cannot be "
+                "compared; leave it out of directory= and observe=, or let observe= return a value that does not "
+                "vary, such as the number of writes"
             )
         if found := differences(expected, common.of(again.end)):
             raise Unrepeatable(
-                "two runs without a crash ended differently, so that nothing can be said about crashes; does the "
+                "two runs without a crash ended differently, so crashes cannot be judged; does the "
                 f"scenario depend on what an earlier run left? {'; '.join(map(str, found))}"
             )
         killed, escapes = 0, []
@@ -159,8 +161,8 @@ def crash_everywhere(
 
 
 class _Run(NamedTuple):
-    """What came of a run: its end, the columns of numbers given by the database, the points that were passed, and at
-    which one a worker was killed; None if the run did not come so far."""
+    """The result of a run: its final state, the columns of generated numbers, the labels of its crash points, the
+    effects elsewhere, and the point where a worker was killed; None if the run did not reach it."""
 
     end: End
     keys: Columns
@@ -170,7 +172,7 @@ class _Run(NamedTuple):
 
 
 class _Prover:
-    """Runs a scenario in processes of its own."""
+    """Runs a scenario and its flows in separate processes."""
 
     def __init__(
         self,
@@ -191,12 +193,13 @@ class _Prover:
             raise ConfigError(f"directory {directory} is not empty; name one that may be emptied for each run")
 
     def prepare(self) -> None:
-        """Load what each process needs: they are forked from this one."""
+        """Load the modules that each process needs: processes are forked from this one."""
         self.clear()
         open_store(Settings(database_url=self._url, broker_url=""), check=False).close()
 
     def run(self, number: int = 0) -> _Run:
-        """Run the scenario, with a worker that is killed at this point; 0 is none. Raises ScenarioFailed."""
+        """Run the scenario, and kill its worker at the crash point `number`, from 1; 0: do not. Blocks. Raises
+        ScenarioFailed and Unrepeatable."""
         self.clear()
         labels: list[str] = []
         unwatched: list[str] = []
@@ -229,7 +232,7 @@ class _Prover:
         return _Run(end, keys, labels, unwatched, point)
 
     def clear(self) -> None:
-        """Remove what the last run left."""
+        """Remove the files of the last run, and restore the copy of the working directory."""
         for place in (self._home, self._directory):
             if place is not None:
                 place.mkdir(parents=True, exist_ok=True)
@@ -240,13 +243,13 @@ class _Prover:
         self._scratch.restore()
 
     def _settle(self) -> None:
-        """Let a process that was forked work in the copy of the working directory, and leave nothing elsewhere."""
+        """In a forked process, work in the copy of the working directory, and leave no files elsewhere."""
         os.chdir(self._scratch.path)
         tempfile.tempdir = os.environ["TMPDIR"] = str(self._home / TEMPORARY)
         sys.dont_write_bytecode = True
 
     def _play(self, pipe: Connection) -> None:
-        """The process of the scenario: it publishes, lets time pass until nothing is pending, and tells the end."""
+        """Run the scenario's process: publish, let time pass until nothing is pending, and send the final state."""
         self._settle()
         with _Remote(self._app, self._url, pipe) as harness:
             take_down(harness)
@@ -260,7 +263,7 @@ class _Prover:
             pipe.send(read(harness))
 
     def _work(self, pipe: Connection, number: int) -> None:
-        """The process of the flows: whenever it is told the time, it works until nothing is due."""
+        """Run the flows' process: for each time that the pipe sends, work until nothing is due."""
         self._settle()
         points = Points(pipe, number, installed(self._app))
         points.watch()
@@ -277,21 +280,21 @@ class _Prover:
                 pipe.send((points.labels, list(unwatched)))
 
     def _note(self, what: str, unwatched: dict[str, None], pipe: Connection) -> None:
-        """A flow is about to do something elsewhere. Without `observe` this ends its process first."""
+        """Note an effect elsewhere before it happens. Without `observe`, end the process first."""
         if self._observe is not None:
             unwatched[what] = None
             return
         pipe.send(
             Unwatched(
-                f"a flow is about to do something that is not compared, and did not: {what}; let it write below the "
-                "working directory or directory=, or name observe=, a function that returns what it did"
+                f"a flow was stopped before an effect that is not compared: {what}; let it write below the "
+                "working directory or directory=, or name observe=, a function that returns its effects"
             )
         )
         os._exit(0)
 
 
 class _Remote(Harness):
-    """The harness of a scenario: its flows run in another process, and in one more when that is killed."""
+    """The harness of a scenario: its flows run in another process, and in a new one after that is killed."""
 
     def __init__(self, app: App, database_url: str, pipe: Connection) -> None:
         super().__init__(app, database_url)
@@ -299,22 +302,22 @@ class _Remote(Harness):
 
     def until_quiet(self) -> None:
         while not self._quiet():
-            self.clock.advance(self.services.settings.lease + 1)  # what the killed one held is free then
+            self.clock.advance(self.services.settings.lease + 1)  # then the leases of the killed worker have expired
 
     def sent(self, channel: Channel[Any] | str) -> list[Any]:
         raise DefinitionError(
-            "a scenario of crash_everywhere cannot ask what was sent, for a worker that is killed cannot tell it; look "
-            "at what is stored with harness.session(), or leave it to another test"
+            "a scenario of crash_everywhere cannot call sent(), because a killed worker cannot answer; read the "
+            "database with harness.session(), or test this elsewhere"
         )
 
     def _quiet(self) -> bool:
-        """Let the flows work. False when their process was killed."""
+        """Let the flows work. Returns False if their process was killed. Blocks."""
         self._pipe.send(self.clock.now())
         return bool(self._pipe.recv())
 
 
 def _drain(harness: Harness) -> None:
-    """Work, and let time pass, until nothing is pending."""
+    """Work, and let virtual time pass, until nothing is pending. Raises RuntimeError after STEPS steps."""
     step = FIRST_STEP_SECONDS
     harness.until_quiet()
     for _ in range(STEPS):
@@ -322,11 +325,11 @@ def _drain(harness: Harness) -> None:
             return
         harness.advance(step)
         step = min(step * 2, LONGEST_STEP_SECONDS)
-    raise RuntimeError(f"app {harness.app.name}: messages are pending for ever; see them with harness.balances()")
+    raise RuntimeError(f"app {harness.app.name}: messages stay pending; see them with harness.balances()")
 
 
 def _callable(role: str, function: Callable[..., object], *parameters: str) -> None:
-    """Raises DefinitionError if it cannot be called with these parameters, or would not run when it is called."""
+    """Raise DefinitionError if a function cannot be called with these parameters, or if a call would not run it."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     name = getattr(function, "__name__", role)
     where = f" at {Path(code.co_filename).name}:{code.co_firstlineno}" if code else ""
@@ -339,6 +342,6 @@ def _callable(role: str, function: Callable[..., object], *parameters: str) -> N
         except TypeError as error:
             wrong = f"cannot be called with {', '.join(parameters) or 'no argument'}: {error}"
         except ValueError:
-            return  # it is not written in Python, and does not say
+            return  # it is not written in Python, and has no signature
     if wrong:
         raise DefinitionError(f"{role} {name}{where} {wrong}; write def {name}({', '.join(parameters)})")

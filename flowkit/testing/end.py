@@ -1,4 +1,4 @@
-"""The end of a run: everything that is there when nothing is pending any more, and what differs between two ends."""
+"""The final state of a run, when nothing is pending any more, and the differences between two final states."""
 
 import hashlib
 import re
@@ -18,28 +18,28 @@ CREATE TRIGGER flowkit_sent AFTER INSERT ON flowkit_messages WHEN NEW.generation
     INSERT INTO flowkit_sent VALUES (NEW.channel, NEW.flow, NEW.key, NEW.type, NEW.body);
 END;
 """
-"""What is sent is taken down by the database, in the transaction that sends it: no crash can come between."""
+"""The database records sent messages in the transaction that sends them, so that no crash separates the two."""
 SHOWN = 3
-"""So many rows of a difference are shown."""
+"""Most rows of a difference that are shown."""
 SHOWN_CHARACTERS = 200
-"""So long a value is shown whole."""
+"""Most characters of a value that are shown."""
 _NUMBER = r"(?:\b[0-9a-fA-F]{4,}\b|\d+)"
 MASKS = {
     "numbers": re.compile(rf"[+-]?{_NUMBER}(?:(?:e[+-]?|[.:+T-]){_NUMBER})*"),
     "words": re.compile(r"[\w.:+/=-]+"),
 }
-"""What a text is compared without, if it varies: numbers, with times, UUIDs and hexadecimal digests; then all words."""
+"""The parts that are masked in a varying text: first numbers, with times, UUIDs and hexadecimal digests; then words."""
 MASK = "#"
 
 Row = Mapping[str, Any]
 End = dict[str, list[Row]]
-"""Place -> its rows: each table, and what was sent, kept, written to files and observed."""
+"""Place -> its rows: each table, sent messages, objects, replies, dead letters, the ledger, files and observations."""
 Columns = set[tuple[str, str]]
 """Place and column."""
 
 
 class Difference(NamedTuple):
-    """What is different in one place: rows that are missing, and rows that should not be there."""
+    """The difference in one place: rows that are missing, and surplus rows."""
 
     where: str
     missing: list[Row]
@@ -55,14 +55,14 @@ class Difference(NamedTuple):
 
 
 def take_down(harness: Harness) -> None:
-    """From now on, keep what is sent. SQLite only."""
+    """Record the sent messages from now on. SQLite only."""
     with harness.store.dialect.engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
         driver.executescript(SENT)
 
 
 def read(harness: Harness) -> tuple[End, Columns]:
-    """Everything that the database has, and the columns that hold numbers given by it: primary keys and references."""
+    """Read the final state from the database, and the columns with generated numbers: primary keys and references."""
     engine = harness.store.dialect.engine
     metadata = MetaData()
     names = [name for name in inspect(engine).get_table_names() if not name.startswith("flowkit_")]
@@ -90,12 +90,12 @@ def read(harness: Harness) -> tuple[End, Columns]:
 
 
 def files(directory: Path) -> list[Row]:
-    """The files and folders below a directory."""
+    """A row for each file and folder below a directory."""
     return [entry(path, str(path.relative_to(directory))) for path in sorted(directory.rglob("*"))]
 
 
 def observed(value: object, at: str = "") -> Iterator[Row]:
-    """A row for each leaf of a value made of lists, tuples, sets and dicts. Its only column says where the leaf is."""
+    """A row for each leaf of nested lists, tuples, sets and dicts. Its only column is the path of the leaf."""
     inner: list[tuple[object, object]] = []
     if isinstance(value, Mapping):
         inner = list(value.items())
@@ -110,11 +110,11 @@ def observed(value: object, at: str = "") -> Iterator[Row]:
 
 
 class Common:
-    """What two undisturbed runs have in common: by this the ends of other runs are compared.
+    """The common part of two undisturbed runs. Only this part of other runs is compared.
 
-    A column of a table that varies is left out: `ignored`. The text of a file, or of a leaf of what was observed, is
-    compared without its numbers or, if it varies even so, without its words: `masked`. `incomparable` is what varies
-    altogether. All three are names for people.
+    `ignored`: columns of tables that vary, and are left out. `masked`: texts of files and observations that are
+    compared without their numbers or, if they still vary, without their words. `incomparable`: texts of which nothing
+    is left. All three are lists of names to show.
     """
 
     def __init__(self, one: End, other: End) -> None:
@@ -130,7 +130,7 @@ class Common:
         self.incomparable = sorted(f"{column} of {place}" for place, column in lost)
 
     def of(self, end: End) -> End:
-        """An end without what varies. Each file that both runs have is a place of its own."""
+        """A final state without the varying parts. Each file that both runs have becomes its own place."""
         end = dict(end)
         if "files" in end:
             rows = end.pop("files")
@@ -157,7 +157,7 @@ class Common:
         }
 
     def _blank(self, end: End) -> Columns:
-        """Whole files and observations of which the mask is all that is left."""
+        """Files and observations that are masked completely."""
         return {
             (place, column)
             for place, rows in self.of(end).items()
@@ -169,7 +169,7 @@ class Common:
 
 
 def without(end: End, ignored: Columns) -> End:
-    """An end without some columns."""
+    """A final state without these columns."""
     return {
         place: [{name: value for name, value in row.items() if (place, name) not in ignored} for row in rows]
         for place, rows in end.items()
@@ -177,7 +177,7 @@ def without(end: End, ignored: Columns) -> End:
 
 
 def differences(expected: End, found: End) -> list[Difference]:
-    """What is different, place by place. The order of rows does not count."""
+    """The differences, place by place. The order of rows does not count."""
     different = []
     for place, rows in expected.items():
         before, after = Counter(map(_key, rows)), Counter(map(_key, found[place]))
@@ -199,7 +199,7 @@ def _numbers(tables: Iterable[Table]) -> Iterable[tuple[str, str]]:
 
 
 def _unfolded(row: Mapping[Any, Any]) -> Row:
-    """A row whose JSON objects are columns of their own, so that one that varies does not hide the others."""
+    """A row in which each member of a JSON object is its own column, so that a varying one does not hide the others."""
     flat: dict[str, Any] = {}
     for name, value in row.items():
         try:
@@ -222,7 +222,7 @@ def _shown(row: Row) -> str:
 
 
 def brief(value: object) -> str:
-    """A value for people: its beginning, length and hash when it is long."""
+    """A value as text; if it is long, its beginning, length and hash."""
     text = repr(value)
     if len(text) <= SHOWN_CHARACTERS:
         return text
@@ -230,7 +230,7 @@ def brief(value: object) -> str:
 
 
 def entry(path: Path, name: str) -> Row:
-    """A file with its content, or a folder, under this name."""
+    """The row of a file, with its content, or of a folder, under `name`."""
     if path.is_file():
         return {"path": name, "content": path.read_bytes().decode("utf-8", "backslashreplace")}
     return {"path": f"{name}/" if path.is_dir() else name}
@@ -241,12 +241,12 @@ def _paths(end: End) -> set[str]:
 
 
 def _by_text(place: str) -> bool:
-    """Whether a place is outside of the database, so that nothing but its text tells that it was changed twice."""
+    """Whether a place is outside of the database. Only its text shows then that it was changed twice."""
     return place in ("files", "observe()") or place.startswith("file ")
 
 
 def _masked(value: object, mask: str | None) -> Any:
-    """A value without what varies; of what is no text, the type stays."""
+    """A value without its varying parts. A value that is not text keeps its type."""
     if mask is None:
         return value
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The harness: an app's flows in one thread, on a virtual clock, in memory or on a real database."""
+"""The harness: it runs an app's flows in one thread, on a virtual clock, in memory or on a real database."""
 
 import random
 import time
@@ -25,11 +25,11 @@ from flowkit.transports.sql import SqlTransport
 
 MEMORY = "sqlite:///:memory:"
 ROUNDS = 100_000
-"""More rounds than this without a pause: the flows feed themselves."""
+"""Most rounds without a pause. More mean that flows send messages to themselves without end."""
 
 
 class VirtualClock:
-    """A clock that stands still until it is turned."""
+    """A clock that moves only by `advance`."""
 
     def __init__(self) -> None:
         self._now = time.time()
@@ -41,23 +41,24 @@ class VirtualClock:
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Turn the clock forward."""
+        """Move the clock forward."""
         self._now += seconds
 
 
 class Harness:
-    """Runs the flows of an app in the calling thread; nothing moves until `until_quiet` or `advance`.
+    """Runs the flows of an app in the calling thread, during `until_quiet` and `advance` only. A context manager.
 
-    In memory by default. `database_url` names a database instead, whose schema is brought up to date; on PostgreSQL
-    time is the database's, so `advance` moves what waits instead of the clock. `broker=True` puts a broker in memory
-    between the flows, with redelivery: `harness.broker`. A context manager.
+    The database is in memory by default. `database_url` names another one, whose schema is upgraded. PostgreSQL has its
+    own clock, so `advance` shifts the times of waiting messages there. `broker=True` puts a broker in memory, with
+    redelivery, between the flows: `harness.broker`. `seed` sets the random numbers. Raises ConfigError and
+    DefinitionError.
     """
 
     def __init__(self, app: App, database_url: str = MEMORY, *, broker: bool = False, seed: int = 0) -> None:
         self.app = app
         self.clock = VirtualClock()
         self.outcomes: list[tuple[str, Message, Outcome]] = []
-        """What came of each delivery: flow, message, outcome."""
+        """Flow, message and outcome of each delivery."""
         self._sent: list[Message] = []
         settings = Settings(database_url=database_url, broker_url="")
         self.store = open_store(settings, check=False, clock=self.clock)
@@ -77,18 +78,18 @@ class Harness:
             lane.pipeline.observe = self._observer(lane.pipeline.observe)
 
     def publish(self, channel: Channel[T] | str, value: T | Any, **options: Any) -> str:
-        """Publish from outside, as `app.publish` does. Returns the message's id."""
+        """Publish from outside a flow, as `app.publish` does. Returns the message's id."""
         return self.app.publish(channel, value, **options)
 
     def until_quiet(self) -> None:
-        """Run until nothing is due. Raises RuntimeError when that never comes."""
+        """Run until nothing is due. Blocks. Raises RuntimeError after ROUNDS rounds."""
         for _ in range(ROUNDS):
             if not self.worker.step():
                 return
-        raise RuntimeError(f"app {self.app.name} is not quiet after {ROUNDS} rounds: do its flows feed themselves?")
+        raise RuntimeError(f"app {self.app.name} is not quiet after {ROUNDS} rounds: do its flows send to themselves?")
 
     def advance(self, time: duration.Duration) -> None:
-        """Let time pass, then run until nothing is due."""
+        """Let `time` pass, then run until nothing is due. Blocks. Raises RuntimeError."""
         seconds = duration.seconds(time, "advance")
         self.clock.advance(seconds)
         if not self._virtual:
@@ -96,7 +97,7 @@ class Harness:
         self.until_quiet()
 
     def sent(self, channel: Channel[T] | str) -> list[Any]:
-        """The values that flows sent to a channel, with or without subscriber, in the order of their commits."""
+        """The values that flows sent to a channel, with or without subscribers, in the order of their commits."""
         wanted = channel if isinstance(channel, Channel) else self.app.channels[channel]
         return [wanted.body.decode(one.body) for one in self._sent if one.channel == wanted.name]
 
@@ -107,11 +108,11 @@ class Harness:
         return found
 
     def balances(self) -> dict[str, Balance]:
-        """The ledger, by flow. While a broker is between the flows, what it holds counts as pending."""
+        """The ledger of each flow. Messages at the broker count as pending."""
         return pending.balances(self.store.ledger, self.services.transport)
 
     def session(self) -> Session:
-        """A session on the store's database, to look at what was stored. The caller closes it."""
+        """A session on the store's database, to read its rows. The caller closes it."""
         return Session(self.store.dialect.engine.execution_options(isolation_level="AUTOCOMMIT"))
 
     def __enter__(self) -> "Harness":
@@ -123,7 +124,7 @@ class Harness:
         self.close()
 
     def close(self) -> None:
-        """Give back what is held and close the services."""
+        """Release leased messages, and close the services."""
         self.worker.close()
         self.app.close()
 
@@ -140,7 +141,7 @@ class Harness:
 
     def _shift(self, seconds: float) -> None:
         moved = int(seconds * 1_000_000)
-        self.store.retention.look_again()  # what it has seen to the end grows older now
+        self.store.retention.look_again()  # rows that it has checked grow older now
         with self.store.transaction() as unit:
             unit.write("UPDATE flowkit_messages SET due = due - %s, staged = staged - %s", [(moved, moved)])
             unit.write("UPDATE flowkit_inbox SET changed = changed - %s", [(moved,)])

@@ -1,4 +1,4 @@
-"""Effects of the user's code outside of all that is compared."""
+"""Effects of the user's code that a proof does not compare: files elsewhere, programs and connections."""
 
 import os
 import sys
@@ -13,26 +13,26 @@ PATHS = {
     "os.rename": (0, 1), "os.remove": (0,), "os.mkdir": (0,), "os.rmdir": (0,), "os.link": (1,), "os.symlink": (1,),
     "os.truncate": (0,), "sqlite3.connect": (0,),
 }  # fmt: skip
-"""Audit event of Python -> which of its arguments are paths that it changes."""
+"""Audit event of Python -> the positions of its arguments that are changed paths."""
 DEVICES, MEMORY = "/dev/", "/dev/shm/"  # noqa: S108 - a name to compare with
-"""Devices keep nothing, but for what is in shared memory."""
+"""Writing to a device keeps nothing, except in shared memory."""
 
 
 class Outside:
-    """Hears, in the process of the flows, of files, programs and connections that are not compared.
+    """Detects, in the process of the flows, files, programs and connections that are not compared.
 
-    It cannot hear of what a file does that was open before, of a library that calls the system by itself, nor of what a
-    program does that was started.
+    It cannot detect writes to a file that was open before, system calls of a native library, or the effects of a
+    program that was started.
     """
 
     def __init__(self, inside: Sequence[Path], tell: Callable[[str], None]) -> None:
-        """`inside`: folders that are compared, or thrown away. `tell` is called before the effect."""
+        """`inside`: folders that are compared or thrown away. `tell` is called before each effect, with its text."""
         self._inside = tuple(f"{path.resolve()}{os.sep}" for path in inside)
         self._tell = tell
         self.armed = False
 
     def watch(self) -> None:
-        """Hear from now on, in this process, for good."""
+        """Add the audit hook to this process. It cannot be removed."""
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -57,7 +57,7 @@ class Outside:
         return is_device or f"{path}{os.sep}".startswith(self._inside) or path.endswith(":memory:")
 
     def _say(self, what: str) -> None:
-        """Tell it, with the user's line. It is told once."""
+        """Report an effect with the user's line. Effects of the report itself are ignored."""
         self.armed = False
         try:
             self._tell(f"{what}{_place()}")
@@ -66,7 +66,7 @@ class Outside:
 
 
 def _named(event: str, arguments: tuple[Any, ...]) -> str:
-    """A connection or a program; nothing else is one."""
+    """The text of a connection or a started program; empty for other events."""
     match event, arguments:
         case "socket.connect", (_, address):
             host, *port = address if isinstance(address, tuple) else (address,)

@@ -1,4 +1,4 @@
-"""The points at which a worker can be killed: before each line of the user's code, and before each statement."""
+"""Crash points of a worker: before each line of the user's code, and before each statement to the database."""
 
 import inspect
 import linecache
@@ -19,7 +19,7 @@ import flowkit
 from flowkit.app import App
 
 VISITS = 3
-"""Each line of the user's code is a point the first times that it runs; a loop has no more."""
+"""Each line of the user's code is a crash point the first VISITS times that it runs, also in a loop."""
 OTHERS = tuple(
     f"{folder}{os.sep}"
     for folder in (
@@ -27,11 +27,11 @@ OTHERS = tuple(
         *(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")),
     )
 )
-"""Where code is that is not the user's, unless it is an app's that is installed there."""
+"""Folders of code that is not the user's, except for an app that is installed there."""
 
 
 class Points:
-    """The points at which the worker of this process can be killed."""
+    """Counts the crash points of this process, and kills it at the point `number`."""
 
     def __init__(self, tell: Connection, number: int, installed: tuple[str, ...]) -> None:
         self._tell = tell
@@ -42,7 +42,7 @@ class Points:
         self.armed = False
 
     def watch(self) -> None:
-        """From now on, pass a point before each statement and each line of the user's code."""
+        """Count a crash point before each statement and each line of the user's code from now on."""
         event.listen(
             Engine,
             "connect",
@@ -81,7 +81,7 @@ def is_own(file: str) -> bool:
 
 
 def installed(app: App) -> tuple[str, ...]:
-    """The packages of an app's handlers that are installed among those of others."""
+    """The installed packages that contain handlers of an app, as path prefixes."""
     found = set()
     for flow in app.flows.values():
         code = getattr(inspect.unwrap(flow.handler), "__code__", None)

@@ -1,4 +1,4 @@
-"""A process of a proof, and what it says of its end."""
+"""A process of a proof, and the errors that it reports."""
 
 import gc
 import logging
@@ -17,15 +17,15 @@ from flowkit.testing.points import is_own
 
 
 class ScenarioFailed(FlowKitError):
-    """The error of the scenario or the flows, and its place."""
+    """An error of the scenario or the flows, with its place."""
 
 
 class Unrepeatable(FlowKitError):
-    """The scenario ends differently without any crash, or does nothing: nothing can be said about crashes."""
+    """The scenario ends differently without a crash, or does nothing, so crashes cannot be judged."""
 
 
 class Process:
-    """A process that is forked from this one, and the pipe to it. A context manager, which kills it."""
+    """A forked process and the pipe to it. A context manager, which kills the process."""
 
     def __init__(self, name: str, role: Callable[..., None], *arguments: object) -> None:
         context = multiprocessing.get_context("fork")
@@ -33,18 +33,18 @@ class Process:
         self._pipe, pipe = context.Pipe()
         self._process = context.Process(target=self._run, args=(pipe, role, *arguments))
         with warnings.catch_warnings():
-            # From Python 3.12 on, where the program has threads: the child uses none of their locks.
+            # From Python 3.12 on, a fork beside threads warns; the child uses none of their locks.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._process.start()
         pipe.close()
 
     def say(self, what: object) -> None:
-        """Tell it something. That it is gone will be heard."""
+        """Send an object to the process. If the process is gone, `hear` reports it."""
         with suppress(ConnectionError):
             self._pipe.send(what)
 
     def hear(self) -> Any:
-        """Read its next answer. Raises ScenarioFailed with what it raised, or when it is gone."""
+        """Read the process's next answer. Blocks. Raises the error that it sent, or ScenarioFailed if it is gone."""
         try:
             said = self._pipe.recv()
         except (EOFError, ConnectionError):
@@ -57,7 +57,7 @@ class Process:
         return said
 
     def end(self) -> None:
-        """Wait until it ends. Raises ScenarioFailed with what it raises there."""
+        """Wait until the process ends. Blocks. Raises the error that it sent."""
         said: object = None
         with suppress(EOFError, ConnectionError):
             said = self._pipe.recv()
@@ -74,20 +74,20 @@ class Process:
         self._pipe.close()
 
     def _run(self, pipe: Connection, role: Callable[..., None], *arguments: object) -> None:
-        gc.freeze()  # a collection would look at all that this program made, and so copy the memory that it shares
-        self._pipe.close()  # so that this process hears it when the other one is gone
-        logging.getLogger("flowkit").setLevel(logging.ERROR)  # that workers are gone is no news here
+        gc.freeze()  # a collection would touch all objects, and so copy the memory shared with the parent
+        self._pipe.close()  # so that this process notices when the other one is gone
+        logging.getLogger("flowkit").setLevel(logging.ERROR)  # dead workers are expected here
         try:
             role(pipe, *arguments)
         except BaseException as error:
             pipe.send(error if isinstance(error, Unrepeatable) else _failed(error))
         finally:
             pipe.close()
-            os._exit(0)  # nothing that this program registered for its own end
+            os._exit(0)  # runs no exit handlers of the parent program
 
 
 def _failed(error: BaseException) -> ScenarioFailed:
-    """An error as it can pass between processes, with the user's line that raised it."""
+    """An error in a form that can be sent between processes, with the user's line that raised it."""
     steps = traceback.extract_tb(error.__traceback__)
     where = [f" (at {Path(step.filename).name}:{step.lineno})" for step in steps if is_own(step.filename)]
     return ScenarioFailed(f"{type(error).__name__}: {error}{''.join(where[-1:])}")

@@ -1,4 +1,4 @@
-"""A copy of the working directory, in which a run works: the real files are none of its own."""
+"""A copy of the working directory for a run, so that the real files stay unchanged."""
 
 import os
 import shutil
@@ -8,18 +8,18 @@ from pathlib import Path
 from flowkit.testing.end import Row, entry
 
 COPIED_FILES, COPIED_BYTES = 5_000, 1024 * 1024
-"""The most files that are copied, and the size of the largest. The rest are links to the real ones."""
+"""Most files that are copied, and the most bytes of each. Other files are links to the real ones."""
 LINKED = frozenset({"__pycache__", "node_modules"})
 
 Seen = dict[str, tuple[int, ...]]
-"""Name -> what changes when a file does."""
+"""Name -> numbers that change when the file changes."""
 
 
 class Scratch:
-    """A copy of the working directory: `path`. Of what is large or made by tools there are links, to be read only."""
+    """A copy of the working directory at `path`. Large files, and folders of tools, are links, to be read only."""
 
     def __init__(self, path: Path, shared: Path | None) -> None:
-        """`shared`: a folder that a run writes to as it is. Below the working directory, it is linked."""
+        """`shared`: a folder to which runs write directly. If it is below the working directory, it is linked."""
         self.path = path
         self._source = Path.cwd()
         self._shared = None if shared is None else shared.resolve()
@@ -27,7 +27,7 @@ class Scratch:
         self._seen: Seen | None = None
 
     def restore(self) -> None:
-        """Have the copy as it was at first. Blocks."""
+        """Restore the copy to its first state. Blocks."""
         if self._seen is not None and self._seen == self._look():
             return
         shutil.rmtree(self.path, ignore_errors=True)
@@ -41,7 +41,7 @@ class Scratch:
         self._seen = self._look()
 
     def written(self) -> list[Row]:
-        """Compare with how it was at first: files that changed or are new, and the names of those that are gone."""
+        """Rows of the files that changed or are new since `restore`, and of the names that are gone. Blocks."""
         before, now = self._seen or {}, self._look()
         changed = sorted(name for name in now if now[name] != before.get(name))
         gone = sorted(before.keys() - now.keys())
@@ -60,7 +60,7 @@ class Scratch:
                 self._left -= 1
                 try:
                     shutil.copy2(one.path, copy)
-                except OSError:  # it may not be read
+                except OSError:  # the file is not readable
                     copy.symlink_to(one.path)
             else:
                 copy.symlink_to(one.path)

@@ -1,7 +1,7 @@
 """Configurations of load balancers for given instances.
 
-Each request gets an id by the balancer, so that it may be sent again to another instance whatever became of the first
-try: under one id it is accepted once.
+The balancer gives each request an id. It may therefore repeat a request at another instance, regardless of the first
+try: a request with the same id is accepted once.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ defaults
 
 frontend flowkit
     bind {listen}
-    # Operators ask the instances themselves, at --admin. Instances of earlier versions tell these here as well.
+    # Operators ask the instances directly, at --admin. Instances of earlier versions serve these paths here too.
     http-request deny deny_status 404 if {{ path,url_dec /metrics /scale /flowkit/openapi.json }}
     http-request deny deny_status 404 if {{ path,url_dec /readyz }} {{ query -m reg . }}
-    # Under one id a request is accepted once: it may be tried again elsewhere, whatever became of the first try.
+    # A request with the same id is accepted once, so it may be repeated elsewhere, regardless of the first try.
     http-request set-header FlowKit-Request-Id %[uuid()]
-    # By it an instance tells clients apart, if FORWARDED_ALLOW_IPS names this balancer.
+    # Instances tell clients apart by this header if FORWARDED_ALLOW_IPS names this balancer.
     http-request set-header X-Forwarded-For %[src]
     default_backend instances
 
@@ -43,7 +43,7 @@ backend instances
     default-server check inter 500ms fastinter 100ms fall 2 rise 1 observe layer4 error-limit 1 on-error mark-down
 {servers}"""
 NGINX = """\
-# nginx -t -c FILE checks it. nginx sees that an instance is gone by its failed requests only: it checks none itself.
+# nginx -t -c FILE checks it. nginx has no health checks: it notices a dead instance only by failed requests.
 worker_processes auto;
 events {{ worker_connections 4096; }}
 http {{
@@ -57,15 +57,15 @@ http {{
         proxy_http_version 1.1;
         proxy_set_header Connection "";
         proxy_set_header Host $host;
-        # Under one id a request is accepted once: it may be tried again at another instance.
+        # A request with the same id is accepted once, so it may be repeated at another instance.
         proxy_set_header FlowKit-Request-Id $request_id;
-        # By it an instance tells clients apart, if FORWARDED_ALLOW_IPS names this balancer.
+        # Instances tell clients apart by this header if FORWARDED_ALLOW_IPS names this balancer.
         proxy_set_header X-Forwarded-For $remote_addr;
         proxy_connect_timeout 2s;
         proxy_next_upstream error timeout http_503 non_idempotent;
         proxy_next_upstream_tries 3;
         location / {{ proxy_pass http://instances; }}
-        # Operators ask the instances themselves, at --admin. Instances of earlier versions tell these here as well.
+        # Operators ask the instances directly, at --admin. Instances of earlier versions serve these paths here too.
         location = /metrics {{ return 404; }}
         location = /scale {{ return 404; }}
         location = /flowkit/openapi.json {{ return 404; }}
@@ -79,7 +79,7 @@ http {{
 
 
 class Instance(NamedTuple):
-    """Where an instance serves HTTP."""
+    """The address at which an instance serves HTTP."""
 
     host: str
     port: int
@@ -94,8 +94,8 @@ def instance(address: str) -> Instance:
 
 
 def haproxy(instances: Sequence[Instance], listen: str, agent_port: int | None) -> str:
-    """A configuration of HAProxy. `agent_port`: where each instance answers agent checks, if it does."""
-    # What an agent answers is a part of the weight. Shares by weights are exact with roundrobin only.
+    """A configuration of HAProxy. `agent_port`: the port at which each instance answers agent checks, or None."""
+    # An agent answers with a percentage of the weight. HAProxy keeps weights exactly only with roundrobin.
     agent = f" weight 100 agent-check agent-port {agent_port} agent-inter 500ms" if agent_port else ""
     servers = [
         f"    server instance-{number} {one.host}:{one.port}{agent}\n" for number, one in enumerate(instances, 1)

@@ -1,4 +1,4 @@
-"""Connections of clients: uvicorn's on httptools, which has no limits of its own for headers, trailers and time."""
+"""Connections of clients: uvicorn's httptools protocol with limits for headers, trailers and time, which it lacks."""
 
 import asyncio
 import logging
@@ -13,39 +13,40 @@ from flowkit.web.content import CONTENT_SECONDS
 from flowkit.web.problem import RETRY_SECONDS, Problem
 
 HEAD_BYTES = 32 * 1024
-"""Most bytes of a request's line and headers, and of what comes between two pieces of its content."""
+"""Most bytes of a request's line and headers, and of the bytes between two pieces of its content."""
 HEAD_SECONDS = 10.0
-"""Longest time in which a request's line and headers may come."""
+"""Longest time in seconds for a request's line and headers to arrive."""
 MESSAGE_SECONDS = CONTENT_SECONDS + HEAD_SECONDS
-"""Longest time in which the rest of a request may come, also where nobody reads it."""
+"""Longest time in seconds for the rest of a request to arrive, even if the route does not read it."""
 ANSWER_SECONDS = 30.0
-"""Longest time in which a client may take nothing of its answer."""
+"""Longest time in seconds in which a client may read nothing of its answer."""
 PIPELINED = 100
-"""Most requests that wait on one connection for the answers to those before them."""
+"""Most requests on one connection that wait for the answers to earlier ones."""
 CONNECTIONS = 1000
-"""Most connections of a process, as far as the limit of its open files allows."""
+"""Most connections of a process; `most_connections` lowers this to its limit of open files."""
 _log = logging.getLogger("flowkit.http")
 
 
 def most_connections() -> int:
-    """How many connections this process holds: half of the files that it may open are for others."""
+    """Most connections of this process: CONNECTIONS, or half of the files that it may open."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return CONNECTIONS if files == resource.RLIM_INFINITY else min(CONNECTIONS, files // 2)
 
 
 class TooMuch(Exception):
-    """Ends the parser's work at a request that exceeds a limit."""
+    """Stops the parser at a request that exceeds a limit."""
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. It refuses what is too large or too slow, reads no trailers, and stays with HTTP/1.1."""
+    """One connection of a client. It refuses requests that are too large or too slow, ignores trailers, and does not
+    upgrade from HTTP/1.1. Lives on the event loop."""
 
     _head = True
-    """Whether a request's line and headers are still to come, in full."""
+    """Whether the parser has not finished a request's line and headers yet."""
     _whole = True
-    """Whether no request is half here."""
+    """Whether no request is partly received."""
     _unread = 0
-    """Bytes since the parser came to the end of something."""
+    """Bytes received since the parser finished headers, a piece of content, or a request."""
     _timer: asyncio.TimerHandle | None = None
     _writing: asyncio.TimerHandle | None = None
     _problem: Problem | None = None
@@ -60,7 +61,7 @@ class Connection(HttpToolsProtocol):
         if len(self.connections) > most_connections():
             idle = [one for one in self.connections if isinstance(one, Connection) and one.first is None]
             idlest = min(idle, key=lambda one: (one.since, one is self))
-            if idlest is not self:  # else its request is refused
+            if idlest is not self:  # if it is, its request will be refused
                 self.connections.discard(idlest)
                 idlest.transport.abort()
 
@@ -73,14 +74,14 @@ class Connection(HttpToolsProtocol):
 
     @property
     def first(self) -> RequestResponseCycle | None:
-        """The request that is answered next, of those that came."""
+        """The received request that is answered next; None if all are answered."""
         while self._cycles and self._cycles[0].response_complete:
             self._cycles.popleft()
         return self._cycles[0] if self._cycles else None
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():
-            self.transport.abort()  # or it would be open until the client takes its answer
+            self.transport.abort()  # or the connection would stay open until the client reads its answer
         else:
             super().timeout_keep_alive_handler()
 
@@ -93,7 +94,7 @@ class Connection(HttpToolsProtocol):
         if self._writing is not None:
             self._writing.cancel()
 
-    # ------------------------------------------------------------ what comes
+    # ------------------------------------------------------------ requests
 
     def data_received(self, data: bytes) -> None:
         self.since = self.loop.time()
@@ -118,7 +119,7 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as upgrade:
-                # The parser has left out the content. It is asked again, without what made it do so.
+                # The parser has skipped the content. Parse the request again, without the headers that ask to upgrade.
                 lines = [b"%s %s HTTP/1.1" % (self._method, self.url)]
                 lines += [b"%s: %s" % one for one in self.headers if one[0] not in (b"connection", b"upgrade")]
                 data = b"\r\n".join([*lines, b"", data[upgrade.args[0] :]])
@@ -130,7 +131,7 @@ class Connection(HttpToolsProtocol):
         self._unlimit()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head:  # what comes later is a trailer: nothing that a request is judged by
+        if self._head:  # later ones are trailers, which are ignored
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -154,7 +155,7 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED:
             raise TooMuch
         super().on_headers_complete()
-        if self.first is not self.cycle:  # always, and those that are answered are forgotten
+        if self.first is not self.cycle:  # always true; reading `first` drops the answered requests
             self._cycles.append(self.cycle)
 
     def on_body(self, body: bytes) -> None:
@@ -163,14 +164,15 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
-            return  # it is read again
+            return  # `_feed` parses it again
         self._whole, self._unread = True, 0
         super().on_message_complete()
 
-    # ------------------------------------------------------------ what is refused
+    # ------------------------------------------------------------ refusals
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what came. A request before it that is complete is answered first, and this is not."""
+        """Refuse the request and close the connection. If an earlier complete request is unanswered, answer that
+        instead."""
         if self.first is not None and not self.first.more_body:
             self._cycles[-1].keep_alive = False
             self.flow.pause_reading()
@@ -192,10 +194,10 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
     def _give_up(self) -> None:
-        """The time for a request is over."""
+        """Refuse a request that has not arrived in time."""
         self._timer = None
         if self.first is not None and not self.first.more_body:
-            self._limit(HEAD_SECONDS)  # the one before it is not answered yet
+            self._limit(HEAD_SECONDS)  # an earlier request is not answered yet
         elif self.first is None and self._unread:
             self._problem = Problem(HTTPStatus.REQUEST_TIMEOUT, f"the headers did not come within {HEAD_SECONDS:g} s")
             self.send_400_response("")

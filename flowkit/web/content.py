@@ -1,4 +1,4 @@
-"""The content of requests: of which type it is, how large it may be, and how long it may take to come."""
+"""The content of requests: its type, its largest size, and the longest time for it to arrive."""
 
 import asyncio
 from email.message import Message
@@ -11,25 +11,25 @@ from flowkit.channel import Body
 from flowkit.web.problem import RETRY_SECONDS, Problem
 
 CONTENT_SECONDS = 30.0
-"""Longest time that a content may take to come."""
+"""Longest time in seconds for a content to arrive."""
 FREE = 64 * 1024
-"""Bytes that each request may hold beside the budget: small requests go on where large ones fill it."""
+"""Bytes of each request that do not count for the budget, so that small requests pass when large ones fill it."""
 IN_FLIGHT = 64 * 1024 * 1024
-"""Bytes of content that a worker process holds at once."""
+"""Most bytes of content that a worker process holds at once."""
 JSON = "application/json"
 UNKNOWN = "application/octet-stream"
-"""The type of a content that says none. A page of another site can send that, and no JSON."""
+"""The type of content without a Content-Type. A page of another site can send such content, but no JSON."""
 
 
 class Budget:
-    """Bytes of content that a process may hold. Lives on the event loop."""
+    """The bytes of content that a process may hold. Lives on the event loop."""
 
     def __init__(self) -> None:
         self.most = IN_FLIGHT
         self.used = 0
 
     def share(self) -> "Share":
-        """The share of one request. A context manager, which gives that back."""
+        """The share of one request: a context manager, which returns its bytes to the budget."""
         return Share(self)
 
 
@@ -49,7 +49,7 @@ class Share:
         self._budget.used -= self._held
 
     def grow(self, size: int) -> None:
-        """Hold a content of `size` bytes. Raises Problem where the process holds too many."""
+        """Raise this share to a content of `size` bytes. Raises Problem if the budget is exceeded."""
         more = max(0, size - FREE) - self._held
         if self._budget.used + more > self._budget.most:
             raise Problem(
@@ -63,8 +63,8 @@ class Share:
 
 
 async def receive(request: Request, body: Body | None, most: int, share: Share) -> bytes:
-    """The content of a request. `body`: how it is read; None where there is none. Raises Problem for content of
-    another type, of more than `most` bytes, that exceeds the budget, or that does not come in time."""
+    """Receive the content of a request. `body`: how the route reads it; None if it takes none. Raises Problem for
+    content of another type, of more than `most` bytes, beyond the budget, or that does not arrive in time."""
     if body is not None:
         _check_media(body, request)
     if _length(request) > most:
@@ -89,7 +89,7 @@ async def receive(request: Request, body: Body | None, most: int, share: Share) 
 
 
 def _length(request: Request) -> int:
-    """How many bytes a request announces; 0 where it announces none. The server has refused what is no number."""
+    """The request's Content-Length; 0 without one. The server has refused malformed ones."""
     return int(request.headers.get("content-length") or 0)
 
 
@@ -102,7 +102,7 @@ def _too_large(most: int) -> Problem:
 
 
 def _check_media(body: Body, request: Request) -> None:
-    """Refuse content of a type, charset or encoding that the route would read as something else."""
+    """Raise Problem for content of a type, charset or encoding that the route does not read."""
     said = Message()
     said["content-type"] = request.headers.get("content-type") or UNKNOWN
     media, charset = said.get_content_type(), said.get_content_charset("utf-8")

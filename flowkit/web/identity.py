@@ -1,4 +1,4 @@
-"""The identity of a request: who sends it, and the id of its message."""
+"""The identity of a request: its principal, and the id of its message."""
 
 import re
 from http import HTTPStatus
@@ -14,18 +14,18 @@ from flowkit.route import Header, Route, source_of
 from flowkit.web.problem import Problem
 
 KEYS = "[!-~]{1,255}"
-"""What an id in a header has to be: visible ASCII, which every proxy passes on as it is."""
+"""Pattern of an id in a header: visible ASCII, which every proxy passes unchanged."""
 KEY = "Idempotency-Key"
-"""The header by which a client may send a request again, where the route names nothing else."""
+"""The header by which a client identifies a repeated request, unless the route has `id_from`."""
 TRY = "FlowKit-Request-Id"
-"""The same, of a balancer that sends a request to another instance."""
+"""The header by which a load balancer identifies a request that it repeats at another instance."""
 
 
 def identity(flow: Flow, headers: Headers, found: str | None) -> str | None:
-    """The id of a request; None for one that has none. `found`: what `id_from` finds in its arguments, where it is no
+    """The id of a request; None if it has none. `found`: the id that `id_from` finds in its arguments, if it is not a
     header.
 
-    Raises Problem for a header that cannot be an id.
+    Raises Problem for a header that is missing, malformed, or contradicts the id.
     """
     key, source, name = headers.get(KEY), flow.id_from, identifying(flow)
     if source is None:
@@ -46,17 +46,17 @@ def identity(flow: Flow, headers: Headers, found: str | None) -> str | None:
 
 
 async def principal(route: Route, request: HTTPConnection, app: str) -> str:
-    """The sender of a request, by the hook of its route; empty for a route that has none. Raises Problem."""
+    """The principal of a request, from its route's hook; empty if the route has none. Raises Problem (status 401)."""
     if route.principal is None:
         return ""
-    head = HTTPConnection(request.scope)  # without the content, which nobody has read or bounded yet
+    head = HTTPConnection(request.scope)  # without the content, which is not bounded yet
     try:
         found = route.principal(head)
         name = await found if isawaitable(found) else found
     except Unauthorized as refused:
         raise _unauthorized(refused) from None
     if not name or not is_name(source_of(app, name)):
-        raise _unauthorized(Unauthorized(f"{route.name}: what this request says of its sender is no name"))
+        raise _unauthorized(Unauthorized(f"{route.name}: the sender of this request has no valid name"))
     return name
 
 
@@ -67,7 +67,7 @@ def _unauthorized(refused: Unauthorized) -> Problem:
 
 
 def identifying(flow: Flow) -> str:
-    """What identifies the requests of a flow, for people."""
+    """The name of the header or argument that identifies a flow's requests, for messages."""
     source = flow.id_from
     if isinstance(source, Header):
         return source.name

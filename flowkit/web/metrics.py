@@ -1,6 +1,6 @@
-"""What `/metrics` says, in Prometheus' format: the state of the whole fleet, from the store.
+"""The answer to `/metrics` in Prometheus' format: the state of the whole fleet, from the store.
 
-Any instance says the same, so that it does not matter which of several processes behind one socket is asked.
+Every instance gives the same answer, so that any of the processes behind one socket may be asked.
 """
 
 from collections import Counter
@@ -28,11 +28,11 @@ class Metrics(Collector):
         self._registry.register(self)
 
     def text(self) -> bytes:
-        """All of them, as they are now. Blocks. Raises StoreUnavailable, or BrokerUnavailable."""
+        """All metrics, read now. Blocks. Raises StoreUnavailable and BrokerUnavailable."""
         return generate_latest(self._registry)
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing is asked before somebody wants to know."""
+        """No metrics: registering a collector must not read the store."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:

@@ -19,7 +19,7 @@ PROBLEMS = {
     HTTPStatus.REQUEST_TIMEOUT: "the content came too slowly",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "the content is too large",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "the content is of another type",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "it is not what the route takes, or its identity came with another one",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "the request does not match the route, or its id was used for another request",
     HTTPStatus.TOO_MANY_REQUESTS: "too many requests; Retry-After says when to come again",
     HTTPStatus.SERVICE_UNAVAILABLE: "it cannot be stored now; Retry-After says when to come again",
 }
@@ -41,7 +41,7 @@ PROBLEM = {
 
 
 def described(app: App) -> dict[str, Any]:
-    """The document, as JSON says it."""
+    """The OpenAPI document of an app, as a JSON object."""
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Any] = {"Accepted": ACCEPTED, "Problem": PROBLEM}
     for flow in app.flows.values():
@@ -85,7 +85,7 @@ def _operation(flow: Flow, route: Route, arguments: Arguments, schemas: dict[str
 
 
 def _identity(flow: Flow) -> list[dict[str, Any]]:
-    """The header that identifies a request, where it is one."""
+    """The parameter of the header that identifies a request; empty if its arguments do."""
     if flow.id_from is not None and not isinstance(flow.id_from, Header):
         return []
     return [
@@ -105,8 +105,8 @@ def _responses(flow: Flow, route: Route, schemas: dict[str, Any]) -> dict[str, A
         answer = _schema(flow.hints.get("return", Any), schemas)
         found["200"] = {"description": "what the flow returned", "content": {JSON: {"schema": answer}}}
     reference = {"$ref": "#/components/schemas/Accepted"}
-    found["202"] = {"description": "stored; `status` tells what became of it", "content": {JSON: {"schema": reference}}}
-    unauthorized = {HTTPStatus.UNAUTHORIZED: "the request does not say who sends it"} if route.principal else {}
+    found["202"] = {"description": "stored; read its state at `status`", "content": {JSON: {"schema": reference}}}
+    unauthorized = {HTTPStatus.UNAUTHORIZED: "the request does not name its sender"} if route.principal else {}
     for status, why in {**PROBLEMS, **unauthorized}.items():
         problem = {"schema": {"$ref": "#/components/schemas/Problem"}}
         found[str(status.value)] = {"description": why, "content": {MEDIA_TYPE: problem}}
@@ -114,7 +114,7 @@ def _responses(flow: Flow, route: Route, schemas: dict[str, Any]) -> dict[str, A
 
 
 def _schema(annotation: Any, schemas: dict[str, Any]) -> dict[str, Any]:
-    """The JSON schema of a type; the models that it is made of go to `schemas`."""
+    """The JSON schema of a type. The models that it refers to are added to `schemas`."""
     schema = TypeAdapter(annotation).json_schema(ref_template=MODELS)
     schemas.update(schema.pop("$defs", {}))
     return schema

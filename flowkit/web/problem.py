@@ -1,4 +1,4 @@
-"""What went wrong with a request, as problem+json (RFC 9457)."""
+"""Errors of requests, as problem+json (RFC 9457)."""
 
 from http import HTTPStatus
 from typing import Any
@@ -8,12 +8,12 @@ from starlette.responses import Response
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_SECONDS = 1
-"""After so long a request that this instance cannot take now may be sent again."""
+"""Seconds after which a client may repeat a request that this instance cannot accept now."""
 
 
 class Problem(Exception):
-    """Ends a request with this status, and says why. `retry` is after how many seconds it may be sent again. `unread`:
-    content may still come that nobody will read, so the connection is closed."""
+    """Ends a request with a status and a reason. `retry`: seconds after which it may be repeated. `unread`: close the
+    connection, because unread content may still arrive. `members`: further members of the JSON object."""
 
     def __init__(
         self, status: HTTPStatus, detail: str, retry: int | None = None, unread: bool = False, **members: Any

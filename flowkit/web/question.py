@@ -1,4 +1,4 @@
-"""Questions to the store and the broker that everybody may ask, and that cost as much as there are messages."""
+"""Shared questions to the store and the broker: any client may ask them, and their cost grows with the messages."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,22 +6,22 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 KEEP_SECONDS = 1.0
-"""An answer is told to others for so long."""
+"""Seconds for which an answer is given to later callers."""
 T = TypeVar("T")
 
 
 class Question(Generic[T]):
-    """Is asked once for all who wait, on a thread and a connection of its own. Lives on the event loop."""
+    """Asks once for all callers that wait, on its own thread. Lives on the event loop."""
 
     def __init__(self, name: str, ask: Callable[[], T]) -> None:
-        """`ask` blocks. `name` is that of its thread."""
+        """`ask` is called on the thread `flowkit-NAME`, and may block."""
         self._ask = ask
         self._thread = ThreadPoolExecutor(1, f"flowkit-{name}")
         self._answer: asyncio.Future[T] | None = None
         self._came = 0.0
 
     async def answer(self) -> T:
-        """The answer, which may be KEEP_SECONDS old. Raises what `ask` raises."""
+        """The answer, at most KEEP_SECONDS old. Raises the errors of `ask`."""
         loop = asyncio.get_running_loop()
         if self._answer is None or (self._answer.done() and loop.time() - self._came >= KEEP_SECONDS):
             self._answer = loop.run_in_executor(self._thread, self._ask)
@@ -29,7 +29,7 @@ class Question(Generic[T]):
         return await asyncio.shield(self._answer)
 
     def close(self) -> None:
-        """Ask no more. Waits for the answer to what was asked. Blocks."""
+        """Stop asking. Blocks until the last answer."""
         self._thread.shutdown(cancel_futures=True)
 
     def _note(self, answer: asyncio.Future[T]) -> None:

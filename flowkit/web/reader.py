@@ -1,7 +1,7 @@
-"""The reader: requests are read by their flows' annotations, large ones in a process of their own.
+"""The reader: it validates requests by their flows' annotations, large ones in a separate process.
 
-Reading a mebibyte of JSON holds the interpreter for 50 to 150 ms, on whichever thread that happens: nobody else would
-be answered meanwhile. The process is forked, so that it reads by the very code of its worker.
+Reading one MiB of JSON holds the interpreter lock for 50 to 150 ms on any thread, and no other request would be
+answered meanwhile. The process is forked, so that it runs the same code as its worker.
 """
 
 import asyncio
@@ -27,32 +27,32 @@ from flowkit.web.content import FREE
 from flowkit.web.problem import RETRY_SECONDS, Problem
 
 READ_SECONDS = 10.0
-"""Longest time that reading one content may take."""
+"""Longest time in seconds to read one content."""
 LIFE_SECONDS = 20.0
-"""A process that reads is ended after so long: it gives its memory back, and its copies of the worker's background
-threads come to nothing."""
+"""Life of a reading process in seconds. Its end frees its memory, and the state that it copied from the worker's
+background threads."""
 AS_IT_CAME = b""
-"""Stands for a body that is the content itself, which need not come back. No body of large content is empty."""
+"""Stands for a body equal to the content, which need not be sent back. No body of a large content is empty."""
 
 
 class Read(NamedTuple):
     """The message of a request."""
 
     body: bytes
-    """Of its message."""
+    """Body of the message."""
     key: str | None
-    """The id that `id_from` finds in it, where that is no header."""
+    """The id that `id_from` finds in the body; None if `id_from` is a header or not set."""
 
 
 class Refusal(NamedTuple):
-    """Why a request is not what its flow takes."""
+    """The reason why a request does not match its flow's annotations."""
 
     status: HTTPStatus
     detail: str
 
 
 def read(flow: Flow, path: Mapping[str, str], query: Sequence[tuple[str, str]], content: bytes) -> Read | Refusal:
-    """Read a request to a flow."""
+    """Read a request to a flow by its annotations. Holds the interpreter while it runs."""
     arguments = flow.request
     assert arguments is not None
     try:
@@ -64,7 +64,7 @@ def read(flow: Flow, path: Mapping[str, str], query: Sequence[tuple[str, str]], 
 
 
 def _status(arguments: Arguments, content: bytes) -> HTTPStatus:
-    """Tell content that is no JSON from JSON that the route does not take."""
+    """400 for content that is not JSON; 422 for JSON that does not match the route."""
     if arguments.body is not None and arguments.body.raw is None:
         try:
             from_json(content, allow_inf_nan=False)
@@ -74,12 +74,12 @@ def _status(arguments: Arguments, content: bytes) -> HTTPStatus:
 
 
 class Reader:
-    """Reads requests for the event loop: small ones at once, large ones one at a time in another process."""
+    """Reads requests for the event loop: small ones directly, large ones one at a time in another process."""
 
     def __init__(self, flows: Mapping[str, Flow]) -> None:
         self._flows = flows
         self._thread = ThreadPoolExecutor(1, "flowkit-reader")
-        """All that is asked of the process is asked here, so it is one at a time."""
+        """The only thread that talks to the process, so that it reads one request at a time."""
         self._process: ForkProcess | None = None
         self._since = 0.0
         self._closed = False
@@ -87,7 +87,7 @@ class Reader:
         part_with(self, lambda one: [] if one._pipe is None or one._pipe.closed else [one._pipe.fileno()])
 
     async def read(self, flow: Flow, path: Mapping[str, str], query: Sequence[tuple[str, str]], content: bytes) -> Read:
-        """Read a request. Raises Problem where it is not what the flow takes, or its process came to its end."""
+        """Read a request. Raises Problem if it does not match the flow, or if the reading process failed."""
         if len(content) <= FREE:
             found = read(flow, path, query, content)
         else:
@@ -100,7 +100,7 @@ class Reader:
         return found
 
     def close(self) -> None:
-        """Read no more, and give up the content in hand. Blocks."""
+        """Stop reading, also the content that is being read. Blocks."""
         self._closed = True
         self._thread.shutdown(wait=False, cancel_futures=True)
         process = self._process
@@ -112,7 +112,7 @@ class Reader:
     def _ask(
         self, flow: str, path: Mapping[str, str], query: Sequence[tuple[str, str]], content: bytes
     ) -> Read | Refusal:
-        """Let the process read a request."""
+        """Have the process read a request. Blocks; called on the reader's thread. Raises Problem."""
         try:
             pipe = self._pipe or self._begin()
             pipe.send((flow, path, query, content))
@@ -143,7 +143,7 @@ class Reader:
         return self._pipe
 
     def _end(self) -> None:
-        """End the process. Waits for its end."""
+        """Kill the process. Blocks until it has ended."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -152,7 +152,7 @@ class Reader:
         self._process = self._pipe = None
 
     def _later(self) -> None:
-        """A process may have become old."""
+        """Check the age of the process on the reader's thread."""
         if not self._closed:
             self._thread.submit(self._end_if_old)
 
@@ -166,17 +166,17 @@ def _given_up(why: str) -> Problem:
 
 
 def _serve(flows: Mapping[str, Flow], pipe: Connection) -> None:
-    """The life of the process that reads. It ends with its worker, which holds the other end of the pipe."""
-    gc.freeze()  # what is the worker's stays shared with it
+    """Run the reading process. It ends with its worker, which holds the other end of the pipe."""
+    gc.freeze()  # keeps the worker's memory shared
     for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all its processes
+        signal.signal(number, signal.SIG_IGN)  # a terminal sends them to all of its processes
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     while True:
         try:
             name, path, query, content = pipe.recv()
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, 2 * READ_SECONDS)  # also where the worker is there no more
+        signal.setitimer(signal.ITIMER_REAL, 2 * READ_SECONDS)  # ends this process even if its worker is dead
         try:
             answer: Read | Refusal | str = read(flows[name], path, query, content)
             if isinstance(answer, Read) and answer.body is content:

@@ -1,4 +1,4 @@
-"""Replies: what flows returned for requests, looked for in the store for all that wait at once."""
+"""Replies: the values that flows returned for requests. One query of the store serves all waiting requests."""
 
 import asyncio
 import logging
@@ -9,22 +9,22 @@ from flowkit.ports import Asked
 
 FIRST_SECONDS, MOST_SECONDS = 0.005, 0.25
 GROWTH = 1.2
-"""While nobody else comes, each look is later by so much."""
+"""Factor by which the pause between two looks grows while no new request waits."""
 _log = logging.getLogger("flowkit.http")
 
 
 class Replies:
-    """Lives on the event loop. One look at the store is for all that wait, whichever instance had their requests."""
+    """Waits for replies to requests that any instance accepted. One look serves all. Lives on the event loop."""
 
     def __init__(self, look: Callable[[Collection[Asked]], Mapping[Asked, bytes]]) -> None:
-        """`look` finds what is there for these requests; it blocks, and is called on a thread."""
+        """`look` returns the replies that the store has for these requests. It blocks, and is called on a thread."""
         self._look = look
         self._waiting: dict[Asked, list[asyncio.Future[bytes]]] = {}
         self._came = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
     async def wait(self, asked: Asked, seconds: float) -> bytes | None:
-        """The reply to a request, as JSON; None if it does not come in time."""
+        """The reply to a request, as JSON; None if there is none within `seconds`."""
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(asked, []).append(reply)
         self._came.set()
@@ -41,16 +41,16 @@ class Replies:
                 self._waiting[asked] = left
 
     async def _go(self) -> None:
-        """Look until nobody waits: often for who has just come, ever more seldom for who waits long."""
+        """Look until no request waits. The pause grows, and is short again when a new request waits."""
         pause = FIRST_SECONDS
         while self._waiting:
             try:
                 found = await asyncio.to_thread(self._look, list(self._waiting))
             except FlowKitError:
-                found = {}  # the store is away: whoever waits is told in time that it is accepted
+                found = {}  # the database cannot be reached: the requests are answered 202 when their time is over
             except Exception:
                 found = {}
-                _log.exception("replies could not be looked for; this is tried again")
+                _log.exception("replies could not be read; this is tried again")
             for asked, value in found.items():
                 for reply in self._waiting.pop(asked, []):
                     if not reply.done():
@@ -59,7 +59,7 @@ class Replies:
             try:
                 async with asyncio.timeout(pause):
                     await self._came.wait()
-                await asyncio.sleep(FIRST_SECONDS)  # no flow is quicker
+                await asyncio.sleep(FIRST_SECONDS)  # no flow is faster
                 pause = FIRST_SECONDS
             except TimeoutError:
                 pause = min(MOST_SECONDS, pause * GROWTH)

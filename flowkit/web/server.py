@@ -1,4 +1,4 @@
-"""The HTTP server of a worker process: uvicorn, on a thread of its own, on a socket that its siblings share."""
+"""The HTTP server of a worker process: uvicorn on its own thread, on a socket that the instance's workers share."""
 
 import socket
 import threading
@@ -14,7 +14,7 @@ KEEP_ALIVE_SECONDS = 20
 
 
 class Server:
-    """Serves an ASGI application until it is closed."""
+    """Serves an ASGI application on its own thread until it is closed."""
 
     def __init__(self, asgi: Any, listening: socket.socket, thread: str) -> None:
         config = uvicorn.Config(
@@ -37,13 +37,15 @@ class Server:
         self._thread.start()
 
     def close(self, seconds: float) -> bool:
-        """Take no more connections, and answer what came, at most for so long. Whether all was. Blocks."""
+        """Accept no more connections, and answer received requests for `seconds` at most. Returns whether all were
+        answered. Blocks."""
         self._server.should_exit = True
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def _sockets(self) -> Iterator[int]:
-        """A forked child must not have these: the port would not be free, and clients of a dead worker would wait."""
+        """File descriptors that a forked child must not keep: the port would stay in use, and clients of a dead worker
+        would wait."""
         yield self._listening.fileno()
         for connection in self._server.server_state.connections:
             yield connection.transport.get_extra_info("socket").fileno()

@@ -1,4 +1,4 @@
-"""The status of requests: what became of them, told to those that may know."""
+"""The status of requests, for clients that may read it."""
 
 from collections.abc import Collection, Sequence
 from hashlib import blake2b
@@ -16,22 +16,22 @@ from flowkit.web.identity import principal
 from flowkit.web.problem import Problem
 
 PATH = "/flowkit/messages/"
-"""Below it the status of each message, under its id."""
+"""URL prefix of the status of each message, which is followed by its id."""
 TOKEN = "token"
-"""The parameter of the query that has it."""
+"""The query parameter with the status token."""
 TOKEN_BYTES = 16
 
 
 class Status:
-    """Finds what became of requests, whichever instance accepted them.
+    """Finds the states of requests that any instance accepted.
 
-    An id is no secret: it is in logs, traces and the messages that follow. So the status of a request is told to its
-    principal; or to the bearer of a token, a hash of the request with a key of the store; or to all, where its route is
-    public.
+    An id is no secret: it is in logs, traces and later messages. Therefore only the request's principal may read its
+    status, or the bearer of a status token, which is a hash of the request with a key of the store. If the route's
+    status is public, everyone may.
     """
 
     def __init__(self, app: App, store: Store) -> None:
-        """Blocks. Raises StoreUnavailable, or ConfigError for a store without a key."""
+        """Read the store's token key. Blocks. Raises StoreUnavailable, or ConfigError for a store without a key."""
         self._app = app
         self._store = store
         self._key = store.key()
@@ -39,15 +39,15 @@ class Status:
         self._routes = {flow.source.name: flow.source for flow in self._flows if isinstance(flow.source, Route)}
 
     def url(self, asked: Asked) -> str:
-        """Where the sender of a request finds its status."""
+        """The URL path of a request's status, with a status token if its route needs one."""
         path, route = PATH + quote(asked.id, safe=""), self._routes[asked.route]
         if route.principal is not None or route.status == "public":
             return path
         return f"{path}?{TOKEN}={self._token(asked)}"
 
     async def known(self, request: Request, message: str) -> Sequence[Asked]:
-        """The requests under this id of a message that `request` may know of. Raises Problem where it may know of none
-        unless it says who sends it."""
+        """The requests with the id `message` whose status `request` may read. Raises Problem if no hook recognises its
+        sender, and so it may read none."""
         token = request.query_params.get(TOKEN)
         if token is not None:
             requests = [Asked(name, "", message) for name, route in self._routes.items() if route.principal is None]
@@ -66,7 +66,7 @@ class Status:
         return [Asked(name, one, message) for name, one in known if one is not None]
 
     def tell(self, requests: Sequence[Asked]) -> dict[str, Any] | None:
-        """The states of requests under one id, as JSON; None where none of them was accepted. Blocks."""
+        """The states of requests with one id, as JSON; None if none of them was accepted. Blocks."""
         app = self._app.name
         accepted = {one: (f"channel:{one.route}", source_of(app, one.principal), one.id) for one in requests}
         handled = {
@@ -79,7 +79,7 @@ class Status:
         requests = [one for one in requests if accepted[one] in found]
         if not requests:
             return None
-        # A key may have been sent to several routes: what was accepted and is in no flow yet counts too.
+        # A key may have been sent to several routes. An accepted request that no flow has handled yet counts too.
         states = {flow: found.get(entry, "accepted") for (one, flow), entry in handled.items() if one in requests}
         told = {"id": requests[0].id, "state": _summary(states.values()), "flows": states}
         for reply in self._store.answers.replies(app, requests).values():
@@ -92,7 +92,7 @@ class Status:
 
 
 def _summary(states: Collection[str]) -> str:
-    """The state of a message that several flows got: dead if one is, applied if all are."""
+    """The state of a message that several flows got: dead if one is, applied if all are, else accepted."""
     if "dead" in states:
         return "dead"
     return "applied" if states and all(one == "applied" for one in states) else "accepted"

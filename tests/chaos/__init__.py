@@ -1,1 +1,1 @@
-"""Chaos: real workers on real services, everything that can break does, and the clients' logs are the oracle."""
+"""Chaos: breaks real workers and real services in every possible way. The clients' logs are the oracle."""

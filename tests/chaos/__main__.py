@@ -1,4 +1,4 @@
-"""`make chaos`: break real processes and services, and compare what clients were told with what is there.
+"""`make chaos`: break real processes and services, and compare the clients' answers with the stored state.
 
 python -m tests.chaos sqlite --messages 20000 --kills 300 --pauses 60 --services 80
 python -m tests.chaos --minutes 10

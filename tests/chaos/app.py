@@ -1,4 +1,4 @@
-"""The app under chaos. An order is accepted, then invoiced, and audited by an `async def` flow, which sends it on.
+"""The app under chaos. It accepts and invoices an order; an `async def` flow audits the order and sends it on.
 
 CHAOS_DIR gets a file for each process, with a line for each run of a handler, and one for each that failed as ordered.
 """

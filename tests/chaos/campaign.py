@@ -1,4 +1,4 @@
-"""A run of chaos: orders are published in shares, and with each share something breaks."""
+"""A run of chaos: clients publish orders in portions, and a fault strikes during each portion."""
 
 import json
 import random

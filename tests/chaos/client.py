@@ -1,6 +1,6 @@
 """A client under chaos: python -m tests.chaos.client NAME LOG
 
-Each line of its input is a number of orders, which it publishes. LOG gets a line `NAME DEED OUTCOME TIME`
+For each line of its input, a number, it publishes that many orders. LOG gets a line `NAME DEED OUTCOME TIME`
 for each order, synced to disk. The outcome is ok, fail (nothing was accepted) or unknown.
 """
 

@@ -1,4 +1,4 @@
-"""The oracle of chaos: what the clients were told, against what the store and the broker hold at rest."""
+"""The oracle of chaos: compares the clients' answers with the store and the broker at rest."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Where chaos takes place: services, and what can break of them."""
+"""The scene of chaos: its services, and the faults that can strike them."""
 
 import os
 import random

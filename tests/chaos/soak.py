@@ -1,4 +1,4 @@
-"""`make soak`: a steady load for a long time, with faults, and what grows meanwhile.
+"""`make soak`: a steady load for a long time, with faults, while memory, files and tables are watched for growth.
 
 python -m tests.chaos.soak sqlite --minutes 20 --rate 60
 """

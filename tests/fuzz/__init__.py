@@ -1,1 +1,1 @@
-"""The fuzz: what anybody can hand to FlowKit, through its door and past it; all of it has to be accounted for."""
+"""The fuzz: hostile inputs through FlowKit's entry points and past them. Each input has to be accounted for."""

@@ -1,4 +1,4 @@
-"""`make fuzz`: one corpus of hostile inputs through each transport, and what became of every one of them.
+"""`make fuzz`: send one corpus of hostile inputs through each transport, and check the outcome of each input.
 
 python -m tests.fuzz rabbitmq --inputs 50000 --seed 0 --json found.json
 """

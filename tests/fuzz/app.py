@@ -1,4 +1,4 @@
-"""The app under fuzz: flows of every kind, which note what they were given in their own transaction."""
+"""The app under fuzz: flows of every kind, which record their arguments in their own transaction."""
 
 import hashlib
 import json

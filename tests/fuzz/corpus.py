@@ -1,7 +1,7 @@
 """The corpus: envelopes, headers and bodies, made from a seed. The same seed and count make the same corpus anywhere.
 
-What goes through the public door is a `Door`. What a broken or foreign producer, or another version, puts where
-messages lie is a `Raw`: its body is like no other's, so that what became of it can be told.
+A `Door` is an input through a public entry point. A `Raw` is an input that a broken or foreign producer, or another
+version, puts directly into a queue or table. Its body is unique, so that its outcome can be found.
 """
 
 import datetime

@@ -1,4 +1,4 @@
-"""A supervised worker process of the app under fuzz: it has to live until it is told to end."""
+"""A supervised worker process of the app under fuzz: it has to live until it is asked to end."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The oracle of the fuzz: every input has exactly one end, and the ledger knows of it."""
+"""The oracle of the fuzz: every input has exactly one outcome, and the ledger counts it."""
 
 import json
 from collections import Counter, defaultdict

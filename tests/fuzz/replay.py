@@ -1,4 +1,4 @@
-"""A corpus through a transport: the real app, in a real worker process where there is one."""
+"""Sends a corpus through a transport to the real app, in a real worker process if the transport allows it."""
 
 import time
 from collections.abc import Sequence

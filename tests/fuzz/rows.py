@@ -1,4 +1,4 @@
-"""Raw inputs as rows of flowkit_messages, written by SQL that knows nothing of FlowKit."""
+"""Raw inputs as rows of flowkit_messages, written by plain SQL without FlowKit."""
 
 import json
 from collections.abc import Sequence

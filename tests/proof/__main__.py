@@ -1,11 +1,11 @@
-"""`make proof`: run every tool with its full numbers, part by part, and write docs/proof.md.
+"""`make proof`: run every tool with its full numbers, in parts, and write docs/proof.md.
 
-python -m tests.proof                            all parts that are not done for this code
+python -m tests.proof                            all parts that have not run for this code
 python -m tests.proof chaos-sqlite soak-sqlite   these, again
 
-What a part found is in docs/proof/PART.json. It counts as done as long as FlowKit and the tools of this part are those
-of the commit that it ran. Parts run in a checkout of the last commit, whatever is edited meanwhile; those of different
-lines run beside each other: what breaks processes mostly waits, and what computes gets the cores meanwhile.
+The results of a part are in docs/proof/PART.json. They are valid while FlowKit and the tools of the part are those of
+the commit that it ran. Parts run in a checkout of the last commit, regardless of later edits. Parts of different lines
+run at the same time: those that break processes mostly wait, and leave the cores to those that compute.
 """
 
 import argparse

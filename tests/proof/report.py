@@ -1,4 +1,4 @@
-"""The proof as a page."""
+"""Writes the results of the proof as a page."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence

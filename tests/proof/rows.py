@@ -1,4 +1,4 @@
-"""The failures to survive, by number. A test is named after the row that it shows."""
+"""The failures to survive, by number. Each test is named after the row that it proves."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The tests of the failures, with the full numbers: python -m tests.proof.shown --json FILE."""
+"""Runs the tests of the failures with the full numbers: python -m tests.proof.shown --json FILE."""
 
 import argparse
 import json

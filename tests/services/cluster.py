@@ -1,4 +1,4 @@
-"""A private cluster of RabbitMQ: three nodes, each on a host of its own, that die and are parted."""
+"""A private RabbitMQ cluster: three nodes, each on its own host, which can be killed and partitioned."""
 
 import secrets
 import time

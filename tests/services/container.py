@@ -1,6 +1,6 @@
-"""A container, as Kubernetes makes one: process 1 of a namespace, on a root that cannot be written to, without rights.
+"""A container as Kubernetes makes it: process 1 of a namespace, on a read-only root, without privileges.
 
-Its user is the one of the tests, who alone may be able to read the interpreter.
+It runs as the user of the tests, because only that user may be able to read the interpreter.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A private network: hosts that are namespaces of Linux, and cables between them that can be pulled."""
+"""A private network: its hosts are Linux namespaces, and the links between them can be cut."""
 
 import os
 import random

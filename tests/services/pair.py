@@ -1,4 +1,4 @@
-"""A PostgreSQL primary with a standby: failovers that lose nothing, and some that do."""
+"""A PostgreSQL primary with a standby: failovers that lose nothing, and failovers that lose commits."""
 
 import time
 from contextlib import ExitStack, closing

@@ -1,4 +1,4 @@
-"""A TCP proxy that makes the network fail at a chosen moment."""
+"""A TCP proxy that breaks the network at a chosen moment."""
 
 import contextlib
 import socket

@@ -1,4 +1,4 @@
-"""`make simulate`: run many seeds, or the mutants; print what failed, how to see it again, and what broke."""
+"""`make simulate`: run many seeds, or the mutants; print each failure, its faults, and the command to repeat it."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The broker: queues with confirms, prefetch, redelivery and everything that brokers and networks do to them."""
+"""The simulated broker: queues with confirms, prefetch and redelivery, and the faults of brokers and networks."""
 
 import random
 from collections import Counter, deque

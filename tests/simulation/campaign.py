@@ -1,4 +1,4 @@
-"""Many runs, on all cores: seeds, and mutants of the engine."""
+"""Many runs on all cores, of seeds and of mutants of the engine."""
 
 import gc
 import logging

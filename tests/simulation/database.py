@@ -1,4 +1,4 @@
-"""The database: real SQLite files, whose every statement is a point of the world."""
+"""The simulated database: real SQLite files. The scheduler may act before each statement."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What breaks, and where: as a seed has it, as a plan says, or as a test demands."""
+"""The faults of a run and their places, chosen by a seed, a plan or a test."""
 
 import random
 from collections.abc import Collection, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Deliberate faults of the engine. Each must be caught by the oracle; one that survives shows that it is blind."""
+"""Deliberate faults of the engine. The oracle must catch each; a surviving one shows that the oracle is blind."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

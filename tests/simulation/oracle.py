@@ -1,4 +1,4 @@
-"""The oracle: what must be true when a run is at rest, whatever broke on the way."""
+"""The oracle: the conditions that must hold when a run is at rest, after any faults."""
 
 from collections import Counter
 from collections.abc import Sequence

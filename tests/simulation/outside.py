@@ -1,4 +1,4 @@
-"""Who acts on a run from outside: clients that publish, an operator, and who rolls a version out."""
+"""The actors outside of a run: clients that publish, an operator, and a rollout."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress

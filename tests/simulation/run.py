@@ -1,4 +1,4 @@
-"""One run of a seed: orders, faults, rest, and the oracle."""
+"""One run of a seed: orders and faults, then rest, then the oracle."""
 
 import gc
 import logging

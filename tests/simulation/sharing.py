@@ -1,4 +1,4 @@
-"""What versions of an app share: sees, at each call of a handler, whether its version may have that message now."""
+"""Messages shared by versions of an app: checks at each call of a handler that its version may handle that message."""
 
 from collections.abc import Coroutine, Iterator
 from typing import Any

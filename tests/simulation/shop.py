@@ -1,4 +1,4 @@
-"""The app of the simulation: orders take effect in three flows, and do on the way what their deed says."""
+"""The app of the simulation: orders take effect in three flows. An order's deed says how its handlers behave."""
 
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence

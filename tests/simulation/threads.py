@@ -1,4 +1,4 @@
-"""What stands for `threading`, `time`, `gc` and the log in the modules of the engine while they are simulated."""
+"""Stand-ins for `threading`, `time`, `gc` and the log in the engine's modules during the simulation."""
 
 import sys
 from collections.abc import Callable

@@ -1,5 +1,4 @@
-"""What `make availability` measured: the picture docs/availability.png and .svg, and the table of docs/availability.md,
-which is printed."""
+"""Draws what `make availability` measured: docs/explanation/availability.png and .svg. Prints the table of the page."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from matplotlib import pyplot
 
 from benchmarks.availability import LEASE_SECONDS, RESULTS
 
-PICTURE = Path(__file__).parent.parent / "docs" / "availability"
+PICTURE = Path(__file__).parent.parent / "docs" / "explanation" / "availability"
 DATABASES = {"SQLite": "#57606a", "PostgreSQL": "#1f6feb", "RabbitMQ + PostgreSQL": "#bf8700"}
 EVENTS = (
     ("killed", "longest_until_applied_s", "instance killed, active-active:\nits work is done by others"),

@@ -152,7 +152,7 @@ def test_sla_init_writes_an_agreement_that_can_be_planned(tmp_path: Path) -> Non
 
 
 def test_the_page_on_agreements_says_what_the_tool_says(tmp_path: Path) -> None:
-    page = (ROOT / "docs/sla.md").read_text()
+    page = (ROOT / "docs/guides/sla.md").read_text()
     (told,) = re.findall(r"`flowkit sla budget 99\.9 99\.99` \|[^|]*: ([^|]*) \|", page)
     said = [line.split()[2:] for line in flowkit(tmp_path, "sla", "budget", "99.9", "99.99").stdout.splitlines()[2:]]
     units = [[one.replace("m", " min").replace("h", " h") for one in line] for line in said]

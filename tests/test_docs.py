@@ -3,8 +3,13 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
+
+from flowkit.cli.commands import cli
+from flowkit.config import Settings
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -53,3 +58,52 @@ def test_no_page_of_the_documentation_is_missing() -> None:
 def walk(folder: str) -> Iterator[Path]:
     suffixes, foreign = {".py", ".md", ".service", ".yaml"}, "site-packages"
     return (path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes and foreign not in path.parts)
+
+
+def test_the_index_names_every_page() -> None:
+    pages = {name(page) for page in DOCS.rglob("*.md") if page.parent.name != "decisions"} - {"docs/README.md"}
+    named = {f"docs/{link}" for link in LINK.findall((DOCS / "README.md").read_text())}
+    assert pages - named == set()
+
+
+# ---------------------------------------------------------------- reference pages
+
+
+def commands(command: Any, *names: str) -> Iterator[tuple[str, list[str]]]:
+    """Every command, with its long options."""
+    inner = getattr(command, "commands", {})
+    if not inner:
+        yield " ".join(names), [option for one in command.params for option in one.opts if option.startswith("--")]
+    for key, one in inner.items():
+        yield from commands(one, *names, key)
+
+
+def test_the_reference_has_every_command_with_its_options() -> None:
+    lines = (DOCS / "reference/commands.md").read_text().splitlines()
+    rows = {row[1]: line for line in lines if (row := re.match(r"\| `flowkit ([\w -]+)` \|", line))}
+    there = dict(commands(get_command(cli)))
+    assert rows.keys() == there.keys()
+    for command, options in there.items():
+        assert set(re.findall(r"`(--[\w-]+)", rows[command].rpartition(" | ")[2])) == set(options), command
+
+
+def test_the_reference_has_every_setting_with_its_default() -> None:
+    page = (DOCS / "reference/settings.md").read_text()
+    rows = dict(re.findall(r"^\| `(FLOWKIT_\w+)` \| (.*?) \|", page, re.MULTILINE))
+    assert rows.keys() == {f"FLOWKIT_{name.upper()}" for name in Settings.model_fields}
+    for setting, field in Settings.model_fields.items():
+        if field.default:
+            told = rows[f"FLOWKIT_{setting.upper()}"].strip("`")
+            assert told in (str(field.default), f"{field.default:g}" if isinstance(field.default, float) else "")
+
+
+def test_the_reference_has_every_metric() -> None:
+    page = (DOCS / "reference/metrics.md").read_text()
+    sources = (ROOT / "flowkit/web/metrics.py", ROOT / "flowkit/telemetry/otel.py")
+    there = {
+        metric
+        for source in sources
+        for metric in re.findall(r'Family\(\s*"(\w+)"|create_\w+\("([\w.]+)"', source.read_text())
+    }
+    assert len(there) > 10
+    assert [metric for pair in there for metric in pair if metric and f"`{metric}" not in page] == []

@@ -1,4 +1,4 @@
-"""Draws docs/availability.png and .svg from the results of `make availability`, and prints a table of them."""
+"""Draws docs/explanation/availability.png and .svg from the results of `make availability`, and prints a table of them."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from matplotlib import pyplot
 
 from benchmarks.availability import LEASE_SECONDS, RESULTS
 
-PICTURE = Path(__file__).parent.parent / "docs" / "availability"
+PICTURE = Path(__file__).parent.parent / "docs" / "explanation" / "availability"
 DATABASES = {"SQLite": "#57606a", "PostgreSQL": "#1f6feb", "RabbitMQ + PostgreSQL": "#bf8700"}
 EVENTS = (
     ("killed", "longest_until_applied_s", "instance killed, active-active:\nits work is done by others"),

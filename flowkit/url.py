@@ -43,5 +43,5 @@ def exposed(setting: str, url: str, places: Iterable[str], remedy: str) -> list[
         return []
     return [
         f"{setting} is {mask(url)}: the connection to {found} is not encrypted, so passwords and messages can be read "
-        f"and changed on the way; {remedy} (docs/security.md)"
+        f"and changed on the way; {remedy} (docs/guides/security.md)"
     ]

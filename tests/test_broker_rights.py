@@ -1,4 +1,4 @@
-"""The rights that docs/security.md gives to each user of the broker: they are enough, and no more can be done."""
+"""The rights that docs/guides/security.md gives to each user of the broker: enough, and no more can be done."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from tests.shop import Order
 from tests.test_shared import Site, Supplier, wait_until
 
 pytestmark = pytest.mark.rabbitmq
-PAGE = Path(__file__).parent.parent / "docs" / "security.md"
+PAGE = Path(__file__).parent.parent / "docs" / "guides" / "security.md"
 ROW = re.compile(r"^\| `(\w+)` \| `(.*?)` \| `(.*?)` \| `(.*?)` \|$", re.MULTILINE)
 
 

@@ -67,6 +67,20 @@ def test_the_first_example_of_the_readme_runs_as_pasted(tmp_path: Path) -> None:
     assert {flow: one["applied"] for flow, one in balances.items()} == {"shop.accept": 1, "shop.log": 1}
 
 
+@pytest.mark.processes
+def test_the_tutorial_runs_as_pasted(tmp_path: Path) -> None:
+    page = (ROOT / "docs/tutorial/first-app.md").read_text()
+    shop, publish = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:2]
+    (tmp_path / "shop.py").write_text(shop.replace("time.sleep(0.05)", "time.sleep(0)"))
+    (tmp_path / "publish.py").write_text(publish)
+    surroundings = {"PATH": os.defpath, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "publish.py"], cwd=tmp_path, env=surroundings, timeout=60, check=True)
+    run = flowkit(tmp_path, "run", "shop.py", "--workers", "2", "--until-idle")
+    assert run.returncode == 0, run.stderr
+    said = re.findall(r"^shop\.sell +400 .*?yes", page, re.MULTILINE)
+    assert said[-1] in flowkit(tmp_path, "audit").stdout
+
+
 # ---------------------------------------------------------------- an empty folder
 
 
@@ -152,7 +166,7 @@ def test_sla_init_writes_an_agreement_that_can_be_planned(tmp_path: Path) -> Non
 
 
 def test_the_page_on_agreements_says_what_the_tool_says(tmp_path: Path) -> None:
-    page = (ROOT / "docs/sla.md").read_text()
+    page = (ROOT / "docs/guides/sla.md").read_text()
     (told,) = re.findall(r"`flowkit sla budget 99\.9 99\.99` \|[^|]*: ([^|]*) \|", page)
     said = [line.split()[2:] for line in flowkit(tmp_path, "sla", "budget", "99.9", "99.99").stdout.splitlines()[2:]]
     units = [[one.replace("m", " min").replace("h", " h") for one in line] for line in said]

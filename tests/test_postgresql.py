@@ -25,7 +25,7 @@ from tests.test_database import wait_until, working
 
 pytestmark = pytest.mark.postgresql
 ROOT = Path(__file__).parent.parent
-GRANTS = (ROOT / "docs" / "postgresql.md").read_text().split("```sql\n")[1].split("```")[0]
+GRANTS = (ROOT / "docs" / "guides" / "postgresql.md").read_text().split("```sql\n")[1].split("```")[0]
 CANCEL = """
     SELECT pg_cancel_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND wait_event_type IN ('Lock', 'Timeout') AND pid <> pg_backend_pid()"""
@@ -56,7 +56,7 @@ def prepare(url: str) -> None:
 
 @contextmanager
 def role_of(url: str) -> Iterator[str]:
-    """A role that may do in a database what docs/postgresql.md grants to a worker, and no more. Yields its URL."""
+    """A role with the rights that docs/guides/postgresql.md grants to a worker, and no more. Yields its URL."""
     prepare(url)
     granted = GRANTS.replace("shop_tables", ", ".join(Base.metadata.tables)).replace("shop", "worker")
     administer(url, "CREATE ROLE worker LOGIN PASSWORD 'secret'", granted)

@@ -225,14 +225,14 @@ def test_a_role_that_may_do_more_than_workers_need_is_told_of(postgresql_url: st
         assert re.fullmatch(r"role worker of FLOWKIT_DATABASE_URL is a superuser.*", noted(url))
 
 
-PAGE = (Path(__file__).parent.parent / "docs" / "security.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "guides" / "security.md").read_text()
 LESS = {role: sql for role in ("publisher", "monitor") for sql in PAGE.split("```sql\n") if f" TO {role};" in sql}
-"""Role of docs/security.md -> the statements that give it its rights."""
+"""Role of docs/guides/security.md -> the statements that give it its rights."""
 
 
 @contextmanager
 def role(url: str, name: str) -> Iterator[str]:
-    """A role with the rights of docs/security.md. Yields its URL."""
+    """A role with the rights of docs/guides/security.md. Yields its URL."""
     prepare(url)
     administer(url, f"CREATE ROLE {name} LOGIN PASSWORD 'secret'", LESS[name].split("```")[0])
     try:

@@ -26,7 +26,7 @@ RIGHTS = {
     "consumer": (r"^billing\..*$", r"^billing\..*$", r"^(orders|billing\..*)$"),
     "careless": ("^$", r"^(orders|amq\.default)$", "^$"),
 }
-"""The users of docs/security.md, and one with a right that the page gives to nobody but the worker."""
+"""The users of docs/guides/security.md, and one with a right that the page gives to nobody but the worker."""
 NAMES = ("shop", "shop.accept", "shop.place", "orders", "foreign")
 """Sources that the app's own messages have, or that sound like them."""
 SECONDS = 20.0
@@ -190,7 +190,7 @@ def _ground() -> Iterator[Ground]:
 
 
 def attacks() -> Iterator[Verdict]:
-    """Attack by three client libraries; what needs a right that docs/security.md gives to no stranger comes last."""
+    """Attack by three client libraries, last by the rights that docs/guides/security.md gives to no other program."""
     with _ground() as ground:
         yield in_advance(ground)
         yield forged(ground, "supplier", "orders", 1000)

@@ -1,4 +1,4 @@
-"""Draws the results of `make bench-peers` for the README: docs/performance.png and .svg."""
+"""Draws the results of `make bench-peers` for the README: docs/explanation/performance.png and .svg."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from benchmarks.peers.__main__ import RESULTS
 
-PICTURE = Path(__file__).parent.parent.parent / "docs" / "performance"
+PICTURE = Path(__file__).parent.parent.parent / "docs" / "explanation" / "performance"
 OURS, HAND, RELIABLE, NOTHING = "#1f6feb", "#57606a", "#bf8700", "#d8dee4"
 LEGEND = {
     "FlowKit, reliable": OURS,

@@ -21,7 +21,7 @@ NOT_PROVEN = (
     "With an asynchronous standby, what a failover loses is measured and not prevented.",
     "An old primary that comes back is refused by processes that have seen the new one. One that starts while both are "
     "there takes the first that its URL names: fence the old one, as PostgreSQL's documentation demands.",
-    "A handler's effects outside of its transaction are its own: see [proving.md](proving.md).",
+    "A handler's effects outside of its transaction are its own: see [proving.md](guides/proving.md).",
 )
 Found = Mapping[str, Any]
 

@@ -17,7 +17,7 @@ def excess(connection: sqlalchemy.Connection) -> list[str]:
     if is_super:  # it may do all that follows, too
         return [
             f"role {role} of FLOWKIT_DATABASE_URL is a superuser, which may do everything on the server: let a role "
-            "that has only the rights of a worker run the app (docs/postgresql.md, Rights)"
+            "that has only the rights of a worker run the app (docs/guides/postgresql.md, Rights)"
         ]
     found = {
         "owns FlowKit's tables, and may drop or change them: let another role run the app, and this one run flowkit db "
@@ -27,4 +27,4 @@ def excess(connection: sqlalchemy.Connection) -> list[str]:
         f'passes over row security, also that of your own tables: ALTER ROLE "{role}" NOBYPASSRLS': passes,
     }
     told = [what for what, is_so in found.items() if is_so]
-    return [f"role {role} of FLOWKIT_DATABASE_URL {what} (docs/postgresql.md, Rights)" for what in told]
+    return [f"role {role} of FLOWKIT_DATABASE_URL {what} (docs/guides/postgresql.md, Rights)" for what in told]

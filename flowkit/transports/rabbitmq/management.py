@@ -127,7 +127,7 @@ class Management:
             if free:
                 told.append(
                     f"user {one.user} of RabbitMQ{', which FlowKit uses,' if one.user == user else ''} may "
-                    f"{_and(free)} everything in virtual host {self._vhost}; docs/security.md says what it needs"
+                    f"{_and(free)} everything in virtual host {self._vhost}; docs/guides/security.md says what it needs"
                 )
         return told or ["no user of RabbitMQ has a right to everything in this virtual host"]
 

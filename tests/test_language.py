@@ -1,0 +1,292 @@
+"""The language of documentation, docstrings and comments: plain sentences, short paragraphs, one word for one thing.
+
+The words come from the column *instead of* of docs/reference/glossary.md."""
+
+import ast
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GLOSSARY = ROOT / "docs/reference/glossary.md"
+MOST_WORDS = 120
+"""Of a paragraph."""
+
+WRITTEN_BY_TOOLS = {"docs/proof.md"}
+QUOTED = {("docs/guides/security.md", "told of")}
+"""(page, words): the page shows what a program prints."""
+NOT_YET_PLAIN: set[str] = {
+    "docs/architecture.md",
+    "flowkit/analysis/source.py",
+    "flowkit/analysis/statelessness.py",
+    "flowkit/app.py",
+    "flowkit/channel.py",
+    "flowkit/cli/commands.py",
+    "flowkit/cli/dead.py",
+    "flowkit/cli/describe.py",
+    "flowkit/cli/direct.py",
+    "flowkit/cli/load.py",
+    "flowkit/cli/logs.py",
+    "flowkit/cli/rollout.py",
+    "flowkit/cli/subscriptions.py",
+    "flowkit/cli/verify.py",
+    "flowkit/config.py",
+    "flowkit/engine/async_lane.py",
+    "flowkit/engine/desk.py",
+    "flowkit/engine/item.py",
+    "flowkit/engine/lane.py",
+    "flowkit/engine/pipeline.py",
+    "flowkit/engine/recent.py",
+    "flowkit/engine/relay.py",
+    "flowkit/engine/slots.py",
+    "flowkit/engine/triage.py",
+    "flowkit/engine/versions.py",
+    "flowkit/engine/worker.py",
+    "flowkit/errors.py",
+    "flowkit/fidelity.py",
+    "flowkit/flow.py",
+    "flowkit/foreign.py",
+    "flowkit/host/scaling.py",
+    "flowkit/host/signals.py",
+    "flowkit/host/supervisor.py",
+    "flowkit/host/systemd.py",
+    "flowkit/host/worker_process.py",
+    "flowkit/loop.py",
+    "flowkit/message.py",
+    "flowkit/operations/audit.py",
+    "flowkit/operations/directions.py",
+    "flowkit/operations/overview.py",
+    "flowkit/operations/pending.py",
+    "flowkit/operations/ramp.py",
+    "flowkit/operations/rollouts.py",
+    "flowkit/operations/subscriptions.py",
+    "flowkit/ports.py",
+    "flowkit/publisher.py",
+    "flowkit/route.py",
+    "flowkit/sla/agreement.py",
+    "flowkit/sla/capacity.py",
+    "flowkit/sla/load.py",
+    "flowkit/sla/planning.py",
+    "flowkit/sla/testbed.py",
+    "flowkit/sla/uptime.py",
+    "flowkit/sla/verification.py",
+    "flowkit/store/access.py",
+    "flowkit/store/clock.py",
+    "flowkit/store/database.py",
+    "flowkit/store/dialect.py",
+    "flowkit/store/handler_session.py",
+    "flowkit/store/handler_watch.py",
+    "flowkit/store/handling.py",
+    "flowkit/store/ledger.py",
+    "flowkit/store/migrations/versions/0003_fleet.py",
+    "flowkit/store/objects.py",
+    "flowkit/store/postgresql/__init__.py",
+    "flowkit/store/postgresql/connection.py",
+    "flowkit/store/postgresql/dialect.py",
+    "flowkit/store/postgresql/inserts.py",
+    "flowkit/store/postgresql/listener.py",
+    "flowkit/store/postgresql/servers.py",
+    "flowkit/store/statements.py",
+    "flowkit/store/subscribers.py",
+    "flowkit/store/tables.py",
+    "flowkit/store/transaction.py",
+    "flowkit/telemetry/__init__.py",
+    "flowkit/telemetry/otel.py",
+    "flowkit/testing/conformance.py",
+    "flowkit/testing/crash.py",
+    "flowkit/testing/end.py",
+    "flowkit/testing/harness.py",
+    "flowkit/testing/outside.py",
+    "flowkit/transports/drain.py",
+    "flowkit/transports/memory.py",
+    "flowkit/transports/rabbitmq/connection.py",
+    "flowkit/transports/rabbitmq/envelope.py",
+    "flowkit/transports/rabbitmq/link.py",
+    "flowkit/transports/rabbitmq/management.py",
+    "flowkit/transports/rabbitmq/queues.py",
+    "flowkit/transports/rabbitmq/sender.py",
+    "flowkit/transports/rabbitmq/servers.py",
+    "flowkit/transports/rabbitmq/signature.py",
+    "flowkit/transports/rabbitmq/source.py",
+    "flowkit/transports/rabbitmq/transport.py",
+    "flowkit/url.py",
+    "flowkit/web/balancer.py",
+    "flowkit/web/gate.py",
+    "flowkit/web/identity.py",
+    "flowkit/web/ingress.py",
+    "flowkit/web/problem.py",
+    "flowkit/web/reader.py",
+    "flowkit/web/replies.py",
+}
+"""Files that are rewritten one by one."""
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
+MODULES = sorted((ROOT / "flowkit").rglob("*.py"))
+OPENER = re.compile(r"(?:Who|What|So many)\s+\w")
+CODE = re.compile(r"^( *)```.*?^ *```$", re.MULTILINE | re.DOTALL)
+
+
+class Text(NamedTuple):
+    """A paragraph, an item of a list, a cell of a table, a docstring's paragraph, or a comment."""
+
+    line: int
+    words: str
+    prose: bool = True
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# ---------------------------------------------------------------- rules
+
+
+@cache
+def replaced() -> dict[str, re.Pattern[str]]:
+    """The words of the glossary's column *instead of* that are wrong wherever they are."""
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in GLOSSARY.read_text().splitlines() if line.startswith("|")]
+    column, found = None, list[str]()
+    for row in rows:
+        cells = [cell.strip() for cell in row]
+        if "instead of" in cells:
+            column = cells.index("instead of")
+        elif not cells[0].startswith("---") and column is not None:
+            if len(cells) not in (2, 4):  # the tables of words with two senses
+                column = None
+                continue
+            found += [word.strip() for word in re.sub(r"\([^)]*\)", "", cells[column]).split(",")]
+    words = [word for word in found if word and not word.startswith("*")]
+    return {word: re.compile(r"(?<![\w-])" + r"\s+".join(word.split()) + r"(?:s|'s)?(?![\w-])", re.I) for word in words}
+
+
+def sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?:])[\"')]*\s+", text)
+
+
+def mistakes(text: Text, page: str, words: bool = True) -> Iterator[str]:
+    where = f"{page}:{text.line}: "
+    for sentence in sentences(text.words):
+        if OPENER.match(sentence) and not sentence.rstrip("\"')").endswith("?"):
+            yield f"{where}opens with a pronoun, name the subject: {sentence[:70]}"
+    if text.prose and (many := len(text.words.split())) > MOST_WORDS:
+        yield f"{where}{many} words in a paragraph"
+    for word, pattern in replaced().items() if words else ():
+        if pattern.search(text.words) and (page, word) not in QUOTED:
+            yield f"{where}see the glossary for another word than: {word}"
+
+
+# ---------------------------------------------------------------- texts
+
+
+def of_page(source: str) -> Iterator[Text]:
+    """The texts of a page. Code, headings also of tables, and names in front of a paragraph are none."""
+    source = CODE.sub(lambda match: "\n" * match[0].count("\n"), source)
+    gathered, begin = list[str](), 0
+    lines = [*source.splitlines(), ""]
+    for line, (raw, following) in enumerate(zip(lines, [*lines[1:], ""], strict=True), 1):
+        item = re.match(r"\s*(?:[-*]|\d+\.) ", raw)
+        if gathered and (not raw.strip() or item or raw.startswith(("#", "|"))):
+            yield Text(begin, plain(" ".join(gathered)))
+            gathered = []
+        if raw.startswith("|"):
+            if not raw.startswith("|--") and not following.startswith("|--"):
+                yield from (Text(line, plain(cell), prose=False) for cell in re.split(r"(?<!\\)\|", raw)[1:-1])
+        elif raw.strip() and not raw.startswith("#"):
+            begin = begin if gathered else line
+            gathered.append(raw[item.end() :] if item else raw.strip())
+
+
+def plain(text: str) -> str:
+    """A paragraph without its code, the targets of its links, its emphasis, and a name in bold in front of it."""
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", re.sub(r"``?[^`]*``?", "…", text)).strip()
+    text = re.sub(r"^(?:\d+\.\s)?\*\*[^*]*[.:?]\*\*\s*", "", text)
+    return re.sub(r"\*+", "", text)
+
+
+def of_module(source: str) -> Iterator[Text]:
+    """Docstrings, also those of values, and comments. Comments of lines that follow each other are one text."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            for part in re.split(r"\n\s*\n|\n\s*(?=- )", node.value.value):
+                yield Text(node.lineno, plain(" ".join(part.split())), prose=False)
+    last, gathered, begin = -1, list[str](), 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT or token.string.startswith(("#!", "# type:", "# noqa")):
+            continue
+        if gathered and token.start[0] != last + 1:
+            yield Text(begin, plain(" ".join(gathered)), prose=False)
+            gathered = []
+        begin = begin if gathered else token.start[0]
+        last = token.start[0]
+        gathered.append(token.string.lstrip("# "))
+    if gathered:
+        yield Text(begin, plain(" ".join(gathered)), prose=False)
+
+
+def found(path: Path) -> list[str]:
+    page, source = name(path), path.read_text()
+    texts = of_module(source) if path.suffix == ".py" else of_page(source)
+    return [mistake for text in texts for mistake in mistakes(text, page, words=path != GLOSSARY)]
+
+
+# ---------------------------------------------------------------- tests
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if name(page) not in WRITTEN_BY_TOOLS | NOT_YET_PLAIN], ids=name
+)
+def test_a_page_is_plain(page: Path) -> None:
+    assert found(page) == []
+
+
+def test_docstrings_and_comments_are_plain() -> None:
+    assert [one for module in MODULES if name(module) not in NOT_YET_PLAIN for one in found(module)] == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "Who is fenced off raises an error.",
+        "It ends. What is committed waits.",
+        "- So many lanes run at once.",
+        "| a | What is left is sent. |",
+        "The handler gets the\npayload.",
+        "All `messages` in\nhand are finished.",
+        " ".join(["word"] * (MOST_WORDS + 1)),
+    ],
+)
+def test_what_is_not_plain_is_found(wrong: str) -> None:
+    assert [mistake for text in of_page(wrong) for mistake in mistakes(text, "page.md")] != []
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        "# What a lane is\n\n## Who waits",
+        "What is a lane? It receives.",
+        "**What.** A lane receives.",
+        "```\nWhat a payload\n```",
+        "A node of RabbitMQ. The `payload`. [A page](payload.md).",
+    ],
+)
+def test_what_is_plain_is_left_alone(right: str) -> None:
+    assert [mistake for text in of_page(right) for mistake in mistakes(text, "page.md")] == []
+
+
+def test_docstrings_and_comments_are_read() -> None:
+    source = (
+        'X = 1\n"""Who asks gets it."""\ndef f() -> None:\n    """Fine.\n\n    So many are left."""  # What is left\n'
+    )
+    texts = [mistake for text in of_module(source) for mistake in mistakes(text, "f.py")]
+    assert len(texts) == 3
+
+
+def test_words_in_italics_are_left_to_the_reader() -> None:
+    assert replaced().keys() >= {"payload", "in hand", "handed on", "the store is away"}
+    assert not replaced().keys() & {"node", "*node*", "event", "told", "key alone", ""}

@@ -406,7 +406,7 @@ def test_a_handler_that_may_outlast_the_brokers_timeout_is_warned_of(
     monkeypatch.setenv("FLOWKIT_BROKER_URL", rabbitmq_url)
     check(str(tmp_path / "long.py"))
     said = capsys.readouterr().out
-    assert "flow shop.long may take 2h (deadline=), and RabbitMQ hands a message out again after" in said
+    assert "flow shop.long may take 2h (deadline=), and RabbitMQ delivers a message again after" in said
     assert "app shop: 2 flows, 1 channels: 1 warnings\n" in said
     start(load(str(tmp_path / "long.py")), sqlite_url, rabbitmq_url).services.close()
     assert caplog.text.count("its consumer_timeout, 30m unless its configuration says otherwise") == 1

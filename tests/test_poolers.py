@@ -208,7 +208,7 @@ def test_an_old_primary_behind_the_pooler_gets_no_writes() -> None:
             harness.publish(orders, Order(name="b"))
             old.start()
             pooler.change(old, "transaction")
-            with pytest.raises(StoreUnavailable, match="primary of the past"):
+            with pytest.raises(StoreUnavailable, match="is an old primary"):
                 harness.publish(orders, Order(name="c"))
             pooler.change(new, "transaction")
             harness.publish(orders, Order(name="c"))

@@ -205,7 +205,7 @@ class HandledTransaction(Transaction):
         self._tell_all("after_commit")
 
     def end(self) -> None:
-        """Undo what is not committed and return the connection. Never raises: a broken connection is discarded."""
+        """Undo uncommitted writes, and return the connection to the pool; discard a broken one. Never raises."""
         self._waiting.clear()
         self.spare = None  # it refers to this unit: without it, no garbage is left to collect
         common, self.common = self.common, None

@@ -235,7 +235,7 @@ def faithful(value: Any, where: str) -> bytes:
     why = difference(value, came)
     if why:
         raise TypeError(
-            f"{where}: this {_kind(value)} would not come out as it went in: {why}; write what JSON knows: "
+            f"{where}: this {_kind(value)} would not come out as it went in: {why}; write JSON's own types: "
             'model_dump(mode="json") of a model, list() of a tuple or a set, str() of others, and texts as keys'
         )
     return body
@@ -297,7 +297,7 @@ def _change(went: Any, came: Any) -> str:
     if isinstance(went, float) and not isfinite(went):
         return f" is {went}, and JSON has no NaN and no infinity"
     if type(went) is type(came):
-        return " is changed each time that it is read, by a validator or a serializer"
+        return " changes each time that it is read, by a validator or a serializer"
     return f" comes out as {_kind(came)}"
 
 

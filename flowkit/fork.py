@@ -85,7 +85,7 @@ def refuse_child(process: int) -> None:
     if os.getpid() != process:
         raise ConfigError(
             "this process was forked after FlowKit had opened its store, whose connections belong to the parent; "
-            "start processes by multiprocessing's spawn, or connect the app after the fork"
+            "start processes with multiprocessing's spawn, or connect the app after the fork"
         )
 
 

@@ -73,7 +73,7 @@ class Watcher(Protocol):
 
 def _refuse(what: str) -> NoReturn:
     raise TransactionEnded(
-        f"the handler called {what}, but FlowKit ends the transaction, together with the inbox and what is sent, and "
+        f"the handler called {what}, but FlowKit ends the transaction, together with the inbox and the outbox, and "
         "keeps the connection for the next message; remove the call; to undo a part, use begin_nested()"
     )
 

@@ -157,8 +157,8 @@ class HandlerWatch:
             return
         if left & Residue.LASTING and not self.unit.private:
             raise FlowKitError(
-                f"flow {self.unit.flow}: `{_short(statement)}` leaves something in the session at the server, which a "
-                "pooler in transaction mode gives to others; use what ends with the transaction (ON COMMIT DROP)"
+                f"flow {self.unit.flow}: `{_short(statement)}` leaves something in the server session, which a pooler "
+                "in transaction mode shares with others; use a form that ends with the transaction (ON COMMIT DROP)"
             )
         if not self.unit.alone:
             self.unit.fail(Apart(_short(statement)))
@@ -177,8 +177,8 @@ class HandlerWatch:
         self.touch()
         if not self.unit.private:
             raise FlowKitError(
-                f"flow {self.unit.flow}: the driver's own connection may leave something in the session at the server, "
-                "which a pooler in transaction mode gives to others; execute by the Session or Connection, or let "
+                f"flow {self.unit.flow}: the driver's own connection may leave something in the server session, which "
+                "a pooler in transaction mode shares with others; use the Session or Connection, or let "
                 "FLOWKIT_DATABASE_URL name the server itself"
             )
         if not self.unit.alone:

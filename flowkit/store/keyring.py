@@ -83,9 +83,9 @@ class Keyring:
         longest = self._longest() / MICROSECOND
         if 0 < hold < longest:
             raise ConfigError(
-                f"messages may wait for {duration.text(longest)} (App(retention=)), and true ones that are older than "
+                f"messages may wait for {duration.text(longest)} (App(retention=)), and genuine ones older than "
                 f"{duration.text(hold)} would be refused; write --hold {duration.text(longest)}, or --hold 0s for a "
-                "key that somebody else knows"
+                "key that has leaked"
             )
         id, seconds = token_hex(8), int((HANDOVER_SECONDS + hold) * MICROSECOND)
         with self._database.transaction(fenced=False) as unit:

@@ -83,7 +83,7 @@ class Schema:
         if missing and self._database.dialect.name != "sqlite":
             raise ConfigError(
                 f"app {app} has tables that are not in the database of FLOWKIT_DATABASE_URL: {', '.join(missing)}; "
-                "create them by your migrations, or by metadata.create_all(engine): FlowKit does only on SQLite"
+                "create them by your migrations, or by metadata.create_all(engine): FlowKit creates them only on SQLite"
             )
         fold = str.lower if self._database.dialect.name == "sqlite" else str  # SQLite ignores case
         lacking = [
@@ -97,7 +97,7 @@ class Schema:
         if lacking:
             raise ConfigError(
                 f"app {app} has columns that are not in the database of FLOWKIT_DATABASE_URL: {', '.join(lacking)}; "
-                "add them by your migrations (ALTER TABLE … ADD COLUMN …): FlowKit changes no table that is there"
+                "add them by your migrations (ALTER TABLE … ADD COLUMN …): FlowKit changes no existing table"
             )
 
 

@@ -143,7 +143,7 @@ class SqliteDialect:
         # The log exists while any process has the database open, as the watching connection does.
         if self._watch is not None and safe_wal(self.module) and self._file is not None and not os.path.exists(log):
             raise StoreLost(
-                f"SQLite: {log} was removed while this process had it open, and what it holds would be lost; stop all "
+                f"SQLite: {log} was removed while this process had it open, and its commits would be lost; stop all "
                 "processes that use this database, and start them again"
             )
 
@@ -258,7 +258,7 @@ class SqliteDialect:
             try:
                 connection.rollback()
             except self.error as error:
-                _log.warning("SQLite (%s): a transaction given up could not be rolled back: %s", self.path, error)
+                _log.warning("SQLite (%s): an abandoned transaction could not be rolled back: %s", self.path, error)
         connection.close()
 
     def barred(self, error: BaseException) -> bool:

@@ -53,7 +53,7 @@ class OpenTelemetry(Telemetry):
         self._operating = meter.create_histogram("messaging.client.operation.duration", "s", "Receiving and settling")
         self._sent = meter.create_counter("messaging.client.sent.messages", "{message}", "Messages sent")
         self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Messages received")
-        self._outcomes = meter.create_counter("flowkit.outcomes", "{message}", "What came of messages")
+        self._outcomes = meter.create_counter("flowkit.outcomes", "{message}", "Outcomes of messages")
         self._refused = meter.create_counter("flowkit.refused", "{message}", "Messages that are not what they claim")
         self._reruns = meter.create_counter("flowkit.reruns", "{failure}", "Failures after which a batch ran again")
 

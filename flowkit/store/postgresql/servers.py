@@ -34,8 +34,8 @@ def places(url: str) -> tuple[URL, URL | None]:
     if pooler != TRANSACTION:
         raise ConfigError(
             f"FLOWKIT_DATABASE_URL is {mask(url)} with pooler={pooler}, direct={direct}; write pooler=transaction for "
-            "a pooler that lends its sessions for a transaction, and beside it direct=host:port for the server itself, "
-            "if that can be reached; leave out both where sessions are kept"
+            "a pooler that lends a session for each transaction, and also direct=host:port for the server itself, if "
+            "that can be reached; leave out both if the pooler keeps sessions"
         )
     return driver, driver.set(host=None, port=None).update_query_dict({"host": direct}) if direct else None
 
@@ -95,8 +95,8 @@ class Servers:
             if encoding not in (None, "UTF8"):
                 connection.close()
                 raise ConfigError(
-                    f"FLOWKIT_DATABASE_URL is {mask(str(self._url))}, whose encoding {encoding} does not hold every "
-                    "text; use a database that was made by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+                    f"FLOWKIT_DATABASE_URL is {mask(str(self._url))}, whose encoding {encoding} cannot hold every "
+                    "text; use a database created by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
                 )
             self._introduce(connection, "")
             refused = self._replaced(connection)

@@ -85,4 +85,6 @@ class Exchanges:
             gone = f"its queue was not bound to the exchange {exchange} any more"
             if not there:
                 gone = f"the exchange {exchange} of its shared channel was removed"
-            _log.warning("flow %s: %s; it is restored, and what others sent meanwhile did not come here", flow, gone)
+            _log.warning(
+                "flow %s: %s; it is restored, but the flow did not receive what others sent meanwhile", flow, gone
+            )

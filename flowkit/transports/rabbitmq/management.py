@@ -104,14 +104,14 @@ class Management:
             queue = self._queue(name)
             while queue.effective_policy_definition is None:
                 if time.monotonic() >= deadline:
-                    raise BrokerUnavailable(f"RabbitMQ does not tell yet which policy queue {name} has")
+                    raise BrokerUnavailable(f"RabbitMQ does not report the policy of queue {name} yet")
                 time.sleep(ASK_SECONDS)
                 queue = self._queue(name)
             for rule, said in _discards(dict(queue.effective_policy_definition)).items():
                 policy = " and ".join(filter(None, (queue.policy, queue.operator_policy)))
                 raise ConfigError(
-                    f"RabbitMQ's policy {policy} gives queue {name} {rule}={said}, by which messages vanish silently; "
-                    "leave the queues flowkit.* out of it"
+                    f"RabbitMQ's policy {policy} gives queue {name} {rule}={said}, so that messages vanish silently; "
+                    "exclude the queues flowkit.* from it"
                 )
 
     def rights(self, user: str) -> list[str]:

@@ -138,7 +138,7 @@ class Queues:
             if looks > LOOKS:
                 raise ConfigError(
                     f"{found.consumer_count} consumer(s) still receive from queue {name}; stop the instances that run "
-                    f"flow {flow}, and ask again"
+                    f"flow {flow}, and run this again"
                 )
             await asyncio.sleep(LOOK_SECONDS)
         if found is None:

@@ -236,8 +236,8 @@ class RabbitTransport:
 def _counted(what: str, which: str, found: Mapping[str, bool]) -> list[str]:
     """Return how many of these exist, and which do not."""
     missing = ", ".join(name for name, there in found.items() if not there)
-    said = [f"RabbitMQ has {sum(found.values())} of the {len(found)} {what}, as they have to be"]
-    return [*said, f"the first worker makes {which} {missing}"] if missing else said
+    said = [f"RabbitMQ has {sum(found.values())} of the {len(found)} {what}, declared as FlowKit needs them"]
+    return [*said, f"the first worker creates {which} {missing}"] if missing else said
 
 
 class Connections:

@@ -8,7 +8,7 @@ from flowkit.store.database import Database
 STEP_MICROSECONDS = 2_000_000
 """A clock further than this from the expected time was set. Heartbeats keep the mark fresher than this."""
 MOVE_SECONDS = 120.0
-"""Seconds. The deadline of the transaction that moves times: it may change millions of rows."""
+"""The deadline, in seconds, of the transaction that moves times: it may change millions of rows."""
 _log = logging.getLogger("flowkit.store")
 
 

@@ -24,7 +24,7 @@ from flowkit.store.unit import SqlUnit
 NOTIFIES = "flowkit.notifies"
 """The key in `Session.info` of a session whose commit wakes the workers."""
 SHORT_SECONDS = 30.0
-"""Seconds. The deadline of the store's own short transactions."""
+"""The deadline, in seconds, of the store's own short transactions."""
 _log = logging.getLogger("flowkit.store")
 
 

@@ -165,8 +165,8 @@ class HandledTransaction(Transaction):
         return None
 
     def swallowed(self, failure: BaseException | None = None) -> BaseException:
-        """Return the error for a handler that caught a database error: a conflict, which runs again, or its own
-        failure."""
+        """Return the error for a handler that caught a database error: a conflict, after which the work runs again, or
+        the handler's own failure."""
         failure = failure or self.failure
         cause = classify(self._dialect, failure) if failure is not None else None
         if not isinstance(cause, StoreConflict | StoreUnavailable):

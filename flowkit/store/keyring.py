@@ -16,7 +16,7 @@ from flowkit.store.unit import SqlUnit
 KNOWN_SECONDS = 60.0
 """Seconds until a new key signs. Workers read the keys twice as often, so that all know it by then."""
 HANDOVER_SECONDS = 2 * KNOWN_SECONDS
-"""Seconds after which no worker signs with the previous key. Its `hold` begins then."""
+"""Seconds after which no worker signs with the previous key. The `hold` of that key begins then."""
 DRAIN_SECONDS = 14 * 86_400.0
 """Seconds for which unsigned messages are accepted after the last worker of an older version: the default of
 App(retention=), because later ones are dead letters for their age. An app with a longer retention extends it."""

@@ -10,7 +10,7 @@ from flowkit.store.ledger import Ledger
 from flowkit.store.tables import new_key
 
 FRESH_SECONDS = 5.0
-"""Seconds. A worker with a newer heartbeat is alive."""
+"""Age of a heartbeat, in seconds, up to which its worker counts as alive."""
 _log = logging.getLogger("flowkit.store")
 
 

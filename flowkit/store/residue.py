@@ -43,7 +43,7 @@ _TELLS = {"table_info", "table_xinfo", "table_list", "index_list", "index_info",
 """The pragmas that take an argument and change nothing."""
 TOKEN = f"flowkit_{token_hex(8)}"
 """A savepoint that FlowKit sets before a handler uses the transaction. It is missing if the handler ended the
-transaction. Its name is random, so that a handler cannot set it by accident."""
+transaction. Its name is random, so that a handler cannot guess it."""
 OWN = f"{TOKEN}_message"
 """The savepoint of one message that shares its transaction with others."""
 LONG = 10_000

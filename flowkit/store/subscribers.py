@@ -14,9 +14,9 @@ from flowkit.store.unit import SqlUnit
 PUBLISHERS = "publishers"
 """The name in the inbox under which apps without flows are announced. No flow or channel can have it."""
 SECONDS = 600.0
-"""The deadline of a transaction that removes or renames a whole flow."""
+"""The deadline, in seconds, of a transaction that removes or renames a whole flow."""
 TOGETHER_SECONDS = 5.0
-"""Seconds. A program records all its flows in one transaction, so their times differ by less than this."""
+"""Seconds by which the times of a program's flows may differ: it records all of them in one transaction."""
 
 
 class Subscriber(NamedTuple):
@@ -79,7 +79,7 @@ class Subscribers:
         return [one for one in found if one.silent > latest[one.app] + TOGETHER_SECONDS]
 
     def keep(self, flow: str, deliveries: Sequence[Delivery], heir: str = "") -> None:
-        """Keep deliveries to a flow from a broker: pending ones as message rows, refused ones as dead letters. Applied
+        """Keep deliveries to a flow from a broker: pending ones as message rows, refused ones as dead letters. Ended
         ones are dropped. One transaction.
 
         From then on the flow receives nothing more, and no relay sends these rows to it. The new name of the flow, its

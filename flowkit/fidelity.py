@@ -297,7 +297,7 @@ def _change(went: Any, came: Any) -> str:
     if isinstance(went, float) and not isfinite(went):
         return f" is {went}, and JSON has no NaN and no infinity"
     if type(went) is type(came):
-        return " changes each time that it is read, by a validator or a serializer"
+        return " is changed each time that it is read, by a validator or a serializer"
     return f" comes out as {_kind(came)}"
 
 

@@ -1,7 +1,7 @@
-"""The part of an error that may be told: its class, and as much of its text as stands in the source. Data stay hidden.
+"""Errors without data: the class of an error, and those parts of its text that are constants in the source code.
 
-The text of an exception may repeat a message, a parameter of a statement or a row. Logs, traces and lists of dead
-letters are read by more people than messages are.
+The text of an exception may repeat a message, a parameter of a statement or a row. More people read logs, traces and
+lists of dead letters than messages.
 """
 
 import re
@@ -18,24 +18,24 @@ from flowkit.errors import FlowKitError, Undecodable
 
 HIDDEN = "…"
 LEAST = 3
-"""Constants of fewer characters may stand in data by chance."""
+"""Characters of the shortest constant that is shown: a shorter one may occur in data by chance."""
 MOST = 2000
-"""Characters of an error's text."""
+"""Characters of an error's text, at most."""
 FIELDS = 5
 _TALKATIVE = {"value_error", "assertion_error", "union_tag_invalid", "uuid_parsing"} | {
     "get_attribute_error", "iteration_error", "mapping_type", "bytes_invalid_encoding"
 }  # fmt: skip
-"""The words of pydantic for these repeat the value, or are those of a validator."""
+"""The kinds of pydantic errors whose text repeats the value, or comes from a validator."""
 _KNOWN = frozenset(get_args(ErrorType)) - _TALKATIVE
 _SCHEMATIC = ("22001", "23", "25", "26", "40", "42501", "42P01", "53", "54", "55", "57", "P0001")
-"""States of PostgreSQL whose first line names tables, columns and constraints, but no values; and that of RAISE, which
-speaks to operators as `Reject` does."""
+"""SQLSTATEs whose first line names tables, columns and constraints, but no values; and P0001 of RAISE, whose text is
+for operators, as that of `Reject`."""
 _QUOTING = 1
-"""SQLITE_ERROR, which quotes the statement."""
+"""SQLITE_ERROR: its text quotes the statement."""
 
 
 def told(error: BaseException | None) -> str:
-    """One line of an error: its class, and its text without data."""
+    """Return one line for an error: its class, and its text without data. Empty for None."""
     if error is None:
         return ""
     try:
@@ -46,7 +46,7 @@ def told(error: BaseException | None) -> str:
 
 
 def stack(error: BaseException) -> str:
-    """The traceback of an error and of those that it followed, the first one first, without data."""
+    """Return the tracebacks of an error and its causes, the first cause first, without data."""
     chain: list[BaseException] = []
     following: BaseException | None = error
     while following is not None and all(following is not one for one in chain):
@@ -59,7 +59,7 @@ def stack(error: BaseException) -> str:
 
 
 def faults(error: ValidationError, whole: bool) -> str:
-    """The first fields at fault, and how; with `whole` also in the words of validators, which may repeat values."""
+    """Return the first invalid fields and their errors; `whole` adds texts of validators, which may repeat values."""
     found = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False)[:FIELDS]:
         where, said = [str(part) for part in fault["loc"]], fault["msg"]
@@ -72,7 +72,7 @@ def faults(error: ValidationError, whole: bool) -> str:
 
 
 def place(part: object) -> str:
-    """A part of the way to a value: a name or a number. Other keys of a mapping may be data."""
+    """Return a part of a path if it is a name or a number, else `HIDDEN`: other keys of a mapping may be data."""
     text = str(part)
     return text if text.isidentifier() or text.isdecimal() else HIDDEN
 
@@ -87,7 +87,7 @@ def _text(error: BaseException) -> str:
         return _of_database(driver)
     frames = [*traceback.walk_tb(error.__traceback__)]
     if not frames:
-        return str(error)  # nobody raised it: FlowKit made it
+        return str(error)  # it was never raised: FlowKit made it
     frame, line = frames[-1]
     if str(frame.f_globals.get("__name__")).startswith("flowkit."):
         return str(error)
@@ -98,8 +98,7 @@ def _text(error: BaseException) -> str:
 
 
 def _of_database(error: Any) -> str:
-    """The words of a database's driver, if that names the schema only. SQLAlchemy and PostgreSQL add parameters and
-    rows to it."""
+    """The driver's text of an error, if it names only the schema. SQLAlchemy and PostgreSQL add parameters and rows."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None:
         return error.sqlite_errorname if code == _QUOTING else str(error)
@@ -108,7 +107,7 @@ def _of_database(error: Any) -> str:
 
 
 def _literal(text: str, source: CodeType) -> str:
-    """A text with everything hidden that is no constant of a function."""
+    """A text that shows the constants of a function and hides the rest."""
     if text in source.co_consts:
         return text
     shown, end = [], 0

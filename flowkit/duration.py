@@ -11,7 +11,10 @@ _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 
 
 def seconds(duration: object, what: str = "a duration") -> float:
-    """Seconds of a duration. `what` names it in the error. Raises DefinitionError when it is not one, or negative."""
+    """Return the seconds of a duration. `what` is its name for the error.
+
+    Raises DefinitionError if it is no duration, negative or infinite.
+    """
     if isinstance(duration, timedelta):
         value = duration.total_seconds()
     elif isinstance(duration, int | float) and not isinstance(duration, bool):
@@ -27,7 +30,7 @@ def seconds(duration: object, what: str = "a duration") -> float:
 
 
 def text(value: float) -> str:
-    """The shortest text of so many seconds: 90.0 is "1m30s"."""
+    """Return the shortest text for a number of seconds: "1m30s" for 90.0."""
     if value < 1:
         return f"{value * 1000:.0f}ms" if value else "0s"
     parts, rest = [], value
@@ -41,7 +44,7 @@ def text(value: float) -> str:
 
 
 def ago(seconds: float | None) -> str:
-    """A time span for people."""
+    """Return a time span in seconds as text for people; "–" for None."""
     if seconds is None:
         return "–"
     return text(round(max(0.0, seconds), 1 if seconds < 10 else 0))

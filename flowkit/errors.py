@@ -1,4 +1,4 @@
-"""Every error that FlowKit raises or asks handlers to raise. The ground floor: imports nothing of FlowKit."""
+"""Every error that FlowKit raises or asks handlers to raise. This module imports nothing of FlowKit."""
 
 
 class FlowKitError(Exception):
@@ -6,27 +6,27 @@ class FlowKitError(Exception):
 
 
 class DefinitionError(FlowKitError):
-    """A flow, channel or policy is defined wrongly. Says which, what is wrong, and what to write instead."""
+    """A flow, channel or policy is defined wrongly. The text says which one, what is wrong and what to write."""
 
 
 class ConfigError(FlowKitError):
-    """A setting is wrong or a service cannot be used as configured. Names the setting."""
+    """A setting is wrong, or a service cannot be used as configured. The text names the setting."""
 
 
 class StoreMissing(ConfigError):
-    """The database's file is not there, and nobody asked to make it."""
+    """The SQLite file does not exist, and the caller did not ask to create it."""
 
 
 class StoreOutdated(ConfigError):
-    """A file of SQLite has the schema of a version before, or none, and nobody asked to bring it up to this one."""
+    """A SQLite file has no schema or an older one, and the caller did not ask to upgrade it."""
 
 
 class Reject(FlowKitError):
-    """Raised by a handler: this message is a dead letter now, whatever the retry policy says."""
+    """A handler raises this to make its message a dead letter at once, whatever the retry policy says."""
 
 
 class RetryAfter(FlowKitError):
-    """Raised by a handler: try this message again after `delay` (a duration such as "30s"). Counts as an attempt."""
+    """A handler raises this to retry its message after `delay`, a duration such as "30s". The attempt counts."""
 
     def __init__(self, delay: object, reason: str = "the handler asked for a retry") -> None:
         super().__init__(reason)
@@ -34,9 +34,9 @@ class RetryAfter(FlowKitError):
 
 
 class Unauthorized(FlowKitError):
-    """Raised by a route's `principal` hook: the request is answered with 401 and this reason, and is not accepted.
+    """A route's `principal` hook raises this to refuse a request: the answer is 401 with this reason.
 
-    `challenge` is what the header `WWW-Authenticate` says.
+    `challenge` is the value of the header `WWW-Authenticate`.
     """
 
     def __init__(self, reason: str = "this request does not say who sends it", challenge: str = "Bearer") -> None:
@@ -45,10 +45,10 @@ class Unauthorized(FlowKitError):
 
 
 class Undecodable(FlowKitError):
-    """A message cannot be turned into what its flow expects. It is dead with this reason, never retried."""
+    """A message cannot be decoded for its flow. It becomes a dead letter with this reason, without a retry."""
 
     def __init__(self, reason: str, told: str = "") -> None:
-        """`told` is the reason for logs and lists, where the reason itself repeats data of the message."""
+        """`told` is the reason without data of the message, for logs and lists."""
         super().__init__(reason)
         self.told = told or reason
 
@@ -62,13 +62,13 @@ class TooLarge(FlowKitError):
 
 
 class Reused(FlowKitError):
-    """The id of a message was accepted before with another body. Nothing was accepted."""
+    """A message with this id but another body was accepted earlier. Nothing was accepted now."""
 
 
 class OutcomeUnknown(FlowKitError):
-    """The connection broke during COMMIT: the messages of these ids may or may not be accepted, all or none.
+    """The connection broke during COMMIT: either all messages with these ids were accepted, or none.
 
-    Send them again under the same ids: they are accepted once.
+    Send them again with the same ids: each is accepted once.
     """
 
     def __init__(self, *ids: str) -> None:
@@ -83,38 +83,40 @@ class OutcomeUnknown(FlowKitError):
 
 
 class Unavailable(FlowKitError):
-    """A service cannot be used now. Nothing was acknowledged; the work is done again."""
+    """A service cannot be used now. Nothing was acknowledged; the work runs again."""
 
 
 class BrokerUnavailable(Unavailable):
-    """The broker cannot be reached now. What is committed waits in the database."""
+    """The broker cannot be reached now. Committed messages wait in the database."""
 
 
 class StoreUnavailable(Unavailable):
-    """The database cannot be reached or cannot write now. Nothing was acknowledged; the work is done again."""
+    """The database cannot be reached or cannot write now. Nothing was acknowledged; the work runs again."""
 
 
 class CommitUnknown(StoreUnavailable):
-    """The connection was lost during COMMIT. The inbox decides when the same deliveries run again."""
+    """The connection was lost during COMMIT. The deliveries run again, and the inbox shows whether they committed."""
 
 
 class Fenced(StoreUnavailable):
-    """Another group of this app's instances is active now: nothing was committed, and they do this work."""
+    """Another group of this app is active now. Nothing was committed; that group does the work."""
 
 
 class StoreLost(StoreUnavailable):
-    """The database that this process has opened was removed or replaced: nothing was committed, and nothing will be. A
-    process that starts anew opens what is there now."""
+    """The database that this process opened was removed or replaced. The process commits nothing any more.
+
+    A restarted process opens the database that is there then.
+    """
 
 
 class StoreConflict(FlowKitError):
-    """Two transactions collided (serialization, deadlock, lock timeout, busy). Runs again; never an attempt."""
+    """Two transactions collided: serialization, deadlock, lock timeout, busy. The work runs again, at no attempt."""
 
 
 class Apart(FlowKitError):
-    """A statement of a handler leaves something that the next message would meet: each needs its own transaction.
+    """A handler's statement leaves state that the next message would see: each message needs its own transaction.
 
-    Nothing is committed, and the messages of the batch run once more, whatever the handler makes of this error.
+    Nothing is committed. The messages of the batch run again, even if the handler catches this error.
     """
 
 

@@ -1,4 +1,4 @@
-"""Fidelity: whether the values of an annotation come out of JSON as they went in."""
+"""Fidelity: whether the values of an annotation survive JSON unchanged."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -32,8 +32,8 @@ PLAIN: Mapping[str, frozenset[str]] = {
     "definitions": frozenset({"schema", "definitions"}),
     "definition-ref": frozenset({"schema_ref"}),
 }
-"""The kinds of schema whose values come out as they went in, with the keys that say nothing against that. What is not
-named here, in this version of pydantic or a later one, is not trusted: its values are compared one by one."""
+"""Kind of schema whose values survive JSON -> the keys that change nothing about that. Kinds and keys that are missing
+here, in this version of pydantic or a later one, are not trusted: their values are compared one by one."""
 ALWAYS = frozenset({"type", "ref", "metadata", "strict"})
 FLAT = LEAVES | {"nullable", "default", "enum", "model", "model-fields", "dataclass", "dataclass-args"}
 CONFIG = frozenset(
@@ -43,32 +43,32 @@ PARTS = (
     "schema", "items_schema", "keys_schema", "values_schema", "extras_schema", "lax_schema", "strict_schema",
     "json_schema", "python_schema", "choices", "steps",
 )  # fmt: skip
-"""Where schemas have parts, besides fields."""
+"""The keys under which schemas have parts, besides fields."""
 
 
 class Alias(NamedTuple):
-    """Under which names a field is read and written."""
+    """The names under which a field is read and written."""
 
     field: str
     read: frozenset[str]
     name: str
     alias: str
-    """As it is written by alias."""
+    """The name when fields are written by alias."""
     default: str
-    """As it is written unless told otherwise."""
+    """The name when the model decides how its fields are written."""
 
 
 class Fidelity:
-    """What the core schema of an annotation says of the way of its values into JSON and back."""
+    """The fidelity of an annotation, as far as its core schema tells."""
 
     def __init__(self, schema: Schema, where: str) -> None:
         self.faults: list[str] = []
-        """The faults of a type whose values never come out, each with what to write instead."""
+        """The faults of a type whose values never survive JSON, each with what to write instead."""
         self.plain = True
-        """Whether a valid value comes out as it went in. See `may_differ` and `parts` for what else to look at."""
+        """Whether a valid value survives JSON, but for the cases of `may_differ` and `parts`."""
         self.kinds: set[str] = set()
         self.parts: set[type] = set()
-        """Models and dataclasses in it. A subclass may stand in the place of one, and its further fields are lost."""
+        """Models and dataclasses within the annotation. A subclass in their place loses its further fields."""
         self._aliases: list[Alias] = []
         self._definitions: dict[str, Schema] = {}
         self._read: set[str] = set()
@@ -76,24 +76,24 @@ class Fidelity:
         self._look(schema, where, {})
         self.parts.discard(schema.get("cls", object))
         self.ways = self._find_ways()
-        """Of writing fields, so that all are found again: by their names, by their aliases, or as their models say."""
+        """How to write fields so that all are found again: by name (False), by alias (True), as models say (None)."""
         self.decimals = "decimal" in self.kinds
         self._times = "datetime" in self.kinds
         self.flat = self.plain and self.kinds <= FLAT and not self.parts and "cls" in schema
-        """Whether it is an object of plain fields without parts: the types of their values tell whether it is valid."""
+        """Whether this is an object of plain fields without parts, whose values' types show whether it is valid."""
 
     def may_differ(self, body: bytes, nones: int = 0) -> bool:
-        """Whether a valid value of a plain annotation may come out as another one. It became `body`, and so many of its
-        fields are None."""
+        """Whether JSON may change a valid value of a plain annotation. `body` is its JSON; `nones` of its fields are
+        None."""
         return (
-            body.count(b"null") > nones  # so NaN and infinities are written, and None where it must not be
+            body.count(b"null") > nones  # NaN and infinities are written as null, and so is None where it is invalid
             or (self.decimals and (b"NaN" in body or b"Infinity" in body))
             or (self._times and may_have_offset(body))
             or may_be_too_long(body)
         )
 
     def _look(self, schema: Schema, where: str, config: Schema) -> None:
-        """Read a schema and its parts. `where` says whose it is."""
+        """Read a schema and its parts. `where` names its place for errors."""
         kind = schema["type"]
         self.kinds.add(kind)
         self.plain = self.plain and _is_plain(schema)
@@ -106,7 +106,7 @@ class Fidelity:
                     "that only reads it can take it from a channel without a type"
                 )
             if not module.startswith("pydantic"):
-                return  # what the user's own serializer makes of it, only its values tell
+                return  # a serializer of the user's own: only the values show what it does
         if kind == "definition-ref":
             self._refer(schema["schema_ref"], where)
         for one in schema.get("definitions", ()):
@@ -121,7 +121,7 @@ class Fidelity:
             self._look(part, where, config)
 
     def _refer(self, reference: str, where: str) -> None:
-        """Read a definition once. One that refers to itself has values of any depth, and decoders have a limit."""
+        """Read a definition once. A recursive one has values of any depth, and decoders have a limit."""
         if reference in self._open:
             self.plain = False
         if reference in self._read:
@@ -163,7 +163,7 @@ class Fidelity:
 
 
 def _is_plain(schema: Schema) -> bool:
-    """Whether a schema says nothing, besides its parts, that could change a value."""
+    """Whether nothing in a schema, apart from its parts, could change a value."""
     kind = schema["type"]
     allowed = PLAIN.get(kind)
     if allowed is None or schema.get("init") is False:
@@ -181,7 +181,7 @@ def _is_plain(schema: Schema) -> bool:
 
 
 def _says(value: Any) -> bool:
-    """Whether something is set. A bound of 0 is."""
+    """Whether a key of a schema is set. A bound of 0 counts as set."""
     return value is not None and value is not False and value != []
 
 
@@ -195,7 +195,7 @@ def _fields(schema: Schema) -> Iterator[tuple[str, Schema]]:
 
 
 def _parts(schema: Schema) -> Iterator[Schema]:
-    """The schemas that a schema is made of."""
+    """The schemas within a schema."""
     for name in PARTS:
         part = schema.get(name, ())
         if isinstance(part, Mapping) and "type" in part:
@@ -208,7 +208,7 @@ def _parts(schema: Schema) -> Iterator[Schema]:
 
 
 def _names(alias: Any) -> Iterator[str]:
-    """The names of a validation alias: a name, a path, or a choice of paths. Nothing is written along a path."""
+    """The names of a validation alias: a name, a path, or a choice of paths. Longer paths are never written."""
     if isinstance(alias, str):
         yield alias
     elif len(alias) == 1 and isinstance(alias[0], str):
@@ -219,8 +219,10 @@ def _names(alias: Any) -> Iterator[str]:
 
 
 def faithful(value: Any, where: str) -> bytes:
-    """The JSON of a value without an annotation, if it comes out as that value. Raises TypeError otherwise, with what
-    to write instead."""
+    """Return the JSON of a value without an annotation. `where` names it for errors.
+
+    Raises TypeError, which says what to write instead, if JSON would change the value.
+    """
     try:
         body = to_json(value)
         came = from_json(body)
@@ -233,14 +235,14 @@ def faithful(value: Any, where: str) -> bytes:
     why = difference(value, came)
     if why:
         raise TypeError(
-            f"{where}: this {_kind(value)} would not come out as it went in: {why}; write what JSON knows: "
+            f"{where}: this {_kind(value)} would not come out as it went in: {why}; write JSON's own types: "
             'model_dump(mode="json") of a model, list() of a tuple or a set, str() of others, and texts as keys'
         )
     return body
 
 
 def difference(went: Any, came: Any, where: str = "") -> str:
-    """Where a value that came out is not the one that went in, and how; empty if they are equal."""
+    """Return where and how the decoded value `came` differs from the original `went`; empty if they are equal."""
     if _equal(went, came):
         return ""
     if isinstance(went, datetime) and isinstance(came, datetime):
@@ -257,7 +259,7 @@ def difference(went: Any, came: Any, where: str = "") -> str:
 
 
 def _of_times(went: datetime, came: datetime, where: str) -> str:
-    """Python takes no two times of different zones for equal in an hour that comes twice."""
+    """The difference of two times. Python takes times of different zones for unequal in an hour that repeats."""
     before, after = went.utcoffset(), came.utcoffset()
     if before is not None and after is not None and before != after:
         return f"{_at(where)}a datetime loses the seconds of its UTC offset, {before}; send it in UTC"
@@ -267,13 +269,13 @@ def _of_times(went: datetime, came: datetime, where: str) -> str:
 
 
 def _alike(went: Any, came: Any) -> bool:
-    """Whether one may stand for the other if they hold the same: a subclass for its model."""
+    """Whether two values with equal contents are equal: a subclass may stand for its model."""
     objects = isinstance(came, BaseModel) or dataclasses.is_dataclass(came)
     return isinstance(went, type(came)) if objects else type(went) is type(came)
 
 
 def _held(value: Any) -> dict[Any, Any] | None:
-    """What a value holds, by name, key or place; None for what holds nothing. What a model hides does not count."""
+    """The contents of a value by name, key or index; None if it is no container. Private attributes do not count."""
     if isinstance(value, BaseModel):
         names = type(value).model_fields
         return {name: getattr(value, name) for name in names if hasattr(value, name)} | (value.model_extra or {})
@@ -288,7 +290,7 @@ def _equal(went: Any, came: Any) -> bool:
     try:
         return bool(went == came)
     except Exception:
-        return False  # arrays, and others that cannot say
+        return False  # arrays and others whose comparison has no truth value
 
 
 def _change(went: Any, came: Any) -> str:

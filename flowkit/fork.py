@@ -1,7 +1,7 @@
-"""Forked processes: what a child does not keep of the process that forked it.
+"""Forked processes: a child gives up the connections and locks that it inherits from its parent.
 
-A child inherits every open descriptor. While it lives, a socket of its parent is not closed, a port is not free and a
-lock is held, even when the parent died long ago.
+A child inherits every open descriptor. While the child lives, the parent's sockets stay open, its ports stay in use and
+its locks stay held, even after the parent's death.
 """
 
 import ctypes
@@ -17,15 +17,15 @@ from flowkit.errors import ConfigError
 
 PATIENCE_SECONDS = 5.0
 CAME_BACK = 70
-"""Exit status of a child that came back from the handler that forked it."""
+"""Exit status of a forked child that returned from its handler."""
 T = TypeVar("T")
 _log = logging.getLogger("flowkit")
 
 
 class Making:
-    """Counts connections that are being made: a fork waits until the owner of each knows it, and can part with it.
+    """Counts connections that are being opened. A fork waits until the owner of each has registered it.
 
-    A connection takes its time. A fork waits for it, at most `PATIENCE_SECONDS`: its server may be silent for longer.
+    A fork waits at most `PATIENCE_SECONDS`: a silent server may take longer.
     """
 
     def __init__(self) -> None:
@@ -55,10 +55,10 @@ making = Making()
 
 
 def part_with(owner: T, descriptors: Callable[[T], Iterable[int]]) -> None:
-    """Take these descriptors of `owner` away from every process that this one forks, as long as `owner` lives.
+    """Replace these descriptors of `owner` by /dev/null in every forked child, as long as `owner` lives.
 
-    They become /dev/null in the child. Closed numbers would be given to files of the child, and the owner's code, which
-    the child inherits too, would close or write to those. Unlocking or saying goodbye would do so for the parent, too.
+    The child does not close them: it would reuse the numbers for files of its own, and the inherited code of the owner
+    would close those files or write to them. Nor does it unlock or log out: that would affect the parent, too.
     """
     owned = weakref.ref(owner)
 
@@ -76,25 +76,24 @@ def part_with(owner: T, descriptors: Callable[[T], Iterable[int]]) -> None:
 
 
 def never_close(thing: object) -> None:
-    """Keep an object until the process ends, and do not let the interpreter close it then."""
+    """Keep an object until the process ends, and keep the interpreter from closing it then."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def refuse_child(process: int) -> None:
-    """Raise ConfigError in a process that was forked from `process`, which opened the store."""
+    """Raise ConfigError unless this is `process`, the process that opened the store, and not a fork of it."""
     if os.getpid() != process:
         raise ConfigError(
             "this process was forked after FlowKit had opened its store, whose connections belong to the parent; "
-            "start processes by multiprocessing's spawn, or connect the app after the fork"
+            "start processes with multiprocessing's spawn, or connect the app after the fork"
         )
 
 
 def end_child(process: int, flow: str) -> None:
-    """End a process that a handler forked from `process` and that came back from the handler: all that follows is the
-    parent's to do, and the child would do it again."""
+    """End this process if it is not `process`: a fork that returned from its handler would repeat the parent's work."""
     if os.getpid() != process:
         _log.error(
-            "flow %s: a process that its handler forked came back from it, and is ended; end it by os._exit(), "
-            "or start it by subprocess or multiprocessing", flow
+            "flow %s: a process that its handler forked returned from the handler, and was ended; end it with "
+            "os._exit(), or start it with subprocess or multiprocessing", flow
         )  # fmt: skip
         os._exit(CAME_BACK)

@@ -1,4 +1,4 @@
-"""A thread that runs an asyncio event loop: for what waits on a network without holding a thread each."""
+"""A thread with an asyncio event loop, on which many tasks wait for the network without a thread each."""
 
 import asyncio
 import threading
@@ -8,12 +8,12 @@ from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
 CLOSE_SECONDS = 2.0
-"""How long what runs on a loop may take to end."""
+"""Seconds that cancelled tasks of a loop may take to finish."""
 T = TypeVar("T")
 
 
 class Loop:
-    """An event loop on a thread of its own, from now until `close`."""
+    """An event loop on a thread of its own, from construction until `close`."""
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -21,16 +21,16 @@ class Loop:
         self._thread.start()
 
     def call(self, function: Callable[..., object], *arguments: object) -> None:
-        """Run a function on the thread, soon. Any thread may call it; does not block."""
+        """Schedule a function on the loop's thread. Any thread may call this; it does not block."""
         self._loop.call_soon_threadsafe(function, *arguments)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the thread, and wait for what it returns or raises."""
+        """Run a coroutine on the loop's thread, and return or raise its result. Blocks; not for the loop's thread."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     @contextmanager
     def hold(self, resource: AbstractAsyncContextManager[T]) -> Iterator[T]:
-        """What an asynchronous context manager gives. One task enters and leaves it, as some libraries ask for."""
+        """Hold an asynchronous context manager open. One task enters and leaves it, as some libraries require."""
         entered: Future[T] = Future()
         leave = asyncio.Event()
 
@@ -54,12 +54,12 @@ class Loop:
     def _run(self) -> None:
         ended = False
         while not ended:
-            with suppress(KeyboardInterrupt, SystemExit):  # of a task, which asyncio raises here too: the others go on
+            with suppress(KeyboardInterrupt, SystemExit):  # asyncio raises a task's here too; other tasks continue
                 self._loop.run_forever()
                 ended = True
 
     def close(self) -> None:
-        """End the thread, and what still runs on it."""
+        """Cancel the running tasks, and end the thread. Blocks."""
 
         async def cancel() -> None:
             tasks = asyncio.all_tasks() - {asyncio.current_task()}

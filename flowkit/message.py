@@ -11,46 +11,46 @@ from flowkit.errors import Undecodable
 
 CONTROL = re.compile(r"[\x00-\x1f\x7f]|[\ud800-\udfff]")
 _PRINTED = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]+")
-"""The part of a header's value that an error leaves out: all but the characters at fault."""
+"""Runs of printable characters. An error shows a header's value without them: only the invalid characters remain."""
 MAX_NAME = 255
 LAST_SECOND = 253_402_300_799
-"""Of the year 9999: no clock says more."""
+"""The last second of the year 9999, since the epoch: the latest time of a message."""
 MAX_BODY = 16 * 1024 * 1024
-"""The largest body, in bytes, unless the app or the transport sets less."""
+"""Bytes of the largest body, unless the app or the transport sets a lower limit."""
 BATCH_BYTES = 4 * 1024 * 1024
-"""A batch ends with the message whose body brings it to so many bytes: as objects, JSON takes many times its size."""
+"""Bytes of bodies after which a batch is full: decoded JSON takes many times its size in memory."""
 MAX_HEADERS = 64 * 1024
-"""The most bytes of all headers together: RabbitMQ takes them, with the envelope, in one frame of 128 KiB."""
+"""Bytes of all headers together, at most: RabbitMQ takes them and the envelope in one frame of 128 KiB."""
 HEADER_BYTES = 8
-"""What a transport adds to a header's name and value, at most."""
+"""Bytes that a transport adds to a header's name and value, at most."""
 CONTENT_TYPE = "content-type"
-"""The header in which messages of shared channels say what their body is."""
+"""The header that names the media type of the body, in messages of shared channels."""
 NAMELESS = "foreign"
-"""The source of a message of another program that names none of its own."""
+"""The source of a foreign message that names no source."""
 UNREAD = "flowkit:unread"
-"""The source of a dead letter of another program whose message cannot be read: its id is the hash of what came."""
+"""The source of a dead letter whose foreign message cannot be read. Its id is a hash of the received bytes."""
 ORIGINAL_ID, ORIGINAL_SOURCE = "ce-id", "ce-source"
-"""The headers in which such a letter keeps the id and the source that it came with."""
+"""The headers in which such a dead letter keeps its original id and source."""
 DIGEST_BYTES = 16
 USER_ID = "amqp-user-id"
-"""The header of a message of another program that says which user of RabbitMQ sent it. Nobody else can set it."""
+"""The header that names the RabbitMQ user who sent a foreign message. Only the broker can set it."""
 CONTENT_ENCODING = "content-encoding"
-"""The header in which messages of other programs say how their body is compressed."""
+"""The header that names the compression of a foreign message's body."""
 
 
 RESERVED = re.compile(
     r"flowkit(-mac)?|cc|bcc|x-delivery-count|x-death|x-(first|last)-death-.*|(ce[-_]|cloudevents[:_]).*", re.I
 )
-"""Headers that transports and brokers read and write themselves."""
+"""Names of the headers that transports and brokers read and write themselves."""
 
 
 class Message(NamedTuple):
-    """What travels between flows. Maps to a CloudEvent: id, source, type, time and the body as its data.
+    """A message between flows. Maps to a CloudEvent: id, source, type, time, and the body as its data.
 
-    `(source, id)` is its identity: two producers may use the same id. `time` is in seconds since the epoch.
-    `correlation` is the id of the message that began the conversation, `causation` that of its direct cause.
-    `attempt` tells a handler which attempt this is: 1, and one more for each recorded failure. Outside
-    of a handler it is 1, for it does not travel.
+    Source and id together identify a message: two sources may use the same id. `time` is in seconds since the epoch.
+    `correlation` is the id of the message that began the conversation; `causation` is the id of the direct cause.
+    `attempt` is the number of the handler's current attempt: 1, plus one for each recorded failure. It is not sent
+    with the message: outside of a handler it is 1.
     """
 
     id: str
@@ -67,12 +67,12 @@ class Message(NamedTuple):
 
 
 def new_id() -> str:
-    """A fresh message id: UUIDv7, sortable by time (RFC 9562)."""
+    """Return a new message id: a UUIDv7, which sorts by time (RFC 9562)."""
     return str(uuid7())
 
 
 def digest(*parts: bytes) -> str:
-    """The digest of a body that these parts make in turn, as text: another body has another one."""
+    """Return the BLAKE2b digest of the concatenated parts of a body, as hexadecimal text."""
     made = blake2b(digest_size=DIGEST_BYTES)
     for part in parts:
         made.update(part)
@@ -80,10 +80,10 @@ def digest(*parts: bytes) -> str:
 
 
 def check_name(what: str, value: object) -> str:
-    """`value` if it can name something: 1 to 255 characters, none of them control characters.
+    """Return `value` if it is a valid name: 1 to 255 characters without control characters. `what` is for the error.
 
-    Such names become columns, headers and queue names, where CR, LF or NUL would mean something else.
-    Raises Undecodable otherwise.
+    Names become columns, headers and queue names, where CR, LF or NUL would have another meaning.
+    Raises Undecodable for any other value.
     """
     if not is_name(value):
         shown = repr(value)[:80]
@@ -92,13 +92,15 @@ def check_name(what: str, value: object) -> str:
 
 
 def is_name(value: object) -> bool:
-    """Whether `value` can name something: see `check_name`."""
+    """Whether `value` is a valid name; see `check_name`."""
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME and not CONTROL.search(value)
 
 
 def check_headers(headers: object) -> dict[str, str]:
-    """`headers` if they are a mapping of names to text without control characters, of at most MAX_HEADERS bytes.
-    Raises Undecodable otherwise."""
+    """Return a copy of `headers` if they map names to text without control characters, in at most MAX_HEADERS bytes.
+
+    Raises Undecodable otherwise.
+    """
     if not isinstance(headers, Mapping):
         raise Undecodable(f"headers are {type(headers).__name__}; they must be a mapping of text to text")
     for name, value in headers.items():
@@ -117,7 +119,7 @@ def check_headers(headers: object) -> dict[str, str]:
 
 
 def check_sent(headers: Mapping[str, str]) -> dict[str, str]:
-    """`headers` if a message can be sent with them. Raises Undecodable otherwise."""
+    """Return a copy of `headers` if they are valid and none is reserved. Raises Undecodable otherwise."""
     checked = check_headers(headers)
     for name in checked:
         if RESERVED.fullmatch(name):

@@ -1,4 +1,4 @@
-"""URLs of services, for people: without their secrets."""
+"""URLs of services: their forms without secrets, for people, and checks."""
 
 import ipaddress
 import re
@@ -8,28 +8,28 @@ _SECRET = re.compile(r"(://[^:/?#]*):.*@")
 
 
 def mask(url: str) -> str:
-    """The URL with its password replaced and its parameters, which may hold secrets too, left out.
+    """Return a URL with its password masked, and without its parameters, which may hold secrets too.
 
-    Rather too much is masked than too little: a password that should have been quoted may hold any character.
+    Masks aggressively: a password that is not quoted may hold any character.
     """
     return _SECRET.sub(r"\1:***@", url).split("?", 1)[0]
 
 
 def is_unquoted(url: str) -> bool:
-    """Whether a user or a password has an @ or a / as it is. The rest of it is then taken for the host, and told in
-    errors and logs."""
+    """Whether a user or password has an unquoted @ or /: its rest would be read as the host, and shown in errors and
+    logs."""
     place = url.partition("://")[2].partition("?")[0]
     authority, _, path = place.partition("/")
     return "@" in authority.partition("@")[2] or bool(authority and "@" not in authority and "@" in path)
 
 
 def scheme(url: str) -> str:
-    """What a URL begins with, also one that cannot be parsed."""
+    """Return the scheme of a URL, even if the URL cannot be parsed."""
     return url.partition(":")[0].lower()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine itself: a name or an address of loopback, or the folder of a Unix socket."""
+    """Whether a host is this machine: a loopback name or address, or the folder of a Unix socket."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -37,7 +37,7 @@ def is_loopback(host: str) -> bool:
 
 
 def exposed(setting: str, url: str, places: Iterable[str], remedy: str) -> list[str]:
-    """The warning that what travels to these places can be read; nothing where there are none."""
+    """Return a warning that connections to these places are not encrypted; an empty list if there are no places."""
     found = ", ".join(sorted(set(places)))
     if not found:
         return []

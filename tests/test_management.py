@@ -104,7 +104,7 @@ def test_a_policy_that_rabbitmq_does_not_tell_yet_is_no_policy_that_is_fine() ->
     """A queue that was made just now has no policy in the answer, nor the lack of one."""
     with serving(policies=POLICY, operator_policies=b"[]") as api:
         api.answers["/api/queues/%2F/new"] = (200, NOTHING, b'{"name": "new"}')
-        with pytest.raises(BrokerUnavailable, match="does not tell yet which policy queue new has"):
+        with pytest.raises(BrokerUnavailable, match="does not report the policy of queue new yet"):
             Management(api.url, "/").audit(["new"], patience=0)
 
 

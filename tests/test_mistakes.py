@@ -74,7 +74,7 @@ def test_a_table_that_lacks_a_column_is_told_of(
     tables("id").create_all(store.dialect.engine)
     why = (
         "app shop has columns that are not in the database of FLOWKIT_DATABASE_URL: orders.Total; add them by your "
-        "migrations (ALTER TABLE … ADD COLUMN …): FlowKit changes no table that is there"
+        "migrations (ALTER TABLE … ADD COLUMN …): FlowKit changes no existing table"
     )
     assert told(APP) == why
     app = App("shop", metadata=tables("id", "Total"))

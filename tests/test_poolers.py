@@ -118,7 +118,7 @@ def set_by_the_driver(db: Session) -> None:
         pytest.param(execute("CREATE TEMP TABLE mine (name text)"), "ON COMMIT DROP", id="table"),
         pytest.param(execute("SELECT pg_advisory_lock(4711)"), "ON COMMIT DROP", id="lock"),
         pytest.param(execute("PREPARE mine AS SELECT 1"), "ON COMMIT DROP", id="name"),
-        pytest.param(set_by_the_driver, "execute by the Session or Connection", id="driver"),
+        pytest.param(set_by_the_driver, "use the Session or Connection", id="driver"),
     ],
 )
 def test_what_lasts_for_a_session_is_refused_behind_a_pooler(
@@ -141,7 +141,7 @@ def test_what_lasts_for_a_session_is_refused_behind_a_pooler(
         harness.until_quiet()
         once(harness, "a", "c")
         (letter,) = harness.dead()
-        assert "in the session at the server, which a pooler in transaction mode gives to others" in letter.error
+        assert "in the server session, which a pooler in transaction mode shares with others" in letter.error
         assert instead in letter.error
 
 
@@ -208,7 +208,7 @@ def test_an_old_primary_behind_the_pooler_gets_no_writes() -> None:
             harness.publish(orders, Order(name="b"))
             old.start()
             pooler.change(old, "transaction")
-            with pytest.raises(StoreUnavailable, match="primary of the past"):
+            with pytest.raises(StoreUnavailable, match="is an old primary"):
                 harness.publish(orders, Order(name="c"))
             pooler.change(new, "transaction")
             harness.publish(orders, Order(name="c"))

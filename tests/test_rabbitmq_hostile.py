@@ -376,9 +376,9 @@ def test_flowkit_check_audits_the_topology_and_makes_none(
         for there in (0, 1):
             check(str(tmp_path / "checked.py"))
             said = capsys.readouterr().out
-            assert f"RabbitMQ has {there} of the 2 queues, as they have to be" in said
+            assert f"RabbitMQ has {there} of the 2 queues, declared as FlowKit needs them" in said
             missing = "shop.bills" if there else "shop.bills, shop.orders"
-            assert f"the first worker makes those of {missing}\n" in said
+            assert f"the first worker creates those of {missing}\n" in said
             assert "the policies of RabbitMQ are not audited: that needs FLOWKIT_BROKER_MANAGEMENT_URL" in said
             channel.queue_declare(queue, durable=True, arguments=ARGUMENTS)
         channel.queue_delete(queue)
@@ -406,7 +406,7 @@ def test_a_handler_that_may_outlast_the_brokers_timeout_is_warned_of(
     monkeypatch.setenv("FLOWKIT_BROKER_URL", rabbitmq_url)
     check(str(tmp_path / "long.py"))
     said = capsys.readouterr().out
-    assert "flow shop.long may take 2h (deadline=), and RabbitMQ hands a message out again after" in said
+    assert "flow shop.long may take 2h (deadline=), and RabbitMQ delivers a message again after" in said
     assert "app shop: 2 flows, 1 channels: 1 warnings\n" in said
     start(load(str(tmp_path / "long.py")), sqlite_url, rabbitmq_url).services.close()
     assert caplog.text.count("its consumer_timeout, 30m unless its configuration says otherwise") == 1
@@ -430,7 +430,7 @@ def test_flowkit_check_says_what_was_removed_and_does_not_restore_it(
         def said() -> str:
             return "\n".join(services.transport.audit(list(app.flows), app.shared(store.subscribers.channels())))
 
-        assert "RabbitMQ has 1 of the 1 exchanges of shared channels, as they have to be" in said()
+        assert "RabbitMQ has 1 of the 1 exchanges of shared channels, declared as FlowKit needs them" in said()
         assert "not bound" not in said()
         other.channel().queue_unbind(queue, name, "#")
         for _ in range(2):
@@ -438,7 +438,7 @@ def test_flowkit_check_says_what_was_removed_and_does_not_restore_it(
         other.channel().exchange_delete(name)
         for _ in range(2):
             assert "RabbitMQ has 0 of the 1 exchanges of shared channels" in said()
-            assert f"the first worker makes the exchanges {name}" in said()
+            assert f"the first worker creates the exchanges {name}" in said()
 
 
 def test_a_flow_that_cannot_consume_makes_its_worker_unready_by_name(

@@ -201,7 +201,7 @@ def test_a_right_that_only_retention_lacks_holds_no_message_up(
 
 GRANTED = {
     "GRANT CREATE ON SCHEMA public TO worker": "may create tables and functions in schema public",
-    "ALTER ROLE worker BYPASSRLS": "passes over row security",
+    "ALTER ROLE worker BYPASSRLS": "bypasses row security",
     "ALTER TABLE flowkit_messages OWNER TO worker": "owns FlowKit's tables",
 }
 """A right that no worker needs -> what is said of it."""

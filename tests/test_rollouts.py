@@ -674,7 +674,7 @@ def test_a_version_is_not_started_over_another_one_that_somebody_started_meanwhi
         versions.start(name)
     command(versions, monkeypatch)
     monkeypatch.setattr(rollouts.Fleet, "declare", lambda fleet, transport: versions.change(candidate="v2", weight=50))
-    with pytest.raises(StoreConflict, match="changed by somebody else"):
+    with pytest.raises(StoreConflict, match="another operator has just changed"):
         rollout.start("v3", 5, "", None)
     assert (versions.rollout.candidate, versions.rollout.weight) == ("v2", 50)
 
@@ -695,7 +695,7 @@ def test_a_share_is_not_changed_by_somebody_else_before_it_is_in_force(
         return found
 
     monkeypatch.setattr(rollouts.Fleet, "settle", meanwhile)
-    with pytest.raises(StoreConflict, match="changed by somebody else"):
+    with pytest.raises(StoreConflict, match="another operator has just changed"):
         rollout.shift(25, "")
     found = versions.rollout
     assert (found.weight, found.reach) == (10, 75)
@@ -805,6 +805,6 @@ def test_of_two_changes_at_once_one_is_refused(versions: Versions) -> None:
     versions.start("v1")
     seen = versions.rollout
     versions.change(candidate="v2", weight=5)
-    with pytest.raises(StoreConflict, match="changed by somebody else"):
+    with pytest.raises(StoreConflict, match="another operator has just changed"):
         versions.store.rollouts.change("shop", ["shop.take"], seen._replace(candidate="v3", weight=5))
     assert versions.rollout.candidate == "v2"

@@ -176,7 +176,7 @@ def test_a_store_of_the_version_before_takes_unsigned_messages_for_a_time(
             connection.commit()
         assert store.keyring.read().lenient, "an older worker is there"
         assert store.keyring.unsigned() == pytest.approx(keyring.DRAIN_SECONDS, abs=60), "the time begins with its end"
-        with pytest.raises(ConfigError, match=r"1 worker\(s\) of the version before are there and sign nothing"):
+        with pytest.raises(ConfigError, match=r"1 worker\(s\) of an older version are there and sign nothing"):
             store.keyring.require()
         store.fleet.leave("old")
         assert store.keyring.read().lenient

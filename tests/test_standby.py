@@ -151,7 +151,7 @@ def test_row_32_an_old_primary_that_comes_back_gets_no_writes(pair: Pair) -> Non
         harness.publish(orders, Order(name="c"))
         assert (rows(old), rows(new)) == (1, 3)
         new.stop()
-        with pytest.raises(StoreUnavailable, match="primary of the past"):
+        with pytest.raises(StoreUnavailable, match="is an old primary"):
             harness.publish(orders, Order(name="d"))
         assert rows(old) == 1
         new.start()

@@ -195,7 +195,7 @@ def test_what_workers_have_is_not_taken_from_them(url: str) -> None:
         held = harness.store.queue.lease(OLD, 1, harness.worker.id, 30)
         age(url)
         publish(version("book"))
-        with pytest.raises(ConfigError, match=f"worker {harness.worker.id} has messages of flow shop.accept in hand"):
+        with pytest.raises(ConfigError, match=f"flow shop.accept are in flight in worker {harness.worker.id}"):
             remove(OLD, True)
         harness.store.queue.release([(one.row or "", one.deliveries) for one in held])
         harness.until_quiet()

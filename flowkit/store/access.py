@@ -1,4 +1,4 @@
-"""Access to a unit of work: the objects that one handler gets, for as long as it runs."""
+"""Access to a unit of work: the Connection, Session and Objects that one handler gets while it runs."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,13 +15,13 @@ from flowkit.store.residue import Residue
 from flowkit.store.twin import twin
 
 FLUSHES = 100
-"""Most flushes of a session at its end, as in a commit of SQLAlchemy's: listeners may add to it at each."""
+"""Flushes of a session at its end, at most, as in SQLAlchemy's commit: listeners may add objects at each."""
 
 
 class Access(HandlerWatch):
     """Implements ports.Access: a Connection, a Session and Objects of one message, on the connection of its unit.
 
-    With `careful`, what a failed handler wrote is undone at its end; else its whole unit has to be.
+    With `careful`, the end of a failed handler undoes its own writes; without, the whole unit must be undone.
     """
 
     def __init__(self, unit: HandledTransaction, careful: bool = False) -> None:
@@ -29,7 +29,7 @@ class Access(HandlerWatch):
         self._careful = careful
         self._finished = False
         self.undone = False
-        """Whether all that the handler wrote is undone, though its unit goes on."""
+        """Whether the handler's writes are undone, while its unit continues."""
 
     def __enter__(self) -> "Access":
         if self._careful:
@@ -69,14 +69,14 @@ class Access(HandlerWatch):
     # ------------------------------------------------------------ its end
 
     def finish(self) -> None:
-        """The handler has returned: send what it wrote, and put back the settings that it changed."""
+        """Send the writes of a handler that has returned, and restore the settings that it changed."""
         self._check()
         if self._finished:
             return
         self._finished = True
         if self._session is not None:
             self._finish_session(self._session)
-        if self.unit.settings or self.unit.residue & ~Residue.PASSING:  # by the driver it may have changed one, unseen
+        if self.unit.settings or self.unit.residue & ~Residue.PASSING:  # it may have changed one by the driver, unseen
             self.unit.restore()
 
     def reply(self, asked: Asked, reply: bytes, seconds: float) -> None:
@@ -99,7 +99,8 @@ class Access(HandlerWatch):
                 self.unit.sessions.append(session)
 
     def _gather(self, objects: Sequence[object]) -> bool:
-        """Flush copies of these with those of the other messages, later. False where they have to be flushed now."""
+        """Let copies of these objects be flushed later, with those of other messages. Returns False if they must be
+        flushed now."""
         twins = [twin(one) for one in objects]
         if None in twins:
             return False
@@ -110,7 +111,7 @@ class Access(HandlerWatch):
         return True
 
     def _check(self) -> None:
-        """See whether the handler caught an error of the database, and went on with half of its work."""
+        """Raise if the handler caught a database error and continued with half of its work."""
         for connection in self._connections:
             failure = next((one for one in connection.failures if one is not None), None)
             if failure is not None or (self._savepoint is not None and not self._savepoint.is_active):
@@ -120,7 +121,7 @@ class Access(HandlerWatch):
             raise broken
 
     def _release(self) -> None:
-        """Keep what savepoints hold: those that the handler left open, and its own."""
+        """Release the savepoints that the handler left open, and its own."""
         session, connection = self._session, self._connection
         if session is not None and session.awake:
             for nested in iter(session.get_nested_transaction, None):
@@ -130,14 +131,14 @@ class Access(HandlerWatch):
                 savepoint.commit()
 
     def _undo(self) -> None:
-        """Undo the handler, where it has a savepoint. Else its whole unit is undone."""
+        """Undo the handler's writes, if it has a savepoint. Without one, the whole unit is undone."""
         session, connection = self._session, self._connection
         if session is not None and session.awake:
             self.unit.tell(session, "after_rollback")
         self._undoing = True
         if self._savepoint is None or connection is None:
             return
-        with suppress(Exception):  # of SQLAlchemy's state, or a listener's: what counts is the next step
+        with suppress(Exception):  # from SQLAlchemy's state or a listener: only the next step matters
             for savepoint in iter(connection.get_nested_transaction, None):
                 savepoint.rollback()
         self.unit.undo_own()

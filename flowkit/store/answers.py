@@ -1,4 +1,4 @@
-"""Answers to clients: the replies to their requests, and what became of their messages."""
+"""Answers to clients: the replies to their requests, and the states of their messages."""
 
 from collections.abc import Collection
 

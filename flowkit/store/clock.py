@@ -1,4 +1,4 @@
-"""The database's clock: noticing that it was set, and moving what waits by it."""
+"""The database's clock: notices that it was set, and moves the times that depend on it."""
 
 import logging
 from typing import NamedTuple
@@ -6,14 +6,14 @@ from typing import NamedTuple
 from flowkit.store.database import Database
 
 STEP_MICROSECONDS = 2_000_000
-"""A clock that is further than this from where it should be was set. Heartbeats keep the mark as fresh as this."""
+"""A clock further than this from the expected time was set. Heartbeats keep the mark fresher than this."""
 MOVE_SECONDS = 120.0
-"""The deadline of the transaction that moves what waits: that may be millions of rows."""
+"""The deadline, in seconds, of the transaction that moves times: it may change millions of rows."""
 _log = logging.getLogger("flowkit.store")
 
 
 class Look(NamedTuple):
-    """What a process saw: the database's time in microseconds, asked and answered at times of a monotonic clock."""
+    """A reading of the database's time, in microseconds, and the monotonic times of question and answer, in seconds."""
 
     now: int
     asked: float
@@ -21,12 +21,12 @@ class Look(NamedTuple):
 
 
 class Hands:
-    """Where the hands of the database's clock should be.
+    """Compares the database's clock with the expected time.
 
-    The store keeps the latest time that a heartbeat saw (the mark). A clock that shows less was set back: the process
-    that sees it first sets the mark to the present time, and in the same transaction moves what waits. Others find the
-    new mark. A process that has looked before knows by its monotonic clock what time it should be; any other process
-    takes the mark.
+    The store keeps the latest time that a heartbeat saw: the mark. A clock that shows less was set back. The first
+    process that notices sets the mark to the present time, and moves the waiting rows in the same transaction. The
+    others find the new mark. A process that has read the clock before computes the expected time by its monotonic
+    clock; any other process takes the mark.
     """
 
     def __init__(self, database: Database) -> None:
@@ -34,7 +34,7 @@ class Hands:
         self._before: Look | None = None
 
     def look(self) -> None:
-        """See where they are. Called with each heartbeat, after that has kept the mark up. Blocks."""
+        """Read the clock, and handle a step of it. Each heartbeat calls this after it has updated the mark. Blocks."""
         monotonic = self._database.dialect.monotonic
         asked = monotonic()
         with self._database.unit("") as unit:
@@ -46,28 +46,30 @@ class Hands:
             should, since = before.now + passed, now - int((here.answered - before.asked) * 1e6)
             if should < now - STEP_MICROSECONDS:
                 _log.warning(
-                    "the clock of the database went forward by %.0f s more than time did, or this machine slept: what "
-                    "waits is due so much earlier; nothing takes effect twice", (now - should) / 1e6
+                    "the clock of the database went forward by %.0f s more than time did, or this machine slept: "
+                    "waiting messages are due earlier by that; nothing takes effect twice", (now - should) / 1e6
                 )  # fmt: skip
             elif mark is not None and not mark <= should <= mark + passed + STEP_MICROSECONDS:
-                should = mark  # it was set several times since
+                should = mark  # the clock was set several times since
         if mark is not None and mark - now > STEP_MICROSECONDS:
-            self._set_back(mark, should, since)  # the last look before the step counts until that is done
+            self._set_back(mark, should, since)  # the last reading before the step counts until this has succeeded
         else:
             self._before = here
 
     def _set_back(self, mark: int, should: int, since: int) -> None:
-        """It should be later than it is. The clock was set not before `since`, in its new time.
+        """Move waiting rows after the clock was set back. `should` is the expected time. The clock was set at `since`
+        or later, in its new time. All three are in microseconds.
 
-        What was due, or staged by the old time, moves along. A row that was staged earlier, by whichever time, and was
-        not due yet, stays: it comes late rather than early. So does a lease that ends before the mark: it may be new.
+        Rows that were due, or were staged by the old time, move along. A row that was staged earlier, by either time,
+        and was not due yet, stays: late is better than early. A lease that ends before the mark stays too: it may be
+        new.
         """
         sql = self._database.sql
         with self._database.unit("", deadline=MOVE_SECONDS, fenced=False) as unit:
             unit.begin()
             found = unit.read(sql.set_mark, (mark,))
             if not found:
-                return  # somebody else was faster
+                return  # another process was faster
             now = found[0][0]
             by = should - now
             unit.write(sql.move_messages, [(now, by, mark, since, should)])
@@ -76,4 +78,4 @@ class Hands:
                 unit.write(statement, [(now, by)])
             unit.commit()
         self._database.notify(())
-        _log.warning("the clock of the database was set back by %.0f s: what was due stays due", by / 1e6)
+        _log.warning("the clock of the database was set back by %.0f s; messages that were due stay due", by / 1e6)

@@ -1,4 +1,4 @@
-"""The database of a store: its connections and transactions, its clock, and what wakes those who wait."""
+"""The database of a store: its connections, transactions and clock, and the notification of waiting processes."""
 
 import logging
 import os
@@ -22,14 +22,14 @@ from flowkit.store.handler_session import watch
 from flowkit.store.unit import SqlUnit
 
 NOTIFIES = "flowkit.notifies"
-"""Marks a session whose commit wakes the workers."""
+"""The key in `Session.info` of a session whose commit wakes the workers."""
 SHORT_SECONDS = 30.0
-"""The deadline of the store's own short transactions."""
+"""The deadline, in seconds, of the store's own short transactions."""
 _log = logging.getLogger("flowkit.store")
 
 
 class Database:
-    """The ground that every part of a store works on. Thread-safe; a unit belongs to the thread that opened it."""
+    """The database that all parts of a store share. Thread-safe; a unit belongs to the thread that opened it."""
 
     def __init__(self, dialect: Dialect, clock: Clock, ids: Ids = new_id) -> None:
         self.dialect = dialect
@@ -83,7 +83,10 @@ class Database:
 
     @contextmanager
     def transaction(self, fenced: bool = True) -> Iterator[SqlUnit]:
-        """A short transaction of the store's own, committed at the end. What is not `fenced` counts in any case."""
+        """Open a short transaction of the store's own, and commit it at the end. Blocks.
+
+        Unless it is `fenced`, it commits whichever group is active.
+        """
         with self.unit("", fenced=fenced) as unit:
             yield unit
             unit.commit()
@@ -112,7 +115,7 @@ class Database:
             self.notify(())
 
     def _holds(self, engine: Engine) -> bool:
-        """Whether an engine reaches the database of this store. Asked once for each engine."""
+        """Whether an engine reaches the database of this store. Asks once for each engine."""
         if engine not in self._joined:
             try:
                 with engine.connect() as connection:
@@ -127,7 +130,7 @@ class Database:
         return True
 
     def identity(self) -> str:
-        """The id of this store, made with its schema."""
+        """The id of this store, created with its schema. Blocks."""
         with self.unit("") as unit:
             return str(unit.read("SELECT value FROM flowkit_meta WHERE name = 'store'")[0][0])
 
@@ -150,14 +153,14 @@ class Database:
         self.dialect.check_place()
 
     def doubts(self) -> list[str]:
-        """Warnings of how the database is reached. Blocks. Raises StoreUnavailable."""
+        """Return warnings about the connection to the database. Blocks. Raises StoreUnavailable."""
         try:
             return self.dialect.doubts()
         except Exception as error:
             raise self.classify(error, own=True) from error
 
     def audit(self) -> list[str]:
-        """Remarks on the rights with which the database is reached. Blocks. Raises StoreUnavailable."""
+        """Return remarks on the database rights of this program. Blocks. Raises StoreUnavailable."""
         try:
             return self.dialect.audit()
         except Exception as error:
@@ -173,7 +176,7 @@ class Database:
         try:
             self.dialect.notify(flows)
         except Exception as error:
-            # What was committed stays so; those who wait poll, and find it a second later.
+            # The commit stands. Waiting workers poll, and find it a second later.
             _log.warning("could not wake the other workers: %s", told(self.classify(error)))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Dead letters: messages that ended unapplied, kept with their reason until somebody decides."""
+"""Dead letters: messages that ended unapplied, kept with their reason until they are retried, discarded or expired."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from flowkit.store.unit import SqlUnit
 
 
 class DeadLetter(NamedTuple):
-    """A message that is dead, and why. `died` is in seconds since the epoch."""
+    """A dead message with its reason. `letter` is the id of the dead letter; `died` is in seconds since the epoch."""
 
     letter: str
     flow: str
@@ -31,25 +31,24 @@ class DeadLetters:
         self._database = database
 
     def select(self, flow: str | None = None, error: str | None = None, limit: int = 1_000_000) -> list[str]:
-        """The ids of the letters of a flow, or of an error that contains a text; the oldest first."""
+        """Return the ids of dead letters, the oldest first: of one flow, and with `error` in their error, if given."""
         with self._database.unit("") as unit:
             return [letter for (letter,) in unit.read(self._database.sql.select_dead, (flow, error, limit))]
 
     def of_version(self, app: str, version: str) -> list[str]:
-        """The ids of the letters that a version of an app made since its rollout began, but for what was refused: that
-        is the fault of no version."""
+        """Return the ids of the dead letters of one version since the app's rollout began. Refused messages do not
+        count: no version causes them."""
         flows = f"{app}."
         with self._database.unit("") as unit:
             return [letter for (letter,) in unit.read(self._database.sql.dead_of_version, (version, flows, flows, app))]
 
     def groups(self, flow: str | None, error: str | None, limit: int) -> list[tuple[str, str, str, int]]:
-        """Flow, reason, error, and how many letters have them, the most frequent first; chosen as by `select`."""
+        """Return (flow, reason, error, number of letters), the most frequent first. Filters like `select`."""
         with self._database.unit("") as unit:
             return [tuple(row) for row in unit.read(self._database.sql.group_dead, (flow, error, limit))]
 
     def read(self, letters: Sequence[str], whole: bool = True) -> list[DeadLetter]:
-        """These letters, with everything that is known of them. Unless `whole`, body and stack are empty: they are
-        what takes memory."""
+        """Return these letters, the oldest first. Unless `whole`, body and stack are empty, which saves memory."""
         sql = self._database.sql
         with self._database.unit("") as unit:
             return [
@@ -70,11 +69,11 @@ class DeadLetters:
             ]
 
     def retry(self, letters: Sequence[str]) -> int:
-        """Send these again, with the next generation and no attempts. Returns how many were still dead.
+        """Send these letters again, with the next generation and no attempts. Returns how many were still dead.
 
-        Each takes effect at most once, however often it is retried: its inbox row expects that generation. A message of
-        another program that nobody could read arrives as it did first: it leaves the ledger and the inbox, and the
-        flow looks for its id anew.
+        Each takes effect at most once, however often it is retried: its inbox row expects the new generation. A foreign
+        message that could not be read leaves the ledger and the inbox. It arrives as if for the first time, and the
+        flow identifies it again.
         """
         with self._database.transaction() as unit:
             rows = self._exhume(unit, letters)
@@ -98,7 +97,7 @@ class DeadLetters:
         return len(rows)
 
     def discard(self, letters: Sequence[str]) -> int:
-        """Give these up for good. Returns how many were still dead."""
+        """Discard these letters for good. Returns how many were still dead."""
         with self._database.transaction() as unit:
             rows = self._exhume(unit, letters)
             tallies: dict[str, Tally] = {}

@@ -1,4 +1,4 @@
-"""Directions: settings that operators make for flows and apps while they run."""
+"""Directions: what operators direct flows and apps to while they run."""
 
 from collections.abc import Collection
 

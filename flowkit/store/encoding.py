@@ -14,12 +14,12 @@ Row = Sequence[object] | Mapping[str, object]
 
 
 def names(those: Iterable[str]) -> str:
-    """A list of names, as a statement takes it."""
+    """Return names as JSON, the form in which statements take lists."""
     return to_json([[name] for name in those]).decode()
 
 
 def envelope(message: Message) -> tuple[object, ...]:
-    """The columns of a message, in the order of the tables."""
+    """Return the columns of a message, in the order of the tables."""
     return (
         message.source,
         message.id,
@@ -35,8 +35,8 @@ def envelope(message: Message) -> tuple[object, ...]:
 
 
 def read_message(row: Any) -> Message:
-    """The message of ten envelope columns, whoever wrote them: what is no envelope's passes as it is, to be found
-    undecodable where messages are decoded. An error here would hit the whole batch, again and again."""
+    """Return the message in ten envelope columns. Never raises: an error here would fail the whole batch again and
+    again. Invalid values pass unchanged, and fail later, where each message is decoded alone."""
     source, id, channel, body, kind, key, time, correlation, causation, headers = row
     return Message(
         id,
@@ -53,7 +53,7 @@ def read_message(row: Any) -> Message:
 
 
 def seconds(micros: Any) -> Any:
-    """A time of the tables, where it is one."""
+    """Convert microseconds to seconds. An invalid value passes unchanged."""
     return micros / MICROSECOND if isinstance(micros, int | float) else micros
 
 

@@ -1,4 +1,4 @@
-"""The fleet: which workers live, and taking over from those that do not."""
+"""The fleet: finds out which workers live, and frees the leases of dead ones."""
 
 import logging
 
@@ -8,14 +8,14 @@ from flowkit.store.database import Database
 from flowkit.store.encoding import MICROSECOND
 
 SILENT_MICROSECONDS = 120_000_000
-"""A worker without a liveness lock counts as gone after this silence. Its leases ended long before."""
+"""Microseconds without a heartbeat after which a worker without a lock counts as dead. Its leases expire earlier."""
 QUIET_MICROSECONDS = 5_000_000
-"""A worker that has not told so for longer is not taken to be ready."""
+"""Microseconds without a heartbeat after which a worker does not count as ready."""
 _log = logging.getLogger("flowkit.store")
 
 
 class Fleet:
-    """The workers of a store. Each holds a lock that its death frees; survivors then free its leases at once."""
+    """The workers of a store. Each holds a lock that its death frees; the others then free its leases at once."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -30,7 +30,7 @@ class Fleet:
         self._write(worker, "starting", epoch, Figures())
 
     def beat(self, worker: str, state: str, epoch: int = 0, figures: Figures | None = None) -> None:
-        # A row that others removed, because its lock was free for a moment, is there again.
+        # This writes the row again if others removed it because the lock was free for a moment.
         self._write(self._members[worker], state, epoch, figures or Figures())
         self._hands.look()
         with self._database.unit("") as unit:
@@ -41,13 +41,13 @@ class Fleet:
                 self.leave(other)
 
     def is_gone(self, worker: str) -> bool:
-        """Whether a worker is dead, or has left."""
+        """Whether a worker is dead or has left. Blocks."""
         with self._database.unit("") as unit:
             rows = unit.read(self._database.sql.member, (SILENT_MICROSECONDS, worker))
         return all(self._ended(worker, *row) for row in rows)
 
     def is_staffed(self, app: str) -> bool:
-        """Whether a worker of an app lives."""
+        """Whether any worker of an app lives. Blocks."""
         with self._database.unit("") as unit:
             rows = unit.read(self._database.sql.crew, (SILENT_MICROSECONDS, app))
         return not all(self._ended(*row) for row in rows)
@@ -61,7 +61,7 @@ class Fleet:
             return int(unit.read(self._database.sql.ready, (app, QUIET_MICROSECONDS))[0][0])
 
     def _ended(self, worker: str, is_locked: int, is_silent: int) -> bool:
-        """Whether a worker is dead, by its lock, or by its silence where others cannot rely on that."""
+        """Whether a worker is dead: by its lock or, if others cannot rely on that, by its missing heartbeats."""
         return self._database.dialect.gone(worker) if is_locked else bool(is_silent)
 
     def _write(self, worker: WorkerInfo, state: str, epoch: int, figures: Figures) -> None:
@@ -73,7 +73,7 @@ class Fleet:
             unit.write(self._database.sql.keep_mark, [()])
 
     def leave(self, worker: str) -> None:
-        """Free the leases of a worker, that of the cleaner too, and forget it."""
+        """Free the leases of a worker, the cleaner's included, and remove it from the fleet. Blocks."""
         sql = self._database.sql
         with self._database.transaction(fenced=False) as unit:
             unit.write(sql.hand_over, [(worker,)])

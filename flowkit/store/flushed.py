@@ -1,4 +1,4 @@
-"""The objects that sessions have flushed: they are what they were before, once that is undone."""
+"""The objects that sessions have flushed. A rollback restores their state of before the flush."""
 
 from contextlib import suppress
 from typing import Self
@@ -9,14 +9,14 @@ from sqlalchemy.orm import Session, make_transient
 
 
 class Flushed:
-    """Some objects. A handler may keep them for its next run, or for another message."""
+    """Flushed objects. A handler may keep them for its next run, or for another message."""
 
     def __init__(self) -> None:
         self._new: list[object] = []
         self._changed: list[object] = []
 
     def note(self, session: Session) -> None:
-        """A session is about to flush."""
+        """Note the objects of a session that is about to flush."""
         self._new += session.new
         self._changed += session.dirty
 
@@ -26,18 +26,21 @@ class Flushed:
         return self
 
     def clear(self) -> None:
-        """All of it is committed."""
+        """Forget the objects: they are committed."""
         self._new.clear()
         self._changed.clear()
 
     def undo(self) -> None:
-        """The transaction is undone, and the sessions are closed: as `Session.rollback` does, let the new objects be
-        inserted when they are added again, and the changed ones be read anew. Else the next flush writes nothing."""
+        """Reset the objects after a rollback, when their sessions are closed, as `Session.rollback` does.
+
+        New objects are inserted when they are added again; changed objects are read again. Without this, the next flush
+        would write nothing.
+        """
         for one in self._new:
             make_transient(one)
         for one in self._changed:
             if inspect(one).detached:
-                with Session() as session, suppress(InvalidRequestError):  # another session has it, or its relatives
+                with Session() as session, suppress(InvalidRequestError):  # another session has it, or a related object
                     session.add(one)
                     session.expire(one)
         self.clear()

@@ -1,4 +1,4 @@
-"""Groups of instances of an app, of which one is active: a lease by the database's clock, and a token to fence by."""
+"""Standby groups of an app: the active group holds a lease by the database's clock, and a token for fencing."""
 
 from flowkit.ports import Standing
 from flowkit.store.database import Database

@@ -1,4 +1,4 @@
-"""The Connection and the Session that a handler writes with: of its message only, and unable to end the transaction."""
+"""The Connection and Session that a handler writes with: they belong to one message, and cannot end the transaction."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
@@ -18,67 +18,68 @@ HOOKS = (
     "after_rollback", "after_soft_rollback", "after_begin", "before_attach", "after_attach", "transient_to_pending",
     "pending_to_persistent", "after_transaction_create", "after_transaction_end",
 )  # fmt: skip
-"""Events by which an app sees the session of a message, and what is flushed with it."""
+"""SQLAlchemy's events by which an app can see the session of a message and its flushes."""
 _SAVEPOINTS = (SavepointClause, RollbackToSavepointClause, ReleaseSavepointClause)
 
 
 class Watcher(Protocol):
-    """Hears what a handler does with its connection and its session. Raises what is to stop the handler."""
+    """Watches what a handler does with its connection and session. Its methods raise errors to stop the handler."""
 
     turn: Lock
-    """Held for a statement of another thread, so that it comes before the handler's end or not at all."""
+    """Another thread holds this for its statement, so that it runs before the handler's end or not at all."""
 
     @property
     def elsewhere(self) -> bool:
-        """Whether a thread that the handler started runs this."""
+        """Whether the current thread is one that the handler started."""
 
     @property
     def connection(self) -> "HandlerConnection":
         """The connection of this message alone, which the handler may keep."""
 
     def admit(self) -> None:
-        """Something is to be done by the handler, in the transaction or before."""
+        """Check that the handler may still act, in the transaction or before it begins."""
 
     def touch(self) -> None:
-        """The handler uses the transaction."""
+        """Note that the handler uses the transaction."""
 
     def look(self, statement: str, cursor: Any) -> None:
-        """The handler executes a statement."""
+        """Check a statement that the handler executes."""
 
     def postpone(self, statement: str, rows: Sequence[Any], outside: bool) -> bool:
-        """Whether a statement waits, to go together with others like it. `outside`: of savepoints of the handler's."""
+        """Keep a statement, to send it together with others, and return True; or return False. `outside`: it is outside
+        of the handler's savepoints."""
 
     def execute(self, statement: Executable, params: Any) -> CursorResult[Any]:
-        """Execute a statement for a session that is one in name only."""
+        """Execute a statement for a session that is asleep."""
 
     def flush(self, session: "HandlerSession") -> None:
-        """A session is about to flush."""
+        """Note that a session is about to flush."""
 
     def hold(self, connection: "HandlerConnection") -> None:
-        """A result or a listener gave the connection away, and it is used."""
+        """Note that the handler got this connection from a result or a listener, and uses it."""
 
     def expose(self) -> None:
-        """The handler gets the driver's connection, or SQLAlchemy does, to roll back."""
+        """Note that the handler gets the driver's connection, or SQLAlchemy does for a rollback."""
 
     def note(self, error: BaseException) -> bool:
-        """Whether this is what the database refused."""
+        """Note an error, and return whether the database refused a statement by it."""
 
     def undo(self) -> None:
-        """A session rolled the transaction back."""
+        """Note that a session rolled the transaction back."""
 
     def close(self) -> None:
-        """Let nobody use it any more."""
+        """Refuse every further use."""
 
 
 def _refuse(what: str) -> NoReturn:
     raise TransactionEnded(
-        f"the handler called {what}, but FlowKit ends the transaction, together with the inbox and what is sent, and "
+        f"the handler called {what}, but FlowKit ends the transaction, together with the inbox and the outbox, and "
         "keeps the connection for the next message; remove the call; to undo a part, use begin_nested()"
     )
 
 
 class Driver:
-    """The driver's connection in the hand of a handler, who cannot give it to the pool, and so to another lane."""
+    """The driver's connection as a handler gets it: without a way to return it to the pool, and so to another lane."""
 
     def __init__(self, pooled: PoolProxiedConnection) -> None:
         self._pooled = pooled
@@ -91,44 +92,45 @@ class Driver:
 
 
 class HandlerConnection(Connection):
-    """A connection whose transaction belongs to FlowKit. It shares the driver's with the messages of its batch."""
+    """A connection whose transaction belongs to FlowKit. The messages of a batch share the driver's connection."""
 
     access: "Watcher"
-    """Whose it is: it hears of each statement and each error."""
+    """The watcher of the current handler, which sees each statement and each error."""
     _beginning = False
     held = False
-    """Whether a handler may have it in hand. Else the handlers of a batch use it in turns: to make one is dear."""
+    """Whether a handler may keep it. If not, the handlers of a batch use it one after another: a new one costs time."""
 
     def __init__(self, engine: Engine, driver: PoolProxiedConnection, access: "Watcher") -> None:
         self.access = access
         self.failures: list[BaseException | None] = [None]
-        """The errors of the database, one for the transaction and one for each savepoint that is open in it."""
+        """The database's first error, or None, of the transaction and of each open savepoint in it."""
         super().__init__(engine, driver)
-        if not self.in_transaction():  # a listener that executes something has begun it
+        if not self.in_transaction():  # a listener may have begun it by a statement
             self._beginning = True
             self.begin()
             self._beginning = False
 
     def execution_options(self, **options: Any) -> Self:
-        """Set options, for good: so no other message uses it."""
+        """Set options for good: no other message uses this connection then."""
         self.access.hold(self)
         return cast(Self, super().execution_options(**options))
 
     @property
     def connection(self) -> PoolProxiedConnection:
-        """The driver's connection, on which nothing can be seen: what waits goes first, and nothing waits any more."""
-        if self._beginning:  # SQLAlchemy asks for it; the database has begun, or will
+        """The driver's connection, whose use FlowKit cannot see. Waiting statements are sent first; later ones do not
+        wait."""
+        if self._beginning:  # SQLAlchemy asks for it; the transaction has begun, or will
             return super().connection
         self.access.expose()
         return cast(PoolProxiedConnection, Driver(super().connection))
 
     @property
     def spare(self) -> bool:
-        """Whether the next handler can use it: nobody holds it, and nothing is left of this one."""
+        """Whether the next handler can use it: no handler keeps it, and no error or savepoint is left."""
         return not self.held and self.failures == [None]
 
     def move(self, driver: PoolProxiedConnection) -> None:
-        """Go on with another connection of the driver's: nothing was done on the old one."""
+        """Continue on another connection of the driver: nothing was done on the old one."""
         self._dbapi_connection = driver
 
     def commit(self) -> None:
@@ -155,7 +157,8 @@ class HandlerConnection(Connection):
 class HandlerSession(Session):
     """The session of one message, whose transaction belongs to FlowKit.
 
-    Most handlers only `add`: until it is used for more, it is a list of objects, which the batch flushes together.
+    Most handlers only call `add`. Until a handler does more, the session is asleep: a list of objects, which the batch
+    flushes together.
     """
 
     def __init__(self, access: "Watcher") -> None:
@@ -163,22 +166,22 @@ class HandlerSession(Session):
         self.added: list[object] = []
 
     awake = False
-    """Whether it is a session in earnest."""
+    """Whether this is a full SQLAlchemy session."""
 
     @property
     def marked(self) -> bool:
-        """Whether a session that is asleep has more than its access and its list: something was set, or listens."""
+        """Whether a sleeping session has more than its access and its list: an attribute was set, or a listener."""
         return len(self.__dict__) > 2
 
     def __getattr__(self, name: str) -> Any:
-        """Make it a session in earnest: something asks for what only that has."""
+        """Wake the session: the attribute exists only on a full session."""
         if self.awake or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         self.wake()
         return getattr(self, name)
 
     def wake(self) -> None:
-        """Become a session in earnest, which keeps what was set on it."""
+        """Become a full SQLAlchemy session, and keep the attributes that were set."""
         own = dict(self.__dict__)
         super().__init__(self.access.connection, join_transaction_mode="rollback_only", close_resets_only=False)
         self.__dict__.update(own)
@@ -226,17 +229,17 @@ class HandlerSession(Session):
         return super().begin(nested)
 
     def release(self) -> None:
-        """Forget every object, for good. For its access only."""
+        """Forget every object for good. Only its access calls this."""
         if self.awake:
             super().close()
 
 
 _ANY = HandlerSession.__new__(HandlerSession)
-"""A session as good as any: whoever listens to all of them listens to this one."""
+"""Any session: listeners to all sessions listen to this one too."""
 
 
 def hooked() -> bool:
-    """Whether the app listens to sessions: then each message's is flushed by itself."""
+    """Whether the app listens to sessions. If so, the session of each message is flushed separately."""
     return any(getattr(_ANY.dispatch, name) for name in HOOKS)
 
 
@@ -256,7 +259,7 @@ def _noting(method: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name in ["execute", "scalar", "scalars", "exec_driver_sql", "begin_nested"]:
     setattr(HandlerConnection, _name, _noting(getattr(Connection, _name)))
-# Objects wait in a session without a statement, so each way into it counts as a use of the transaction.
+# Objects wait in a session without a statement. So each method that takes objects counts as a use of the transaction.
 _USES = (
     "add_all delete delete_all merge merge_all get get_one query refresh flush connection begin_nested expire "
     "expire_all expunge expunge_all bulk_save_objects bulk_insert_mappings bulk_update_mappings"
@@ -266,8 +269,8 @@ for _name in _USES.split():
 
 
 def _executing(name: str) -> Callable[..., Any]:
-    """A method of the session that executes. While nothing was done with it, statements that know nothing of the ORM go
-    to the connection, as they would in the end: SQLAlchemy's sessions ask a statement the same."""
+    """Return an executing method of the session. While the session is unused, statements without ORM parts go straight
+    to the connection, where SQLAlchemy's session would send them too, by the same test."""
     by_session = getattr(Session, name)
 
     @wraps(by_session)
@@ -286,18 +289,18 @@ for _name in ["execute", "scalar", "scalars"]:
 
 
 def _is_savepoint(context: ExecutionContext) -> bool:
-    """Whether SQLAlchemy itself handles a savepoint: it closes it with its message."""
+    """Whether SQLAlchemy itself executes this for a savepoint, which it closes with the message."""
     return isinstance(getattr(context.compiled, "statement", None), _SAVEPOINTS)
 
 
 def watch(engine: Engine) -> None:
-    """Tell each access of the statements of its handler, of its savepoints, and of what the database refuses."""
+    """Report to each access its handler's statements and savepoints, and the errors of the database."""
     _watch_statements(engine)
     _watch_ends(engine)
 
 
 def _watch_statements(engine: Engine) -> None:
-    """Tell each access of the statements of its handler. One that waits is not executed by SQLAlchemy."""
+    """Report to each access its handler's statements. SQLAlchemy does not execute a statement that waits."""
 
     @event.listens_for(engine, "before_cursor_execute")
     def look(
@@ -322,7 +325,7 @@ def _watch_statements(engine: Engine) -> None:
         return taken(context, statement, [], lambda: cursor.execute(statement))
 
     def taken(context: ExecutionContext, statement: str, rows: Sequence[Any], execute: Callable[[], object]) -> bool:
-        """Whether a statement needs nothing more: it waits, or was executed in the turn of a handler's thread."""
+        """Whether SQLAlchemy must not execute a statement: it waits, or ran here for another thread of a handler."""
         connection = context.root_connection
         if not isinstance(connection, HandlerConnection):
             return False
@@ -337,7 +340,7 @@ def _watch_statements(engine: Engine) -> None:
 
 
 def _watch_ends(engine: Engine) -> None:
-    """Tell each access what the database refuses, and note what becomes of the transaction and its savepoints."""
+    """Report to each access the errors of the database, and follow the ends of the transaction and its savepoints."""
 
     @event.listens_for(engine, "handle_error")
     def note(context: ExceptionContext) -> None:

@@ -1,4 +1,4 @@
-"""The watch on a handler: each use of the transaction, by its connection or its session, is seen here first."""
+"""Watches a handler: each use of the transaction, by its connection or session, passes through here first."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from flowkit.store.handling import HandledTransaction
 from flowkit.store.residue import Residue, residue
 
 _VALUE = re.compile(r"(?:\b[eExXbBnN])?'(?:[^']|'')*'?|(\$\w*\$).*?(?:\1|$)|\b\d[\w.]*")
-"""Texts and numbers of a statement, which may be data."""
+"""Text and number literals of a statement, which may be data."""
 
 
 class HandlerWatch:
@@ -28,15 +28,15 @@ class HandlerWatch:
         self._closing = False
         self._undoing = False
         self._exposed = False
-        """Whether the handler may write by the driver, unseen."""
+        """Whether the handler can write by the driver, unseen."""
         self._ground: list[Any] = []
-        """That of the unit as the handler got the driver."""
+        """The unit's `ground()` when the handler got the driver's connection."""
         self._savepoint: NestedTransaction | None = None
         self._returned = False
         self.turn = Lock()
-        """Held for a statement of another thread, so that it comes before the handler's end or not at all."""
+        """Another thread holds this for its statement, so that it runs before the handler's end or not at all."""
         self._lent: HandlerConnection | None = None
-        """The connection that messages use in turns, and no handler gets."""
+        """The connection that messages use one after another. No handler gets it."""
         self._connection: HandlerConnection | None = None
         self._session: HandlerSession | None = None
         self._flushed: Flushed | None = None
@@ -59,23 +59,23 @@ class HandlerWatch:
         return self._session
 
     def execute(self, statement: Executable, params: Any) -> CursorResult[Any]:
-        """Execute a statement for a session that is one in name only."""
+        """Execute a statement for a session that is asleep."""
         self.touch()
-        if self.elsewhere:  # it may be amid this as the handler returns, and the lent one be another message's then
+        if self.elsewhere:  # the handler may return meanwhile, and the lent connection then serves another message
             return Connection.execute(self.connection, statement, params)
         if self._lent is None:
             self._lent = self.unit.lend(self)
         return Connection.execute(self._lent, statement, params)
 
     def flush(self, session: HandlerSession) -> None:
-        """A session is about to flush."""
+        """Note that a session is about to flush."""
         if self._flushed is None:
             self._flushed = Flushed()
         self._flushed.note(session)
 
     def hold(self, connection: HandlerConnection) -> None:
-        """A result or a listener gave the connection away, and it is used. Raises FlowKitError in another thread, which
-        may have it from an earlier message."""
+        """Note that the handler got this connection from a result or a listener, and uses it. Raises FlowKitError in
+        another thread, which may have it from an earlier message."""
         if get_ident() != self._thread:
             raise FlowKitError(
                 f"flow {self.unit.flow}: a thread uses the connection of a result, which may be another message's by "
@@ -86,7 +86,7 @@ class HandlerWatch:
     # ------------------------------------------------------------ what the handler does
 
     def touch(self) -> None:
-        """The handler uses the transaction. Raises FlowKitError when it has returned."""
+        """Note that the handler uses the transaction. Raises FlowKitError if it has returned."""
         self.admit()
         if self._closing:
             return
@@ -97,21 +97,21 @@ class HandlerWatch:
         self.unit.touch(self.follow)
 
     def admit(self) -> None:
-        """Raise FlowKitError when the handler has returned: a thread that it left behind would write into the
-        transaction of another message."""
+        """Raise FlowKitError if the handler has returned: a thread that it left behind would write into the transaction
+        of another message."""
         if not self._open or (self._returned and get_ident() != self._thread):
             raise FlowKitError(
                 f"flow {self.unit.flow}: a session, connection or objects of a message were used after its handler had "
-                "returned; wait in the handler for the threads that it starts, and keep nothing of its session"
+                "returned; wait in the handler for the threads that it starts, and keep nothing of the session"
             )
 
     @property
     def elsewhere(self) -> bool:
-        """Whether a thread that the handler started runs this."""
+        """Whether the current thread is one that the handler started."""
         return get_ident() != self._thread
 
     def follow(self) -> None:
-        """The transaction begins on another connection, since the pooled one had died while it was idle."""
+        """Move to the unit's new connection: the pooled one had died while it was idle."""
         for connection in self._connections:
             connection.move(self.unit.pooled)
 
@@ -120,17 +120,22 @@ class HandlerWatch:
         return [one for one in (self._connection, self._lent) if one is not None]
 
     def touch_own(self, what: str) -> None:
-        """FlowKit is to read or write its own tables for the handler, whose role or path must not hide them."""
+        """Prepare to read or write FlowKit's own tables for the handler. `what` names the call for the error.
+
+        Raises FlowKitError if a role or path that the handler set may hide the tables.
+        """
         self.touch()
         if self.unit.residue & Residue.SETTING or (self._exposed and self.unit.ground() != self._ground):
             raise FlowKitError(
                 f"flow {self.unit.flow}: {what} was called after the handler had changed a setting or role of its "
-                "transaction, with which FlowKit's tables may not be found; use the objects before that"
+                "transaction, which may hide FlowKit's tables; use the objects before that"
             )
 
     def nested(self) -> Connection | None:
-        """Be inside of the savepoint that the handler has begun: its connection, or None where it has begun none. A
-        session sets its savepoint at its first statement; what FlowKit writes for the handler is no statement of it."""
+        """Enter the savepoint that the handler has begun. Returns its connection; None if there is no such savepoint.
+
+        A session sets its savepoint only at its first statement, and FlowKit's writes are no statements of the session.
+        """
         session, connection = self._session, self._connection
         if session is not None and session.awake and session.in_nested_transaction():
             session.connection()
@@ -139,7 +144,8 @@ class HandlerWatch:
         return connection
 
     def look(self, statement: str, cursor: Any) -> None:
-        """The handler executes a statement. Raises Apart when others in this transaction would meet what it leaves."""
+        """Check a statement that the handler executes. Raises Apart if other messages of this transaction would see
+        what it leaves."""
         self.admit()
         if self.unit.cursors is not None:
             self.unit.cursors.add(cursor)
@@ -151,31 +157,32 @@ class HandlerWatch:
             return
         if left & Residue.LASTING and not self.unit.private:
             raise FlowKitError(
-                f"flow {self.unit.flow}: `{_short(statement)}` leaves something in the session at the server, which a "
-                "pooler in transaction mode gives to others; use what ends with the transaction (ON COMMIT DROP)"
+                f"flow {self.unit.flow}: `{_short(statement)}` leaves something in the server session, which a pooler "
+                "in transaction mode shares with others; use a form that ends with the transaction (ON COMMIT DROP)"
             )
         if not self.unit.alone:
             self.unit.fail(Apart(_short(statement)))
         self.unit.residue |= left
 
     def postpone(self, statement: str, rows: Sequence[Any], outside: bool) -> bool:
-        """Whether a statement waits, to go together with others like it. `outside`: of savepoints of the handler's."""
+        """Keep a statement, to send it together with others, and return True; or return False. `outside`: it is outside
+        of the handler's savepoints."""
         return self.unit.postpone(statement, rows, outside and not self._exposed)
 
     def expose(self) -> None:
-        """The handler gets the driver's connection, or SQLAlchemy does, to roll back. Raises FlowKitError where others
-        would get what it leaves in the session, unseen."""
+        """Note that the handler gets the driver's connection, or SQLAlchemy does for a rollback. Raises FlowKitError if
+        others could get what it leaves in the server session."""
         if self.unit.undone:
             return
         self.touch()
         if not self.unit.private:
             raise FlowKitError(
-                f"flow {self.unit.flow}: the driver's own connection may leave something in the session at the server, "
-                "which a pooler in transaction mode gives to others; execute by the Session or Connection, or let "
+                f"flow {self.unit.flow}: the driver's own connection may leave something in the server session, which "
+                "a pooler in transaction mode shares with others; use the Session or Connection, or let "
                 "FLOWKIT_DATABASE_URL name the server itself"
             )
         if not self.unit.alone:
-            self.unit.fail(Apart("Connection.connection"))  # nobody sees what is done there
+            self.unit.fail(Apart("Connection.connection"))  # FlowKit cannot see what is done there
         self.unit.send()
         if not self._exposed:
             self._ground = self.unit.ground()
@@ -183,28 +190,29 @@ class HandlerWatch:
         self._exposed = True
 
     def note(self, error: BaseException) -> bool:
-        """Whether this is what the database refused: a handler that goes on all the same has failed."""
+        """Note an error, and return whether the database refused a statement by it. A handler that continues after that
+        has failed."""
         refused = isinstance(error, self.unit.refusals)
         if refused:
             self.unit.failure = error
-            self.unit.undone = self.unit.undone or self.unit.rolled_back  # SQLite may do so by itself
+            self.unit.undone = self.unit.undone or self.unit.rolled_back  # SQLite may roll back by itself
         return refused
 
     def undo(self) -> None:
-        """A session rolled the transaction back."""
+        """Note that a session rolled the transaction back."""
         self.unit.undone = True
 
     # ------------------------------------------------------------ its end
 
     def _forget(self) -> None:
-        """Let the session go, and with it this access: without, no garbage is left to find."""
+        """Release the session. That breaks its reference cycle with this access: no garbage is left to collect."""
         session, self._session = self._session, None
         if session is not None:
             self._closing = True
             session.release()
 
     def close(self) -> None:
-        """Let nobody use it any more."""
+        """Refuse every further use."""
         lent, self._lent, self._connection = self._lent, None, None
         self._closing = True
         try:

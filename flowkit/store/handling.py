@@ -1,4 +1,4 @@
-"""The handlers' part of a transaction: their savepoints, their mistakes, and what they share."""
+"""The handlers' part of a transaction: their savepoints, their errors, and the objects that they share."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ _log = logging.getLogger("flowkit.store")
 
 
 class HandledTransaction(Transaction):
-    """A transaction in which handlers work. Each of them gets an Access to it."""
+    """A transaction in which handlers work. Each handler gets an Access to it."""
 
     def __init__(
         self,
@@ -40,21 +40,21 @@ class HandledTransaction(Transaction):
         self.opening: Callable[[], None] | None = None
         self.private = dialect.private
         self.refusals = (dialect.error, StoreConflict, StoreUnavailable)
-        """The errors by which the database, or FlowKit in its place, refuses a statement of a handler."""
+        """The errors by which the database, or FlowKit on its behalf, refuses a handler's statement."""
         self.failure: BaseException | None = None
-        """The last one of those."""
+        """The last refusal."""
         self.undone = False
         """Whether a session rolled the transaction back, because a flush failed."""
         self.sessions: list[HandlerSession] = []
-        """Those that want to know how the transaction ends."""
+        """The sessions with listeners to the end of the transaction."""
         self.spare: HandlerConnection | None = None
-        """The one that the next handler can use."""
+        """The connection that the next handler can use."""
         self.common: HandlerSession | None = None
-        """The one that flushes what messages only added, for all of them together."""
+        """The session that flushes the objects that messages only added, for all of them together."""
         self.flushed = Flushed()
-        """Of its handlers that did not fail."""
+        """The flushed objects of handlers that did not fail."""
         self.cursors: WeakSet[Any] | None = WeakSet() if dialect.serial else None
-        """The cursors of handlers, where one goes on working as it is asked for rows."""
+        """The cursors of handlers, on SQLite, where an open cursor keeps its statement running."""
         self._failed: BaseException | None = None
 
     @cached_property
@@ -62,9 +62,9 @@ class HandledTransaction(Transaction):
         return hooked()
 
     def touch(self, follow: Callable[[], None]) -> None:
-        """A handler uses the transaction: see to it that there is one and that its end is noticed.
+        """Begin the transaction for a handler, and set the savepoint that shows whether the handler ends it.
 
-        `follow` is called as soon as it has begun, perhaps on another connection.
+        This calls `follow` when the transaction has begun, perhaps on another connection.
         """
         if self._failed is not None:
             raise self._failed
@@ -81,18 +81,18 @@ class HandledTransaction(Transaction):
         self._guarded = True
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Raise this, now and at each later use: the handler may catch it and go on, but neither write nor be done."""
+        """Raise this error, now and at each later use: a handler that catches it can neither write nor succeed."""
         self._failed = error
         raise error
 
     def flush_common(self, access: Watcher | None = None) -> None:
-        """Send the objects that messages only added, before another message looks at what they wrote."""
+        """Flush the objects that messages only added, before another message can read them."""
         common = self.common
         if common is not None and access is not common.access and self._guarded and common.new:
             common.flush()
 
     def lend(self, access: Watcher) -> HandlerConnection:
-        """The connection that the messages of this unit use in turns."""
+        """Return the connection that the messages of this unit use one after another."""
         spare, self.spare = self.spare, None
         if spare is None:
             return HandlerConnection(self.engine, self.pooled, access)
@@ -100,14 +100,14 @@ class HandledTransaction(Transaction):
         return spare
 
     def close_cursors(self) -> None:
-        """Close what a handler left open: a result that somebody keeps, be it the traceback of an error, would hold
-        back SQLite's commit, and keep the connection from each transaction after another connection's commit."""
+        """Close the cursors that a handler left open. An open result, kept by the traceback of an error for example,
+        would block SQLite's commit, and any new transaction after another connection's commit."""
         for cursor in list(self.cursors or ()):
-            with suppress(Exception):  # a thread is amid it
+            with suppress(Exception):  # a thread is using it
                 cursor.close()
 
     def set_own(self) -> None:
-        """Begin the part of one message, which can be undone alone whatever became of savepoints inside."""
+        """Begin the part of one message. It can be undone alone, whatever the handler does with its savepoints."""
         self.send()
         self._execute(f"SAVEPOINT {OWN}")
 
@@ -128,12 +128,12 @@ class HandledTransaction(Transaction):
             raise
 
     def postpone(self, statement: str, rows: Sequence[Row], plain: bool) -> bool:
-        """Let a handler's plain INSERT wait, so that those of a batch take one round trip. Any other statement, or one
-        inside a savepoint of the handler's own, comes after those that wait."""
+        """Let a handler's plain INSERT wait, so that a batch takes one round trip. Returns whether it waits. Any other
+        statement, or one in a handler's own savepoint, first sends those that wait."""
         wait = self.together and plain and self._dialect.plain(statement)
         if wait:
             self.write(statement, rows)
-        if not wait or len(rows) > 1:  # a session that flushes several objects wants to know whether they are refused
+        if not wait or len(rows) > 1:  # a session that flushes several objects needs to know of a refusal
             self.send()
         return wait
 
@@ -146,14 +146,14 @@ class HandledTransaction(Transaction):
         if isinstance(broken, RuntimeError):
             return self.swallowed()
         if isinstance(broken, StoreUnavailable):
-            self._failed = broken  # the first look knows most
+            self._failed = broken  # the first check knows most
         return broken
 
     def ended(self, error: BaseException) -> BaseException | None:
         broken = self.broken()
         if isinstance(broken, Apart | StoreConflict | StoreUnavailable | TransactionEnded):
             return broken
-        # Only what this transaction met: the handler may speak to other databases too.
+        # Only errors of this transaction count: the handler may use other databases too.
         cause: BaseException | None = error
         seen: set[int] = set()  # `raise error from error` is possible
         while cause is not None and id(cause) not in seen:
@@ -165,7 +165,8 @@ class HandledTransaction(Transaction):
         return None
 
     def swallowed(self, failure: BaseException | None = None) -> BaseException:
-        """A handler caught a database error: a collision, which runs again, or its own mistake."""
+        """Return the error for a handler that caught a database error: a conflict, after which the work runs again, or
+        the handler's own failure."""
         failure = failure or self.failure
         cause = classify(self._dialect, failure) if failure is not None else None
         if not isinstance(cause, StoreConflict | StoreUnavailable):
@@ -178,7 +179,7 @@ class HandledTransaction(Transaction):
             return
         try:
             self._cursor.execute(f"ROLLBACK TO SAVEPOINT {TOKEN}")
-        except Exception as error:  # all is undone in any case
+        except Exception as error:  # everything is undone in any case
             if self.token_gone(error):
                 raise TransactionEnded(ENDED) from error
 
@@ -204,18 +205,18 @@ class HandledTransaction(Transaction):
         self._tell_all("after_commit")
 
     def end(self) -> None:
-        """Undo what is not committed and return the connection. Never raises: a broken connection is discarded."""
+        """Undo uncommitted writes, and return the connection to the pool; discard a broken one. Never raises."""
         self._waiting.clear()
-        self.spare = None  # which knows this unit: without, no garbage is left to find
+        self.spare = None  # it refers to this unit: without it, no garbage is left to collect
         common, self.common = self.common, None
         if common is not None:
             common.access.close()
         self._tell_all("after_rollback")
-        self.flushed.undo()  # nothing, where all is committed
+        self.flushed.undo()  # after a commit it is empty
         self._return()
 
     def tell(self, session: HandlerSession, event: str) -> None:
-        """Tell a session's listeners how its transaction ended. It has: an error of theirs changes nothing."""
+        """Call a session's listeners to the end of the transaction, and log their errors, which change nothing."""
         try:
             getattr(session.dispatch, event)(session)
         except Exception:

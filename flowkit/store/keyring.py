@@ -1,4 +1,4 @@
-"""The keys of a store: messages that travel by a broker are signed with them."""
+"""The signing keys of a store: they sign the messages that travel by a broker."""
 
 from collections.abc import Sequence
 from secrets import token_hex
@@ -14,19 +14,22 @@ from flowkit.store.tables import RETENTION, SIGNING, first_key, new_key
 from flowkit.store.unit import SqlUnit
 
 KNOWN_SECONDS = 60.0
-"""A new key signs when it is so old: workers look at the keys twice as often, so that all know it by then."""
+"""Seconds until a new key signs. Workers read the keys twice as often, so that all know it by then."""
 HANDOVER_SECONDS = 2 * KNOWN_SECONDS
-"""After so long no worker signs with the key before. Its `hold` begins then."""
+"""Seconds after which no worker signs with the previous key. The `hold` of that key begins then."""
 DRAIN_SECONDS = 14 * 86_400.0
-"""Time in seconds for which unsigned messages are taken after the last worker of the version before: the default of
-App(retention=), because later ones are dead letters for their age. An app with a longer retention makes it longer."""
+"""Seconds for which unsigned messages are accepted after the last worker of an older version: the default of
+App(retention=), because later ones are dead letters for their age. An app with a longer retention extends it."""
 AGAIN_SECONDS = 3600.0
-"""Seconds between two notes that such a worker is there."""
+"""Seconds between two updates of the time at which such a worker was last there."""
 
 
 class KeyState(NamedTuple):
-    """A key, for people. Times are in seconds: since it was made, and until it verifies no more; None: for good; since
-    the next key was made."""
+    """A signing key without its secret. All times are in seconds.
+
+    `age` counts from its creation. `left` is the time until it expires; None: it does not expire. `idle` counts from
+    the creation of the next key.
+    """
 
     id: str
     age: float
@@ -36,16 +39,17 @@ class KeyState(NamedTuple):
 
 
 class Keyring:
-    """Reads and changes the keys. Every call blocks; any thread may call it. Its callers show no secret."""
+    """Reads and changes the signing keys. Every call blocks; any thread may call it. Callers must not show secrets."""
 
     def __init__(self, database: Database, fleet: Fleet) -> None:
         self._database = database
         self._fleet = fleet
 
     def read(self) -> Ring:
-        """The keys, for a process that uses a broker. From then on older code is refused where signatures are required.
+        """Return the keys, for a process that uses a broker. If signatures are required, the store refuses older code
+        from then on.
 
-        Raises ConfigError where there are no keys.
+        Raises ConfigError if there are no keys.
         """
         rows, lenient = self._rows(), self._is_lenient()
         keys = [Key(id, bytes.fromhex(secret), left is None or left > 0) for id, secret, _, left in rows]
@@ -53,7 +57,7 @@ class Keyring:
         return Ring(tuple(sorted(keys, key=lambda key: key.id != signs)), lenient)
 
     def states(self) -> list[KeyState]:
-        """The keys without their secrets, the newest first. Raises as `read` does."""
+        """Return the keys without their secrets, the newest first. Raises like `read`."""
         rows = self._rows()
         ages = [age / MICROSECOND for _, _, age, _ in rows]
         return [
@@ -62,24 +66,26 @@ class Keyring:
         ]
 
     def note(self, app: str, retention: float) -> None:
-        """Note for how many seconds messages of an app may wait: for so long keys are held, and what is unsigned is
-        taken."""
+        """Record the retention of an app, in seconds. For the longest one, replaced keys verify and unsigned messages
+        are accepted."""
         with self._database.transaction(fenced=False) as unit:
             unit.write(self._database.sql.note_retention, [(RETENTION + app, str(int(retention * MICROSECOND)))])
 
     def hold(self) -> float:
-        """For how many seconds a key is held: as long as any message may wait."""
+        """Return the seconds for which a replaced key still verifies: as long as any message may wait."""
         return _window(self._longest())
 
     def rotate(self, hold: float) -> str:
-        """Make a new key, and let those before verify for `hold` seconds more; 0 is for keys that somebody else knows.
-        Returns its id. Raises ConfigError where messages may wait for longer."""
+        """Create a new key, and return its id. Older keys verify for `hold` seconds more; 0 is for a leaked key.
+
+        Raises ConfigError if messages may wait for longer than `hold`, unless that is 0.
+        """
         longest = self._longest() / MICROSECOND
         if 0 < hold < longest:
             raise ConfigError(
-                f"messages may wait for {duration.text(longest)} (App(retention=)), and true ones that are older than "
+                f"messages may wait for {duration.text(longest)} (App(retention=)), and genuine ones older than "
                 f"{duration.text(hold)} would be refused; write --hold {duration.text(longest)}, or --hold 0s for a "
-                "key that somebody else knows"
+                "key that has leaked"
             )
         id, seconds = token_hex(8), int((HANDOVER_SECONDS + hold) * MICROSECOND)
         with self._database.transaction(fenced=False) as unit:
@@ -88,30 +94,30 @@ class Keyring:
         return id
 
     def renew(self, unit: SqlUnit) -> None:
-        """Replace all keys, in a transaction: those of the store that this one is a copy of sign nothing here."""
+        """Replace all keys, in the transaction of `unit`: the keys of the copied store must not sign here."""
         first = first_key()
         unit.write(self._database.sql.forget_keys, [()])
         unit.write(self._database.sql.add_key, [(first["id"], first["secret"])])
 
     def require(self) -> None:
-        """Take no unsigned messages any more. Raises ConfigError while workers of the version before are there."""
+        """Accept no unsigned messages any more. Raises ConfigError while workers of an older version are there."""
         with self._database.unit("") as unit:
             found = unit.read(self._database.sql.older_workers)
         older = [worker for (worker,) in found if not self._fleet.is_gone(worker)]
         if older:
             raise ConfigError(
-                f"{len(older)} worker(s) of the version before are there and sign nothing: what they send would be "
-                "refused; stop them, or start them with this version, and ask again"
+                f"{len(older)} worker(s) of an older version are there and sign nothing: their messages would be "
+                "refused; stop them, or start them with this version, and run this again"
             )
         self._require()
 
     def unsigned(self) -> float | None:
-        """For how many seconds more unsigned messages are taken, at least; None: they are not taken."""
+        """Return the seconds for which unsigned messages are still accepted, at least; None: they are refused."""
         found = self._signing()
         return None if found.until is None else max(0.0, found.window if found.until == "" else found.left)
 
     def _is_lenient(self) -> bool:
-        """Whether unsigned messages are taken: for a time after workers of the version before were there last."""
+        """Whether unsigned messages are accepted: for a time after the last worker of an older version."""
         found = self._signing()
         if found.until is None:
             if found.oldest < SIGNING:
@@ -147,7 +153,7 @@ class Keyring:
 
 
 def _signing(rows: Sequence[Any]) -> str:
-    """The newest key that all workers know; the oldest one if all are new."""
+    """Return the id of the newest key that all workers know, or of the oldest key if all are new."""
     known = [id for id, _, age, _ in rows if age >= KNOWN_SECONDS * MICROSECOND]
     return str(known[0] if known else rows[-1][0])
 
@@ -156,27 +162,27 @@ class _Signing(NamedTuple):
     """The store's record of signatures."""
 
     oldest: str
-    """The oldest version whose code works on it."""
+    """The oldest schema version whose code may use the store."""
     until: str | None
-    """When unsigned messages are not taken any more, in microseconds; empty before a process that signs was there;
-    None: they are not taken."""
+    """The time until which unsigned messages are accepted, in microseconds; empty before the first process that signs;
+    None: they are refused."""
     now: int
     older: int
-    """How many workers of the version before are there."""
+    """The number of workers of an older version."""
     longest: int
-    """The longest App(retention=) that is noted, in microseconds."""
+    """The longest recorded App(retention=), in microseconds."""
 
     @property
     def window(self) -> float:
-        """Seconds for which unsigned messages are taken after the last of them was there."""
+        """Seconds for which unsigned messages are accepted after the last worker of an older version."""
         return _window(self.longest)
 
     @property
     def left(self) -> float:
-        """Seconds until then. The time that is noted is the end for the default retention."""
+        """Seconds until unsigned messages are refused. `until` is the end for the default retention."""
         return (int(self.until or 0) - self.now) / MICROSECOND + self.window - DRAIN_SECONDS
 
 
 def _window(longest: int) -> float:
-    """Seconds for which any message may wait, by the longest retention that is noted in microseconds."""
+    """Return the seconds for which any message may wait. `longest`: the longest recorded retention, in microseconds."""
     return max(DRAIN_SECONDS, longest / MICROSECOND)

@@ -1,7 +1,7 @@
 """The ledger: accepted = applied + dead + discarded + expired + pending, for each flow.
 
-The left side and the first four terms are counters, written in the transactions that they count; pending is read from
-the rows, so that the equation can fail.
+The left side and the first four terms are counters, written in the transactions that they count. Pending is counted
+from the rows, so that the equation can fail.
 """
 
 from collections.abc import Collection
@@ -21,15 +21,15 @@ class Balance(NamedTuple):
     expired: int = 0
     pending: int = 0
     letters: int = 0
-    """Dead letters that are there; must equal `dead`."""
+    """Existing dead letters; must equal `dead`."""
     unidentified: int = 0
-    """Of the accepted ones, those that came without an id: they are applied at least once."""
+    """Accepted messages that came without an id: they are applied at least once."""
     reused: int = 0
-    """Duplicates whose body is another one than that of the message that has their id. Nothing was done with them."""
+    """Duplicates whose body differs from that of the first message with their id. They changed nothing."""
 
     @property
     def ended(self) -> int:
-        """Copies that are at their end."""
+        """Copies that have ended."""
         return self.applied + self.dead + self.discarded + self.expired
 
     @property
@@ -38,7 +38,7 @@ class Balance(NamedTuple):
 
 
 class Backlog(NamedTuple):
-    """What waits for one flow. `oldest` is in seconds since it was staged; None where nothing waits."""
+    """The backlog of one flow, in message rows. `oldest` is the age of the oldest, in seconds; None without rows."""
 
     due: int
     leased: int
@@ -48,7 +48,7 @@ class Backlog(NamedTuple):
 
 
 class WorkerRow(NamedTuple):
-    """A worker as it last reported. `started` and `silent` are in seconds before now."""
+    """A worker as it last reported. `started` and `silent` are the seconds since its start and its last heartbeat."""
 
     id: str
     app: str
@@ -71,12 +71,12 @@ class Ledger:
         self._database = database
 
     def balances(self) -> dict[str, Balance]:
-        """The ledger of every flow, in one snapshot."""
+        """Return flow -> its ledger, in one snapshot."""
         with self._database.unit("") as unit:
             return {flow: Balance(*map(int, rest)) for flow, *rest in unit.read(self._database.sql.balances)}
 
     def backlog(self) -> dict[str, Backlog]:
-        """What waits, by flow."""
+        """Return flow -> its backlog."""
         with self._database.unit("") as unit:
             return {
                 flow: Backlog(int(due), int(leased), int(delayed), int(parked), None if age is None else age / 1e6)
@@ -84,7 +84,7 @@ class Ledger:
             }
 
     def workers(self) -> list[WorkerRow]:
-        """The workers that are in the fleet."""
+        """Return the workers of the fleet."""
         with self._database.unit("") as unit:
             return [
                 WorkerRow._make((*who, Figures(handled, failed, p99 / 1e6), started / 1e6, silent / 1e6))

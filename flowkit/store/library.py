@@ -1,7 +1,7 @@
-"""One SQLite library for one file.
+"""Keeps a process from opening one SQLite file by two SQLite libraries.
 
-Two libraries in one process do not know of each other. SQLite's locks belong to the process, and when the one closes
-the file, the operating system drops the locks of the other: two processes then write at once, and destroy the file.
+Two libraries in one process do not know of each other. SQLite's locks belong to the process: when one library closes
+the file, the operating system drops the locks of the other. Two processes then write at once, and destroy the file.
 """
 
 import importlib.util
@@ -17,12 +17,12 @@ from weakref import WeakKeyDictionary
 from flowkit.errors import ConfigError
 
 FileId = tuple[int, int]
-"""Device and inode: what tells a file from others of its name."""
+"""Device and inode, which identify a file whatever its name."""
 
 
 @cache
 def sqlite_driver() -> ModuleType:
-    """The SQLite driver to use: the newer of pysqlite3 and the standard library's."""
+    """Return the SQLite driver to use: the newer one of pysqlite3 and the standard library's sqlite3."""
     candidates = [importlib.import_module("sqlite3")]
     if importlib.util.find_spec("pysqlite3"):
         candidates.append(importlib.import_module("pysqlite3.dbapi2"))
@@ -30,7 +30,7 @@ def sqlite_driver() -> ModuleType:
 
 
 def file_id(path: Any) -> FileId | None:
-    """Which file a path names. None: there is none."""
+    """Return the identity of the file at a path; None if there is none."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -39,7 +39,7 @@ def file_id(path: Any) -> FileId | None:
 
 
 def refuse(path: Any, library: str) -> ConfigError:
-    """The error for another library that opens the file of a store, or has it open."""
+    """Return the error for another library that opens the file of a store, or has it open."""
     ours = sqlite_driver().__name__.split(".")[0]
     return ConfigError(
         f"{library} opens {path}, which FlowKit has open in this process through {ours}: two SQLite libraries in one "
@@ -49,15 +49,14 @@ def refuse(path: Any, library: str) -> ConfigError:
 
 
 class Files:
-    """The files of this process's stores. The standard library's sqlite3 may not open one, if the stores use another
-    library."""
+    """The SQLite files of this process's stores. If the stores use another library, sqlite3 may not open them."""
 
     def __init__(self) -> None:
         self._open: WeakKeyDictionary[object, FileId] = WeakKeyDictionary()
-        """By the object that has it open."""
+        """Object that has a file open -> the file."""
         self._lock = threading.Lock()
         if sqlite_driver().__name__ != "sqlite3":
-            sys.addaudithook(self._hear)  # it stays for as long as the process lives
+            sys.addaudithook(self._hear)  # a hook stays until the process ends
 
     def open(self, owner: object, file: FileId) -> None:
         with self._lock:
@@ -68,7 +67,7 @@ class Files:
             self._open.pop(owner, None)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "sqlite3.connect":  # pysqlite3 tells of nothing
+        if event == "sqlite3.connect":  # pysqlite3 raises no audit events
             path = _path(arguments[0])
             with self._lock:
                 known = file_id(path) in set(self._open.values())
@@ -78,11 +77,11 @@ class Files:
 
 @cache
 def files() -> Files:
-    """Those of this process: it can have one hook only, and no two stores know of each other."""
+    """Return the files of this process, one object for all stores: a hook cannot be removed."""
     return Files()
 
 
 def _path(database: Any) -> str:
-    """The path of what sqlite3.connect() was given, be it a URI."""
+    """Return the path in the argument of sqlite3.connect(), which may be a URI."""
     name = os.fsdecode(database)
     return unquote(urlsplit(name).path) if name.startswith("file:") else name

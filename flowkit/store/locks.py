@@ -1,4 +1,4 @@
-"""The lock files of workers beside an SQLite file: a death frees its lock, and others see that at once."""
+"""The lock files of workers beside an SQLite file. The death of a worker frees its lock, which others see at once."""
 
 import errno
 import fcntl
@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 from flowkit.errors import ConfigError
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
-"""The id of a worker that may have a file. A row of the table may hold anything."""
+"""The ids of workers that may have a lock file. A row of the table may hold any text."""
 
 
 class Locks:
-    """A folder of lock files that its user alone can read. No link is followed, neither for the folder nor in it."""
+    """A folder of lock files that only its user can read. FlowKit follows no link, for the folder or for a file."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
@@ -22,11 +22,12 @@ class Locks:
 
     @property
     def descriptors(self) -> Collection[int]:
-        """The open files of this process's workers."""
+        """The descriptors of the lock files that this process holds."""
         return self._held.values()
 
     def hold(self, worker: str) -> None:
-        """Hold the lock of a worker for as long as this process lives. Raises ConfigError."""
+        """Hold the lock of a worker until this process ends. Blocks while another process has it. Raises
+        ConfigError."""
         if not _ID.fullmatch(worker):
             raise ConfigError(f"worker {worker!r:.80}: its id cannot name a file; write letters, digits, - and _")
         with suppress(FileExistsError):
@@ -40,7 +41,7 @@ class Locks:
             self._held[worker] = descriptor
 
     def gone(self, worker: str) -> bool:
-        """Whether nobody holds the lock of a worker: it is dead, or was none. Raises ConfigError."""
+        """Whether no process holds the lock of a worker: it is dead, or never existed. Raises ConfigError."""
         if not _ID.fullmatch(worker):
             return True
         try:
@@ -50,7 +51,7 @@ class Locks:
             return True
         except OSError as error:
             if error.errno == errno.ELOOP:
-                return True  # a link: no worker made it
+                return True  # a link, which no worker creates
             raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,7 +62,7 @@ class Locks:
         return True
 
     def forget(self, worker: str) -> None:
-        """Remove the lock of a worker that is gone or leaves. Raises ConfigError."""
+        """Remove the lock file of a worker that is dead or leaves. Raises ConfigError."""
         descriptor = self._held.pop(worker, None)
         if descriptor is not None:
             os.close(descriptor)

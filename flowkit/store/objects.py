@@ -1,4 +1,4 @@
-"""Objects: what handlers keep under a key, in their own transaction."""
+"""Objects: values that handlers keep under a key, in the transaction of their message."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, Protocol
@@ -17,10 +17,10 @@ class Handler(Protocol):
     """The part of a handler's access that objects need."""
 
     def touch_own(self, what: str) -> None:
-        """FlowKit is to read or write its own tables for the handler, which called `what`."""
+        """Prepare to read or write FlowKit's own tables for the handler. `what` names the call for errors."""
 
     def nested(self) -> Connection | None:
-        """Be inside of the savepoint that the handler has begun: its connection, or None where it has begun none."""
+        """Enter the savepoint that the handler has begun. Returns its connection; None without such a savepoint."""
 
 
 class Writer(Protocol):
@@ -29,33 +29,33 @@ class Writer(Protocol):
     sql: Statements
 
     def read(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
-        """The rows of a query, which sees what was written before."""
+        """Return the rows of a query, which sees all earlier writes."""
 
     def write(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
-        """Run a statement once for each row of parameters, at the latest with the commit."""
+        """Run a statement once for each row of parameters, with the commit at the latest."""
 
     def send(self) -> None:
-        """Run what waits."""
+        """Run the waiting statements."""
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Raise this, now and at each later use."""
+        """Raise this error, now and at each later use."""
 
 
 class SqlObjects:
-    """Implements ports.Objects for one message. `space` keeps apps apart."""
+    """Implements ports.Objects for one message. `space` separates the objects of different apps."""
 
     def __init__(self, handler: Handler, unit: Writer, space: str) -> None:
         self._handler = handler
         self._unit = unit
         self._space = space
         self._read: dict[str, bytes | None] = {}
-        """Key -> what others have put there, when this message read it first; None where there was none."""
+        """Key -> the value of others that this message read first; None if there was none."""
         self._own: dict[str, bytes | None] = {}
-        """Key -> what this message has put there since; None where it has deleted it."""
+        """Key -> the value that this message has put since; None if it has deleted the object."""
         self._outside: dict[str, bytes | None] | None = None
-        """Its own when it wrote inside of a savepoint of the handler's for the first time; None before that."""
+        """A copy of `_own` from before the first write inside a savepoint of the handler; None until then."""
         self._marks: list[dict[str, bytes | None]] = []
-        """Its own as each savepoint was set that is open, but for those from before."""
+        """A copy of `_own` for each open savepoint that was set after that."""
 
     def get(self, key: str) -> Any:
         self._handler.touch_own("objects.get()")
@@ -92,11 +92,11 @@ class SqlObjects:
         self._own[key] = None
 
     def _known(self, key: str) -> bytes | None:
-        """The value that this message, which has read the key, takes to be there."""
+        """Return the value that this message expects under a key that it has read."""
         return self._own[key] if key in self._own else self._read[key]
 
     def _enter(self) -> None:
-        """Be inside of the savepoint that the handler has begun, and remember what is undone with it."""
+        """Enter the savepoint that the handler has begun, and remember which writes it would undo."""
         connection = self._handler.nested()
         if self._outside is None and connection is not None:
             self._outside = dict(self._own)
@@ -108,7 +108,7 @@ class SqlObjects:
         self._marks.append(dict(self._own))
 
     def _undo(self, connection: Connection, name: str, context: None) -> None:
-        """Forget what the database has undone: all that was put here since the savepoint was set."""
+        """Forget the writes that the database has undone: those since the savepoint was set."""
         self._own = self._marks.pop() if self._marks else dict(self._outside or {})
 
     def _keep(self, connection: Connection, name: str, context: None) -> None:
@@ -116,7 +116,7 @@ class SqlObjects:
             self._marks.pop()
 
     def _compare(self, key: str, statement: str, row: tuple[object, ...]) -> None:
-        """Write what this message has read before. It waits for whoever writes the same key, and fails if that
-        changed it: the message runs again, and reads what is there then."""
+        """Write an object that this message has read. Waits for another transaction that writes the same key, and fails
+        if that changed it: the message runs again, and reads the new value."""
         if not self._unit.read(statement, row):
             self._unit.fail(StoreConflict(f"object {key} was changed by another transaction after it was read"))

@@ -1,4 +1,4 @@
-"""The place of a store: which database it lives in. A copy of that database is another place."""
+"""The place of a store: the database that holds it. A copy of that database is another place."""
 
 import logging
 
@@ -10,15 +10,15 @@ from flowkit.store.ledger import Ledger
 from flowkit.store.tables import new_key
 
 FRESH_SECONDS = 5.0
-"""A worker whose heartbeat is not older is alive."""
+"""Age of a heartbeat, in seconds, up to which its worker counts as alive."""
 _log = logging.getLogger("flowkit.store")
 
 
 class Place:
-    """Compares where a store is with where it was. Every call blocks; any thread may call it.
+    """Compares the present place of a store with the recorded one. Every call blocks; any thread may call it.
 
-    A broker's queues are named by the store's id, which a copy of the database shares: workers of both would each apply
-    a part of the messages.
+    The names of a broker's queues contain the store's id, which a copy of the database shares: workers of both would
+    each apply a part of the messages.
     """
 
     def __init__(self, database: Database, ledger: Ledger, keyring: Keyring) -> None:
@@ -27,7 +27,7 @@ class Place:
         self._keyring = keyring
 
     def check(self) -> None:
-        """Note where the store is, if nobody has; raise ConfigError where that is another database now."""
+        """Record the place of the store, if there is no record. Raises ConfigError if that names another place."""
         here = self._here()
         with self._database.transaction(fenced=False) as unit:
             unit.write(self._database.sql.first_place, [(here,)] if here else [])
@@ -36,21 +36,21 @@ class Place:
         was = str(noted[0][0]) if noted else here
         if here.startswith(UNKNOWN):
             _log.info(
-                "the server does not tell its system identifier; a copy on another server is not recognised by it"
+                "the server does not report its system identifier; FlowKit cannot recognise a copy on another server"
             )
         if not _same(here, was):
             raise ConfigError(
                 f"FLOWKIT_DATABASE_URL names a copy: store {self._database.identity()} was in database {was}, and this "
                 f"is {here} (system identifier/oid); with a broker, workers of both would each apply a part of the "
-                "messages; if the other database is given up, run: flowkit db adopt; if both go on, run here: "
+                "messages; if the other database is given up, run: flowkit db adopt; if both stay in use, run here: "
                 "flowkit db adopt --apart"
             )
 
     def adopt(self, apart: bool = False) -> str:
-        """Let this database be the store's; with `apart`, a store of its own, with keys of its own. Returns the store's
-        id.
+        """Record this database as the place of the store; with `apart`, make it another store, with a new id and new
+        keys. Returns the store's id.
 
-        Raises ConfigError while workers of it are alive: they would go on with the queues of the id before.
+        With `apart`, raises ConfigError while its workers are alive: they would use the queues of the old id.
         """
         alive = [one.id for one in self._ledger.workers() if one.silent < FRESH_SECONDS]
         if apart and alive:
@@ -65,7 +65,7 @@ class Place:
         return self._database.identity()
 
     def _here(self) -> str:
-        """The database that this is; empty where nothing tells a copy from a file that was moved."""
+        """Return the present place; empty if nothing tells a copy from a moved file."""
         try:
             with self._database.dialect.engine.connect() as connection:
                 return self._database.dialect.place(connection.connection.driver_connection)
@@ -74,5 +74,5 @@ class Place:
 
 
 def _same(here: str, was: str) -> bool:
-    """Whether two places can be one: what is unknown of one of them is not compared."""
+    """Whether two places can be the same. Parts that are unknown in either are not compared."""
     return all(UNKNOWN in pair or pair[0] == pair[1] for pair in zip(here.split("/"), was.split("/"), strict=True))

@@ -1,4 +1,4 @@
-"""The queue: message rows that are due, taken under leases."""
+"""The queue: workers take due message rows under leases."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -17,10 +17,10 @@ class Queue:
     def lease(self, flow: str, limit: int, worker: str, seconds: float) -> list[Delivery]:
         with self._database.unit(flow) as unit:
             if self._database.fence is not None or self._database.dialect.serial:
-                unit.begin()  # else it is one statement, and a transaction by itself
+                unit.begin()  # without it, the single statement is its own transaction
             rows = unit.read(self._database.sql.lease, (flow, limit, int(seconds * MICROSECOND), worker))
             unit.commit()
-        # RETURNING has no order; row ids are UUIDv7, so that this one is the order of staging.
+        # RETURNING has no order. Row ids are UUIDv7, so that sorting by them gives the order of staging.
         return [_delivery(row) for row in sorted(rows, key=lambda row: str(row[0]))]
 
     def renew(self, rows: Collection[tuple[str, int]], seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Retention: what the inbox, the dead letters and the ledger forget, and when."""
+"""Retention: removes old rows of the inbox, dead letters, objects and replies, and folds counters."""
 
 from collections import defaultdict
 
@@ -12,23 +12,23 @@ TERM_MICROSECONDS = 60_000_000
 
 
 class Cleaner:
-    """Removes in bounded batches; one elected worker of an app does it."""
+    """Removes expired rows in bounded steps. One elected worker of an app does it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._gone: dict[str, int] = defaultdict(int)
-        """Up to when nothing is left of some names, as far as this process knows: what was removed is in the way of who
-        looks through it again, until the database has tidied up."""
+        """Names -> the time up to which this process has removed all their rows. A scan of older times would be slow:
+        it meets the removed rows until the database has vacuumed them."""
 
         self._cleaned = 0
         """The database's time at the last cleaning."""
 
     def look_again(self) -> None:
-        """Look through everything with the next cleaning."""
+        """Let the next cleaning scan all times."""
         self._gone.clear()
 
     def clean(self, policy: Retention, holder: str) -> int:
-        """One batch of each kind, if `holder` is elected for its term. Returns the rows removed."""
+        """Remove one step of each kind, if `holder` is elected for its term. Returns the number of removed rows."""
         sql = self._database.sql
         with self._database.transaction() as unit:
             unit.begin()
@@ -37,10 +37,10 @@ class Cleaner:
             flows = names(policy.flows)
             now = int(unit.read(sql.now)[0][0])
             if now < self._cleaned:
-                self.look_again()  # the clock was set back: what is new may be older than that
+                self.look_again()  # the clock was set back: new rows may have older times than `_gone`
             self._cleaned = now
             retention = int(policy.inbox * MICROSECOND)
-            # An accepted id is remembered longer than what the flows did with it: sent again, it is still known.
+            # Accepted ids outlive the inbox rows of the flows: a message that is sent again is still recognised.
             ends = {
                 flows: now - retention,
                 names(f"channel:{one}" for one in policy.channels): now - 2 * retention,
@@ -67,7 +67,7 @@ class Cleaner:
         return removed + len(letters)
 
     def _fold(self, unit: SqlUnit) -> None:
-        """Add the counters of lanes whose worker is gone to the totals."""
+        """Add the counters of dead workers' lanes to the totals."""
         gone = unit.read(self._database.sql.fold, (BATCH,))
         totals: dict[str, Tally] = {}
         for flow, *counts in gone:

@@ -1,4 +1,4 @@
-"""Rollouts: which version of an app is its baseline, which is the candidate beside it, and at what share."""
+"""Rollouts: the baseline of an app, the candidate beside it, and the candidate's weight."""
 
 from collections.abc import Collection
 
@@ -39,5 +39,5 @@ class Rollouts:
             unit.write(self._database.sql.subscribe, [(flow + CANDIDATE, "") for flow in sorted(flows)])
             state = (rollout.baseline, rollout.candidate, rollout.weight, rollout.before)
             if not unit.read(self._database.sql.change_rollout, (*state, app, rollout.epoch)):
-                raise StoreConflict(f"the rollout of app {app} was changed by somebody else just now; look at it again")
+                raise StoreConflict(f"another operator has just changed the rollout of app {app}; look at it again")
         self._database.notify(flows)

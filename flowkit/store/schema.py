@@ -1,4 +1,4 @@
-"""The schema of a store: made, checked and upgraded; and the tables of an app."""
+"""Creates, checks and upgrades the schema of a store, and checks the tables of an app."""
 
 from sqlalchemy import Connection, MetaData, inspect, select
 from sqlalchemy.engine.reflection import ObjectKind
@@ -15,7 +15,7 @@ class Schema:
         self._database = database
 
     def make(self) -> None:
-        """Create the schema, or bring it up to this version. Safe when several processes start at once."""
+        """Create the schema, or upgrade it to this version. Safe if several processes start at once."""
         with self._database.dialect.engine.connect() as connection:
             known = _version(connection)
             if known is None:
@@ -34,8 +34,8 @@ class Schema:
         self.check()
 
     def check(self) -> None:
-        """Raise ConfigError unless the schema is of this version, or a later one that this one's code can work on;
-        StoreOutdated where a run brings it up to this version, as on SQLite."""
+        """Raise ConfigError unless the schema is of this version, or of a later one that this code supports. Raises
+        StoreOutdated on SQLite, where a run upgrades an older schema."""
         try:
             with self._database.dialect.engine.connect() as connection:
                 known = _version(connection)
@@ -51,8 +51,8 @@ class Schema:
             )
 
     def upgrade(self) -> str:
-        """Run the migrations, after those who do so now. Returns the version reached. Raises ConfigError where the
-        database refuses them."""
+        """Run the migrations; wait for another process that does. Returns the version reached. Raises ConfigError if
+        the database refuses them."""
         from flowkit.store.migrations import upgrade
 
         with self._database.dialect.upgrading() as connection:
@@ -70,8 +70,8 @@ class Schema:
                 raise self._database.classify(error) from error
 
     def check_tables(self, app: str, metadata: object) -> None:
-        """Raise ConfigError where tables of an app are missing which nobody creates when it starts, or lack a column:
-        every message that writes there would fail."""
+        """Raise ConfigError if a table of an app is missing and FlowKit does not create it, or lacks a column: every
+        message that writes there would fail."""
         if not isinstance(metadata, MetaData):
             return
         try:
@@ -83,9 +83,9 @@ class Schema:
         if missing and self._database.dialect.name != "sqlite":
             raise ConfigError(
                 f"app {app} has tables that are not in the database of FLOWKIT_DATABASE_URL: {', '.join(missing)}; "
-                "create them by your migrations, or by metadata.create_all(engine): FlowKit does only on SQLite"
+                "create them by your migrations, or by metadata.create_all(engine): FlowKit creates them only on SQLite"
             )
-        fold = str.lower if self._database.dialect.name == "sqlite" else str  # to whom the case means nothing
+        fold = str.lower if self._database.dialect.name == "sqlite" else str  # SQLite ignores case
         lacking = [
             f"{table.fullname}.{column.name}"
             for table in metadata.sorted_tables
@@ -97,12 +97,12 @@ class Schema:
         if lacking:
             raise ConfigError(
                 f"app {app} has columns that are not in the database of FLOWKIT_DATABASE_URL: {', '.join(lacking)}; "
-                "add them by your migrations (ALTER TABLE … ADD COLUMN …): FlowKit changes no table that is there"
+                "add them by your migrations (ALTER TABLE … ADD COLUMN …): FlowKit changes no existing table"
             )
 
 
 def _columns(connection: Connection, metadata: MetaData) -> dict[str, set[str]]:
-    """The columns of those tables and views of an app that are there, by the table's full name."""
+    """Return full name -> column names, for the existing tables and views of an app."""
     look, found = inspect(connection), {}
     for schema in {table.schema for table in metadata.sorted_tables}:
         names = {table.name: table.fullname for table in metadata.sorted_tables if table.schema == schema}
@@ -120,6 +120,6 @@ def _version(connection: Connection) -> str | None:
 
 
 def _oldest(connection: Connection) -> str:
-    """The oldest version whose code can work on this schema."""
+    """Return the oldest version whose code supports this schema."""
     found = connection.execute(select(tables.meta.c.value).where(tables.meta.c.name == "oldest")).scalar()
     return str(found or tables.VERSION)

@@ -1,4 +1,4 @@
-"""The store on a SQL database, put together from its parts. The dialect says what differs between databases."""
+"""The store on a SQL database, assembled from its parts. The dialect holds the differences between databases."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,7 @@ from flowkit.store.uptime import Uptime
 
 
 class SqlStore:
-    """Implements ports.Store, by its parts. Thread-safe; a unit belongs to the thread that opened it."""
+    """Implements ports.Store by its parts. Thread-safe; a unit belongs to the thread that opened it."""
 
     injects: Mapping[type, str] = {
         Session: "an ORM session of the unit of work",

@@ -1,7 +1,7 @@
 """SQLite: one host, one writer at a time, nothing to install.
 
 Write-ahead log with synchronous=FULL: every commit is synced to disk. SQLite 3.7.0 to 3.51.2 can corrupt a database
-in that mode under concurrent checkpoints (fixed in 3.51.3, https://sqlite.org/wal.html), so the version decides.
+in that mode under concurrent checkpoints (fixed in 3.51.3, https://sqlite.org/wal.html). They get a rollback journal.
 """
 
 import logging
@@ -44,18 +44,18 @@ LOCK_POLL_SECONDS = 0.0003
 POLL_SECONDS = 0.0005
 IDLE_POLL_SECONDS = 0.05
 PATIENCE = 8
-"""A pause is this part of the time that was waited: what comes steadily waits for a fraction of its own intervals, and
-the heartbeats of workers, which are news as well, make nobody busy."""
+"""A pause is the waited time divided by this. So steady messages wait for a fraction of their own intervals, and the
+commits of workers' heartbeats keep no process busy."""
 WAL_BYTES = 64 * 1024 * 1024
 _FENCE = "SELECT 1 FROM flowkit_leases WHERE name = ? AND holder = ? AND token = ?"
 _TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
-"""How columns are read: bytes that are no UTF-8 become what no envelope may hold."""
+"""How text columns are read: invalid UTF-8 becomes characters that no envelope may hold."""
 _CONFLICTS = {5, 6}  # SQLITE_BUSY, SQLITE_LOCKED
 _UNAVAILABLE = {8, 10, 13, 14, 26, 11}  # READONLY, IOERR, FULL, CANTOPEN, NOTADB, CORRUPT
 
 
 def safe_wal(module: ModuleType) -> bool:
-    """Whether this SQLite can keep a write-ahead log without the corruption of 3.7.0 to 3.51.2."""
+    """Whether this SQLite can use a write-ahead log without the corruption of 3.7.0 to 3.51.2."""
     version: tuple[int, ...] = module.sqlite_version_info
     return version >= (3, 51, 3)
 
@@ -76,16 +76,16 @@ class SqliteDialect:
         self.module = sqlite_driver()
         self.error = self.module.Error
         self._file: FileId | None = None
-        """The file that this process has opened."""
+        """The file that this process has opened; None for a database in memory."""
         self._clock = clock
         self._watching = threading.Lock()
         self._watch: Any = None
         self._seen = 0
         self._told = 0.0
-        """When there was news last."""
+        """The monotonic time of the last commit that `wait` saw."""
         self._locks = Locks(f"{self.path}-workers")
         self._open: set[Any] = set()
-        """The connections: the driver's have no weak references."""
+        """The driver's open connections, which do not support weak references."""
         self.engine = create_engine(
             "sqlite://" if memory else f"sqlite:///{self.path}",
             module=self.module,
@@ -95,20 +95,20 @@ class SqliteDialect:
             connect_args={"check_same_thread": False, "timeout": BUSY_SECONDS},
             **({} if memory else {"pool_size": 6, "max_overflow": -1}),
         )
-        event.listen(self.engine, "do_connect", lambda *_: self._check_file())  # it would make a new one
+        event.listen(self.engine, "do_connect", lambda *_: self._check_file())  # connecting would create a new file
         event.listen(self.engine, "connect", self._prepare)
         event.listen(self.engine, "close", lambda connection, record: self._open.discard(connection))
         part_with(self, SqliteDialect._lent)
 
     def _lent(self) -> Iterable[int]:
-        """A forked child must not have these: it would hold the locks. SQLite's own descriptors stay: closed in the
-        child, a connection would undo what its parent has begun, and delete the parent's log."""
+        """A forked child must not keep these: it would hold the locks. SQLite's own descriptors stay: if the child
+        closed a connection, it would undo the parent's transaction, and delete the parent's log."""
         for connection in self._open:
             never_close(connection)
         return self._locks.descriptors
 
     def place(self, connection: Any) -> str:
-        """Nothing in a file, nor of it, tells a copy from a file that was moved."""
+        """Return "": nothing tells a copy from a moved file."""
         return ""
 
     def adopt(self, connection: Any) -> None:
@@ -130,7 +130,7 @@ class SqliteDialect:
         connection.execute(f"PRAGMA journal_mode = {mode}")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        # SQLite keeps any bytes as text. Read strictly, one such row would fail every lease of its flow.
+        # SQLite stores any bytes as text. Read strictly, one such row would fail every lease of its flow.
         connection.text_factory = _TEXT
         if self._file is None and self.path != ":memory:":
             self._file = file_id(self.path)
@@ -140,20 +140,20 @@ class SqliteDialect:
     def check_place(self) -> None:
         self._check_file()
         log = f"{self.path}-wal"
-        # The log is there for as long as anybody has the database open, as the watching connection does.
+        # The log exists while any process has the database open, as the watching connection does.
         if self._watch is not None and safe_wal(self.module) and self._file is not None and not os.path.exists(log):
             raise StoreLost(
-                f"SQLite: {log} was removed while this process had it open, and what it holds would be lost; stop all "
+                f"SQLite: {log} was removed while this process had it open, and its commits would be lost; stop all "
                 "processes that use this database, and start them again"
             )
 
     def _check_file(self) -> None:
-        """Raise StoreLost unless the file is still where it was: whoever starts from now on would not find what this
-        process commits."""
+        """Raise StoreLost unless the file is still at its path: processes that start later would not find the commits
+        of this one."""
         if self._file is not None and file_id(self.path) != self._file:
             raise StoreLost(
-                f"SQLite: {self.path} was removed or replaced while this process had it open, and what it commits "
-                "would be lost; nothing is committed any more; see to the file, and start this process again"
+                f"SQLite: {self.path} was removed or replaced while this process had it open, and its commits would "
+                "be lost; nothing is committed any more; restore the right file, and start this process again"
             )
 
     def doubts(self) -> list[str]:
@@ -166,7 +166,7 @@ class SqliteDialect:
         return nullcontext()
 
     def plain(self, statement: str) -> bool:
-        return False  # nothing is gained: there are no round trips
+        return False  # there are no round trips to save
 
     def execute(self, cursor: Any, statement: str, rows: Sequence[Row]) -> None:
         if len(rows) > 1:
@@ -178,7 +178,7 @@ class SqliteDialect:
         return [(self.statements.stage, [*rows])] if rows else []
 
     def fence(self, cursor: Any, key: tuple[str, str, int]) -> None:
-        # One writer at a time: what is read in a writing transaction stays so until its end.
+        # There is one writer at a time: no other can change this row before the end of the transaction.
         if not cursor.execute(_FENCE, key).fetchall():
             raise Fenced("another group of instances is active now")
 
@@ -195,8 +195,8 @@ class SqliteDialect:
         return "no such savepoint" in str(error)
 
     def begin(self, connection: Any, deadline: float) -> None:
-        """Wait for the lock as those do who may get it. SQLite looks ever more seldom, up to ten times a second: who
-        comes back at once, as a busy worker does, would have it again and again before one that waits."""
+        """Begin a transaction, and wait for the write lock by short polls. SQLite's own waits grow to 100 ms: a busy
+        worker, which asks again at once, would take the lock again and again before a waiting one."""
         since = time.monotonic()
         connection.execute("PRAGMA busy_timeout = 0")
         try:
@@ -206,9 +206,9 @@ class SqliteDialect:
             connection.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
 
     def _begun(self, connection: Any, since: float) -> bool:
-        """Whether it got the lock. Raises what SQLite says when it has waited for too long."""
+        """Try to get the lock, and return whether that succeeded. Raises SQLite's error after `BUSY_SECONDS`."""
         try:
-            # IMMEDIATE: a read transaction that turns into a writing one fails at once when another wrote meanwhile.
+            # IMMEDIATE: a read transaction that becomes a writing one fails at once if another has written meanwhile.
             connection.execute("BEGIN IMMEDIATE")
         except self.module.OperationalError as error:
             if not isinstance(self.classify(error), StoreConflict) or time.monotonic() - since > BUSY_SECONDS:
@@ -217,7 +217,7 @@ class SqliteDialect:
         return True
 
     def broken(self, connection: Any) -> BaseException | None:
-        """Why the transaction is no longer open: SQLite has no failed transactions, only ended ones."""
+        """Return why the transaction is not open, or None. SQLite has no failed transactions, only ended ones."""
         try:
             open = connection.in_transaction
         except self.error:
@@ -235,7 +235,7 @@ class SqliteDialect:
         return SqliteDialect.lost(self, connection)
 
     def restore(self, connection: Any, deadline: float) -> None:
-        """Nothing to do: a handler's statement that sets a pragma is refused."""
+        """Do nothing: FlowKit refuses a handler's statement that sets a pragma."""
 
     def cleanse(self, connection: Any, exposed: bool) -> bool:
         if exposed and self.path != ":memory:":
@@ -252,13 +252,13 @@ class SqliteDialect:
         return not self.lost(connection)
 
     def discard(self, connection: Any) -> None:
-        # Closed in the middle of a transaction, SQLite keeps its write lock for as long as any of the connection's
-        # statements lives, be it in the traceback of an error. A disk that is full or gone may refuse the rollback.
+        # Closed in the middle of a transaction, SQLite keeps its write lock while any statement of the connection
+        # lives, for example in the traceback of an error. A full or missing disk may refuse the rollback.
         if not self.lost(connection):
             try:
                 connection.rollback()
             except self.error as error:
-                _log.warning("SQLite (%s): a transaction given up could not be rolled back: %s", self.path, error)
+                _log.warning("SQLite (%s): an abandoned transaction could not be rolled back: %s", self.path, error)
         connection.close()
 
     def barred(self, error: BaseException) -> bool:
@@ -280,7 +280,7 @@ class SqliteDialect:
         return self._clock.monotonic()
 
     def wait(self, seconds: float) -> set[str] | None:
-        """Poll `PRAGMA data_version`, which changes with every commit of another connection; seldom when idle."""
+        """Poll `PRAGMA data_version`, which changes with every commit of another connection; less often when idle."""
         end = time.monotonic() + seconds
         while True:
             with self._watching:
@@ -296,10 +296,10 @@ class SqliteDialect:
             time.sleep(min(end - now, pause))
 
     def notify(self, flows: Collection[str]) -> None:
-        """Nothing to do: waiters see every commit."""
+        """Do nothing: `wait` sees every commit."""
 
     def hold(self, worker: str) -> bool:
-        """Hold a lock file for as long as this process lives, so that others see its death at once."""
+        """Hold a lock file until this process ends, so that others see its death at once. Returns False in memory."""
         if self.path == ":memory:":
             return False
         self._locks.hold(worker)
@@ -318,7 +318,7 @@ class SqliteDialect:
             yield connection
 
     def tidy(self) -> None:
-        """Truncate the write-ahead log when a long reader let it grow."""
+        """Truncate the write-ahead log if a long reader has let it grow."""
         log = Path(f"{self.path}-wal")
         if log.exists() and log.stat().st_size > WAL_BYTES:
             with self.engine.connect() as connection:
@@ -334,8 +334,8 @@ class SqliteDialect:
 
 
 def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) -> SqlStore:
-    """Open the SQLite store of a URL; with `create`, make it where there is none, and bring its schema up to this
-    version; without, `check` the schema. Raises ConfigError, StoreMissing if there is none, StoreOutdated."""
+    """Open the SQLite store of a URL. With `create`, create a missing file and upgrade the schema to this version;
+    without, `check` the schema. Blocks. Raises ConfigError, StoreMissing, StoreOutdated or StoreUnavailable."""
     path = make_url(url).database or ":memory:"
     if path != ":memory:":
         folder = Path(path).absolute().parent
@@ -365,8 +365,8 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
 
 
 def _make(path: str) -> None:
-    """Make the file if it is not there, for its user alone. SQLite gives its log the same mode; by itself it would let
-    everybody read both."""
-    # Behind a link that points to nothing, SQLite would make the file that is meant. SQLite says why it cannot be made.
+    """Create a missing file, readable for its user only. SQLite gives its log the same mode; by itself SQLite would let
+    every user read both."""
+    # Like SQLite, this creates the target of a dangling link. SQLite itself reports why a file cannot be created.
     with suppress(OSError):
         os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))

@@ -1,11 +1,10 @@
 """The engine's SQL, written once for both databases.
 
-Lists travel as one JSON parameter, so that each statement has one text (and one prepared plan) for any batch size.
-Placeholders: `?` a parameter, `{now}` the database's clock in microseconds, `{each}` the rows of a JSON array of
-arrays as column `value`, `{among}` a test against their first elements that uses an index, `{skip}` what keeps two
-claimers from waiting for each other, `{of}` the flow that an address is one of, `{unread}` the source of what cannot be
-read; `{entry}`, `{letter}`, `{object}` and `{reply}` what a row of the inbox, a dead letter, an object and a reply are
-found by.
+A list is one JSON parameter, so that each statement has one text, and one prepared plan, for any batch size.
+Placeholders: `?` is a parameter, `{now}` the database's clock in microseconds, `{each}` the rows of a JSON array of
+arrays as column `value`, `{among}` a test against their first elements that uses an index, `{skip}` the clause that
+skips locked rows, `{of}` the flow of an address, `{unread}` the source of unreadable messages; `{entry}`, `{letter}`,
+`{object}` and `{reply}` are the columns that identify a row of the inbox, a dead letter, an object and a reply.
 """
 
 from dataclasses import dataclass, fields
@@ -18,7 +17,7 @@ ENVELOPE = "source, id, channel, body, type, key, time, correlation, causation, 
 
 
 def _inherited(table: str) -> str:
-    """Whether a message of a flow that goes is one of which its heir has a copy of its own."""
+    """Return the SQL test whether the heir, a flow's new name, has its own copy of a message of the flow."""
     return f"""(EXISTS (SELECT 1 FROM flowkit_inbox AS box
                 WHERE box.flow = ? AND box.source = {table}.source AND box.id = {table}.id)
         OR ({table}.source, {table}.id) IN (SELECT source, id FROM flowkit_messages WHERE flow IN (?, ?)))"""
@@ -26,11 +25,11 @@ def _inherited(table: str) -> str:
 
 ENDED = """(SELECT count(*) FROM flowkit_inbox AS box WHERE box.flow = ? AND box.source = flowkit_messages.source
             AND box.id = flowkit_messages.id AND box.state <> 0)"""
-"""Whether a message of a flow is at its end: a copy that is left of it counts no more."""
+"""SQL: whether a message of a flow has ended. A remaining copy of it does not count."""
 
 LONGEST = f"""SELECT coalesce(max(CAST(value AS bigint)), 0) FROM flowkit_meta
              WHERE substr(name, 1, length('{RETENTION}')) = '{RETENTION}'"""
-"""The longest App(retention=) that is noted, in microseconds; 0 where none is."""
+"""SQL: the longest recorded App(retention=), in microseconds; 0 if there is none."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Statements:
                box.changed
         FROM {each} JOIN flowkit_inbox AS box
         ON box.flow = value ->> 0 AND box.source = value ->> 1 AND box.id = value ->> 2"""
-    # One claim for all generations: a missing row and an open row that expects no later generation can be claimed.
+    # One claim for all generations: it takes a missing row, or an open row that expects no later generation.
     claim: str = """
         INSERT INTO flowkit_inbox AS box (flow, source, id, state, generation, attempts, suspect, changed, digest)
         SELECT value ->> 0, value ->> 1, value ->> 2, 1,
@@ -58,7 +57,7 @@ class Statements:
         ON CONFLICT (flow, source, id) DO UPDATE SET state = excluded.state, generation = excluded.generation,
         attempts = excluded.attempts, suspect = excluded.suspect, changed = excluded.changed,
         venture = CASE WHEN excluded.suspect = 1 THEN box.venture END"""
-    # Who went on with it since has counted what became of the venture.
+    # A worker that took over the suspect since has counted the recorded run already.
     charge: str = """
         INSERT INTO flowkit_inbox AS box (attempts, flow, source, id, state, generation, suspect, changed)
         VALUES (?, ?, ?, ?, 0, 0, 1, {now})
@@ -90,11 +89,11 @@ class Statements:
         ON CONFLICT (flow) DO UPDATE SET channel = excluded.channel, seen = excluded.seen"""
     subscribed: str = "SELECT flow, channel, {now} - seen FROM flowkit_subscriptions WHERE channel <> '' ORDER BY flow"
     unsubscribe: str = "DELETE FROM flowkit_subscriptions WHERE flow IN (?, ?)"
-    # The time at which a program had it last goes along: no program has had the new one yet.
+    # `seen` moves along: no program with the new name has started yet.
     rename_subscription: str = """
         UPDATE flowkit_subscriptions SET flow = ?
         WHERE flow = ? AND NOT EXISTS (SELECT 1 FROM flowkit_subscriptions WHERE flow = ?)"""
-    # Whatever sends or ends messages counts: nobody does, from here to the end of the transaction.
+    # Every transaction that sends or ends messages counts. This lock stops them until the transaction ends.
     hold_counters: str = "{hold}"
     take_counters: str = """
         DELETE FROM flowkit_counters WHERE flow = ?
@@ -123,7 +122,7 @@ class Statements:
         INSERT INTO flowkit_messages
         (copy, flow, {ENVELOPE}, generation, attempts, deliveries, staged, due, worker)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {{now}}, {{now}} + ?, ?)"""
-    # A counter at its end, or none at all, would fail the lease of all the flow's rows: it begins again.
+    # An invalid or exhausted number of deliveries would fail the lease of all rows of the flow. It restarts at 1.
     lease: str = f"""
         WITH ready AS (SELECT copy, length(body) AS bytes FROM flowkit_messages WHERE flow = ? AND due <= {{now}}
                        ORDER BY due LIMIT ? {{skip}}),
@@ -143,7 +142,7 @@ class Statements:
     remove: str = """
         DELETE FROM flowkit_messages WHERE copy {among} AND (copy, deliveries) IN
         (SELECT value ->> 0, CAST(value ->> 1 AS integer) FROM {each})"""
-    # The first one by the index: PostgreSQL would look for any through all that are not due.
+    # min(due) reads the first row of the index. With EXISTS, PostgreSQL would scan all rows that are not due.
     due: str = """
         SELECT value ->> 0 FROM {each}
         WHERE (SELECT min(due) FROM flowkit_messages WHERE flow = value ->> 0) <= {now}"""
@@ -166,7 +165,7 @@ class Statements:
         INSERT INTO flowkit_objects (space, key, value, expires) VALUES (?, ?, ?, {now} + CAST(? AS bigint))
         ON CONFLICT (space, key) DO UPDATE SET value = excluded.value, expires = excluded.expires"""
     delete_object: str = "DELETE FROM flowkit_objects WHERE space = ? AND key = ?"
-    # The same for who has read the key: no row back, and another transaction has changed it since.
+    # Writes of a message that has read the key. If they return no row, another transaction has changed it since.
     create_object: str = """
         INSERT INTO flowkit_objects AS kept (space, key, value, expires) VALUES (?, ?, ?, {now} + CAST(? AS bigint))
         ON CONFLICT (space, key) DO UPDATE SET value = excluded.value, expires = excluded.expires
@@ -230,18 +229,18 @@ class Statements:
     ready: str = """
         SELECT count(*) FROM flowkit_workers
         WHERE app = ? AND state = 'ready' AND heartbeat > {now} - CAST(? AS bigint)"""
-    # The latest time that a heartbeat saw; at first, that of any message. A clock that was set back is before it.
+    # The mark is the latest time that a heartbeat saw; at first, that of any message. A clock set back is before it.
     first_mark: str = """
         INSERT INTO flowkit_leases (name, holder, until) SELECT 'clock', '', (SELECT max(seen) FROM
         (SELECT {now} AS seen UNION ALL SELECT max(staged) FROM flowkit_messages) AS times)
         WHERE NOT EXISTS (SELECT 1 FROM flowkit_leases WHERE name = 'clock') ON CONFLICT DO NOTHING"""
     keep_mark: str = "UPDATE flowkit_leases SET until = {now} WHERE name = 'clock' AND until < {now} - 900000"
     mark: str = "SELECT {now}, (SELECT until FROM flowkit_leases WHERE name = 'clock')"
-    # One that another process holds, a frozen one perhaps, is passed over: no heartbeat waits for it.
+    # This skips a row that another process, perhaps a frozen one, has locked: no heartbeat waits for it.
     set_mark: str = """
         UPDATE flowkit_leases SET until = {now} WHERE name IN (SELECT name FROM flowkit_leases
         WHERE name = 'clock' AND until = CAST(? AS bigint) AND until > {now} {skip}) RETURNING until"""
-    # The time as it is now comes as a parameter, before any other: the clock may be set again at any statement.
+    # The present time is the first parameter, not {now}: the clock may be set again between statements.
     move_messages: str = """
         WITH set_to (now, by) AS (SELECT CAST(? AS bigint), CAST(? AS bigint))
         UPDATE flowkit_messages SET due = due - (SELECT by FROM set_to),
@@ -280,7 +279,8 @@ class Statements:
         ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, until = excluded.until
         WHERE lease.holder = excluded.holder OR lease.until < {now} RETURNING holder"""
     hand_over: str = "DELETE FROM flowkit_leases WHERE holder = ? AND substr(name, 1, 8) = 'cleaner:'"
-    # Two statements: one that may change the key would wait, and let others wait, for each commit that shares it.
+    # Renewal and takeover are two statements: one that may change the key would wait for each commit that locks it,
+    # and let others wait.
     keep_active: str = """
         UPDATE flowkit_leases SET until = {now} + CAST(? AS bigint) WHERE name = ? AND holder = ?"""
     first_active: str = """
@@ -294,7 +294,7 @@ class Statements:
         UPDATE flowkit_leases SET until = {now} - 1 WHERE name = ? AND holder = ? AND NOT EXISTS
         (SELECT 1 FROM flowkit_workers WHERE app = ? AND team = ? AND heartbeat > {now} - CAST(? AS bigint))"""
     active: str = "SELECT holder, token, until - {now} FROM flowkit_leases WHERE name = ?"
-    # What a transaction of the others still holds, a frozen one perhaps, is passed over: no takeover waits for it.
+    # These skip rows that a transaction of the other group, perhaps a frozen one, has locked: no takeover waits.
     free_others: str = """
         UPDATE flowkit_messages SET due = {now}, worker = NULL WHERE copy IN
         (SELECT copy FROM flowkit_messages
@@ -303,7 +303,7 @@ class Statements:
     evict: str = """
         DELETE FROM flowkit_workers WHERE id IN
         (SELECT id FROM flowkit_workers WHERE app = ? AND team <> ? {skip})"""
-    # `|| ''`: rows are found by their age, and not by their flow, of which most rows are.
+    # `|| ''` makes PostgreSQL find rows by the index on their age, not by their flow, which most rows share.
     purge_inbox: str = """
         DELETE FROM flowkit_inbox WHERE ({entry}) IN
         (SELECT {entry} FROM flowkit_inbox WHERE state = 1 AND flow || '' {among}
@@ -349,9 +349,9 @@ class Statements:
     require_signatures: str = "DELETE FROM flowkit_meta WHERE name = 'unsigned'"
     raise_oldest: str = "UPDATE flowkit_meta SET value = ? WHERE name = 'oldest' AND value < ?"
 
-    # Something to commit, for who only read.
+    # A write for transactions that only read, so that their commit reaches the standby.
     witness: str = "{witness}"
-    # By what the database finds FlowKit's tables, and lets it at them.
+    # The settings by which the database finds FlowKit's tables and grants access to them.
     ground: str = "{ground}"
     select_dead: str = """
         WITH asked (flow, error) AS (SELECT CAST(? AS text), CAST(? AS text))
@@ -376,8 +376,8 @@ class Statements:
         SELECT letter, flow, {ENVELOPE.replace(" body,", " '' AS body,")}, generation, attempts, died, reason, error,
                '' AS stack FROM flowkit_dead
         WHERE letter IN (SELECT value ->> 0 FROM {{each}}) ORDER BY died, letter"""
-    # What is addressed to an exchange is beside the ledger: nobody here can say what becomes of it. So is what another
-    # program sent and a dead letter's retry brings back: it is accepted when it is first recorded.
+    # The ledger does not count copies for an exchange: FlowKit cannot know what becomes of them. Nor does it count
+    # unreadable foreign messages that a retry sent again: they are accepted when they are first recorded.
     balances: str = """
         SELECT flow, sum(accepted), sum(applied), sum(dead), sum(discarded), sum(expired), sum(pending), sum(letters),
                sum(unidentified), sum(reused)
@@ -413,8 +413,8 @@ class Statements:
         row: str = "",
         started: str = "''",
     ) -> "Statements":
-        """The statements for one database, from its words for the placeholders. `row`: by what it finds a row that it
-        has just read, where that is not its key."""
+        """Return the statements for one database, given its SQL for the placeholders. `row`: the column that identifies
+        a row which was just read, unless that is its key."""
 
         def one(text: str) -> str:
             filled = text.format(

@@ -1,4 +1,4 @@
-"""The flows that are subscribed, the apps that only publish, and the end of flows that no program has any more."""
+"""Subscriptions of flows, announcements of apps that only publish, and the removal and renaming of orphans."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,15 +12,15 @@ from flowkit.store.fleet import Fleet
 from flowkit.store.unit import SqlUnit
 
 PUBLISHERS = "publishers"
-"""The name in the inbox, no flow's and no channel's, under which apps without flows are announced."""
+"""The name in the inbox under which apps without flows are announced. No flow or channel can have it."""
 SECONDS = 600.0
-"""The deadline of a transaction that removes or renames all of a flow."""
+"""The deadline, in seconds, of a transaction that removes or renames a whole flow."""
 TOGETHER_SECONDS = 5.0
-"""A program records all its flows in one transaction, so their times differ by less than this."""
+"""Seconds by which the times of a program's flows may differ: it records all of them in one transaction."""
 
 
 class Subscriber(NamedTuple):
-    """A flow that is subscribed. `silent` is in seconds since a program that has it started."""
+    """A subscribed flow. `silent` is the time since a program with this flow last started, in seconds."""
 
     flow: str
     channel: str
@@ -32,7 +32,7 @@ class Subscriber(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """The end of a flow: copies and dead letters that its heir has now, and those that were discarded."""
+    """The result of removing or renaming a flow: numbers of moved copies, moved dead letters, and discarded ones."""
 
     moved: int = 0
     letters: int = 0
@@ -51,12 +51,12 @@ class Subscribers:
             unit.write(self._database.sql.subscribe, sorted(subscriptions.items()))
 
     def channels(self) -> dict[str, str]:
-        """flow -> channel, of every app."""
+        """Return flow -> channel, for every app."""
         with self._database.unit("") as unit:
             return dict(unit.read("SELECT flow, channel FROM flowkit_subscriptions WHERE channel <> '' ORDER BY flow"))
 
     def announce(self, app: str) -> None:
-        # In the inbox, where whoever publishes may write, the name is claimed like an id.
+        # The name is claimed in the inbox like an id: every publishing program may write there.
         with self._database.transaction(fenced=False) as unit:
             unit.claim([Delivery(Message("", app, "", b""), PUBLISHERS)])
 
@@ -65,13 +65,13 @@ class Subscribers:
             return [app for (app,) in unit.read(f"SELECT source FROM flowkit_inbox WHERE flow = '{PUBLISHERS}'")]
 
     def read(self) -> list[Subscriber]:
-        """All subscriptions, by flow."""
+        """Return all subscriptions, ordered by flow."""
         with self._database.unit("") as unit:
             rows = unit.read(self._database.sql.subscribed)
         return [Subscriber(flow, channel, age / MICROSECOND) for flow, channel, age in rows]
 
     def orphans(self) -> list[Subscriber]:
-        """Those that the program of their app that started last does not have."""
+        """Return the subscriptions that the last started program of their app does not have."""
         found = [one for one in self.read() if not one.flow.startswith(EXCHANGE)]
         latest: dict[str, float] = {}
         for one in found:
@@ -79,11 +79,11 @@ class Subscribers:
         return [one for one in found if one.silent > latest[one.app] + TOGETHER_SECONDS]
 
     def keep(self, flow: str, deliveries: Sequence[Delivery], heir: str = "") -> None:
-        """Make message rows of what waited for a flow elsewhere, and dead letters of what was refused; of what took
-        effect, none. One transaction.
+        """Keep deliveries to a flow from a broker: pending ones as message rows, refused ones as dead letters. Ended
+        ones are dropped. One transaction.
 
-        From here on nothing more comes to the flow, and no relay sends these rows there again. An heir that is not
-        subscribed yet has its channel.
+        From then on the flow receives nothing more, and no relay sends these rows to it. The new name of the flow, its
+        heir, gets its channel unless it is subscribed already.
         """
         with self._database.transaction() as unit:
             self._unsubscribe(unit, flow, heir)
@@ -101,9 +101,9 @@ class Subscribers:
             )
 
     def remove(self, flow: str) -> Settled:
-        """Remove a flow, and discard what waits for it and its dead letters; its ledger stays. One transaction.
+        """Remove a flow, and discard its pending copies and dead letters. Its ledger stays. One transaction.
 
-        Raises ConfigError, and changes nothing, while a worker has messages of it in hand.
+        Raises ConfigError, and changes nothing, while messages of it are in flight.
         """
         sql = self._database.sql
         with self._database.unit("", SECONDS) as unit:
@@ -120,10 +120,10 @@ class Subscribers:
         return Settled(discarded=discarded)
 
     def move(self, flow: str, heir: str) -> Settled:
-        """Rename a flow: what waits for it, its inbox, dead letters, ledger and directions are its heir's. One
+        """Rename a flow: its heir, the new name, gets its copies, inbox, dead letters, ledger and directions. One
         transaction.
 
-        The heir's own copies stay as they are: where it has one of the same message, that of the flow is discarded.
+        The heir's own copies stay. If it has a copy of the same message, the flow's copy is discarded.
         """
         sql, old, theirs = self._database.sql, _addresses(flow), (heir, *_addresses(heir))
         with self._database.unit("", SECONDS) as unit:
@@ -143,7 +143,7 @@ class Subscribers:
         return Settled(moved, letters, inherited + dead)
 
     def _begin(self, unit: SqlUnit, flow: str, heir: str) -> None:
-        """From here on nothing is sent or ended until the transaction's end, and nothing comes to the flow after it."""
+        """Begin a transaction during which no message is sent or ends, and after which the flow receives nothing."""
         unit.begin()
         if self._database.sql.hold_counters:
             unit.write(self._database.sql.hold_counters, [()])
@@ -159,17 +159,17 @@ class Subscribers:
         living = [one for one in sorted(workers) if not self._fleet.is_gone(one)]
         if living:
             raise ConfigError(
-                f"worker {living[0]} has messages of flow {flow} in hand; stop the instances that run this flow, and "
-                "ask again"
+                f"messages of flow {flow} are in flight in worker {living[0]}; stop the instances that run this flow, "
+                "and run this again"
             )
 
 
 def _addresses(flow: str) -> tuple[str, str]:
-    """Where the copies of a flow are addressed to."""
+    """Return the addresses of a flow's copies: the flow itself, and its candidate."""
     return flow, flow + CANDIDATE
 
 
 def _counted(rows: Sequence[Any]) -> int:
-    """How many messages these rows are in the ledger: it counts one that was sent twice once, and not what is at its
-    end, nor what nobody could read yet."""
+    """Return the number of messages that the ledger counts for these rows: a message with two copies once, an ended or
+    unreadable message not at all."""
     return len({(source, id) for source, id, ended, *_ in rows if not ended and source != UNREAD})

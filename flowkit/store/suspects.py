@@ -1,4 +1,4 @@
-"""Suspects: messages that may have killed the worker that ran them."""
+"""Suspects: messages that may have killed their worker."""
 
 from flowkit.ports import Delivery, Identity
 from flowkit.store.database import Database

@@ -1,25 +1,25 @@
-"""The schema. Times are microseconds since the epoch by the database's clock; names are at most 255 characters."""
+"""The schema. Times are in microseconds since the epoch by the database's clock; names have 255 characters at most."""
 
 from secrets import token_hex
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, SmallInteger, Table, Text, text
 
 VERSION = "0007"
-"""The revision of the migration that makes this schema."""
+"""The revision of the migration that results in this schema."""
 OLDEST = "0001"
-"""The oldest revision whose code goes on working on this schema: migrations since only added what it need not know."""
+"""The oldest revision whose code works on this schema: later migrations only added what it does not need."""
 SIGNING = "0007"
-"""The first revision whose code signs messages. Once signatures are required, older code does not work on the store."""
+"""The first revision whose code signs messages. Once signatures are required, the store refuses older code."""
 UNSIGNED = "unsigned"
-"""The name in `flowkit_meta` of the time until which unsigned messages are taken; empty before the first
-process that signs. A store that was made by this version has none."""
+"""The name in `flowkit_meta` of the time until which unsigned messages are accepted. The value is empty before the
+first process that signs. A store that this version created has no such row."""
 RETENTION = "retention:"
-"""Before the name of an app in `flowkit_meta`: its App(retention=), in microseconds. Only with a broker."""
+"""The prefix of an app's name in `flowkit_meta`, for its App(retention=) in microseconds. Only with a broker."""
 
 OPEN, DONE, DEAD = 0, 1, 2
 """States of an inbox row."""
 STATES = {OPEN: "accepted", DONE: "applied", DEAD: "dead"}
-"""What they are called."""
+"""State -> its name."""
 
 metadata = MetaData()
 
@@ -44,18 +44,18 @@ version = Table("flowkit_version", metadata, Column("version_num", Text, primary
 
 
 def new_key() -> str:
-    """A fresh secret of a store, by which its instances know what they gave to clients."""
+    """Return a new secret of a store, as hexadecimal text: its token key or a signing key."""
     return token_hex(32)
 
 
 def first_key() -> dict[str, object]:
-    """The first of the keys by which messages are signed, as a row. It is older than any other one."""
+    """Return the first signing key of a store, as a row. Its time is 0, so that it is older than all others."""
     return {"id": token_hex(8), "secret": new_key(), "made": 0}
 
 
 meta = Table("flowkit_meta", metadata, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
 
-# Messages at a broker are signed with the newest that all workers know. `expires` is when it verifies no more.
+# The newest key that all workers know signs the messages for a broker. From `expires` on a key does not verify.
 keys = Table(
     "flowkit_keys",
     metadata,
@@ -65,8 +65,8 @@ keys = Table(
     Column("expires", BigInteger),
 )
 
-# One row is one addressed copy: outbox and queue at once. `due` is when it may be taken, be it a delay or the end of
-# a lease; (copy, deliveries) is the lease's token, because each lease raises deliveries.
+# One row is one copy: outbox and queue at once. `due` is when it may be leased: the end of a delay or of a lease.
+# (copy, deliveries) is the token of a lease, because each lease raises deliveries.
 messages = Table(
     "flowkit_messages",
     metadata,
@@ -127,7 +127,7 @@ subscriptions = Table(
     Index("flowkit_subscriptions_channel", "channel"),
 )
 
-# A lane adds to its own row, so that lanes never wait for each other; those of gone workers are folded into lane ''.
+# Each lane has its own row, so that lanes never wait for each other. Rows of dead workers are folded into lane ''.
 counters = Table(
     "flowkit_counters",
     metadata,
@@ -169,9 +169,9 @@ directions = Table(
     Column("value", BigInteger, nullable=False),
     Column("since", BigInteger, nullable=False),
 )
-"""What the fleet is directed to, of flows and apps."""
+"""What operators direct flows and apps to."""
 
-# Without a gap between them, one row: a gap is an outage.
+# One row for each period without an outage.
 uptime = Table(
     "flowkit_uptime",
     metadata,
@@ -179,7 +179,7 @@ uptime = Table(
     Column("since", BigInteger, primary_key=True),
     Column("until", BigInteger, nullable=False),
 )
-"""When an app gave at least its minimum service."""
+"""The periods in which an app gave at least its minimum service."""
 
 workers = Table(
     "flowkit_workers",
@@ -212,10 +212,10 @@ rollouts = Table(
     Column("since", BigInteger, nullable=False),
     Column("began", BigInteger, nullable=False),
 )
-"""Which versions of an app run side by side. A worker's `epoch` is the last one that all it does conforms to."""
+"""The versions of an app that run side by side. A worker's `epoch` is the last one that it conforms to."""
 
-# With the index its holder and token are a key of the row. Who commits as a member of the holder shares the key until
-# then: on PostgreSQL that holds up who changes it, a takeover, and not who renews the lease.
+# The index makes holder and token a key of the row. A fenced commit locks this key with FOR KEY SHARE. On PostgreSQL
+# that blocks a takeover, which changes the key, but not a renewal of the lease.
 leases = Table(
     "flowkit_leases",
     metadata,

@@ -1,4 +1,4 @@
-"""A transaction on one connection of the pool: statements, which may wait for its end, and how it ends."""
+"""A transaction on one connection of the pool: its statements, which may wait for its end, and its commit."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -16,8 +16,8 @@ ENDED = "a handler ended the transaction by the driver and began another"
 
 
 class Transaction:
-    """Sends FlowKit's own statements to the driver. With a `fence`, the commit counts only while that holds. With
-    `begun`, the transaction is the caller's own, who commits it."""
+    """Sends FlowKit's own statements to the driver. With a `fence`, it commits only while the group of the fence is
+    active. With `begun`, the transaction is the caller's own, and the caller commits it."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Transaction:
         self.pooled = pooled
         self.sql = dialect.statements
         self.residue = 0
-        """The residue of the handlers' statements, not put back yet."""
+        """The residue of the handlers' statements that is not restored yet."""
         self._dialect = dialect
         self._clock = clock
         driver: Any = pooled.driver_connection
@@ -47,17 +47,17 @@ class Transaction:
         self._gone = False
         self._waiting: list[tuple[str, list[Row]]] = []
         self._guarded = False
-        """Whether handlers have used it: a savepoint then tells whether they ended it."""
+        """Whether handlers have used the transaction. A savepoint then shows whether they ended it."""
         self._met: BaseException | None = None
 
     @property
     def space(self) -> str:
-        """The app, whose objects are apart from those of others."""
+        """The app: each app has its own objects."""
         return self.flow.split(".", 1)[0]
 
     @property
     def lost(self) -> bool:
-        """Whether the connection is gone."""
+        """Whether the connection is lost or closed."""
         return self._dialect.lost(self._driver)
 
     @property
@@ -65,16 +65,16 @@ class Transaction:
         return self._dialect.shut(self._driver)
 
     def token_gone(self, error: BaseException) -> bool:
-        """Whether a statement failed because a savepoint is gone: somebody ended the transaction by the driver."""
+        """Whether a statement failed because a savepoint is missing: a handler ended the transaction by the driver."""
         return self._dialect.token_gone(getattr(error, "orig", None) or error)
 
     @property
     def rolled_back(self) -> bool:
-        """Whether the transaction that was open is not any more, by a local look."""
+        """Whether the transaction, which was open, has ended. A local check: does not block."""
         return self._guarded and isinstance(self._dialect.broken(self._driver), TransactionEnded)
 
     def ground(self) -> list[Any]:
-        """By what the database finds FlowKit's tables in this transaction: a handler may change it, unseen."""
+        """Return the settings by which the database finds FlowKit's tables: a handler may change them, unseen."""
         return self.read(self.sql.ground) if self.sql.ground else []
 
     # ------------------------------------------------------------ statements
@@ -94,7 +94,7 @@ class Transaction:
         self._begun = True
 
     def _reconnect(self) -> None:
-        """A pooled connection died while it was idle: begin on a new one. Nothing was done on the old one."""
+        """Begin on a new connection: the pooled one died while it was idle, before any statement."""
         try:
             self.pooled.invalidate()
             self.pooled = self.engine.raw_connection()
@@ -105,11 +105,11 @@ class Transaction:
             raise classify(self._dialect, error, own=True) from error
 
     def _cause(self, error: BaseException, own: bool = True) -> BaseException:
-        """What an error means; a connection on which the store was away is not used again."""
+        """Return the meaning of an error. If the database could not be reached, the connection is not used again."""
         cause = classify(self._dialect, error, own)
         if isinstance(cause, StoreUnavailable) and self._guarded and self._dialect.barred(error):
-            # Its handler may have done that, unseen. If it did not, the record of this failure is refused as well, and
-            # then the store is away.
+            # The handler may have caused that, unseen. If it did not, the record of this failure fails as well, and
+            # then counts as StoreUnavailable.
             cause = RuntimeError(
                 f"FlowKit's own statement failed after the handler: {error}; did it change a role, a path or the "
                 "transaction's mode? @app.flow(…, settings=True) puts settings back"
@@ -125,16 +125,16 @@ class Transaction:
             raise self._cause(error) from error
 
     def read(self, statement: str, parameters: Sequence[object] = ()) -> list[Any]:
-        """The rows of a query, which sees what was written before."""
+        """Return the rows of a query, which sees all earlier writes. Blocks."""
         self.send()
         self._execute(statement, parameters)
         try:
             return list(self._cursor.fetchall())
-        except Exception as error:  # SQLite goes on working as it is asked for rows
+        except Exception as error:  # SQLite runs a statement further with each fetch
             raise self._cause(error) from error
 
     def write(self, statement: str, rows: Iterable[Row]) -> None:
-        """Run a statement once for each row of parameters, at the latest with the commit."""
+        """Run a statement once for each row of parameters, with the commit at the latest."""
         rows = list(rows)
         if self._waiting and self._waiting[-1][0] == statement:
             self._waiting[-1][1].extend(rows)
@@ -142,7 +142,7 @@ class Transaction:
             self._waiting.append((statement, rows))
 
     def send(self) -> None:
-        """Run what waits. Kept until the end, all of it and the commit take one round trip."""
+        """Run the waiting statements. If they wait until the end, they and the commit take one round trip."""
         waiting, self._waiting = self._waiting, []
         if waiting:
             self.begin()
@@ -150,11 +150,11 @@ class Transaction:
             try:
                 self._dialect.execute(self._cursor, statement, rows)
             except Exception as error:
-                # Statements of handlers may wait with FlowKit's; before the commit they were flushed.
+                # A handler's statement may be among those that wait. Before the commit, all of them have been sent.
                 raise self._cause(error, own=not self.together) from error
 
     def restore(self) -> None:
-        """Put back the settings that a handler changed, before FlowKit itself writes."""
+        """Restore the settings that a handler changed, before FlowKit itself writes."""
         self.send()
         try:
             self._dialect.restore(self._driver, self._deadline)
@@ -165,7 +165,7 @@ class Transaction:
     # ------------------------------------------------------------ its end
 
     def _commit(self) -> None:
-        """Send what waits, and commit: all in one round trip."""
+        """Send the waiting statements and commit, in one round trip."""
         try:
             with self._dialect.pipelined(self._driver):
                 self.send()
@@ -183,8 +183,8 @@ class Transaction:
         self._begun = False
 
     def _return(self) -> None:
-        """Undo what is not committed and return the connection. Never raises: a broken connection is discarded."""
-        with suppress(Exception):  # on a connection that is closed it cannot be
+        """Undo uncommitted writes, and return the connection to the pool; discard a broken one. Never raises."""
+        with suppress(Exception):  # raises if the connection is closed
             self._cursor.close()
         dialect = self._dialect
         kept = not self._gone and not dialect.lost(self._driver) and (not self._begun or self._rolled_back())
@@ -192,18 +192,18 @@ class Transaction:
             self.pooled.close()
         else:
             dialect.discard(self._driver)
-            if self.pooled.is_valid:  # SQLAlchemy may have noticed
+            if self.pooled.is_valid:  # SQLAlchemy may have invalidated it already
                 self.pooled.invalidate()
 
     def _cleansed(self) -> bool:
-        """Whether nothing is left on the connection of what handlers made there."""
+        """Remove what handlers left on the connection, and return whether that succeeded."""
         try:
             return self._dialect.cleanse(self._driver, bool(self.residue & Residue.DRIVER))
         except Exception:
             return False
 
     def _rolled_back(self) -> bool:
-        """Undo what is not committed. False when it cannot be told that it is; the pool would log that as an error."""
+        """Undo uncommitted writes, and return whether that succeeded. The pool would log a failure as an error."""
         try:
             self._driver.rollback()
         except Exception:

@@ -1,6 +1,6 @@
 """Twins: copies of the objects that a handler only added.
 
-They are flushed with those of other messages, later, as their handler left them, whatever becomes of these meanwhile.
+They are flushed later, with those of other messages, and keep the state in which the handler left its objects.
 """
 
 import datetime
@@ -19,14 +19,14 @@ FIXED = frozenset(
     {type(None), bool, int, float, str, bytes, decimal.Decimal, uuid.UUID}
     | {datetime.datetime, datetime.date, datetime.time, datetime.timedelta}
 )
-"""Types whose values never change."""
+"""Immutable types of values."""
 Default = tuple[str, Callable[[Any], Any]]
 
 
 def twin(instance: object) -> object | None:
-    """A copy of a new object; None where one flushed later, or beside others, would not do what it does by itself.
+    """Return a copy of a new object; None if flushing it later, or together with others, could have another effect.
 
-    Python's own defaults of columns are called now, in the context of the handler.
+    Column defaults that are Python functions are called now, in the context of the handler.
     """
     state = instance_state(instance)
     mapper: Mapper[Any] = state.mapper
@@ -49,7 +49,7 @@ def twin(instance: object) -> object | None:
 
 @lru_cache(256)
 def _defaults(mapper: Mapper[Any]) -> list[Default] | None:
-    """The attributes that functions fill in, and those functions; None where one has to see the row that it is for."""
+    """Return the attributes whose default is a function, with the function; None if one needs the rest of the row."""
     found: list[Default] = []
     names = {column: attribute.key for attribute in mapper.column_attrs for column in attribute.columns}
     for column in (column for table in mapper.tables for column in table.c):

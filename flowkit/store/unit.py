@@ -31,7 +31,7 @@ class SqlUnit(HandledTransaction):
         fence: Fence | None = None,
         begun: bool = False,
     ) -> None:
-        """`version` is that of the app, which its dead letters tell."""
+        """`version` is the version of the app, which its dead letters record."""
         super().__init__(dialect, pooled, flow, deadline, clock, fence, begun)
         self._lane = lane
         self._ids = ids
@@ -57,7 +57,7 @@ class SqlUnit(HandledTransaction):
         return claims
 
     def claim(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
-        # One row per identity, the highest generation; sorted, so that two claims never deadlock each other.
+        # One row for each identity, with its highest generation; sorted, so that two claims never deadlock.
         wanted: dict[Identity, tuple[int, int, str]] = {}
         for one in deliveries:
             known = wanted.get(one.identity)
@@ -79,7 +79,7 @@ class SqlUnit(HandledTransaction):
         return {(flow, source, id): digest for flow, source, id, *_, digest, _ in rows}
 
     def _look(self, identities: Iterable[Identity]) -> list[Any]:
-        """The rows of the inbox for these."""
+        """Return the rows of the inbox for these identities."""
         return self.read(self.sql.look, (to_json(sorted({*identities})).decode(),))
 
     def reopen(self, rows: Sequence[Reopening]) -> None:

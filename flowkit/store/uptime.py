@@ -1,10 +1,10 @@
-"""Uptime: the times at which apps gave at least their minimum service."""
+"""Uptime: the periods in which apps gave at least their minimum service."""
 
 from flowkit.store.database import Database
 from flowkit.store.encoding import MICROSECOND
 
 OUTAGE_MICROSECONDS = 3_000_000
-"""No ready worker told so for longer than this: an outage."""
+"""Microseconds without a ready worker's note after which an outage begins."""
 
 
 class Uptime:

@@ -1,6 +1,6 @@
-"""Telemetry: traces and metrics of messages, off unless they are asked for.
+"""Telemetry: traces and metrics of messages, off unless the environment or the program turns them on.
 
-OpenTelemetry is spoken to in `otel.py` only, which is imported when somebody asks.
+Only `otel.py` uses OpenTelemetry. It is imported only when telemetry is on.
 """
 
 import os
@@ -16,46 +16,47 @@ SIGNALS = ("traces", "metrics")
 
 
 class Telemetry:
-    """What a process tells of its messages. This one tells nothing, costs nothing, and changes nothing."""
+    """Reports on the messages of a process. This base class reports nothing and changes nothing."""
 
     on = False
 
     def sent(self, message: Message) -> Message:
-        """A message that is sent now: with the trace that it belongs to in its headers."""
+        """Report a message that is sent now. Returns the message with its trace in the headers."""
         return message
 
     def handler(self, call: C) -> C:
-        """How to call a flow's handler, so that each run is told."""
+        """Return a flow's handler, wrapped so that each run is reported."""
         return call
 
     def source(self, source: Source, flow: str, channel: str) -> Source:
-        """The source of a lane, so that what it receives and settles is told."""
+        """Return the source of a lane, wrapped so that its receiving and settling are reported."""
         return source
 
     def ended(self, flow: str, outcomes: Collection[Outcome | None]) -> None:
-        """What came of a batch of a flow."""
+        """Report the outcomes of a batch of a flow."""
 
     def rerun(self, flow: str) -> None:
-        """A handler failed, and its batch runs once more. No attempt is counted."""
+        """Report that a handler failed and its batch runs again. That counts no attempt."""
 
     def close(self) -> None:
-        """Hand over what is not yet told, within a few seconds."""
+        """Send what is not reported yet. Blocks for a few seconds at most."""
 
 
 OFF = Telemetry()
 
 
 def asked_for() -> bool:
-    """Whether the environment asks for telemetry, by OTEL_TRACES_EXPORTER or OTEL_METRICS_EXPORTER."""
+    """Whether OTEL_TRACES_EXPORTER or OTEL_METRICS_EXPORTER turns telemetry on."""
     names = [os.environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip() for signal in SIGNALS]
     disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
     return not disabled and any(name not in ("", "none") for name in names)
 
 
 def configure(service: str) -> None:
-    """Set up the SDK of this process as the standard OTEL_ variables say, if they ask for it and nobody did before.
+    """Set up the OpenTelemetry SDK of this process by the standard OTEL_ variables, if they ask for it and the program
+    has not done so.
 
-    `service` is its name unless they give one. Raises ConfigError for an exporter that is not installed.
+    `service` is the service's name unless the variables set one. Raises ConfigError if an exporter is not installed.
     """
     if asked_for():
         from flowkit.telemetry import otel
@@ -64,9 +65,9 @@ def configure(service: str) -> None:
 
 
 def ambient(system: str) -> Telemetry:
-    """The telemetry of a process whose SDK is set up, by `configure` or by the program itself; else OFF.
+    """Return the telemetry of a process whose SDK is set up, by `configure` or by the program itself; else OFF.
 
-    `system` says what carries the messages, as `messaging.system`.
+    `system` is the value of `messaging.system`: what carries the messages.
     """
     if "opentelemetry.sdk" not in sys.modules:
         return OFF
@@ -76,7 +77,7 @@ def ambient(system: str) -> Telemetry:
 
 
 def ids() -> dict[str, str]:
-    """`trace_id` and `span_id` of what this thread or task does now, if it is traced."""
+    """Return `trace_id` and `span_id` of the current span of this thread or task; empty without one."""
     if "opentelemetry.trace" not in sys.modules:
         return {}
     from flowkit.telemetry import otel

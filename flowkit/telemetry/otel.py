@@ -1,7 +1,7 @@
 """Spans and metrics by the OpenTelemetry conventions for messaging (semantic conventions 1.44, in development).
 
-A message carries its trace in the headers `traceparent` and `tracestate` (W3C Trace Context), so that it goes on
-through every transport, retry, delay and replay. A run of a handler is a child of the message's sending: one
+A message carries its trace in the headers `traceparent` and `tracestate` (W3C Trace Context). So the trace continues
+through every transport, retry, delay and generation. A handler's run is a child of the message's sending: one
 conversation is one trace. Batches have spans of their own, with links to their messages.
 """
 
@@ -36,7 +36,7 @@ Attributes = dict[str, str | int]
 
 
 class OpenTelemetry(Telemetry):
-    """Tells to the given providers. Thread-safe."""
+    """Reports to the given providers. Thread-safe."""
 
     on = True
 
@@ -46,20 +46,20 @@ class OpenTelemetry(Telemetry):
         self._operations: dict[tuple[str, str, str], Attributes] = {}
         self._tracer = tracers.get_tracer("flowkit")
         sampler = getattr(tracers, "sampler", None)
-        # What its sender decided not to record needs no span to say so again.
+        # A message whose sender did not sample its trace needs no span here.
         self._prunes = sampler is not None and "remoteParentNotSampled:AlwaysOffSampler" in sampler.get_description()
         meter = meters.get_meter("flowkit")
         self._processing = meter.create_histogram("messaging.process.duration", "s", "Runs of handlers")
         self._operating = meter.create_histogram("messaging.client.operation.duration", "s", "Receiving and settling")
         self._sent = meter.create_counter("messaging.client.sent.messages", "{message}", "Messages sent")
         self._consumed = meter.create_counter("messaging.client.consumed.messages", "{message}", "Messages received")
-        self._outcomes = meter.create_counter("flowkit.outcomes", "{message}", "What came of messages")
+        self._outcomes = meter.create_counter("flowkit.outcomes", "{message}", "Outcomes of messages")
         self._refused = meter.create_counter("flowkit.refused", "{message}", "Messages that are not what they claim")
         self._reruns = meter.create_counter("flowkit.reruns", "{failure}", "Failures after which a batch ran again")
 
     def sent(self, message: Message) -> Message:
         if "traceparent" in message.headers:
-            return message  # the sender knows better
+            return message  # the sender has set the trace
         carrier: dict[str, str] = {}
         current = trace.get_current_span().get_span_context()
         if self._prunes and current.is_valid and not current.trace_flags.sampled:
@@ -107,14 +107,14 @@ class OpenTelemetry(Telemetry):
                 if isinstance(provider, TracerProvider | MeterProvider):
                     provider.shutdown()
 
-        # A collector that does not answer must not hold up the end of a worker.
+        # A collector that does not answer must not delay the end of a worker.
         closing = threading.Thread(target=shut_down, name="flowkit-telemetry", daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)
 
     @contextmanager
     def _process(self, delivery: Delivery) -> Iterator[None]:
-        """Around one run of a handler. What is sent meanwhile, by anybody in this thread or task, is its child."""
+        """Trace one run of a handler. Messages that this thread or task sends meanwhile are its children."""
         message, began, failed = delivery.message, time.perf_counter(), ""
         parent, span = self._follow(message)
         token = attach(trace.set_span_in_context(span, parent))
@@ -125,7 +125,7 @@ class OpenTelemetry(Telemetry):
         except (Exception, CancelledError) as error:  # an `async def` handler is cancelled at its deadline
             failed = type(error).__qualname__
             if span.is_recording():
-                # Not `record_exception`, whose attributes repeat what data the error holds.
+                # Not `record_exception`: its attributes repeat the data in the error.
                 span.add_event(
                     "exception",
                     {
@@ -146,7 +146,7 @@ class OpenTelemetry(Telemetry):
             )
 
     def _follow(self, message: Message) -> tuple[Context, Span]:
-        """The trace that a message is in, and a span for a run of its handler."""
+        """Return the trace context of a message, and a new span for a run of its handler."""
         known = _context(message.headers.get("traceparent", "")) if self._prunes else None
         if known is not None and not known.trace_flags.sampled:
             return Context(), NonRecordingSpan(known)
@@ -157,7 +157,8 @@ class OpenTelemetry(Telemetry):
     def batch(
         self, operation: str, channel: str, flow: str, deliveries: Sequence[Delivery], since: tuple[int, float]
     ) -> None:
-        """A batch that was received or settled `since` a time, in nanoseconds of the clock and seconds of a counter."""
+        """Report a batch that was received or settled. `since` is when that began: nanoseconds since the epoch, and
+        seconds of `perf_counter`."""
         began, counted = since
         measured = self._operation(operation, channel, flow)
         self._operating.record(time.perf_counter() - counted, measured)
@@ -173,7 +174,8 @@ class OpenTelemetry(Telemetry):
         span.end()
 
     def _operation(self, name: str, channel: str, flow: str = "") -> Attributes:
-        """What spans and metrics of an operation have in common: the same object each time, not to be changed."""
+        """Return the attributes that spans and metrics of an operation share. Each call returns the same dict: do not
+        change it."""
         found = self._operations.get((name, channel, flow))
         if found is None:
             found = self._operations[name, channel, flow] = {
@@ -187,7 +189,7 @@ class OpenTelemetry(Telemetry):
 
 
 class TracedSource:
-    """Implements ports.Source around another one."""
+    """Implements ports.Source: reports what another source receives and settles."""
 
     def __init__(self, source: Source, telemetry: OpenTelemetry, flow: str, channel: str) -> None:
         self._source = source
@@ -216,7 +218,7 @@ class TracedSource:
         self._source.close()
 
     def _around(self, operation: str, act: Callable[[], list[Delivery]]) -> list[Delivery]:
-        """Nothing is told of batches without a message."""
+        """Run an operation and report its batch, unless that is empty."""
         since = time.time_ns(), time.perf_counter()
         deliveries = act()
         if deliveries:
@@ -225,7 +227,7 @@ class TracedSource:
 
 
 def ambient(system: str) -> Telemetry:
-    """Telemetry to the global providers, if somebody set them up."""
+    """Return telemetry to the global providers if they are set up; else the one that reports nothing."""
     tracers, meters = trace.get_tracer_provider(), metrics.get_meter_provider()
     if isinstance(tracers, TracerProvider) or isinstance(meters, MeterProvider):
         return OpenTelemetry(tracers, meters, system)
@@ -233,7 +235,7 @@ def ambient(system: str) -> Telemetry:
 
 
 def ids() -> dict[str, str]:
-    """What identifies the current span, if there is one."""
+    """Return `trace_id` and `span_id` of the current span; empty without one."""
     current = trace.get_current_span().get_span_context()
     if not current.is_valid:
         return {}
@@ -241,7 +243,7 @@ def ids() -> dict[str, str]:
 
 
 def configure(service: str) -> None:
-    """Set up the global providers by the environment: exporters, resource, sampler and limits are the SDK's own."""
+    """Set up the global providers by the environment, with the SDK's own exporters, resource, sampler and limits."""
     named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     resource = Resource.create({} if named else {SERVICE_NAME: service})
     spans, readings = (_exporters(signal) for signal in SIGNALS)
@@ -283,7 +285,7 @@ def _of(message: Message) -> Attributes:
 
 
 def _context(traceparent: str) -> SpanContext | None:
-    """What a `traceparent` of version 00 says; None if it is none."""
+    """Parse a `traceparent` of version 00; None if it is invalid."""
     try:
         _, trace_id, span_id, flags = traceparent.split("-")
         found = SpanContext(int(trace_id, 16), int(span_id, 16), True, trace.TraceFlags(int(flags, 16)))

@@ -1,1 +1,1 @@
-"""Transports: what carries messages between flows."""
+"""Transports: they carry copies of messages from the store to the flows."""

@@ -1,4 +1,4 @@
-"""Leaving a broker: the database is the queue, and what is left at the broker is brought to its end."""
+"""Draining a broker: message rows are the queue, and lanes also receive the messages left at the broker."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -6,11 +6,11 @@ from flowkit.errors import BrokerUnavailable
 from flowkit.ports import Copy, Delivery, Receipt, Shared, Source, Transport
 
 LOOK_SECONDS = 0.1
-"""How long news from the broker may wait: what waits for the database does not hear of it."""
+"""Seconds between two looks at the broker, which does not end a wait for the database."""
 
 
 class DrainingTransport:
-    """Implements ports.Transport: sends through one transport, the rows, and receives from two. Thread-safe."""
+    """Implements ports.Transport: sends as message rows, and receives from the rows and a broker. Thread-safe."""
 
     lease = 0.0
 
@@ -25,7 +25,7 @@ class DrainingTransport:
 
     @property
     def hindered(self) -> Mapping[str, str]:
-        """Those of the rows: a flow that cannot have what is left at the broker says so in the log, and goes on."""
+        """The hindrances of the rows only: a flow that cannot receive from the broker logs that, and continues."""
         return self._rows.hindered
 
     def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
@@ -51,7 +51,7 @@ class DrainingTransport:
         told = self._rows.wait(min(seconds, LOOK_SECONDS), flows)
         try:
             return told | self._broker.wait(0.0, flows)
-        except BrokerUnavailable:  # it says so itself, and is not needed for the rows
+        except BrokerUnavailable:  # the broker's transport logs this itself; the rows do not need it
             return told
 
     def depths(self, flows: Collection[str]) -> dict[str, int]:
@@ -67,7 +67,7 @@ class DrainingTransport:
 
 
 class DrainingSource:
-    """Implements ports.Source: first what is left at the broker, then rows."""
+    """Implements ports.Source: receives what is left at the broker first, then message rows."""
 
     def __init__(self, rows: Source, broker: Source) -> None:
         self._rows = rows

@@ -1,4 +1,4 @@
-"""A broker in memory: the reference transport. It behaves like one over a network, unacknowledged messages and all."""
+"""A broker in memory: the reference transport. It behaves like a remote broker, with unacknowledged messages."""
 
 import itertools
 import threading
@@ -13,9 +13,9 @@ LEASE_SECONDS = 30.0
 
 
 class MemoryTransport:
-    """Implements ports.Transport. Thread-safe. What it holds is lost with the process, as with any broker's memory.
+    """Implements ports.Transport. Thread-safe. Its messages are lost with the process.
 
-    `disconnect()`, `unbind()`, `drop_confirms` and `duplicate()` do on purpose what networks and brokers do.
+    `disconnect()`, `unbind()`, `drop_confirms` and `duplicate()` simulate failures of networks and brokers.
     """
 
     lease = LEASE_SECONDS
@@ -24,10 +24,10 @@ class MemoryTransport:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.drop_confirms = False
-        """Whether confirms are lost on the way: the copy is there, and its sender does not know."""
+        """Whether confirms are lost: the copy is in the queue, but its sender does not know."""
         self.duplicates = 0
         self.shared: list[Message] = []
-        """What was sent to the exchanges of shared channels."""
+        """The messages that were sent to the exchanges of shared channels."""
         self._queues: dict[str, deque[Delivery]] = {}
         self._unacked: dict[int, Delivery] = {}
         self._tags = itertools.count(1)
@@ -41,7 +41,7 @@ class MemoryTransport:
 
     @property
     def hindered(self) -> dict[str, str]:
-        """Nothing hinders a flow alone."""
+        """Always empty: nothing can hinder a single flow."""
         return {}
 
     def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
@@ -50,7 +50,7 @@ class MemoryTransport:
                 self._queues.setdefault(flow, deque())
 
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
-        """Nothing can be wrong with a queue."""
+        """Return no findings: a queue cannot be wrong."""
         return []
 
     def doubts(self, deadlines: Mapping[str, float]) -> list[str]:
@@ -88,7 +88,7 @@ class MemoryTransport:
             return {flow for flow in flows if self._queues.get(flow)}
 
     def depths(self, flows: Collection[str]) -> dict[str, int]:
-        """Messages that are queued or unacknowledged."""
+        """Flow -> number of messages that are queued or unacknowledged."""
         with self._changed:
             return {
                 flow: sum(len(self._queues.get(address, ())) for address in (flow, flow + CANDIDATE))
@@ -99,7 +99,7 @@ class MemoryTransport:
     def empty(self, flow: str, keep: Callable[[Sequence[Delivery]], None]) -> None:
         for address in (flow, flow + CANDIDATE):
             if any(one.flow == address for one in self._unacked.values()):
-                raise ConfigError(f"flow {flow}: somebody has messages of it in hand")
+                raise ConfigError(f"flow {flow}: messages of it are in flight")
             if waiting := list(self._queues.get(address, ())):
                 keep(waiting)
             self._queues.pop(address, None)
@@ -108,10 +108,10 @@ class MemoryTransport:
         with self._changed:
             self._arrive()
 
-    # ------------------------------------------------------------ what networks and brokers do
+    # ------------------------------------------------------------ simulated failures
 
     def disconnect(self) -> None:
-        """Lose every connection: what is unacknowledged returns to its queue; acknowledgements of it are stale."""
+        """Lose every connection: unacknowledged messages return to their queues; later acknowledgements are stale."""
         with self._changed:
             self._epoch += 1
             for tag in sorted(self._unacked, reverse=True):
@@ -120,18 +120,18 @@ class MemoryTransport:
             self._arrive()
 
     def duplicate(self, flow: str) -> None:
-        """Queue every waiting message of a flow once more."""
+        """Queue every waiting message of a flow a second time."""
         with self._changed:
             self.duplicates += len(self._queues[flow])
             self._queues[flow].extend(list(self._queues[flow]))
 
     def unbind(self, flow: str) -> None:
-        """Delete the queue of a flow: what is sent there is returned."""
+        """Delete the queue of a flow: the broker returns messages that are sent there."""
         with self._changed:
             del self._queues[flow]
 
     def deliver(self, flow: str, message: Message) -> None:
-        """Queue what another program sent: its channel is empty, and so is its id if it has none."""
+        """Queue a foreign message: its channel is empty; its id may be empty."""
         with self._changed:
             self._queues[flow].append(Delivery(message, flow, deliveries=0, foreign=True))
             self._arrive()
@@ -179,7 +179,7 @@ class MemorySource:
 
     @property
     def stocked(self) -> bool:
-        """False: what is queued is there for all lanes."""
+        """Always False: queued messages are there for all lanes."""
         return False
 
     def receive(self, limit: int) -> list[Delivery]:
@@ -192,4 +192,4 @@ class MemorySource:
         self._transport.reject(deliveries)
 
     def close(self) -> None:
-        """Its unacknowledged messages were released before."""
+        """Do nothing: the lane has released its unacknowledged messages."""

@@ -1,4 +1,4 @@
-"""The database as the queue: message rows are claimed where they were committed, so nothing hops."""
+"""The database as the queue: lanes lease the message rows where they were committed, without a broker."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -13,7 +13,7 @@ class SqlTransport:
     limit = MAX_BODY
 
     def __init__(self, store: Store, hold: float) -> None:
-        """`hold`: seconds for which a received row belongs to its lane, unless it is renewed."""
+        """`hold`: seconds of the lease of a received row, unless it is renewed."""
         self._store = store
         self._hold = hold
 
@@ -23,14 +23,14 @@ class SqlTransport:
 
     @property
     def hindered(self) -> dict[str, str]:
-        """Nothing hinders a flow alone: all rows are in one table."""
+        """Always empty: all rows are in one table, so nothing can hinder a single flow."""
         return {}
 
     def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
-        """Nothing to make: a flow's rows are found by its name."""
+        """Do nothing: the rows of a flow are found by its name."""
 
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
-        """Nothing to look at: a flow's rows are found by its name."""
+        """Return no findings: the rows of a flow are found by its name."""
         return []
 
     def doubts(self, deadlines: Mapping[str, float]) -> list[str]:
@@ -43,7 +43,7 @@ class SqlTransport:
         return SqlSource(self._store, flow, worker, self._hold)
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
-        """The committed rows are the queue."""
+        """Do nothing: the committed rows are the queue."""
         return []
 
     def wait(self, seconds: float, flows: Collection[str]) -> set[str]:
@@ -54,10 +54,10 @@ class SqlTransport:
         return dict.fromkeys(flows, 0)
 
     def empty(self, flow: str, keep: Callable[[Sequence[Delivery]], None]) -> None:
-        """Nothing waits outside of the rows."""
+        """Do nothing: no message waits outside of the rows."""
 
     def close(self) -> None:
-        """The store is closed by who opened it."""
+        """Do nothing: the caller that opened the store closes it."""
 
 
 class SqlSource:
@@ -71,18 +71,18 @@ class SqlSource:
 
     @property
     def stocked(self) -> bool:
-        """False: due rows are there for all lanes."""
+        """Always False: due rows are there for all lanes."""
         return False
 
     def receive(self, limit: int) -> list[Delivery]:
         return self._store.queue.lease(self._flow, limit, self._worker, self._hold)
 
     def settle(self, deliveries: Sequence[Delivery]) -> None:
-        """Their rows were removed in the unit of work."""
+        """Do nothing: the unit of work removed the rows."""
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         if deliveries:
             self._store.queue.release([(one.row, one.deliveries) for one in deliveries if one.row is not None])
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: a source holds no resources."""

@@ -1,5 +1,5 @@
-"""The migrations of the schema, run by `flowkit db upgrade`. They expand before they contract: a running worker of the
-version before goes on working."""
+"""The migrations of the schema, which `flowkit db upgrade` runs. They expand before they contract: running workers of
+the previous version continue."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from flowkit.store import tables
 
 
 def upgrade(connection: Connection, ids: Callable[[], str]) -> None:
-    """Bring the schema to this version; a store has an id and keys then. Blocks; raises what the database refuses."""
+    """Upgrade the schema to this version, and give the store an id and keys. Blocks; raises the database's errors."""
     has = inspect(connection)
     is_unsigned = has.has_table(tables.meta.name) and not has.has_table(tables.keys.name)
     config = Config()
@@ -20,7 +20,7 @@ def upgrade(connection: Connection, ids: Callable[[], str]) -> None:
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
     made = [("store", ids), ("key", tables.new_key)]
-    if is_unsigned:  # messages of the version before may be at a broker
+    if is_unsigned:  # unsigned messages of an older version may be at a broker
         made.append((tables.UNSIGNED, str))
     for name, make in made:
         if connection.execute(tables.meta.select().where(tables.meta.c.name == name)).first() is None:

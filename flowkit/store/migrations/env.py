@@ -1,4 +1,4 @@
-"""Run by alembic: migrate on the connection that `upgrade` hands over."""
+"""Alembic runs this module: it migrates on the connection that `upgrade` passes."""
 
 from alembic import context
 

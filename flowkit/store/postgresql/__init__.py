@@ -13,13 +13,13 @@ from flowkit.store.sql import SqlStore
 from flowkit.url import mask
 
 LOOKS = 3
-"""So many times two connections are compared: others use the pooler as well."""
+"""Comparisons of two connections: other clients of a pooler may take the shared session in between."""
 
 
 def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) -> SqlStore:
-    """Open the PostgreSQL store of a URL; with `check`, refuse a schema of another version. Never creates one.
+    """Open the PostgreSQL store of a URL; with `check`, refuse a schema of another version. Never creates one. Blocks.
 
-    Raises ConfigError, or StoreUnavailable when the server does not let us in.
+    Raises ConfigError, or StoreUnavailable if the server cannot be reached or refuses the connection.
     """
     if importlib.util.find_spec("psycopg") is None:
         raise ConfigError(
@@ -38,7 +38,7 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
         if isinstance(error, ConfigError):
             raise
         cause = first_line(getattr(error, "orig", None) or error)
-        # A worker that starts while the server is away is started again; one that is configured wrongly is not.
+        # The supervisor restarts a worker that cannot reach the server, but not one with a wrong configuration.
         raise (StoreUnavailable if isinstance(error, OperationalError | StoreUnavailable) else ConfigError)(
             f"FLOWKIT_DATABASE_URL is {mask(url)}, which cannot be reached: {cause}; check host, user, password and "
             "database"
@@ -47,7 +47,7 @@ def open_store(url: str, clock: Clock, check: bool = True, create: bool = True) 
 
 
 def _look(dialect: PostgresDialect, url: str) -> None:
-    """Raise ConfigError where commits are not durable, or behind a pooler that the URL does not tell of."""
+    """Raise ConfigError if commits are not durable, or if there is a pooler that the URL does not name."""
     with dialect.engine.connect() as connection:
         durable, session = connection.exec_driver_sql(
             "SELECT current_setting('synchronous_commit'), pg_backend_pid()"
@@ -60,7 +60,7 @@ def _look(dialect: PostgresDialect, url: str) -> None:
         driver: Any = connection.connection.driver_connection
         if dialect.pooled or driver.info.backend_pid == session:
             return
-        # Somebody answers for the server. Where that keeps sessions, two connections never have the same one.
+        # A pooler answers for the server. If it keeps sessions, two connections never have the same one.
         with dialect.engine.connect() as other:
             if any(_session(connection) == _session(other) for _ in range(LOOKS)):
                 raise ConfigError(f"FLOWKIT_DATABASE_URL is {mask(url)}: {POOLER}")

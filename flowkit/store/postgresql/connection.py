@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL that notices when the server is frozen, and knows whether it was replaced."""
+"""A connection to PostgreSQL that notices when the server is frozen, and knows the server's identity."""
 
 import select
 import time
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import psycopg
 
 SILENCE_SECONDS = 5.0
-"""A server that has not answered for so long is asked whether it answers anybody."""
+"""Seconds of silence after which a new connection tests whether the server answers at all."""
 WHO = """
     SELECT system_identifier, CASE WHEN pg_is_in_recovery() THEN '0' ELSE
     substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END FROM pg_control_system()"""
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class Packet(psycopg.Pipeline):
-    """A pipeline whose statements leave together, at its end; psycopg sends each as soon as the socket takes it.
+    """A pipeline that sends all statements together, at its end; psycopg sends each as soon as the socket accepts it.
 
-    The server ends a transaction whose client is frozen when that is idle in it (`PostgresDialect.begin`), which it is
-    not in the middle of a pipeline. So nobody may be frozen there: what is locked would be so until it wakes up.
+    The server ends the transaction of a frozen client only if the session is idle in it (`PostgresDialect.begin`). In
+    the middle of a pipeline it is not idle: a client frozen there would keep its locks until it wakes up.
     """
 
     def _communicate_gen(self) -> Generator[Any, Any, None]:
@@ -37,18 +37,18 @@ class Packet(psycopg.Pipeline):
 class Connection(psycopg.Connection[Any]):
     """Waits for a statement as long as the server lives, and no longer.
 
-    The kernel of a frozen server accepts connections and acknowledges what is sent, so no timeout of TCP ends; and a
-    statement may take its time. So a server that is silent is tried with a new connection. Blocks like its base class;
-    raises psycopg.OperationalError, and is closed, when the server is frozen.
+    The kernel of a frozen server accepts connections and acknowledges data, so no TCP timeout expires; and a statement
+    may take long. So a new connection tests a silent server. Blocks like its base class; if the server is frozen, it
+    closes itself and raises psycopg.OperationalError.
     """
 
     system = 0
-    """What a server and its standbys have in common."""
+    """The system identifier, which a server shares with its standbys; 0 if unknown."""
     timeline = 0
-    """Grows with each failover."""
+    """The timeline, which grows with each failover; 0 for a standby or if unknown."""
 
     def introduce(self, before: str = "") -> None:
-        """Execute these statements, and ask the server which one it is. Raises what it refuses."""
+        """Execute the statements `before`, and read the server's identity. Blocks; raises the server's errors."""
         cursor = self.execute(f"{before};{WHO}", prepare=False)
         while cursor.nextset():
             pass
@@ -56,8 +56,8 @@ class Connection(psycopg.Connection[Any]):
         self.timeline = int(name, 16)
 
     def ended(self) -> bool:
-        """Whether the server seems to have ended this idle session. A local look: data arrives unasked when the server
-        ends the session, or, seldom, when a setting changed. Does not block."""
+        """Whether the server seems to have ended this idle session. A local check for unexpected data, which comes when
+        the server ends the session or, rarely, when a setting changed. Does not block."""
         if self.closed:
             return True
         look = select.poll()
@@ -65,13 +65,13 @@ class Connection(psycopg.Connection[Any]):
         return bool(look.poll(0))
 
     def execute_numbered(self, statement: str, parameters: Sequence[object]) -> None:
-        """Execute a statement whose parameters are $1, $2, ...: the driver does not look for them in the text."""
+        """Execute a statement with parameters $1, $2, ..., which the driver does not parse."""
         with psycopg.RawCursor(self) as cursor:
             cursor.execute(statement, parameters)
 
     @contextmanager
     def pipeline(self) -> Iterator[psycopg.Pipeline]:
-        """Statements that go to the server together. Not within another one."""
+        """Send the statements of a block together, at its end. Blocks must not be nested."""
         pipeline = self._pipeline = Packet(self)
         try:
             with pipeline:
@@ -83,7 +83,7 @@ class Connection(psycopg.Connection[Any]):
         return super().wait(self._watched(gen), *rest, **options)
 
     def _watched(self, waits: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
-        """The same waits, of which psycopg tells ten times a second that nothing came."""
+        """Yield the same waits, and test a silent server. Ten times a second psycopg reports that nothing came."""
         since = looked = 0.0
         try:
             wait = next(waits)
@@ -100,7 +100,10 @@ class Connection(psycopg.Connection[Any]):
             return found
 
     def _look(self, since: float, looked: float) -> float:
-        """Nothing came since one time; the server was alive at another. Returns when it was so last."""
+        """Test a server that has been silent `since` a time and was last alive at `looked`, both in monotonic seconds.
+
+        Returns when it was last alive. Raises psycopg.OperationalError if it is frozen.
+        """
         if time.monotonic() - looked < SILENCE_SECONDS:
             return looked
         if self._answers():
@@ -113,7 +116,7 @@ class Connection(psycopg.Connection[Any]):
         )
 
     def _answers(self) -> bool:
-        """Whether the server says anything to a new connection. A refusal is an answer."""
+        """Whether the server answers a new connection. A refusal is an answer."""
         info = self.info
         try:
             psycopg.connect(

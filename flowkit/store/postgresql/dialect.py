@@ -27,14 +27,14 @@ from flowkit.url import exposed
 CONNECT_SECONDS = 10
 LOCK_SECONDS = 10
 MARGIN_SECONDS = 5
-"""Granted to a transaction beyond its flow's deadline before the server ends it."""
+"""Seconds between a flow's deadline and the time at which the server ends its transaction."""
 SLOW_POLL_SECONDS = 1.0
 UPGRADE = 0x666C6F776B6974
-"""The advisory lock under which the schema is upgraded: "flowkit" as a number."""
+"""The advisory lock of schema upgrades: "flowkit" as a number."""
 PAYLOAD = 2000
-"""The most characters that a NOTIFY carries here; the server's limit is 8,000 bytes."""
+"""Characters of a NOTIFY, at most; the server's limit is 8,000 bytes."""
 BODY = 5
-"""Where a message row has its body. It travels in binary, beside the JSON of the rest."""
+"""The index of the body in a message row. It travels in binary, separate from the JSON of the rest."""
 NOW = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 _STAGE = f"""
     INSERT INTO flowkit_messages
@@ -45,21 +45,21 @@ _STAGE = f"""
            (SELECT {NOW}), (SELECT {NOW}) + CAST(value ->> 14 AS bigint), value ->> 15
     FROM ROWS FROM (jsonb_array_elements(CAST(%s AS jsonb)), unnest(CAST(%b AS bytea[]))) AS each(value, body)"""
 IN_TRANSACTION, NO_PIPELINE = 2, 0
-"""PQTRANS_INTRANS and PQ_PIPELINE_OFF of libpq: it is asked after each message, and the driver's enums are dear."""
+"""PQTRANS_INTRANS and PQ_PIPELINE_OFF of libpq. They are compared for each message, and the driver's enums are slow."""
 NOT_ACTIVE = "another group of instances is active now"
 _FENCE = f"""
     SELECT CAST(CASE WHEN EXISTS (SELECT 1 FROM flowkit_leases WHERE name = %s AND holder = %s AND token = %s
                                   FOR KEY SHARE) THEN '1' ELSE '{NOT_ACTIVE}' END AS integer)"""
-"""Fails unless the row is there, by a cast of what is no number: so the server does not commit what follows."""
+"""Fails unless the row exists, by a cast of text that is no number: so the server does not commit what follows."""
 PARAMETERS = 10_000
-"""At most so many for one statement; the protocol's limit is 65,535."""
+"""Parameters of one statement, at most; the protocol's limit is 65,535."""
 _CONFLICTS = {"40001", "40P01", "55P03"}  # serialization failure, deadlock, lock timeout
 _UNAVAILABLE = ("08", "57P", "53", "58", "25006", "25P03", "25P04")
-"""Connection, shutdown, resources, system, read-only; a transaction that was idle, or took, too long."""
+"""Connection, shutdown, resources, system, read-only; a transaction that was idle too long, or took too long."""
 _CANCELLED = "57014"
-"""A statement that its timeout, or somebody, cancelled. In a handler it is the handler's failure."""
+"""A statement that its timeout or an operator cancelled. In a handler it is the handler's failure."""
 _PREPARED = {"26000", "42P05"}
-"""A prepared statement that is not there, or already: psycopg's are called _pg3_0, _pg3_1, …"""
+"""A prepared statement that is missing or exists already: psycopg's are named _pg3_0, _pg3_1, …"""
 POOLER = (
     "a pooler lends another session of the server for each transaction, as pgbouncer does by pool_mode = transaction; "
     "add pooler=transaction to the parameters of FLOWKIT_DATABASE_URL, or let it name the server itself"
@@ -68,7 +68,7 @@ _LACKING = {"42501", "42P01", "42703"}
 """Insufficient privilege, no such table, no such column."""
 _BARRED = _LACKING | {"25006"}  # read-only transaction
 STANDBY_WAIT = "SyncRepWaitForLSN"
-"""The server's function that waits for synchronous standbys (PostgreSQL 9.1 to 18)."""
+"""The server's function that waits for synchronous standbys, in PostgreSQL 9.1 to 18."""
 _log = logging.getLogger("flowkit.store")
 
 
@@ -81,7 +81,7 @@ class PostgresDialect:
     def __init__(self, url: str) -> None:
         self._url, listening = places(url)
         self.pooled = listening != self._url
-        """Whether each transaction may be in another session of the server."""
+        """Whether each transaction may run in another session of the server."""
         self.statements = Statements.render(
             now=NOW,
             each="jsonb_array_elements(CAST(? AS jsonb)) AS each(value)",
@@ -89,11 +89,11 @@ class PostgresDialect:
             skip="FOR UPDATE SKIP LOCKED",
             marker="%s",
             started="pg_postmaster_start_time()",
-            # A lock is a write for the log, and so for the standby; no server refuses it, as some do functions.
+            # A row lock writes to the log, and so reaches the standby. No server refuses it; some refuse functions.
             witness="SELECT 1 FROM flowkit_subscriptions LIMIT 1 FOR KEY SHARE",
             ground="SELECT current_setting('search_path'), current_user",
             hold="LOCK TABLE flowkit_counters IN SHARE ROW EXCLUSIVE MODE",
-            row="ctid",  # by the key it would read all of the inbox for each thousand that are forgotten
+            row="ctid",  # with the key, each thousand rows that retention removes would cost a scan of the whole inbox
         )
         self.engine = create_engine(
             self._url,
@@ -109,14 +109,14 @@ class PostgresDialect:
                 "tcp_user_timeout": 25_000,
                 "application_name": "flowkit",
                 "client_encoding": "utf8",
-                # What one session has prepared, another one does not know.
+                # A statement that one session has prepared does not exist in another.
                 **({"prepare_threshold": None} if self.pooled else {}),
             },
         )
         self.private = not self.pooled
         self.error = importlib.import_module("psycopg").Error
         self._doubtful: WeakSet[Any] = WeakSet()
-        """Connections whose commit was told as done without the standby."""
+        """Connections on which a commit was reported as done without the standby."""
         self._refusals = Refusals()
         self._servers = Servers(self._url, self._refusals, self.pooled)
         event.listen(self.engine, "do_connect", self._servers.connect)
@@ -128,11 +128,11 @@ class PostgresDialect:
         self._servers.begin(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED; {_limits(deadline)}")
 
     def restore(self, connection: Any, deadline: float) -> None:
-        # RESET ALL also ends what was SET LOCAL; the role is not among what it puts back.
+        # RESET ALL also ends SET LOCAL. It does not restore the role.
         connection.execute(f"RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; {_limits(deadline)}", prepare=False)
 
     def cleanse(self, connection: Any, exposed: bool) -> bool:
-        return False  # DISCARD ALL would also forget what the driver has prepared
+        return False  # DISCARD ALL would also drop the driver's prepared statements
 
     def pipelined(self, connection: Any) -> AbstractContextManager[object]:
         pipeline: AbstractContextManager[object] = connection.pipeline()
@@ -153,7 +153,7 @@ class PostgresDialect:
             cursor.execute(statement, rows[0])
 
     def staging(self, rows: list[tuple[Any, ...]]) -> list[tuple[str, list[Row]]]:
-        # One statement for all: each row of an executemany costs the client and the server a message of their own.
+        # One statement for all rows: each row of an executemany costs the client and the server a message.
         bodies = [row[BODY] for row in rows]
         plain = [(*row[:BODY], *row[BODY + 1 :]) for row in rows]
         return [(_STAGE, [(to_json(plain).decode(), bodies)])] if rows else []
@@ -162,9 +162,9 @@ class PostgresDialect:
         cursor.execute(_FENCE, key)
 
     def commit(self, connection: Any, token: str | None) -> None:
-        # In a pipeline the server stops at the first error: if the savepoint is gone, it does not commit.
+        # In a pipeline the server stops at the first error: if the savepoint is missing, it does not commit.
         if token is not None:
-            # A function that a handler called may have switched it off, unseen.
+            # A function that a handler called may have turned it off, unseen.
             connection.execute("RESET synchronous_commit", prepare=False)
             connection.execute(f"RELEASE SAVEPOINT {token}", prepare=False)
         connection.execute("COMMIT", prepare=False)
@@ -174,7 +174,7 @@ class PostgresDialect:
 
     def _connected(self, connection: Any, _: object) -> None:
         def noticed(diagnostic: Any) -> None:
-            # A wait that somebody cancelled is told by a warning only, and the commit as done.
+            # If an operator cancels the wait, the server sends only a warning, and reports the commit as done.
             if diagnostic.source_function == STANDBY_WAIT:
                 self._doubtful.add(connection)
 
@@ -185,13 +185,13 @@ class PostgresDialect:
         return getattr(error, "sqlstate", None) in ("3B001", "25P01")
 
     def broken(self, connection: Any) -> BaseException | None:
-        """Why the transaction cannot go on. A local look at what the server said last."""
+        """Return why the transaction cannot continue, or None. A local check of the server's last answer."""
         seen = connection.pgconn.transaction_status, connection.pgconn.pipeline_status
         if seen == (IN_TRANSACTION, NO_PIPELINE) and not connection.lock.locked():
             return None
         status = connection.info.transaction_status.name
         if status == "ACTIVE" or connection.lock.locked() or connection.info.pipeline_status.name != "OFF":
-            connection.close()  # the next statement would wait for the handler, for ever
+            connection.close()  # the next statement would wait for the handler forever
             return StoreUnavailable(
                 "PostgreSQL: the handler left a COPY, a stream or a pipeline of the driver open; use it in a with block"
             )
@@ -208,7 +208,7 @@ class PostgresDialect:
         return bool(connection.closed and not connection.broken)
 
     def denied(self, connection: Any, error: BaseException) -> bool:
-        # A server that ends a session finishes the commit that it writes to disk; the driver then says what it will.
+        # A server that ends a session may still finish its commit, whatever error the driver reports.
         severity = getattr(getattr(error, "diag", None), "severity_nonlocalized", None)
         return severity == "ERROR" and not self.lost(connection)
 
@@ -251,7 +251,7 @@ class PostgresDialect:
     # ------------------------------------------------------------ waiting and liveness
 
     def _listen(self, url: URL) -> Listener:
-        # The URL as the engine reads it: its hosts may be several, and its other parameters are the driver's.
+        # Read the URL as the engine does: it may have several hosts, and its other parameters are the driver's.
         names, settings = self.engine.dialect.create_connect_args(url)
         own = {"application_name": "flowkit watch", "client_encoding": "utf8"}
         settings = {"connect_timeout": CONNECT_SECONDS, **settings, **own}
@@ -261,7 +261,7 @@ class PostgresDialect:
         return time.monotonic()
 
     def wait(self, seconds: float) -> set[str] | None:
-        """Wait for a NOTIFY, which names flows; at the end of the time one may have been lost."""
+        """Wait for a NOTIFY, and return the flows that it names; None after `seconds`: one may have been lost."""
         seconds = min(seconds, SLOW_POLL_SECONDS)
         if self._listener is None:
             time.sleep(seconds)
@@ -272,7 +272,7 @@ class PostgresDialect:
             raise self.classify(error, own=True) from error
 
     def notify(self, flows: Collection[str]) -> None:
-        # Alone and after the commit: inside the batch it would serialise commits.
+        # NOTIFY has its own transaction, after the commit: within the batch it would serialise commits.
         names = "\n".join(sorted(flows))
         try:
             with self.engine.connect() as connection:
@@ -282,16 +282,16 @@ class PostgresDialect:
                 raise
 
     def hold(self, worker: str) -> bool:
-        """Hold an advisory lock for as long as this process lives; whether others can rely on it."""
+        """Hold an advisory lock until this process ends. Returns whether others can rely on it."""
         try:
             return self._listener is not None and self._listener.hold(worker)
         except Exception as error:
-            if self._refusals.excuse(error, "a dead worker is noticed by its silence only"):
+            if self._refusals.excuse(error, "a dead worker is noticed only when its heartbeats stop"):
                 return False
             raise self.classify(error, own=True) from error
 
     def gone(self, worker: str) -> bool:
-        """Whether the worker that held this lock is dead."""
+        """Whether the lock of a worker is free: it is dead."""
         try:
             with self.engine.connect() as connection:
                 row = connection.exec_driver_sql("SELECT pg_try_advisory_xact_lock(%s)", (key(worker),)).fetchone()
@@ -306,7 +306,7 @@ class PostgresDialect:
     @contextmanager
     def upgrading(self) -> Iterator[sqlalchemy.Connection]:
         try:
-            # READ COMMITTED: after the wait for the lock the changes of its holder are seen.
+            # READ COMMITTED: after the wait for the lock, the changes of its previous holder are visible.
             with self.engine.connect().execution_options(isolation_level="READ COMMITTED") as connection:
                 connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE})")
@@ -323,17 +323,17 @@ class PostgresDialect:
             raise ConfigError(
                 f"the schema of the database of FLOWKIT_DATABASE_URL cannot be upgraded: {first_line(inner)}\n"
                 f"role {role} needs: GRANT CREATE, USAGE ON SCHEMA {schema} TO {role};\n"
-                "FlowKit's tables that are there are upgraded by the role that owns them"
+                "the role that owns FlowKit's existing tables must upgrade them"
             ) from error
 
     def check_place(self) -> None:
-        """Nothing to do: each connection is asked which server it reaches (`Servers.check`)."""
+        """Do nothing: the pool checks the server of each connection (`Servers.check`)."""
 
     def doubts(self) -> list[str]:
         with self.engine.connect():
             pass
         if self._listener is not None and self.pooled:
-            self._listener.wait(0.0)  # it reaches the server by another way
+            self._listener.wait(0.0)  # it connects to the server itself, not to the pooler
         remedy = "add sslmode=verify-full, and sslrootcert= for an authority of your own"
         return exposed("FLOWKIT_DATABASE_URL", str(self._url), self._servers.exposed, remedy)
 
@@ -342,7 +342,7 @@ class PostgresDialect:
             return excess(connection)
 
     def tidy(self) -> None:
-        """Nothing to do: autovacuum does it."""
+        """Do nothing: autovacuum does it."""
 
     def close(self) -> None:
         if self._listener is not None:
@@ -351,7 +351,8 @@ class PostgresDialect:
 
 
 def _limits(deadline: float) -> str:
-    """Of a transaction: the server ends it when its owner is frozen or gone; without, its rows stay locked for good."""
+    """Return the timeouts of a transaction. The server ends it if its client is frozen or gone; without them, its rows
+    would stay locked for good."""
     limit = min(int((deadline + MARGIN_SECONDS) * 1000), 2**31 - 1)
     return (
         f"SET LOCAL statement_timeout = {limit}; SET LOCAL idle_in_transaction_session_timeout = {limit}; "
@@ -360,8 +361,8 @@ def _limits(deadline: float) -> str:
 
 
 def _is_flowkits(error: BaseException) -> bool:
-    """Whether a statement was cancelled in FlowKit's tables, and not in a function of somebody else, such as a trigger
-    that handlers set off and that runs at the commit."""
+    """Whether a statement was cancelled in FlowKit's tables, and not in a function of the app, such as a trigger that a
+    handler's write starts at the commit."""
     context = getattr(getattr(error, "diag", None), "context", None) or ""
     return not context or "flowkit_" in context
 

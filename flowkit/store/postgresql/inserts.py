@@ -1,8 +1,8 @@
-"""Plain INSERTs of handlers, which go to PostgreSQL together.
+"""Plain INSERTs of handlers, which FlowKit sends to PostgreSQL together.
 
-A statement costs its round trip, and each row of an `executemany` a message of its own both ways. An INSERT of
-nothing but parameters, without RETURNING or ON CONFLICT, has no result that a handler may ask for (in SQLAlchemy
-rowcount is for UPDATE and DELETE), and its rows may as well be rows of one statement.
+A statement costs a round trip, and each row of an `executemany` a message each way. An INSERT of nothing but
+parameters, without RETURNING or ON CONFLICT, has no result that a handler may ask for: in SQLAlchemy, rowcount is for
+UPDATE and DELETE. So one statement can insert all rows.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any
 
 _NAME = re.compile(r"%\((\w+)\)s")
 _VALUE = r"%\(\w+\)s(?:::[\w ]+(?:\([\d, ]+\))?(?:\[\])*)?"
-"""A parameter, as SQLAlchemy writes it: perhaps with a cast."""
+"""A parameter as SQLAlchemy writes it, with an optional cast."""
 _PLAIN = re.compile(
     rf'(\s*INSERT\s+INTO\s+[\w."]+\s*\([\w",\s]+\)\s*VALUES\s*)(\(\s*{_VALUE}(?:\s*,\s*{_VALUE})*\s*\))\s*',
     re.IGNORECASE,
@@ -23,20 +23,20 @@ _PLAIN = re.compile(
 
 @dataclass(frozen=True)
 class PlainInsert:
-    """One whose values are all parameters."""
+    """An INSERT whose values are all parameters."""
 
     head: str
     values: str
     names: tuple[str, ...]
 
     def of(self, rows: Sequence[Any]) -> tuple[str, list[object]]:
-        """The statement for all these rows, with numbered parameters, and those."""
+        """Return one statement for all these rows, with numbered parameters, and their values."""
         return _text(self, len(rows)), [row[name] for row in rows for name in self.names]
 
 
 @lru_cache
 def plain_insert(statement: str) -> PlainInsert | None:
-    """What a statement is, if it is one."""
+    """Parse a statement; None if it is no plain INSERT."""
     found = _PLAIN.fullmatch(statement)
     return PlainInsert(found[1], found[2], tuple(_NAME.findall(found[2]))) if found else None
 

@@ -1,4 +1,4 @@
-"""The session in which a process hears of new messages, and holds the lock that tells others that it lives."""
+"""The session in which a process listens for notifications, and holds the lock that shows others that it lives."""
 
 import threading
 from collections.abc import Callable
@@ -10,12 +10,13 @@ _OWN = """
 
 
 def key(worker: str) -> int:
-    """The advisory lock of a worker: 63 bits of its id, a UUIDv7, whose last digits are random."""
+    """Return the advisory lock of a worker: the last 60 bits of its id, a UUIDv7, which are random."""
     return int(worker.replace("-", "")[-15:], 16)
 
 
 class Listener:
-    """One connection, made again when it is lost. Thread-safe: calls wait for each other. Raises as the driver does."""
+    """One connection, which reconnects after a loss. Thread-safe: calls wait for each other. Raises the driver's
+    errors."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
@@ -24,7 +25,7 @@ class Listener:
         self._held: str | None = None
 
     def wait(self, seconds: float) -> set[str] | None:
-        """Wait for a NOTIFY, which names flows; at the end of the time one may have been lost."""
+        """Wait for a NOTIFY, and return the flows that it names; None after `seconds`: one may have been lost."""
         with self._lock:
             try:
                 for told in self._session().notifies(timeout=seconds, stop_after=1):
@@ -35,16 +36,16 @@ class Listener:
         return None
 
     def hold(self, worker: str) -> bool:
-        """Hold an advisory lock for as long as this process lives; whether it is in fact held (poolers share)."""
+        """Hold an advisory lock until this process ends. Returns whether it is really held: poolers share sessions."""
         with self._lock:
             self._held = worker
             if self._session().execute(_OWN, (key(worker),)).fetchone() is None:
-                # Never waited for: the backend of a connection that broke may hold it for some time.
+                # This does not wait: the server process of a broken connection may hold the lock for some time.
                 self._connection.execute("SELECT pg_try_advisory_lock(%s)", (key(worker),))
             return self._connection.execute(_OWN, (key(worker),)).fetchone() is not None
 
     def forget(self, worker: str) -> None:
-        """Release that lock, also when the server is away."""
+        """Release the lock of a worker, even if the server cannot be reached."""
         with self._lock:
             if self._held == worker:
                 self._held = None

@@ -1,4 +1,4 @@
-"""The rights of a role of PostgreSQL beyond those that workers need."""
+"""Finds the rights of a PostgreSQL role that workers do not need."""
 
 import sqlalchemy
 
@@ -11,10 +11,9 @@ ASKED = """
 
 
 def excess(connection: sqlalchemy.Connection) -> list[str]:
-    """One sentence for each right that the role of a connection has and no worker needs, with what to do. Blocks for
-    one statement."""
+    """Return a sentence for each excess right of a connection's role, with what to do. Blocks for one statement."""
     role, is_super, passes, owns, creates, schema = connection.exec_driver_sql(ASKED).one()
-    if is_super:  # it may do all that follows, too
+    if is_super:  # a superuser has all other rights too
         return [
             f"role {role} of FLOWKIT_DATABASE_URL is a superuser, which may do everything on the server: let a role "
             "that has only the rights of a worker run the app (docs/guides/postgresql.md, Rights)"
@@ -24,7 +23,7 @@ def excess(connection: sqlalchemy.Connection) -> list[str]:
         "upgrade": owns,
         f"may create tables and functions in schema {schema}: REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC, "
         f'"{role}"': creates,
-        f'passes over row security, also that of your own tables: ALTER ROLE "{role}" NOBYPASSRLS': passes,
+        f'bypasses row security, even for your own tables: ALTER ROLE "{role}" NOBYPASSRLS': passes,
     }
     told = [what for what, is_so in found.items() if is_so]
     return [f"role {role} of FLOWKIT_DATABASE_URL {what} (docs/guides/postgresql.md, Rights)" for what in told]

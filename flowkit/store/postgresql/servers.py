@@ -1,4 +1,4 @@
-"""The PostgreSQL servers behind a URL: which may be used, and what they refuse."""
+"""The PostgreSQL servers of a URL: which may be used, and what they refuse."""
 
 import importlib
 import logging
@@ -16,14 +16,15 @@ from flowkit.url import is_loopback, mask
 
 TRANSACTION = "transaction"
 _REFUSED = {"42501", "42883", "0A000"}
-"""Insufficient privilege, unknown function, not supported: what hardened, hosted and related servers do not have."""
+"""Insufficient privilege, unknown function, not supported: the answers of hardened, hosted and related servers."""
 _log = logging.getLogger("flowkit.store")
 
 
 def places(url: str) -> tuple[URL, URL | None]:
-    """Where transactions go, and where a session that listens goes: nowhere, behind a pooler that keeps no sessions.
+    """Return the URL for transactions, and the URL for a listening session. The second is None behind a pooler that
+    keeps no sessions, unless direct= names the server.
 
-    Raises ConfigError, which names the parameter that is wrong.
+    Raises ConfigError, which names the wrong parameter.
     """
     made = make_url(url).set(drivername="postgresql+psycopg")
     pooler, direct = made.query.get("pooler"), made.query.get("direct")
@@ -33,8 +34,8 @@ def places(url: str) -> tuple[URL, URL | None]:
     if pooler != TRANSACTION:
         raise ConfigError(
             f"FLOWKIT_DATABASE_URL is {mask(url)} with pooler={pooler}, direct={direct}; write pooler=transaction for "
-            "a pooler that lends its sessions for a transaction, and beside it direct=host:port for the server itself, "
-            "if that can be reached; leave out both where sessions are kept"
+            "a pooler that lends a session for each transaction, and also direct=host:port for the server itself, if "
+            "that can be reached; leave out both if the pooler keeps sessions"
         )
     return driver, driver.set(host=None, port=None).update_query_dict({"host": direct}) if direct else None
 
@@ -46,7 +47,7 @@ class Refusals:
         self._told: set[str] = set()
 
     def excuse(self, error: BaseException | None, lost: str) -> bool:
-        """Whether an error is such a refusal. What is `lost` with the function is told once, as a warning."""
+        """Whether an error is such a refusal. Logs once, as a warning, what is `lost` without the function."""
         if getattr(error, "sqlstate", None) not in _REFUSED:
             return False
         if lost not in self._told:
@@ -57,28 +58,29 @@ class Refusals:
 
 
 class Servers:
-    """Connects to those servers, and lets nobody write to one that was replaced by another. Thread-safe."""
+    """Connects to the servers of a URL, and refuses a replaced primary. Thread-safe."""
 
     def __init__(self, url: URL, refusals: Refusals, pooled: bool) -> None:
-        """`pooled`: each transaction may be on another server than the one before on the same connection."""
+        """`pooled`: transactions on the same connection may reach different servers."""
         self._url = url
         self._refusals = refusals
         self._pooled = pooled
         self._timelines: dict[int, int] = {}
-        """The highest that was seen, by system. A server of a lower one was replaced, and does not know it."""
+        """System identifier -> its highest timeline so far. A server with a lower one is a replaced primary."""
         self._lock = threading.Lock()
         self.exposed: set[str] = set()
-        """Those beyond loopback to which a connection was not encrypted."""
+        """Servers beyond loopback to which a connection was not encrypted."""
         self._connections: WeakSet[Any] = WeakSet()
         part_with(self, Servers._sockets)
 
     def _sockets(self) -> Iterator[int]:
-        """A forked child must not have these: the server would take a dead worker for alive, and keep its locks."""
+        """A forked child must not keep these: the server would take a dead worker for alive, and hold its locks."""
         return (one.pgconn.socket for one in self._connections if not one.closed)
 
     def connect(self, dialect: Any, record: Any, names: Sequence[Any], settings: dict[str, Any]) -> Any:
-        """Connect, as SQLAlchemy asks for it: to the first of the hosts that was not replaced by another. Blocks."""
-        from flowkit.store.postgresql.connection import Connection  # needs the driver, whose absence open_store tells
+        """Connect to the first host that is no replaced primary. SQLAlchemy calls this. Blocks; raises ConfigError or
+        the driver's errors."""
+        from flowkit.store.postgresql.connection import Connection  # needs the driver; open_store reports its absence
 
         hosts, ports = (str(settings.get(name, "")).split(",") for name in ("host", "port"))
         for _ in hosts:
@@ -93,8 +95,8 @@ class Servers:
             if encoding not in (None, "UTF8"):
                 connection.close()
                 raise ConfigError(
-                    f"FLOWKIT_DATABASE_URL is {mask(str(self._url))}, whose encoding {encoding} does not hold every "
-                    "text; use a database that was made by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
+                    f"FLOWKIT_DATABASE_URL is {mask(str(self._url))}, whose encoding {encoding} cannot hold every "
+                    "text; use a database created by CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0"
                 )
             self._introduce(connection, "")
             refused = self._replaced(connection)
@@ -105,8 +107,8 @@ class Servers:
         raise importlib.import_module("psycopg").OperationalError(refused)
 
     def begin(self, connection: Any, statement: str) -> None:
-        """Begin a transaction by this statement, on a server that was not replaced. Closes the connection to one that
-        was, and raises psycopg.OperationalError."""
+        """Begin a transaction by this statement. If the server is a replaced primary, this closes the connection, and
+        raises psycopg.OperationalError."""
         if self._pooled and connection.system:
             self._introduce(connection, statement)
         if not (self._pooled and connection.system):
@@ -118,16 +120,16 @@ class Servers:
             raise importlib.import_module("psycopg").OperationalError(refused)
 
     def check(self, connection: Any, record: Any, proxy: Any) -> None:
-        """Let the pool, as SQLAlchemy asks for it, hand out no connection to a server that was replaced meanwhile, nor
-        one that the server has ended."""
+        """Keep the pool from lending a connection to a replaced primary, or one that the server has ended. SQLAlchemy
+        calls this."""
         if connection.timeline < self._timelines.get(connection.system, 0):
             raise DisconnectionError("the server was replaced by another")
         if connection.ended():
             raise DisconnectionError("the server ended the session while it was idle")
 
     def _introduce(self, connection: Any, before: str) -> None:
-        """Execute these statements, and learn which server it is. One that refuses to say stays unknown, and the
-        statements are undone."""
+        """Execute the statements `before`, and read the server's identity. If the server refuses that, the identity
+        stays unknown, and the statements are undone."""
         try:
             connection.introduce(before)
         except Exception as error:
@@ -138,14 +140,14 @@ class Servers:
             connection.rollback()
 
     def _replaced(self, connection: Any) -> str:
-        """Why the server of a connection is not to be written to; empty when it is the newest that was seen."""
+        """Return why the server of a connection must not be used; empty if it has the highest timeline so far."""
         with self._lock:
             highest = self._timelines.get(connection.system, 0)
             if connection.timeline >= highest:
                 self._timelines[connection.system] = connection.timeline
                 return ""
         why = (
-            f"is a primary of the past, of timeline {connection.timeline} where {highest} was seen: what it "
-            "accepts is lost; stop it, or make it follow the new one"
+            f"is an old primary, of timeline {connection.timeline} where {highest} was seen: what it accepts is "
+            "lost; stop it, or make it follow the new one"
         )
         return f"{connection.info.host}:{connection.info.port} {why if connection.timeline else 'is a standby'}"

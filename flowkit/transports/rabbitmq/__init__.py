@@ -1,1 +1,1 @@
-"""RabbitMQ: quorum queues, one for each flow, spoken to by one I/O thread. The only home of pika."""
+"""RabbitMQ: one quorum queue for each flow, and one I/O thread for all connections. Only this package uses pika."""

@@ -1,9 +1,9 @@
-"""A connection as pika makes it, which reads and writes in larger pieces.
+"""pika's connection, changed to read and write in larger pieces.
 
-pika 1.4 sends each frame by a system call of its own, three for a message, and reads 4 KB at once. Here all frames that
-are written in one turn of the event loop go together: less work here, and at the broker. And pika copies what it has
-read once for each frame, and asks after each one who waits for it; here a delivery that came whole goes straight to its
-consumer, and pika sees all else.
+pika 1.4 sends each frame by its own system call, three for a message, and reads 4 KB at once. Here all frames of one
+turn of the event loop are sent together, which saves work here and at the broker. pika also copies its read buffer once
+for each frame, and looks for waiting callbacks after each one. Here a complete delivery goes straight to its consumer;
+pika handles all other frames.
 """
 
 import struct
@@ -17,27 +17,27 @@ from pika.frame import decode_frame
 from pika.spec import FRAME_BODY, FRAME_END, FRAME_HEADER, FRAME_METHOD, Basic
 
 Arrived = tuple[Callable[[], None], int]
-"""What gives a delivery to its consumer, and where the next frame begins."""
+"""The call that gives a delivery to its consumer, and the offset of the next frame."""
 READ_BYTES = 64 * 1024
 FRAME = struct.Struct(">BHI")
-"""How each frame begins: type, channel, and the size of its payload, after which comes one more byte."""
+"""The header of a frame: type, channel, and size of the payload. One more byte follows the payload."""
 DELIVER = struct.pack(">I", Basic.Deliver.INDEX)
 CONTENT = struct.Struct(">HHQ")
-"""How the payload of a content header begins: class, weight, and the size of the body."""
+"""The start of a content header's payload: class, weight, and size of the body."""
 HEADER, BODY = bytes([FRAME_HEADER]), bytes([FRAME_BODY])
 TAG = struct.Struct(">Q?")
-"""A delivery tag, and whether it was delivered before."""
+"""A delivery tag, and whether the message is redelivered."""
 
 
 class Connection(AsyncioConnection):
-    """Lives on the I/O thread, as pika's own does."""
+    """An AsyncioConnection with larger reads and writes. Lives on the I/O thread."""
 
     _nbio: Any
     _channels: dict[int, Any]
     _frame_buffer: bytes
     bytes_received: int
     _frames: list[bytes] | None = None
-    """Written in this turn of the event loop."""
+    """Frames written in this turn of the event loop; None if there are none."""
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = READ_BYTES
@@ -62,8 +62,8 @@ class Connection(AsyncioConnection):
             self._frame_buffer = read[at:]
 
     def _delivered(self, read: bytes, start: int, end: int) -> "Arrived | None":
-        """The delivery that begins with this frame, and its consumer, if it is here as a whole, without frames of other
-        channels in between, and nothing of its own is under way. Pika sees to all others."""
+        """Return the delivery that begins at `start`, if all its frames are read, no frame of another channel is among
+        them, and its channel is idle and open. Return None otherwise: pika handles the frame."""
         if read[start] != FRAME_METHOD or not read.startswith(DELIVER, start + FRAME.size):
             return None
         tag = start + FRAME.size + len(DELIVER) + 1
@@ -106,7 +106,7 @@ class Connection(AsyncioConnection):
 
 
 def _end(read: bytes, start: int) -> int | None:
-    """Where the frame ends that begins here; None if it is not here as a whole. What is no frame is left to pika."""
+    """Return the end of the frame that begins at `start`; None if it is incomplete. pika handles invalid frames."""
     if len(read) - start < FRAME.size:
         return None
     end = start + FRAME.size + FRAME.unpack_from(read, start)[2] + 1

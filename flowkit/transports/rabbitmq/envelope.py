@@ -1,7 +1,7 @@
-"""Messages as AMQP: the body as it is, the envelope in one header of FlowKit's own, the user's headers beside it.
+"""Messages as AMQP: the body unchanged, the envelope in one header of FlowKit, and the user's headers.
 
-For other programs the envelope is a CloudEvent 1.0 in binary mode: its attributes are headers with the prefix `ce-`, as
-in the AMQP binding of CloudEvents, which is for AMQP 1.0 and has other prefixes. All of them are understood.
+For other programs the envelope is a CloudEvent 1.0 in binary mode: its attributes are headers with the prefix `ce-`.
+The AMQP binding of CloudEvents, for AMQP 1.0, has other prefixes. FlowKit reads all of them.
 """
 
 import struct
@@ -24,41 +24,41 @@ from flowkit.transports.rabbitmq.signature import Signatures
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Time = Annotated[float, Field(ge=0, le=LAST_SECOND)]
 HEADER = "flowkit"
-"""The header that holds the envelope, as a JSON array: AMQP's own properties end at 255 bytes. What goes to an exchange
-has a row and a hash by which this store knows its own. Foreign messages have none, or a copied one."""
+"""The header that holds the envelope, as a JSON array: AMQP's own properties end at 255 bytes. In an event for an
+exchange it holds a row and a hash, by which this store recognises its own. A foreign message has none, or a copy."""
 ENVELOPE: TypeAdapter[tuple[Any, ...]] = TypeAdapter(
     tuple[str, Count, Count, Time, str, str, str, str, str | None, Time, str | None, str | None],
     config=ConfigDict(strict=True),
 )
-"""The row, generation, attempts, when it was staged, and the message without its body and headers."""
+"""The row, generation, attempts, time of staging, and the message without body and headers."""
 FORGED = (
-    "it claims to be of this store, and has no valid signature: somebody else made or changed it, its key verifies no "
-    "more (flowkit keys list), or a version before sent it; retry it only if its source did send it: it then counts as "
-    "a message of another program"
+    "it claims to come from this store, but has no valid signature: another program made or changed it, its key has "
+    "expired (flowkit keys list), or an older version sent it; retry it only if its source did send it: it then counts "
+    "as a message of another program"
 )
 STRANGE = (
-    "it comes from another program, straight into the queue of a flow whose channel is for this app alone; declare the "
+    "another program sent it straight into the queue of a flow whose channel is for this app alone; declare the "
     "channel shared=True, and let others send to its exchange"
 )
 COUNT = "x-delivery-count"
 """The header in which a quorum queue counts redeliveries."""
 SHORT = 255
-"""The most bytes of an AMQP property."""
+"""Bytes of an AMQP property, at most."""
 ROUTING = ("CC", "BCC")
-"""Headers by which a sender routes: RabbitMQ takes them as such again from who sends a message on."""
+"""Headers by which RabbitMQ routes. They are removed: if a flow forwarded them, RabbitMQ would route by them again."""
 PROPERTIES = ("content_type", "correlation_id", "message_id", "type", "app_id")
 PREFIX = "ce-"
 PREFIXES = (PREFIX, "ce_", "cloudEvents:", "cloudEvents_")
-"""Before the names of CloudEvents attributes."""
+"""The prefixes of CloudEvents attributes."""
 
 
 def properties(copy: Copy, staged: float, address: str, signatures: Signatures) -> BasicProperties:
-    """The properties of a copy that was staged at a time, in seconds since the epoch, for the queue of that name."""
+    """Return the AMQP properties of a copy for the queue `address`. `staged` is in seconds since the epoch."""
     id, source, channel, body, kind, key, time, correlation, causation, headers, _ = copy.message
     own = to_json(
         [copy.row, copy.generation, copy.attempts, staged, id, source, channel, kind, key, time, correlation, causation]
     ).decode()
-    if SIGNATURE in headers:  # a version before took it for one of the user's
+    if SIGNATURE in headers:  # an older version took it for a header of the user's
         headers = {name: value for name, value in headers.items() if name != SIGNATURE}
     return BasicProperties(
         delivery_mode=DeliveryMode.Persistent,
@@ -68,10 +68,10 @@ def properties(copy: Copy, staged: float, address: str, signatures: Signatures) 
 
 
 def event(copy: Copy, store: str, signatures: Signatures) -> BasicProperties:
-    """The properties of a copy for an exchange of other programs."""
+    """Return the AMQP properties of a copy for the exchange of a shared channel."""
     id, source, _, body, kind, key, time, correlation, causation, headers, _ = copy.message
     made, origin = signatures.seal(copy.flow, copy.row, id, source, body)
-    if signatures.lenient:  # versions before know only this for their store's own
+    if signatures.lenient:  # older versions recognise their store's events only by this
         made, origin = seal(id, source, copy.exchange, body), store
     attributes = {
         "specversion": "1.0",
@@ -100,12 +100,12 @@ def event(copy: Copy, store: str, signatures: Signatures) -> BasicProperties:
 
 
 def routing_key(copy: Copy) -> str:
-    """What other programs may bind to at an exchange: the type of the message."""
+    """Return the routing key of a copy at an exchange: the type of the message, to which other programs may bind."""
     return _short(copy.message.type) or ""
 
 
 def row(found: BasicProperties) -> str:
-    """The row of a copy that came back."""
+    """Return the row of a copy that the broker returned."""
     headers: dict[str, Any] = dict(found.headers or {})
     sent = from_json(headers[HEADER])[0]
     return str(sent[0] if isinstance(sent, list) else sent)
@@ -121,12 +121,14 @@ def delivery(
     address: str,
     signatures: Signatures,
 ) -> Delivery | None:
-    """The delivery to a flow of a store from the queue `address`: by the exchange of a shared `channel`, or straight.
-    `channel` is None where other programs have nothing to put into this queue.
+    """Return the delivery of a message from the queue `address` of a flow. May block to read the keys.
 
-    None for what that store itself gave to the exchange: its own flows got copies of their own. Only these come with an
-    envelope of FlowKit's, and never by an exchange. An envelope without a valid signature is refused, but from versions
-    before.
+    `channel` names the exchange of a shared channel by which it came; it is empty for a message sent to the queue
+    itself, and None if the flow's channel is not shared.
+
+    Returns None for an event that this store sent to the exchange: its own flows received copies of their own. Only
+    such copies have an envelope of FlowKit, and never by an exchange. An envelope without a valid signature is refused,
+    unless the store still accepts unsigned messages.
     """
     headers: dict[str, Any] = dict(found.headers or {})
     redelivered = headers.pop(COUNT, 0)
@@ -154,28 +156,28 @@ def delivery(
         if sent is not None and (sent.origin == store or signatures.knows(sent.origin)):
             if is_own(sent, store, channel, found, body, signatures):
                 return None
-            if sent.source in ("", message.source):  # it has our name, and must not take an id of ours
+            if sent.source in ("", message.source):  # it has this store's source, and must not take an id of it
                 message = message._replace(source=NAMELESS)
     return Delivery(message, flow, deliveries=count, tag=tag, foreign=True)
 
 
 def seal(id: str, source: str, channel: str, body: bytes) -> str:
-    """What tells a copy for the exchange of a channel from another event that has its headers."""
+    """Return the hash that tells a copy for an exchange from another event with the same headers."""
     return digest(to_json([id, source, channel]) + body)
 
 
 class Given(NamedTuple):
-    """The origin of an event, as it says itself. A version before says less: the rest is empty."""
+    """The origin that an event claims. From an older version, some fields are empty."""
 
     row: str
     source: str
     seal: str
     origin: str
-    """The id of the key that made the seal. Of versions before, the id of the store: everybody can make their seals."""
+    """The id of the key that made the seal; from an older version the id of the store, whose seals anyone can make."""
 
 
 def given(header: str) -> Given | None:
-    """The origin that the header of an event says; None where it is none of FlowKit's."""
+    """Parse the origin in the header of an event; None if FlowKit did not make that."""
     try:
         sent, origin = from_json(header)
         row, source, seal = (sent, "", "") if isinstance(sent, str) else sent
@@ -185,7 +187,7 @@ def given(header: str) -> Given | None:
 
 
 def is_own(sent: Given, store: str, channel: str, found: BasicProperties, body: bytes, signatures: Signatures) -> bool:
-    """Whether an event at the exchange of a channel is what the store gave to it, and no other one with its header."""
+    """Whether the store itself sent an event to the exchange of a channel, and no other program copied its header."""
     headers: Mapping[str, Any] = found.headers or {}
     id, source = headers.get(PREFIX + "id"), headers.get(PREFIX + "source")
     if not isinstance(id, str) or not isinstance(source, str):
@@ -200,7 +202,7 @@ def is_own(sent: Given, store: str, channel: str, found: BasicProperties, body: 
 
 
 def foreign(found: BasicProperties, headers: Mapping[str, Any], body: bytes) -> Message:
-    """A message that some other program sent. Its headers become text, whatever AMQP type they have."""
+    """Return a foreign message. Its headers become text, whatever AMQP type they have."""
     kept = {_text(name): _text(value) for name, value in headers.items() if name not in ROUTING}
     attributes = {
         name.removeprefix(prefix): value
@@ -231,7 +233,7 @@ def foreign(found: BasicProperties, headers: Mapping[str, Any], body: bytes) -> 
 
 
 def _seconds(time: str, timestamp: float) -> float:
-    """When a foreign message was made, in seconds since the epoch; 0 for what no clock says."""
+    """Return the time of a foreign message, in seconds since the epoch; 0 if it is invalid."""
     try:
         seconds = datetime.fromisoformat(time).timestamp() if time else float(timestamp)
     except (ValueError, OverflowError, OSError):
@@ -244,12 +246,12 @@ def _short(text: str | None) -> str | None:
 
 
 def _plain(value: object) -> str:
-    """A property, which is bytes where it is no UTF-8."""
+    """Return a property as text. pika gives bytes if it is not UTF-8."""
     return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _text(value: object) -> str:
-    """What a header says, with control characters escaped: in columns and other headers they would mean something."""
+    """Return a header's value as text, with control characters escaped: columns and headers must not hold any."""
     plain = isinstance(value, bytes | str)
     text = _plain(value) if plain else to_json(value, fallback=str, bytes_mode="base64").decode().strip('"')
     return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
@@ -257,12 +259,12 @@ def _text(value: object) -> str:
 
 _decode_value = pika.data.decode_value
 NUMBERS = {b"T": struct.Struct(">Q"), b"f": struct.Struct(">f"), b"d": struct.Struct(">d")}
-"""What pika 1.4 decodes wrongly in a header table: it cuts floating numbers, and raises for a timestamp that no date
-can say, so that one foreign message costs the connection again and again."""
+"""Header types that pika 1.4 decodes wrongly: it truncates floating numbers, and raises for a timestamp beyond the year
+9999, so that one foreign message would end the connection again and again."""
 
 
 DEEPEST = 32
-"""More tables and arrays in each other are not read: pika decodes by recursion, which ends at a few hundred."""
+"""Levels of nested tables and arrays that are read: pika decodes by recursion, which fails at a few hundred."""
 TOO_DEEP = f"nested more than {DEEPEST} deep"
 _depth = threading.local()
 

@@ -1,4 +1,4 @@
-"""The exchanges of shared channels, watched: other programs may remove one, or unbind a queue from it."""
+"""Watches the exchanges of shared channels: other programs may remove one, or unbind a queue from it."""
 
 import asyncio
 import contextlib
@@ -14,15 +14,15 @@ from flowkit.transports.rabbitmq.management import Management
 from flowkit.transports.rabbitmq.queues import Queues
 
 LOOK_SECONDS = 30.0
-"""How often it is seen that the exchanges are there. A message that comes back from one asks at once."""
+"""Seconds between two checks of the exchanges. A message that an exchange returns starts a check at once."""
 _log = logging.getLogger("flowkit.rabbitmq")
 
 
 class Exchanges:
-    """Declares and binds again what was removed, and says so. Lives on the I/O thread.
+    """Restores removed exchanges and bindings, and logs that. Lives on the I/O thread.
 
-    AMQP tells whether an exchange is there. Whether a queue is bound to it is told by a message that comes back, and by
-    the management API. Without these a lost binding is made again unseen.
+    AMQP tells whether an exchange exists. Only a returned message and the management API tell whether a queue is bound
+    to it. Without them, a lost binding is restored without a log line.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Exchanges:
         ask: Callable[[], AbstractAsyncContextManager[Channel]],
         flows: Callable[[], Collection[str]],
     ) -> None:
-        """`ask` gives a channel for questions; `flows` names those that this process receives for."""
+        """`ask` opens a channel for questions; `flows` returns the flows that this process receives for."""
         self._queues = queues
         self._management = management
         self._ask = ask
@@ -44,13 +44,13 @@ class Exchanges:
         self.task = asyncio.get_running_loop().create_task(self._keep())
 
     def came_back(self, exchange: str) -> None:
-        """An exchange had no queue for a message."""
+        """Note that an exchange had no queue for a message, and check it soon."""
         self._unrouted.add(exchange)
         self._returned.set()
 
     async def _keep(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):  # where nothing came back: a look all the same
+            with contextlib.suppress(TimeoutError):  # check even if nothing came back
                 await asyncio.wait_for(self._returned.wait(), LOOK_SECONDS)
             self._returned.clear()
             unrouted, self._unrouted = self._unrouted, set()
@@ -61,16 +61,16 @@ class Exchanges:
                         await self._look(flow, exchange, exchange in unrouted)
                 self._told = ""
             except BrokerUnavailable:
-                pass  # the connection says so itself, and binds again when it is back
+                pass  # the link logs this itself; a new connection binds again
             except Exception as error:
-                # Whatever it was: without this task nothing would be bound again.
+                # Any error: without this task nothing would restore bindings.
                 if str(error) != self._told:
                     self._told = str(error)
                     known = isinstance(error, ConfigError)
-                    _log.warning("the shared channels cannot be looked after: %s", told(error), exc_info=not known)
+                    _log.warning("the shared channels cannot be checked: %s", told(error), exc_info=not known)
 
     async def _look(self, flow: str, exchange: str, unrouted: bool) -> None:
-        """Make the exchange of a flow and its binding again, and say which of them was gone."""
+        """Restore the exchange of a flow and its binding, and log which of them was missing."""
         queue = self._queues.name(flow)
         bound = not unrouted
         if bound and self._management is not None:
@@ -85,4 +85,6 @@ class Exchanges:
             gone = f"its queue was not bound to the exchange {exchange} any more"
             if not there:
                 gone = f"the exchange {exchange} of its shared channel was removed"
-            _log.warning("flow %s: %s; it is restored, and what others sent meanwhile did not come here", flow, gone)
+            _log.warning(
+                "flow %s: %s; it is restored, but the flow did not receive what others sent meanwhile", flow, gone
+            )

@@ -1,4 +1,4 @@
-"""Connections that are made again whenever they are lost. Everything here runs on the I/O thread."""
+"""Connections to RabbitMQ that reconnect whenever they are lost. Everything here runs on the I/O thread."""
 
 import asyncio
 import contextlib
@@ -29,21 +29,21 @@ from flowkit.transports.rabbitmq.connection import Connection
 
 FIRST_WAIT_SECONDS = 0.25
 MOST_WAIT_SECONDS = 4.0
-"""Full jitter: each wait is a random part of this, so that clients that were cut off together do not come together."""
+"""Seconds. Full jitter: each wait is a random part of this, so that many clients do not reconnect at the same time."""
 REFUSALS = 2
-"""A broker that starts may refuse what it lets in a moment later."""
+"""Refusals after which waiting seems useless: a broker that starts may refuse once and accept a moment later."""
 CLOSE_SECONDS = 2.0
 ANSWER_SECONDS = 15.0
-"""How long the broker may take to answer anything but a publish."""
+"""Seconds that the broker may take to answer anything but a publish."""
 _log = logging.getLogger("flowkit.rabbitmq")
-# pika tells of each lost connection in five errors and a stack; it is said once, here.
+# pika logs each lost connection as five errors and a stack. This module logs it once.
 logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 
 class Link:
-    """One connection to one of several servers, made again whenever it is lost. Lives on the I/O thread.
+    """One connection to one of several servers, which reconnects whenever it is lost. Lives on the I/O thread.
 
-    `opened` is awaited with each new connection, `lost` is called when one is gone.
+    It awaits `opened` with each new connection, and calls `lost` when that has ended.
     """
 
     def __init__(
@@ -60,34 +60,35 @@ class Link:
         self._closing: asyncio.Future[BaseException] | None = None
         self.connection: AsyncioConnection | None = None
         self._ending: set[AsyncioConnection] = set()
-        """Those that were closed here, and perhaps not at the broker."""
+        """Connections that are closed here, and perhaps not at the broker."""
         self.up = asyncio.Event()
+        """Set while there is a connection."""
         self._settled = asyncio.Event()
-        """Set while it is up, and when it was refused twice: waiting would not help."""
+        """Set while there is a connection, or after `REFUSALS` refusals, when waiting would not help."""
         self.error: BaseException = ConnectionError("not connected yet")
-        """Why it is not up."""
+        """Why there is no connection."""
         part_with(self, Link._sockets)
         self.task = asyncio.get_running_loop().create_task(self._keep())
 
     def _sockets(self) -> Iterator[int]:
-        """A forked child must not have these: the broker would take a dead worker for alive, and keep its messages."""
+        """A forked child must not keep these: the broker would take a dead worker for alive, and hold its messages."""
         for one in [self.connection, *self._ending]:
             if one is not None and one._transport is not None:  # type: ignore[attr-defined]
                 yield one._transport._sock.fileno()  # type: ignore[attr-defined]
 
     async def ready(self, seconds: float) -> bool:
-        """Wait until it is up, at most so long, and not when nobody lets us in. Whether it is up."""
+        """Wait at most `seconds` for a connection, or until the broker has refused it. Returns whether there is one."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._settled.wait(), seconds)
         return self.up.is_set()
 
     def abandon(self, connection: AsyncioConnection | None, why: str) -> None:
-        """Give up a connection that answers no more, if it is still the one in use."""
+        """Give up a connection that does not answer, if it is still the one in use."""
         if connection is self.connection and self._closing is not None and not self._closing.done():
             self._closing.set_result(ConnectionError(why))
 
     async def close(self) -> None:
-        """Close the connection for good."""
+        """Close the connection, and do not reconnect."""
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
         end = asyncio.get_running_loop().time() + CLOSE_SECONDS
@@ -95,7 +96,7 @@ class Link:
             self._ending.add(self.connection)
         while open := {one for one in self._ending if not one.is_closed}:
             if asyncio.get_running_loop().time() > end:
-                _log.warning("RabbitMQ did not answer the end of a connection")
+                _log.warning("RabbitMQ did not answer the closing of a connection; it was cut")
                 for one in open:
                     cut(one)
                 break
@@ -118,7 +119,7 @@ class Link:
                     failures, refusals, told = 0, 0, False
                 self.error = await closing
             except Exception as error:
-                # Whatever it was: without this task nothing would be sent or received any more.
+                # Any error: without this task nothing would be sent or received any more.
                 self.error = error
             finally:
                 self.up.clear()
@@ -144,14 +145,14 @@ class Link:
             await asyncio.sleep(self._random() * min(MOST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(failures, 10)))
 
     def _end(self, connection: AsyncioConnection) -> None:
-        """Close a connection; if that is not answered, for itself alone: a node that is cut off from the others of its
-        cluster still sends heartbeats."""
+        """Close a connection, and cut it if the broker does not answer: a node that is cut off from its cluster still
+        sends heartbeats."""
         self._ending = {one for one in self._ending if not one.is_closed} | {connection}
         connection.close()
         asyncio.get_running_loop().call_later(ANSWER_SECONDS, cut, connection)
 
     async def _connect(self, server: ConnectionParameters) -> asyncio.Future[BaseException]:
-        """Connect. Returns what will say why the connection was lost. Raises what refused it."""
+        """Connect. Returns a future of the reason for which the connection will end. Raises pika's errors."""
         loop = asyncio.get_running_loop()
         opening: asyncio.Future[object] = loop.create_future()
         self._closing = closing = loop.create_future()
@@ -172,14 +173,14 @@ class Link:
 
 
 def cut(connection: AsyncioConnection) -> None:
-    """End a connection without the broker, if it has not ended."""
+    """End a connection without the broker's answer, if it has not ended."""
     if not connection.is_closed:
-        why = ConnectionError("the end of the connection was not answered")
+        why = ConnectionError("the closing of the connection was not answered")
         connection._terminate_stream(why)  # type: ignore[attr-defined]  # the only way; its heartbeat does the same
 
 
 async def open_channel(connection: AsyncioConnection, closed: Callable[[BaseException], None]) -> Channel:
-    """A new channel. `closed` is called with the reason when it ends. Raises what refused it."""
+    """Return a new channel, and call `closed` with the reason when it ends. Raises pika's errors, or TimeoutError."""
     opening: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
     def ended(_: object, error: BaseException) -> None:
@@ -190,7 +191,7 @@ async def open_channel(connection: AsyncioConnection, closed: Callable[[BaseExce
 
     def opened(channel: Channel) -> None:
         if opening.done():
-            channel.close()  # nobody waits for it any more
+            channel.close()  # the caller has stopped waiting
         else:
             opening.set_result(channel)
 
@@ -201,7 +202,7 @@ async def open_channel(connection: AsyncioConnection, closed: Callable[[BaseExce
 
 
 def close(channel: Channel | None, why: str = "done") -> None:
-    """Close a channel, unless that has begun or it is gone: pika would raise then."""
+    """Close a channel unless it is closing or closed: pika would raise then."""
     if channel is not None and channel.is_open:
         channel.close(0, why)
 
@@ -209,7 +210,7 @@ def close(channel: Channel | None, why: str = "done") -> None:
 async def answer(
     channel: Channel, ask: Callable[[Callable[[Any], None]], object], seconds: float = ANSWER_SECONDS
 ) -> Any:
-    """What the broker answers: `ask` gets the callback for it. Raises ChannelClosed or TimeoutError."""
+    """Call `ask` with a callback for the broker's answer, and return that. Raises ChannelClosed or TimeoutError."""
     answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     def closed(_: object, error: BaseException) -> None:
@@ -222,7 +223,7 @@ async def answer(
 
 
 def resolve(future: "asyncio.Future[Any]") -> Callable[..., None]:
-    """A callback that gives a future its last argument as result, if it has none yet."""
+    """Return a callback that makes its last argument the result of a future, unless that has one."""
 
     def give(*arguments: object) -> None:
         if not future.done():
@@ -232,7 +233,7 @@ def resolve(future: "asyncio.Future[Any]") -> Callable[..., None]:
 
 
 def innermost(error: BaseException | str) -> BaseException:
-    """The reason in pika's wrappings of it."""
+    """Return the reason that pika's errors wrap."""
     if isinstance(error, str):
         return AMQPConnectionError(error)
     if isinstance(error, AMQPConnectionWorkflowFailed) and error.exceptions:
@@ -245,7 +246,7 @@ def innermost(error: BaseException | str) -> BaseException:
 
 
 def refused(error: BaseException) -> bool:
-    """Whether the broker is there and does not let us in: waiting would not help."""
+    """Whether the broker refused the login: waiting would not help."""
     if isinstance(error, ConnectionClosed | ChannelClosed):
         return error.reply_code in (403, 530)
     return isinstance(
@@ -255,7 +256,7 @@ def refused(error: BaseException) -> bool:
 
 
 def said(error: BaseException) -> str:
-    """One line of what happened."""
+    """Return one line for an error."""
     if isinstance(error, ConnectionClosed | ChannelClosed):
         return f"{error.reply_text} ({error.reply_code})"
     if isinstance(error, TimeoutError):

@@ -1,4 +1,4 @@
-"""RabbitMQ's management API, which alone tells the policies that apply to a queue, and its bindings."""
+"""RabbitMQ's management API. Only it reports the policies and bindings of a queue."""
 
 import time
 import urllib.error
@@ -18,35 +18,35 @@ T = TypeVar("T")
 SETTING = "FLOWKIT_BROKER_MANAGEMENT_URL"
 ANSWER_SECONDS = 10.0
 TELL_SECONDS, ASK_SECONDS = 15.0, 0.5
-"""How long a start waits for RabbitMQ to tell the policy of a new queue, and how often it asks."""
+"""Seconds that a start waits for RabbitMQ to report the policy of a new queue, and seconds between its requests."""
 MOST_BYTES = 16 * 1024 * 1024
-"""The longest answer that is read."""
+"""Bytes of an answer that are read, at most."""
 NOT_FOUND, DENIED, REDIRECTS = 404, (401, 403), range(300, 400)
 KEEPS = {"overflow": "reject-publish"}
 DISCARDS = ("overflow", "message-ttl", "expires", "delivery-limit")
-"""What a policy must not say, unless it says what `KEEPS` does. A policy's overflow wins over a quorum queue's own
-argument, and of two limits the lower one holds."""
+"""Settings that a policy must not have, except the values in `KEEPS`. A policy's overflow overrides a quorum queue's
+own argument, and of two limits the lower one applies."""
 EVERYTHING = frozenset({"^", "$", ".", "^.", ".$", "(.*)", "^(.*)$"}).union(
     begin + some + end for begin in ("", "^") for some in (".*", ".+") for end in ("", "$")
 )
-"""Patterns that give a right to everything: RabbitMQ looks for them anywhere in a name. Others are not read, for
+"""Patterns that match every name: RabbitMQ searches for them anywhere in a name. Other patterns are not evaluated:
 their syntax is not Python's."""
 Empty = Annotated[list[Any], Field(max_length=0)]
 
 
 class _Policy(BaseModel):
-    """A policy of the virtual host, whatever it applies to."""
+    """A policy of the virtual host, for whichever queues."""
 
     definition: dict[str, Any]
 
 
 class _Queue(BaseModel):
-    """The policies of a queue, as RabbitMQ tells them in the end."""
+    """The policies that RabbitMQ reports for a queue."""
 
     policy: str | None = None
     operator_policy: str | None = None
     effective_policy_definition: dict[str, Any] | Empty | None = None
-    """The definition of both together. None: not told yet. Old versions tell an empty one as a list."""
+    """The merged definition of both policies. None: not reported yet. Old versions report an empty one as a list."""
 
 
 class _Permission(BaseModel):
@@ -59,17 +59,17 @@ class _Permission(BaseModel):
 
 
 class _StayHere(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the password would go along, to whatever host the answer names."""
+    """Follows no redirect: it would send the password to whatever host the answer names."""
 
     def redirect_request(self, *_: Any) -> None:
-        """No other request is made: the redirect itself is the answer."""
+        """Return None: the redirect itself is the answer, and no other request is sent."""
 
 
 class Management:
     """Reads the management API. Every call blocks; any thread may call it."""
 
     def __init__(self, url: str, vhost: str) -> None:
-        """`url`: http(s)://user:password@host:port. Raises ConfigError when it cannot be one."""
+        """`url`: http(s)://user:password@host:port. Raises ConfigError if it is no such URL."""
         try:
             parts = urlsplit(url)
         except ValueError:
@@ -81,20 +81,20 @@ class Management:
         self._root = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         self._headers = {"Authorization": f"Basic {b64encode(login.encode()).decode()}"}
         self._vhost = vhost
-        # Without TLS a proxy of the environment would get the password, also of an API on this machine.
+        # Without TLS, a proxy of the environment would see the password, even that of an API on this machine.
         proxies = {scheme: proxy for scheme, proxy in urllib.request.getproxies().items() if scheme == "https"}
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies), _StayHere)
         clear = parts.scheme == "http" and not is_loopback(parts.hostname)
         self.doubts = exposed(SETTING, url, [parts.hostname] if clear else [], "write https://")
-        """Of how it is reached."""
+        """Warnings about the connection to the API."""
 
     def audit(self, queues: Sequence[str], patience: float = TELL_SECONDS) -> None:
-        """Raise ConfigError where a policy lets one of these queues lose messages silently; BrokerUnavailable when
-        the API does not answer.
+        """Raise ConfigError if a policy lets one of these queues lose messages silently, and BrokerUnavailable if the
+        API does not answer.
 
-        Which policy a queue has only RabbitMQ knows. It tells within ten seconds of a change. Where the virtual host
-        has a policy to be afraid of, this waits up to `patience` seconds until RabbitMQ tells the one of a new queue,
-        and raises BrokerUnavailable if it does not.
+        Only RabbitMQ knows the policy of a queue, and reports it within ten seconds of a change. If the virtual host
+        has any dangerous policy, this waits up to `patience` seconds for the policy of a new queue, and then raises
+        BrokerUnavailable.
         """
         policies = [one for kind in ("policies", "operator-policies") for one in self._read(kind, list[_Policy])]
         if not any(_discards(one.definition) for one in policies):
@@ -104,19 +104,19 @@ class Management:
             queue = self._queue(name)
             while queue.effective_policy_definition is None:
                 if time.monotonic() >= deadline:
-                    raise BrokerUnavailable(f"RabbitMQ does not tell yet which policy queue {name} has")
+                    raise BrokerUnavailable(f"RabbitMQ does not report the policy of queue {name} yet")
                 time.sleep(ASK_SECONDS)
                 queue = self._queue(name)
             for rule, said in _discards(dict(queue.effective_policy_definition)).items():
                 policy = " and ".join(filter(None, (queue.policy, queue.operator_policy)))
                 raise ConfigError(
-                    f"RabbitMQ's policy {policy} gives queue {name} {rule}={said}, by which messages vanish silently; "
-                    "leave the queues flowkit.* out of it"
+                    f"RabbitMQ's policy {policy} gives queue {name} {rule}={said}, so that messages vanish silently; "
+                    "exclude the queues flowkit.* from it"
                 )
 
     def rights(self, user: str) -> list[str]:
-        """Which users may do too much in the virtual host; `user` is the one of FlowKit itself. Raises as `audit`
-        does."""
+        """Return a sentence for each user with excessive rights in the virtual host. `user` is FlowKit's own. Raises
+        like `audit`."""
         found = self._allowed("vhosts", list[_Permission], "/permissions")
         if found is None:
             return ["the rights of RabbitMQ's users are not audited: that needs a user with the tag administrator"]
@@ -132,23 +132,23 @@ class Management:
         return told or ["no user of RabbitMQ has a right to everything in this virtual host"]
 
     def is_bound(self, queue: str, exchange: str) -> bool:
-        """Whether a queue is bound to an exchange. Raises as `audit` does."""
+        """Whether a queue is bound to an exchange. Raises like `audit`."""
         return bool(self._read("bindings", list[Any], f"/e/{quote(exchange, safe='')}/q/{quote(queue, safe='')}"))
 
     def _queue(self, name: str) -> _Queue:
-        """The policies of a queue, as far as RabbitMQ tells them. Of a queue that is gone it tells nothing."""
-        columns = "name,policy,operator_policy,effective_policy_definition"  # without a name, nothing is told as a list
+        """The policies of a queue that RabbitMQ reports so far; none for a deleted queue."""
+        columns = "name,policy,operator_policy,effective_policy_definition"  # without name, an empty answer is a list
         return self._read("queues", _Queue, f"/{quote(name, safe='')}?columns={columns}", missing=_Queue())
 
     def _allowed(self, kind: str, type: type[T], which: str) -> T | None:
-        """The same as `_read`; None where our user may not see them."""
+        """Read like `_read`; None if FlowKit's user may not see these."""
         try:
             return self._read(kind, type, which)
         except _Denied:
             return None
 
     def _read(self, kind: str, type: type[T], which: str = "", missing: T | None = None) -> T:
-        """The things of a kind in our virtual host; `missing`, if given, where there are none of that name."""
+        """Read the objects of a kind in the virtual host; return `missing`, if given, when there are none."""
         url = f"{self._root}/api/{kind}/{quote(self._vhost, safe='')}{which}"
         request = urllib.request.Request(url, headers=self._headers)  # noqa: S310 - the scheme is checked
         try:
@@ -160,7 +160,7 @@ class Management:
                 return missing
             why = "check user and password, and that it is RabbitMQ's management API"
             if error.code in REDIRECTS:
-                why = "a redirect is not followed, for the password would go along; name the API's own address"
+                why = "a redirect is not followed, because the password would go along; name the API's own address"
             refusal = _Denied if error.code in DENIED else ConfigError
             raise refusal(f"{SETTING} is {self._shown}, which answers {error.code} {error.reason}; {why}") from None
         except OSError as error:
@@ -170,7 +170,7 @@ class Management:
 
 
 class _Denied(ConfigError):
-    """Our user may not see this, or has another password."""
+    """FlowKit's user lacks the right to see this, or has another password."""
 
 
 def _and(words: Sequence[str]) -> str:

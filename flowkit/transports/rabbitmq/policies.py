@@ -1,4 +1,4 @@
-"""The policies of the broker, watched: an operator may set one at any time, and RabbitMQ tells of it late."""
+"""Watches the policies of the broker: an operator may set one at any time, and RabbitMQ reports it late."""
 
 import asyncio
 import logging
@@ -8,15 +8,15 @@ from flowkit.errors import BrokerUnavailable, ConfigError
 from flowkit.transports.rabbitmq.management import Management
 
 LOOK_SECONDS = 30.0
-"""How often a worker looks. RabbitMQ tells a change within ten seconds."""
+"""Seconds between two checks of a worker. RabbitMQ reports a change within ten seconds."""
 _log = logging.getLogger("flowkit.rabbitmq")
 
 
 class Policies:
-    """Says which policy lets a queue of this process lose messages. Lives on the I/O thread."""
+    """Logs which policy lets a queue of this process lose messages. Lives on the I/O thread."""
 
     def __init__(self, management: Management, queues: Callable[[], Collection[str]]) -> None:
-        """`queues` names those that this process receives from."""
+        """`queues` returns the names of the queues that this process receives from."""
         self._management = management
         self._queues = queues
         self._told = ""
@@ -30,7 +30,7 @@ class Policies:
                 await asyncio.to_thread(self._management.audit, sorted(self._queues()), 0.0)
             except BrokerUnavailable as error:
                 said = f"the policies of RabbitMQ are not audited now: {error}"
-            except Exception as error:  # whatever it is: without this task nobody looks again
+            except Exception as error:  # any error: without this task nothing checks again
                 said = str(error) if isinstance(error, ConfigError) else f"the policies of RabbitMQ: {error!r}"
             if said and said != self._told:
                 _log.error("%s", said)

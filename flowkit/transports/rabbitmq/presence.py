@@ -1,4 +1,4 @@
-"""Presence: live workers of a store answer each other, so that those of a copy of its database are noticed."""
+"""Presence: live workers of a store answer each other, so that workers of a copied database are noticed."""
 
 import asyncio
 import logging
@@ -16,23 +16,23 @@ from flowkit.transports.rabbitmq.link import answer, open_channel, resolve, said
 from flowkit.transports.rabbitmq.queues import Queues
 
 LISTEN_SECONDS = 0.5
-"""How long answers are waited for. A worker answers from its I/O thread, within milliseconds."""
+"""Seconds to wait for answers. A worker answers from its I/O thread, within milliseconds."""
 ALONE_SECONDS = 0.05
-"""The same where nobody was there to hear the question: another worker may just start, too."""
+"""Seconds to wait if no queue received the question: another worker may be starting too."""
 WHO, HERE = "who", "here"
-"""The question, and the answer."""
+"""The types of the question and of the answer."""
 _log = logging.getLogger("flowkit.rabbitmq")
 
 
 class Presence:
-    """Answers for one worker, and asks who else is there. Lives on the I/O thread.
+    """Answers for one worker, and asks for other workers. Lives on the I/O thread.
 
-    A question goes to a fanout exchange, from which each worker has a queue of its connection's own. In between nothing
-    is sent.
+    A question goes to a fanout exchange. Each worker has a queue bound to it, exclusive to its connection. Nothing is
+    sent between questions.
     """
 
     def __init__(self, queues: Queues, worker: str, is_known: Callable[[], bool]) -> None:
-        """`is_known`: whether the worker's own database has recorded it lately; else it does not answer."""
+        """`is_known` returns whether the worker's own database has its recent heartbeat; else it does not answer."""
         self._exchange = queues.name("presence")
         self._queue = queues.name(f"worker.{worker}")
         self._worker = worker
@@ -45,9 +45,9 @@ class Presence:
         self._task: asyncio.Task[bool] | None = None
 
     async def open(self, connection: AsyncioConnection) -> bool:
-        """Answer on this connection from now on. Whether others were there. Raises what the broker refuses."""
+        """Answer on this connection from now on. Returns whether other workers are there. Raises pika's errors."""
         self._channel = channel = await open_channel(connection, lambda _: None)
-        # A name of its own each time: the broker may not have noticed yet that the connection before is gone.
+        # A new name each time: the broker may not have noticed yet that the previous connection is gone.
         queue = f"{self._queue}.{next(self._numbers)}"
         exchange = self._exchange
         await answer(channel, lambda done: channel.exchange_declare(exchange, "fanout", durable=True, callback=done))
@@ -59,12 +59,12 @@ class Presence:
         return others
 
     def resume(self, connection: AsyncioConnection) -> None:
-        """The same, soon, and without raising."""
+        """Schedule `open` on a new connection, and log its errors."""
         self._task = asyncio.get_running_loop().create_task(self.open(connection))
         self._task.add_done_callback(self._resumed)
 
     async def meet(self, connection: AsyncioConnection) -> Mapping[str, str]:
-        """Ask who is there: worker -> its host and process. Raises what the broker refuses."""
+        """Ask for other workers. Returns worker -> its host and process. Raises pika's errors."""
         others = True
         if self._channel is None or not self._channel.is_open:
             others = await self.open(connection)
@@ -78,7 +78,7 @@ class Presence:
             _log.warning("this worker does not answer workers that start: %s", said(error))
 
     async def _is_heard(self, channel: Channel) -> bool:
-        """Whether a question reaches anybody: if not, it comes back before it is confirmed."""
+        """Whether a question reaches any worker: else the broker returns it before it confirms it."""
         returned = []
         confirmed: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         channel.add_on_return_callback(lambda *_: returned.append(True))

@@ -1,4 +1,4 @@
-"""The queues, and the exchanges where other programs are met: their names, what they have to be, declaring them."""
+"""The queues of flows and the exchanges of shared channels: their names and arguments, and declaring them."""
 
 import asyncio
 from collections.abc import Callable, Collection
@@ -18,29 +18,32 @@ ARGUMENTS = {
     "x-overflow": "reject-publish",
     "x-delivery-limit": 2**31 - 1,
 }
-"""Explicit, whatever the broker's version takes for granted: replicated, refusing rather than dropping, and never
-dropping for its number of deliveries. Those rise with every disconnect, for every message that was on its way; what
-kills its process is found by its own trace (see `engine/slots.py`)."""
+"""Arguments of a queue, explicit whatever the broker's defaults: replicated; refusing messages rather than dropping
+them; never dropping one for its number of deliveries. Every disconnect raises that number for all messages in flight;
+a message that kills its process is found by another trace (see `engine/slots.py`)."""
 DENIED, MISSING, MISMATCH = 403, 404, 406
 LOOKS, LOOK_SECONDS = 20, 0.1
-"""So often it is seen whether a queue has a consumer left: one that has just ended counts for a moment."""
+"""Looks for a remaining consumer of a queue, and seconds between them: one that has just ended counts for a moment."""
 Taken = tuple[Basic.GetOk, BasicProperties, bytes]
-"""A message that was asked for."""
+"""A message that the broker returned to a Basic.Get."""
 
 
 class Queues:
-    """The queues of one store: `flowkit.STORE.APP.FLOW`, reached through the default exchange; those of flows at a
-    shared channel also through the topic exchange of its name."""
+    """The queues of one store: `flowkit.STORE.APP.FLOW`.
+
+    Copies reach a queue through the default exchange. The queues of a shared channel's flows are also bound to the
+    topic exchange with the name of the channel.
+    """
 
     def __init__(self, store: str) -> None:
         self.store = store
         self.optional: set[str] = set()
-        """Exchanges whose messages may go nowhere."""
+        """Exchanges that need no queue: messages to them may go nowhere."""
         self._bound: dict[str, str] = {}
         """Flow -> the exchange that its queue is bound to."""
 
     def share(self, shared: Collection[Shared]) -> None:
-        """From the next declaration on, bind the queues of flows to the exchanges of shared channels."""
+        """Bind the queues of flows to the exchanges of these shared channels, from the next declaration on."""
         self._bound |= {flow: one.channel for one in shared for flow in one.flows}
         self.optional |= {one.channel for one in shared if one.optional}
 
@@ -49,12 +52,12 @@ class Queues:
         return f"flowkit.{self.store}.{flow}"
 
     async def declare(self, channel: Channel, flow: str) -> None:
-        """Make and bind the queue of a flow, or see that it is what it must be. Raises ConfigError when it is not."""
+        """Create and bind the queue of a flow. Raises ConfigError if it exists with other arguments."""
         await self.declare_queue(channel, flow)
         await self.bind(channel, flow)
 
     async def declare_queue(self, channel: Channel, flow: str) -> None:
-        """The same, without binding it."""
+        """Create the queue of a flow, without binding it. Raises like `declare`."""
         name = self.name(flow)
         try:
             await answer(
@@ -73,14 +76,16 @@ class Queues:
         return self._bound.get(flow, "")
 
     async def bind(self, channel: Channel, flow: str) -> None:
-        """Bind the queue of a flow to the exchange of its shared channel. Makes that. Raises as `declare_exchange`."""
+        """Create the exchange of a flow's shared channel, and bind the flow's queue to it. Raises like
+        `declare_exchange`."""
         exchange = self.exchange(flow)
         if exchange:
             await self.declare_exchange(channel, exchange)
             await self._bind(channel, flow)
 
     async def bind_again(self, channel: Channel, flow: str) -> bool:
-        """Bind the queue of a flow to its exchange. False: there is no such exchange, and the channel is closed."""
+        """Bind the queue of a flow to its exchange. Returns False if there is no exchange; the broker then closes the
+        channel."""
         try:
             await self._bind(channel, flow)
         except ChannelClosed as error:
@@ -94,7 +99,7 @@ class Queues:
         await answer(channel, lambda done: channel.queue_bind(name, exchange, "#", callback=done))
 
     async def has_exchange(self, channel: Channel, name: str) -> bool:
-        """Whether an exchange is there. If it is not, the channel is closed."""
+        """Whether an exchange exists. If not, the broker closes the channel."""
         try:
             await answer(channel, lambda done: channel.exchange_declare(name, passive=True, callback=done))
         except ChannelClosed as error:
@@ -104,7 +109,7 @@ class Queues:
         return True
 
     async def declare_exchange(self, channel: Channel, name: str) -> None:
-        """Make the exchange of a shared channel, or see that it is one. Raises ConfigError when it is not."""
+        """Create the exchange of a shared channel. Raises ConfigError if one of that name is not a durable topic."""
         try:
             await answer(channel, lambda done: channel.exchange_declare(name, "topic", durable=True, callback=done))
         except ChannelClosed as error:
@@ -116,15 +121,16 @@ class Queues:
             ) from None
 
     async def depth(self, channel: Channel, flow: str) -> int | None:
-        """Messages that wait in the queue of a flow, without those that a worker has in hand. None: there is no queue,
-        and the channel is closed."""
+        """The number of messages in the queue of a flow, without those in flight. Returns None if there is no queue;
+        the broker then closes the channel."""
         found = await self._look(channel, flow)
         return None if found is None else int(found.message_count)
 
     async def take(self, channel: Channel, flow: str, limit: int) -> list[Taken] | None:
-        """Up to so many messages of a queue that nobody consumes. They are the channel's until it acknowledges them.
+        """Receive up to `limit` messages of a queue without consumers. They stay in flight until the channel
+        acknowledges them.
 
-        None: there is no queue, and the channel is closed. Raises ConfigError when somebody consumes it.
+        Returns None if there is no queue; the broker then closes the channel. Raises ConfigError if it has consumers.
         """
         name, taken, looks = self.name(flow), list[Taken](), 0
         while (found := await self._look(channel, flow)) is not None and found.consumer_count:
@@ -132,7 +138,7 @@ class Queues:
             if looks > LOOKS:
                 raise ConfigError(
                     f"{found.consumer_count} consumer(s) still receive from queue {name}; stop the instances that run "
-                    f"flow {flow}, and ask again"
+                    f"flow {flow}, and run this again"
                 )
             await asyncio.sleep(LOOK_SECONDS)
         if found is None:
@@ -145,11 +151,11 @@ class Queues:
         return taken
 
     async def delete(self, channel: Channel, flow: str) -> None:
-        """Delete the queue of a flow, with all that is in it."""
+        """Delete the queue of a flow, with its messages."""
         await answer(channel, lambda done: channel.queue_delete(self.name(flow), callback=done))
 
     async def _look(self, channel: Channel, flow: str) -> Queue.DeclareOk | None:
-        """Ask the broker about the queue of a flow. None: there is none, and the channel is closed."""
+        """Ask the broker about the queue of a flow. Returns None if there is none; then the channel is closed."""
         name = self.name(flow)
         try:
             frame = await answer(channel, lambda done: channel.queue_declare(name, passive=True, callback=done))
@@ -162,6 +168,6 @@ class Queues:
 
 
 def _get(channel: Channel, name: str, done: Callable[[Taken | None], None]) -> None:
-    """Ask for one message of a queue."""
+    """Ask for one message of a queue, and call `done` with it; with None if the queue is empty."""
     channel.add_callback(lambda _: done(None), [Basic.GetEmpty])
     channel.basic_get(name, lambda _, method, properties, body: done((method, properties, body)))

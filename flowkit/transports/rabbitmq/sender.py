@@ -1,4 +1,4 @@
-"""Publishing with confirms: what the broker says of each copy, within a deadline."""
+"""Publishes copies, and waits for the broker's confirm of each within a deadline."""
 
 import asyncio
 import logging
@@ -25,44 +25,44 @@ from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.signature import Signatures
 
 CONFIRM_SECONDS = 10.0
-"""A publish that is not confirmed by then is unknown: it is sent again, and the connection is given up."""
+"""Seconds until a publish without a confirm counts as unknown: it is sent again, on a new connection."""
 TOO_LARGE = re.compile(r"message size \d+ (?:is )?larger than configured max size (\d+)")
 NO_ACCESS = re.compile(r"access to exchange '([^']*)' in vhost .* refused")
 DEFAULT_EXCHANGE = "amq.default"
 NO_ACCESS_SECONDS = 30.0
-"""So long nothing is published to an exchange that was refused: each try costs the channel, and who shares it."""
+"""Seconds without a publish to an exchange that was refused: each try closes the channel that all copies share."""
 RENEWAL_SECONDS = 5.0
-"""A channel that refuses is replaced, not more often than this. RabbitMQ (3.10) asks once per channel who leads a
-quorum queue; told of a node that has just died, the channel refuses all for this queue until that node is back."""
+"""Seconds between two replacements of a channel that refuses, at least. RabbitMQ (3.10) looks up the leader of a quorum
+queue once per channel. If that node has just died, the channel refuses all messages to the queue until it is back."""
 _log = logging.getLogger("flowkit.rabbitmq")
 
 
 class Batch:
-    """Copies that were sent together, and what is known of them."""
+    """Copies that were sent together, with their receipts so far."""
 
     def __init__(self, copies: Sequence[Copy]) -> None:
         self.receipts = [Receipt(copy, False) for copy in copies]
         self.open = len(copies)
         self.done: Future[list[Receipt]] = Future()
         self.task: asyncio.Task[None] | None = None
-        """What it waits for before it is published."""
+        """Declares exchanges before the batch is published."""
 
     def settle(self, number: int, confirmed: bool, reason: str = "") -> None:
         if self.done.done():
-            return  # too late: it is sent again already
+            return  # too late: the relay sends it again
         self.receipts[number] = Receipt(self.receipts[number].copy, confirmed, reason)
         self.open -= 1
         if not self.open:
             self.finish()
 
     def finish(self) -> None:
-        """Nothing more will be known."""
+        """Return the receipts so far to the caller of `send`."""
         if not self.done.done():
             self.done.set_result(self.receipts)
 
 
 class Sender:
-    """Publishes on one channel of one connection. `send` may be called by any thread, the rest by the I/O thread."""
+    """Publishes on one channel of one connection. Any thread may call `send`, only the I/O thread the rest."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Sender:
         clock: Clock,
         unrouted: Callable[[str], None],
     ) -> None:
-        """`unrouted` is called with the name of an exchange that had no queue for a message."""
+        """The sender calls `unrouted` with the name of an exchange that had no queue for a message."""
         self._loop = loop
         self._queues = queues
         self._signatures = signatures
@@ -80,27 +80,27 @@ class Sender:
         self._unrouted = unrouted
         self._channel: Channel | None = None
         self._exchanges: set[str] = set()
-        """The exchanges that are known to be there: a publish to one that is not would end the channel."""
+        """The exchanges that are known to exist: a publish to a missing one would close the channel."""
         self._most = sys.maxsize
-        """The largest body that the broker takes, in bytes, once it said so: by closing the channel."""
+        """Bytes of the largest body that the broker accepts. It reports that limit by closing the channel."""
         self._refused: dict[str, tuple[float, str]] = {}
-        """Exchange -> until when, by the event loop's clock, it counts as refused, and why."""
+        """Exchange -> the time of the event loop until which it counts as refused, and the reason."""
         self._connection: AsyncioConnection | None = None
         self._opening: asyncio.Task[None] | None = None
-        """Opens a channel in place of one that was closed."""
+        """Opens a channel in place of a closed one."""
         self._outworn = False
-        """Whether the channel is replaced as soon as all that went by it is answered; nothing more goes by it."""
+        """Whether the channel accepts no more copies, and is replaced once the broker has answered all on it."""
         self._renewed = 0.0
-        """When one was replaced, by the event loop's clock."""
+        """The time of the event loop when a channel was last replaced."""
         self._tag = 0
         self._pending: dict[int, tuple[Batch, int]] = {}
-        """Delivery tag -> the copy it belongs to, in the order of sending."""
+        """Delivery tag -> batch and number of its copy, in the order of sending."""
         self._returned: dict[str, str] = {}
-        """Row -> why it came back; its confirm follows."""
+        """Row -> why the broker returned it. Its confirm follows."""
         self._batches: set[Batch] = set()
         self.link: Link | None = None
         self.blocked = ""
-        """Why the broker takes nothing now."""
+        """Why the broker accepts no messages now; empty if it does."""
 
     @property
     def ready(self) -> bool:
@@ -108,9 +108,9 @@ class Sender:
         return self._channel is not None and not self.blocked and not self._outworn
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
-        """Publish and wait for the confirms, at most for their deadline; nothing is waited for while not `ready`.
+        """Publish copies, and block until their confirms or the deadline. Returns at once while not `ready`.
 
-        Raises what reading the keys raises.
+        Raises the errors of reading the keys.
         """
         batch = Batch(copies)
         if not copies or not self.ready:
@@ -120,7 +120,7 @@ class Sender:
         return batch.done.result()
 
     async def opened(self, connection: AsyncioConnection) -> None:
-        # Bound to their connection: one that was given up lives on until its heartbeats stay away.
+        # The callbacks check their connection: an abandoned one lives on until its heartbeats stop.
         self._connection = connection
         connection.add_on_connection_blocked_callback(
             lambda _, frame: self._block(connection, frame.method.reason or "blocked")
@@ -129,7 +129,7 @@ class Sender:
         await self._open(connection)
 
     def lost(self) -> None:
-        """What is not confirmed is unknown."""
+        """Return every unconfirmed copy as unknown, and forget the connection."""
         self._channel, self._outworn = None, False
         if self._opening is not None:
             self._opening.cancel()
@@ -148,9 +148,9 @@ class Sender:
             return
         self.blocked = reason
         if reason:
-            _log.warning("RabbitMQ takes no messages now: %s; they wait in the database", reason)
+            _log.warning("RabbitMQ accepts no messages now: %s; they wait in the database", reason)
         else:
-            _log.info("RabbitMQ takes messages again")
+            _log.info("RabbitMQ accepts messages again")
 
     async def _open(self, connection: AsyncioConnection) -> None:
         def closed(error: BaseException) -> None:
@@ -163,13 +163,13 @@ class Sender:
 
         channel = await open_channel(connection, closed)
         channel.add_on_return_callback(self._came_back)
-        # Bound to their channel: one that was given up may answer late, and its tags mean other copies by then.
+        # The callback checks its channel: an abandoned one may answer late, with tags that belong to other copies now.
         confirmed = partial(self._answered, channel)
         await answer(channel, lambda done: channel.confirm_delivery(confirmed, done))
         self._channel = channel
 
     def _learn(self, why: str) -> None:
-        """What a closed channel says of the publish that closed it, so that its next try closes none."""
+        """Learn from the reason of a closed channel which publish closed it, so that a retry does not close another."""
         if too_large := TOO_LARGE.search(why):
             self._most = int(too_large[1])
         if no_access := NO_ACCESS.search(why):
@@ -200,7 +200,7 @@ class Sender:
             self._publish(batch, self._refusals())
 
     async def _declare_first(self, batch: Batch, exchanges: set[str]) -> None:
-        """See that these exchanges are there, then publish."""
+        """Declare these exchanges, then publish."""
         refused = self._refusals()
         try:
             for name in sorted(exchanges - refused.keys()):
@@ -220,7 +220,7 @@ class Sender:
             self._publish(batch, refused)
 
     def _refusals(self) -> dict[str, str]:
-        """The exchanges that nothing is published to now, and why."""
+        """Exchange -> why nothing is published to it now."""
         now = asyncio.get_running_loop().time()
         return {exchange: why for exchange, (until, why) in self._refused.items() if until > now}
 
@@ -256,7 +256,7 @@ class Sender:
         return "", queue, body, properties(copy, copy.staged or self._clock.now(), queue, self._signatures), True
 
     def _answered(self, channel: Channel, frame: "Method[Basic.Ack | Basic.Nack]") -> None:
-        """The broker confirms, or refuses, one copy or all up to it."""
+        """Handle the broker's confirm or refusal of one copy, or of all copies up to it."""
         if channel is not self._channel:
             return
         answered = frame.method
@@ -272,11 +272,11 @@ class Sender:
             self._renew(channel)
 
     def _renew(self, channel: Channel) -> None:
-        """Replace a channel on which all is answered."""
+        """Replace a channel on which the broker has answered every publish."""
         self._renewed = asyncio.get_running_loop().time()
         self._channel, self._outworn, self._tag = None, False, 0
         channel.close()
-        assert self._connection is not None  # this channel's own: with the connection the channel is gone as well
+        assert self._connection is not None  # the channel's own: without it, the channel would be gone too
         self._open_again(self._connection)
 
     def _came_back(self, channel: Channel, method: Basic.Return, found: BasicProperties, body: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Where the brokers are: a URL as connection parameters."""
+"""The servers of a broker URL, as connection parameters."""
 
 import re
 import ssl
@@ -15,12 +15,12 @@ CONNECT_SECONDS = 10
 PORTS = {"amqp": 5672, "amqps": 5671}
 EXAMPLE = "amqp://user:password@host:5672,other-host:5672/vhost"
 OPTIONS = ("cacertfile", "certfile", "keyfile", "verify", "heartbeat")
-"""As in RabbitMQ's URI specification (https://www.rabbitmq.com/docs/uri-query-parameters)."""
+"""Query parameters, as in RabbitMQ's URI specification (https://www.rabbitmq.com/docs/uri-query-parameters)."""
 _HOST = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\],]+)(?::(?P<port>\d{1,5}))?")
 
 
 def servers(url: str, setting: str = "FLOWKIT_BROKER_URL") -> Sequence[ConnectionParameters]:
-    """The servers of a URL, in its order. Raises ConfigError, which names the setting and what to write instead."""
+    """Return the servers of a URL, in its order. Raises ConfigError, which names the setting and what to write."""
     try:
         return _servers(url)
     except ConfigError as error:
@@ -55,7 +55,7 @@ def _servers(url: str) -> Sequence[ConnectionParameters]:
 
 
 def _authority(netloc: str) -> tuple[str, str, list[tuple[str, int | None]]]:
-    """User, password and hosts. What is left out is what RabbitMQ has by default."""
+    """Return user, password and hosts, with RabbitMQ's defaults for missing parts."""
     login, _, places = netloc.rpartition("@")
     user, _, password = login.partition(":")
     hosts: list[tuple[str, int | None]] = []
@@ -78,7 +78,7 @@ def _options(query: str) -> dict[str, str]:
 
 
 def _tls(options: dict[str, str]) -> ssl.SSLContext:
-    """Verified by default, against the system's authorities or `cacertfile`."""
+    """Return a TLS context that verifies, by default, against the system's authorities or `cacertfile`."""
     try:
         context = ssl.create_default_context(cafile=options.get("cacertfile"))
         if "certfile" in options:

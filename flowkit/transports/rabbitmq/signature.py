@@ -1,7 +1,7 @@
-"""Signatures of what this store sends: nobody else on the broker can make one.
+"""Signatures of the messages that this store sends: no other user of the broker can make one.
 
 A signature is a keyed hash of the address, the envelope, the headers and the body. It names the headers that it covers:
-the broker, and what is between, may add others.
+the broker and its plugins may add others.
 """
 
 import threading
@@ -17,20 +17,23 @@ from flowkit.ports import Clock, Ring
 HEADER = "flowkit-mac"
 """The AMQP header of a signature: the id of the key, the hash, and the names of the headers that it covers."""
 BYTES = 16
-"""Of a hash."""
+"""Bytes of a hash."""
 PURPOSE = b"flowkit-mac"
-"""Sets these hashes apart from others that are made with the same keys."""
+"""Separates these hashes from others with the same keys."""
 MOST_NAMES = 100
-"""A message with more headers is signed with all that it has: their names would not fit beside them in a frame."""
+"""Names in a signature, at most: with more, they would not fit beside the headers in a frame. The signature of such a
+message covers all its headers, and names none."""
 LOOK_SECONDS = 30.0
-"""The keys are read again after so long: see store/keyring.py, which waits twice as long before a new one signs."""
+"""Seconds between two reads of the keys. A new key signs only after twice as long: see store/keyring.py."""
 AGAIN_SECONDS = 1.0
-"""An unknown key lets a process read them sooner, but not more often than this."""
+"""Seconds between two reads of the keys, at least, when a message has an unknown key."""
 
 
 class Signatures:
-    """Signs with the key of the store, and verifies with all. Any thread may call it; only `look` and `covered` block,
-    and only while they read the keys: they raise what reading raises."""
+    """Signs with the store's newest key, and verifies with all its keys. Any thread may call it.
+
+    Only `look` and `covered` block, while they read the keys. They raise the errors of reading.
+    """
 
     def __init__(self, read: Callable[[], Ring], clock: Clock) -> None:
         self._read = read
@@ -38,18 +41,18 @@ class Signatures:
         self._reading = threading.Lock()
         self._ring = Ring(())
         self._keyed: Mapping[str, blake2b] = {}
-        """The id of each key -> a hash that has taken the key, and is copied for each message."""
+        """Id of a key -> a hash initialised with the key. Each message gets a copy of it."""
         self._valid: frozenset[str] = frozenset()
-        """The ids of keys that verify messages."""
+        """The ids of the keys that have not expired."""
         self._looked = float("-inf")
 
     @property
     def lenient(self) -> bool:
-        """Whether unsigned messages are taken too."""
+        """Whether unsigned messages are accepted too."""
         return self._ring.lenient
 
     def look(self, seconds: float = LOOK_SECONDS) -> None:
-        """Read the keys, unless they were read less than so many seconds ago."""
+        """Read the keys, unless that was less than `seconds` ago. Blocks meanwhile."""
         if self._clock.monotonic() - self._looked < seconds:
             return
         with self._reading:
@@ -62,7 +65,7 @@ class Signatures:
             self._looked = self._clock.monotonic()
 
     def sign(self, address: str, envelope: str, headers: Mapping[str, str], body: bytes) -> str:
-        """The signature of a message for an address."""
+        """Return the signature of a message to an address."""
         id = self._ring.keys[0].id
         names = list(headers) if len(headers) <= MOST_NAMES else None
         return to_json([id, self._hash(id, address, envelope, headers, body), names]).decode()
@@ -70,7 +73,7 @@ class Signatures:
     def covered(
         self, address: str, envelope: str, signature: object, headers: Mapping[str, Any], body: bytes
     ) -> dict[str, Any] | None:
-        """The headers of a message that a valid signature covers; None if it is not this store's, or not for here."""
+        """Return the headers that a valid signature covers; None if it is not this store's, or for another address."""
         try:
             id, hash, names = from_json(signature) if isinstance(signature, str) else (None, None, ())
             signed = dict(headers) if names is None else {name: headers[name] for name in names}
@@ -87,22 +90,22 @@ class Signatures:
         return signed if self._is_hash(hash, id, address, envelope, signed, body) else None
 
     def knows(self, id: str) -> bool:
-        """Whether this store has a key of that id."""
+        """Whether this store has a key with that id, expired or not."""
         return id in self._keyed
 
     def seal(self, address: str, row: str, id: str, source: str, body: bytes) -> tuple[str, str]:
-        """The signature of an event for other programs, and the id of its key. That does not tell which store it is."""
+        """Return the signature of an event for other programs, and the id of its key, which does not name the store."""
         key = self._ring.keys[0].id
         return self._hash(key, address, row, {"id": id, "source": source}, body), key
 
     def is_sealed(self, seal: str, key: str, address: str, row: str, id: str, source: str, body: bytes) -> bool:
-        """Whether an event is a true copy of one that this store sent. Keys that verify no more count: an event that
-        waits since then would else be applied beside the copies that its flows got."""
+        """Whether this store sent an event. Expired keys count: else an old event would be applied in addition to the
+        copies that the store's own flows received."""
         return key in self._keyed and self._is_hash(seal, key, address, row, {"id": id, "source": source}, body)
 
     def _hash(self, key: str, address: str, envelope: str, headers: Mapping[str, Any], body: bytes) -> str:
         made = self._keyed[key].copy()
-        # What is before the body is one array of JSON, so that no part of it can be taken for another one.
+        # One JSON array precedes the body, so that no part of it can be taken for another part.
         made.update(to_json([address, envelope, list(headers.items())]))
         made.update(body)
         return made.hexdigest()

@@ -1,4 +1,4 @@
-"""What a lane receives: one channel, whose tags are its own."""
+"""The source of a lane: it consumes one queue on a channel of its own."""
 
 import asyncio
 import logging
@@ -20,14 +20,14 @@ from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.signature import Signatures
 
 AHEAD = 2
-"""The broker sends so many batches ahead: one is there when the one before it is done."""
+"""Batches that the broker sends in advance: the next one is there when one is finished."""
 CONSUME_SECONDS = 3.0
-"""While a queue has no leader the broker leaves a consumer without an answer, for a minute (3.10.8); a new channel asks
-again sooner."""
+"""Seconds to wait for the broker's answer to a consumer. While a queue has no leader, there is none for a minute
+(3.10.8); a new channel may get one sooner."""
 AGAIN_SECONDS = 2.0
 MOST_SECONDS = 8.0
-"""The waits grow, because a channel without an answer is not closed before that minute is over, and a connection has
-2,047 of them."""
+"""Seconds of the first and the longest wait for a new channel. The waits grow because a channel without an answer stays
+open for that minute, and a connection has 2,047 channels."""
 Tag = tuple[int, int]
 """The epoch of a channel, and the tag of a delivery in it."""
 Arrived = tuple[Basic.Deliver, BasicProperties, bytes, Tag]
@@ -35,10 +35,10 @@ _log = logging.getLogger("flowkit.rabbitmq")
 
 
 class RabbitSource:
-    """Implements ports.Source. A lane's thread calls its methods; the I/O thread what stands below.
+    """Implements ports.Source. A lane's thread calls the port's methods, the I/O thread the others.
 
-    A channel that is lost takes its unsettled deliveries with it: the broker hands them out again. Settling them later
-    changes nothing, because each tag is bound to its channel's epoch.
+    When a channel is lost, the broker delivers its unsettled messages again. Settling the lost deliveries later changes
+    nothing: each tag is bound to its channel's epoch.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RabbitSource:
         told: Callable[[], None],
         judge: Callable[[], None],
     ) -> None:
-        """`told` is called when something came, `judge` when `hindered` has changed."""
+        """The source calls `told` when a message arrives, and `judge` when `hindered` changes."""
         self._loop = loop
         self._queues = queues
         self._signatures = signatures
@@ -62,18 +62,18 @@ class RabbitSource:
         self._told = told
         self._judge = judge
         self.hindered = "it has not been consumed yet"
-        """Why it cannot consume, though there is a connection; empty while it can, and while it is tried again for the
-        first time: an election of a leader takes a moment."""
+        """Why it cannot consume although there is a connection. Empty while it can, and during its first retry: the
+        election of a leader takes a moment."""
         self._buffer: deque[Arrived] = deque()
         self._channel: Channel | None = None
         self._epoch = 0
         self._unsettled: dict[int, None] = {}
-        """Tags that the broker waits for, in their order."""
+        """Delivery tags without an acknowledgement, in ascending order."""
         self._last = 0
         self.closed = False
-        """Whether it receives no more."""
+        """Whether it has stopped receiving for good."""
         self._task: asyncio.Task[None] | None = None
-        """Consumes on the connection that is there."""
+        """Consumes on the current connection."""
 
     @property
     def stocked(self) -> bool:
@@ -96,7 +96,7 @@ class RabbitSource:
                 self._loop.call(self._requeue, [tag, *passed, *(other.tag for other in taken)])
                 raise
             except Exception:
-                # It stays unsettled: raised here it would cost the lane, again and again.
+                # The message stays unsettled: its error would end the lane again and again.
                 _log.exception("flow %s: message %s was left in its queue", self.flow, found.message_id)
                 continue
             if one is None:
@@ -122,9 +122,9 @@ class RabbitSource:
     # ------------------------------------------------------------ on the I/O thread
 
     def consume(self, connection: AsyncioConnection) -> asyncio.Event:
-        """Consume on a new connection until it is lost. What hinders this queue hinders no other one.
+        """Consume on a new connection until it is lost. A hindrance of this queue affects no other queue.
 
-        Returns what is set when the first try is over.
+        Returns an event that is set after the first try.
         """
         tried = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._keep(connection, tried))
@@ -132,7 +132,7 @@ class RabbitSource:
         return tried
 
     def lost(self) -> None:
-        """The connection is gone, or not wanted any more."""
+        """Stop consuming: the connection was lost, or the source is closed."""
         if self._task is not None:
             self._task.cancel()
         self._forget()
@@ -140,7 +140,7 @@ class RabbitSource:
             self._judge()
 
     async def _keep(self, connection: AsyncioConnection, tried: asyncio.Event) -> None:
-        """Have one channel that consumes, and another one when it ends."""
+        """Keep one channel consuming: open another when it ends."""
         wait, told, failed = AGAIN_SECONDS, "", 0
         while connection.is_open and not self.closed:
             try:
@@ -152,7 +152,7 @@ class RabbitSource:
                 wait, told, failed = AGAIN_SECONDS, "", 0
                 error = await ended
             except Exception as failure:
-                # Whatever it was: without this task the flow would receive nothing any more.
+                # Any error: without this task the flow would receive nothing any more.
                 error = failure
             tried.set()
             self._forget()
@@ -177,7 +177,7 @@ class RabbitSource:
             self._judge()
 
     async def _open(self, connection: AsyncioConnection) -> "asyncio.Future[BaseException]":
-        """Consume on a new channel. Returns what will say why it ended. Raises what refused it."""
+        """Consume on a new channel. Returns a future of the reason for which it will end. Raises pika's errors."""
         ended: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
         self._channel = channel = await open_channel(connection, resolve(ended))
         await self._queues.declare(channel, self.flow)
@@ -191,7 +191,7 @@ class RabbitSource:
         return ended
 
     def _forget(self) -> None:
-        """Give the channel up, with all that it delivered: the broker hands it out again."""
+        """Give up the channel and its unsettled deliveries: the broker delivers them again."""
         channel, self._channel = self._channel, None
         self._epoch += 1
         self._last = 0
@@ -201,7 +201,7 @@ class RabbitSource:
 
     def _arrived(self, channel: Channel, method: Basic.Deliver, found: BasicProperties, body: bytes) -> None:
         if channel is not self._channel:
-            return  # given up: the broker hands it out again
+            return  # an abandoned channel: the broker delivers it again
         tag = int(method.delivery_tag or 0)
         self._last = tag
         self._unsettled[tag] = None
@@ -209,8 +209,8 @@ class RabbitSource:
         self._told()
 
     def _current(self, tags: Sequence[Tag]) -> list[int]:
-        """The tags of this channel that are not settled yet. Those of an earlier channel mean nothing any more, nor do
-        those of one that has just been closed and is not given up yet: the broker hands its deliveries out again."""
+        """Mark tags of this channel as settled, and return them. Ignores tags of an earlier or a closed channel: the
+        broker delivers those messages again."""
         if self._channel is None or not self._channel.is_open:
             return []
         known = [tag for epoch, tag in tags if epoch == self._epoch and tag in self._unsettled]
@@ -219,7 +219,7 @@ class RabbitSource:
         return known
 
     def _acknowledge(self, tags: Sequence[Tag]) -> None:
-        """All below the lowest unsettled tag at once, the others singly."""
+        """Acknowledge all tags below the lowest unsettled one together, and the others singly."""
         done = self._current(tags)
         if self._channel is None or not done:
             return
@@ -247,12 +247,12 @@ def received(
     tag: object,
     shared: bool,
 ) -> Delivery | None:
-    """A message from the queue of a flow. None for one that this store itself gave to an exchange. `shared`: whether
-    other programs are met at the channel of the flow.
+    """Return the delivery of a message from the queue of a flow, whose channel may be `shared` with other programs.
 
-    May block to read the keys, and raises what that raises.
+    Returns None for an event that this store itself sent to an exchange. May block to read the keys, and raises the
+    errors of that.
     """
-    if not method.redelivered and COUNT in (found.headers or ()):  # the broker has not counted yet: its sender wrote it
+    if not method.redelivered and COUNT in (found.headers or ()):  # only the sender can have written it
         found.headers = {name: value for name, value in (found.headers or {}).items() if name != COUNT}
     by = method.exchange and (queues.exchange(flow) or method.exchange)
     return delivery(flow, queues.store, found, body, tag, (by or "") if shared else None, queues.name(flow), signatures)

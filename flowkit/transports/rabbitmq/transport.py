@@ -1,4 +1,4 @@
-"""RabbitMQ as a transport: one connection to publish and one to consume, so that neither can hold up the other."""
+"""RabbitMQ as a transport: one connection to publish and one to consume, so that neither can delay the other."""
 
 import logging
 import ssl
@@ -31,16 +31,16 @@ from flowkit.url import exposed, is_loopback, mask
 _log = logging.getLogger("flowkit.rabbitmq")
 LEASE_SECONDS = 30.0
 CONSUMER_TIMEOUT_SECONDS = 1800.0
-"""RabbitMQ's default. Neither AMQP nor the management API tells how it is set."""
+"""RabbitMQ's default. Neither AMQP nor the management API reports the current setting."""
 TAKEN = 500
-"""The number of messages that are asked for at a time of a queue that is emptied."""
+"""Messages that one step of emptying a queue receives."""
 UNSIGNED = (
-    "unsigned messages in queues of RabbitMQ are taken for the store's own, because a version before may have sent "
-    "them; once those are at their end, write: flowkit keys require"
+    "unsigned messages in queues of RabbitMQ are taken for the store's own, because an older version may have sent "
+    "them; once those are finished, run: flowkit keys require"
 )
-"""While it is so, a program that may publish to the default exchange can forge a message."""
+"""A warning: meanwhile, a program that may publish to the default exchange can forge a message."""
 OPEN_SECONDS = 10.0
-"""How long a start waits for the broker."""
+"""Seconds that a start waits for the broker."""
 
 
 class RabbitTransport:
@@ -60,14 +60,14 @@ class RabbitTransport:
         *,
         keys: Callable[[], Ring],
     ) -> None:
-        """`store`: the id of the database whose flows these are, part of the queues' names. `setting`: where the URL
-        comes from. `keys` reads those of the store, and blocks for it. Raises ConfigError."""
+        """`store` is the id of the flows' store, a part of the queues' names. `setting` names the setting with the URL.
+        `keys` reads the store's signing keys, and may block. Raises ConfigError."""
         self._url = url
         self._shown = f"{setting} is {mask(url)}"
         (server, *_) = found = servers(url, setting)
         clear = [f"{one.host}:{one.port}" for one in found if not (one.ssl_options or is_loopback(one.host))]
         self._doubts = exposed(setting, url, clear, "write amqps://")
-        """Of how the broker is reached."""
+        """Warnings about the connections to the broker."""
         self._user = str(server.credentials.username) if isinstance(server.credentials, PlainCredentials) else ""
         self._management = Management(management_url, server.virtual_host) if management_url else None
         self._random = random
@@ -97,7 +97,8 @@ class RabbitTransport:
             _log.warning("the policies of RabbitMQ are not audited now: %s", error)
 
     def audit(self, flows: Collection[str], shared: Collection[Shared] = ()) -> list[str]:
-        """Which queues and exchanges are there and which are not; those that are, are what they must be. Blocks."""
+        """Return which queues and exchanges exist, and which do not. Raises ConfigError if one has wrong arguments.
+        Blocks."""
         self._queues.share(shared)
         io = self._open()
         found = io.loop.run(io.declared(sorted(flows)))
@@ -110,16 +111,16 @@ class RabbitTransport:
         return [*said, self._audit_policies([flow for flow, there in found.items() if there]), *self._audit_rights()]
 
     def _audit_rights(self) -> list[str]:
-        """Which users of the broker may do too much."""
+        """Return a sentence for each user of the broker with excessive rights."""
         if self._management is None:
             return ["the rights of RabbitMQ's users are not audited: that needs FLOWKIT_BROKER_MANAGEMENT_URL"]
         return self._management.rights(self._user)
 
     def _audit_bindings(self, flows: Sequence[str]) -> list[str]:
-        """Which of these flows receive nothing from their shared channels."""
+        """Return a sentence for each of these flows whose queue is not bound to its shared channel."""
         bound = [(self._queues.name(flow), exchange) for flow in flows if (exchange := self._queues.exchange(flow))]
         if bound and self._management is None:
-            return ["whether queues are bound to their exchanges is not seen: that needs FLOWKIT_BROKER_MANAGEMENT_URL"]
+            return ["the bindings of queues to exchanges are not audited: that needs FLOWKIT_BROKER_MANAGEMENT_URL"]
         return [
             f"queue {queue} is not bound to the exchange {exchange}; a worker binds it as it starts, or within 30 s"
             for queue, exchange in bound
@@ -137,9 +138,9 @@ class RabbitTransport:
         if self._signatures.lenient:
             reached.append(UNSIGNED)
         return reached + [
-            f"flow {flow} may take {duration.text(seconds)} (deadline=), and RabbitMQ hands a message out again after "
+            f"flow {flow} may take {duration.text(seconds)} (deadline=), and RabbitMQ delivers a message again after "
             f"its consumer_timeout, {duration.text(CONSUMER_TIMEOUT_SECONDS)} unless its configuration says otherwise: "
-            "the handler would then run several times at once; see that consumer_timeout is longer than the deadline"
+            "the handler would then run several times at once; set consumer_timeout to more than the deadline"
             for flow, seconds in deadlines.items()
             if seconds >= CONSUMER_TIMEOUT_SECONDS
         ]
@@ -167,7 +168,7 @@ class RabbitTransport:
         return {source.flow for source in io.sources if source.stocked} & set(flows)
 
     def depths(self, flows: Collection[str]) -> Mapping[str, int]:
-        """Messages that wait in the queues of these flows, without those that workers have in hand. Blocks."""
+        """Flow -> number of messages in its queues, without those in flight. Blocks."""
         io = self._open()
         return io.loop.run(io.depths(sorted(flows)))
 
@@ -177,13 +178,13 @@ class RabbitTransport:
                 pass
 
     def _take(self, flow: str, keep: Callable[[Sequence[Delivery]], None]) -> bool:
-        """Hand some messages of a queue on; delete it if there are none. False: there is no queue any more."""
+        """Pass some messages of a queue to `keep`; delete the queue if it is empty. Returns whether there were any."""
         io = self._open()
         with io.loop.hold(io.ask()) as channel:
             try:
                 taken = io.loop.run(self._queues.take(channel, flow, TAKEN))
                 if taken:
-                    # Only its app knows whether the channel is shared. The exchange has let in all that came by it.
+                    # Only the app knows whether its channel is shared. A message from an exchange shows that it is.
                     came = [
                         received(self._queues, self._signatures, flow, method, found, body, 0, bool(method.exchange))
                         for method, found, body in taken
@@ -225,7 +226,7 @@ class RabbitTransport:
         )
 
     def _tell(self) -> None:
-        """Wake who waits."""
+        """Wake the thread in `wait`."""
         if not self._arrived:
             with self._changed:
                 self._arrived = True
@@ -233,14 +234,14 @@ class RabbitTransport:
 
 
 def _counted(what: str, which: str, found: Mapping[str, bool]) -> list[str]:
-    """How many of these are there, and which are not."""
+    """Return how many of these exist, and which do not."""
     missing = ", ".join(name for name, there in found.items() if not there)
-    said = [f"RabbitMQ has {sum(found.values())} of the {len(found)} {what}, as they have to be"]
-    return [*said, f"the first worker makes {which} {missing}"] if missing else said
+    said = [f"RabbitMQ has {sum(found.values())} of the {len(found)} {what}, declared as FlowKit needs them"]
+    return [*said, f"the first worker creates {which} {missing}"] if missing else said
 
 
 class Connections:
-    """The two connections of a process. Made, and used, on the I/O thread only."""
+    """The two connections of a process. Created and used on the I/O thread only."""
 
     def __init__(
         self,
@@ -258,7 +259,7 @@ class Connections:
         self._queues = queues
         self.sources: list[RabbitSource] = []
         self.hindered: Mapping[str, str] = {}
-        """The flows of which no lane can consume, and why. Replaced, and never changed."""
+        """Flow without a lane that can consume -> why. The mapping is replaced, never changed."""
         self.presence: Presence | None = None
         self.exchanges = Exchanges(queues, management, self.ask, self._consumed)
         self._policies = Policies(management, self._consumed_queues) if management is not None else None
@@ -268,14 +269,14 @@ class Connections:
         self.sender.link = self.publishing
 
     async def declare(self, flows: Sequence[str]) -> None:
-        """Make the queues of these flows. Raises ConfigError when one is there and is not what it must be, and
-        BrokerUnavailable when there is no answer."""
+        """Create the queues of these flows. Raises ConfigError if one exists with other arguments, BrokerUnavailable if
+        the broker does not answer."""
         for flow in flows:
             async with self.ask() as channel:
                 await self._queues.declare(channel, flow)
 
     async def declared(self, flows: Sequence[str]) -> dict[str, bool]:
-        """Which of these flows have their queue. Raises as `declare` does."""
+        """Return flow -> whether its queue exists. Raises like `declare`."""
         found = {}
         for flow in flows:
             async with self.ask() as channel:
@@ -285,7 +286,7 @@ class Connections:
         return found
 
     async def declared_exchanges(self, names: Sequence[str]) -> dict[str, bool]:
-        """Which of these exchanges are there. Raises as `declare` does."""
+        """Return exchange -> whether it exists. Raises like `declare`."""
         found = {}
         for name in names:
             async with self.ask() as channel:
@@ -295,7 +296,7 @@ class Connections:
         return found
 
     async def depths(self, flows: Sequence[str]) -> dict[str, int]:
-        """Messages in the queues of these flows, and of the candidate. Raises as `declare` does."""
+        """Return flow -> number of messages in its queue and in the candidate's. Raises like `declare`."""
         found = dict.fromkeys(flows, 0)
         for flow in flows:
             for address in (flow, flow + CANDIDATE):
@@ -304,7 +305,7 @@ class Connections:
         return found
 
     async def attach(self, source: RabbitSource) -> None:
-        """Consume for a lane, now and after every reconnect."""
+        """Let the source of a lane consume, now and after every reconnect."""
         self.sources = [*(one for one in self.sources if not one.closed), source]
         self.judge()
         if self.consuming.connection is not None and self.consuming.up.is_set():
@@ -313,7 +314,7 @@ class Connections:
             await self.consuming.ready(OPEN_SECONDS)
 
     async def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
-        """Ask which workers are there, and answer as this one from now on. Raises as `declare` does."""
+        """Ask for other workers, and answer for this one from now on. Raises like `declare`."""
         if self.presence is None:
             self.presence = Presence(self._queues, worker, is_known)
         link = self.consuming
@@ -325,7 +326,7 @@ class Connections:
             raise self.refusal(error) from None
 
     def judge(self) -> None:
-        """See which flows are hindered. One lane that consumes is enough for its flow."""
+        """Update `hindered`. A flow with one consuming lane is not hindered."""
         open = [one for one in self.sources if not one.closed]
         consumed = {one.flow for one in open if not one.hindered}
         self.hindered = {one.flow: one.hindered for one in open if one.flow not in consumed}
@@ -339,7 +340,8 @@ class Connections:
 
     @asynccontextmanager
     async def ask(self) -> AsyncIterator[Channel]:
-        """A channel for questions to the broker, which closes it when the answer is no."""
+        """Open a channel for questions to the broker, which closes it when it refuses. Raises ConfigError or
+        BrokerUnavailable."""
         link = self.publishing
         channel: Channel | None = None
         try:
@@ -355,7 +357,7 @@ class Connections:
             close(channel)
 
     def refusal(self, error: BaseException) -> ConfigError | BrokerUnavailable:
-        """The error for a broker that gave no answer, or said no."""
+        """Return the error for a broker that does not answer, or refuses."""
         cause = error.__cause__ or error
         why = f"{self._shown}, which cannot be used: {said(cause)}"
         if isinstance(cause, ssl.SSLError):

@@ -1,4 +1,4 @@
-"""How many messages came without an id."""
+"""A counter of messages that came without an id."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Count them beside the other counters."""
+    """Add a column to the counters."""
     op.add_column(
         "flowkit_counters", sa.Column("unidentified", sa.BigInteger, nullable=False, server_default=sa.text("0"))
     )

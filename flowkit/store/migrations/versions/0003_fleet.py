@@ -1,4 +1,4 @@
-"""What the fleet is directed to, when it was up, which group of instances is active, and which versions there are."""
+"""Tables of directions, uptime and rollouts; columns for groups, sites, versions and figures of workers."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Nothing is directed at first, and no group or version is known."""
+    """Create the tables empty, and add the columns without a group or version."""
     op.create_table(
         "flowkit_directions",
         sa.Column("what", sa.Text, primary_key=True),

@@ -1,6 +1,6 @@
-"""An index of the inbox by age that stays quick as rows are forgotten, and others take their place.
+"""An index of the inbox by age that stays fast while retention removes rows and new ones take their place.
 
-All who use the inbox wait while PostgreSQL builds it: seconds for each ten million rows.
+Every transaction on the inbox waits while PostgreSQL builds the index: seconds for each ten million rows.
 """
 
 from alembic import op
@@ -10,7 +10,7 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """SQLite has it already: there the first one was of this kind."""
+    """Replace the index on PostgreSQL. On SQLite the first one is of this kind already."""
     if op.get_bind().dialect.name == "postgresql":
         op.drop_index("flowkit_inbox_changed", "flowkit_inbox")
         op.create_index("flowkit_inbox_changed", "flowkit_inbox", ["changed"])

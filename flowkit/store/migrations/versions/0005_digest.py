@@ -1,4 +1,4 @@
-"""Which body has an id in the inbox, and how often another body came under it."""
+"""The digest of the body of each id in the inbox, and a counter of ids that were reused with another body."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,6 +8,6 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Of what is in the inbox already the body is unknown: any other one under its id is taken to be the same."""
+    """Add the columns. Existing inbox rows have no digest: any body with their id counts as the same one."""
     op.add_column("flowkit_inbox", sa.Column("digest", sa.Text, nullable=False, server_default=sa.text("''")))
     op.add_column("flowkit_counters", sa.Column("reused", sa.BigInteger, nullable=False, server_default=sa.text("0")))

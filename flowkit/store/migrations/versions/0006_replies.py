@@ -1,4 +1,4 @@
-"""Replies to requests have a table of their own."""
+"""A table of its own for replies to requests."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,8 +8,8 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Replies that were objects before are not looked for any more: their keys could name the reply to another request.
-    They expire within a day."""
+    """Create the table. Earlier replies, which are objects, are not used any more: their keys could name the reply to
+    another request. They expire within a day."""
     op.create_table(
         "flowkit_replies",
         sa.Column("app", sa.Text, primary_key=True),

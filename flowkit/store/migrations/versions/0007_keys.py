@@ -1,4 +1,4 @@
-"""Messages that travel by a broker are signed, with keys of the store."""
+"""Signing keys of the store, for messages that travel by a broker."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Workers of the version before do not write `signs`."""
+    """Create the table, and add `signs`, which workers of an older version leave at 0."""
     op.create_table(
         "flowkit_keys",
         sa.Column("id", sa.Text, primary_key=True),

@@ -1,4 +1,4 @@
-"""Draws docs/explanation/availability.png and .svg from the results of `make availability`, and prints a table of them."""
+"""Draws docs/explanation/availability.png and .svg from the results of `make availability`, and prints their table."""
 
 import json
 from collections.abc import Callable

@@ -357,7 +357,7 @@ def test_row_49_a_redelivery_takes_effect_once(
         with site.worker() as worker:
             settled = threading.Event()
             for lane in worker.lanes:
-                lane.source.settle = lambda deliveries: settled.set()  # type: ignore[method-assign]
+                lane.consumer.settle = lambda deliveries: settled.set()  # type: ignore[method-assign]
             supplier.send(channel, b'{"name": "a"}')
             assert settled.wait(DEADLINE_SECONDS)
         assert site.effects() == {"a": 1}

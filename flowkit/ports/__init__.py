@@ -1,6 +1,6 @@
 """The ports of FlowKit: what an engine needs of a store and a transport, and the values that both exchange with it.
 
-Everything blocks unless it says otherwise. A Unit and a Source belong to one thread at a time; Store and Transport
+Everything blocks unless it says otherwise. A Unit and a Consumer belong to one thread at a time; Store and Transport
 may be called from any thread. Whoever opens something closes it.
 """
 
@@ -51,7 +51,7 @@ from flowkit.ports.handler import Access, Asked, Objects, UnitOfWork
 from flowkit.ports.keys import Key, Ring
 from flowkit.ports.messages import Answers, Cleaner, Ledger, Queue, Retention, Subscribers, Suspects
 from flowkit.ports.store import Schema, Store
-from flowkit.ports.transport import Source, Transport
+from flowkit.ports.transport import Consumer, Transport
 from flowkit.ports.unit import Unit
 
 __all__ = [
@@ -71,6 +71,7 @@ __all__ = [
     "Claim",
     "Cleaner",
     "Clock",
+    "Consumer",
     "Copy",
     "Dead",
     "Deferred",
@@ -103,7 +104,6 @@ __all__ = [
     "Rollouts",
     "Schema",
     "Shared",
-    "Source",
     "Standing",
     "Store",
     "Subscribers",

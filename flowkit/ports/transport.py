@@ -6,7 +6,7 @@ from typing import Protocol
 from flowkit.ports.delivery import Copy, Delivery, Receipt, Shared
 
 
-class Source(Protocol):
+class Consumer(Protocol):
     """Where a lane gets the messages of its flow."""
 
     @property
@@ -29,8 +29,10 @@ class Source(Protocol):
 class Transport(Protocol):
     """Carries copies from the store to the flows they are addressed to."""
 
+    hops: bool
+    """Whether copies leave the store's rows, for a broker. Otherwise the rows are the queue."""
     lease: float
-    """Seconds for which rows are born leased to the lane that sends them after its commit; 0: rows are the queue."""
+    """Seconds for which rows are born leased to the lane that sends them after its commit; 0 if nothing hops."""
     limit: int
     """The largest body, in bytes."""
 
@@ -40,7 +42,7 @@ class Transport(Protocol):
 
     @property
     def hindered(self) -> Mapping[str, str]:
-        """Where sources of this transport can receive nothing, while they can elsewhere: address -> why. Empty while
+        """Where consumers of this transport can receive nothing, while they can elsewhere: address -> why. Empty while
         the transport as a whole is away, which `wait` raises. Any thread may ask; does not block."""
 
     def declare(self, flows: Collection[str], shared: Collection[Shared] = ()) -> None:
@@ -64,8 +66,8 @@ class Transport(Protocol):
         Blocks, at most for a second. Empty where all that receive share the database.
         """
 
-    def source(self, flow: str, worker: str, limit: int) -> Source:
-        """A source of one flow's messages for one lane, which receives at most `limit` at once."""
+    def consumer(self, flow: str, worker: str, limit: int) -> Consumer:
+        """A consumer of one flow's messages for one lane, which receives at most `limit` at once."""
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
         """Carry away committed copies. One receipt each, confirmed or not; none where the rows are the queue.

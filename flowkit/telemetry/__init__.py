@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from flowkit.message import Message
-from flowkit.ports import Outcome, Source
+from flowkit.ports import Consumer, Outcome
 
 C = TypeVar("C", bound=Callable[..., Any])
 SIGNALS = ("traces", "metrics")
@@ -28,9 +28,9 @@ class Telemetry:
         """How to call a flow's handler, so that each run is told."""
         return call
 
-    def source(self, source: Source, flow: str, channel: str) -> Source:
-        """The source of a lane, so that what it receives and settles is told."""
-        return source
+    def consumer(self, consumer: Consumer, flow: str, channel: str) -> Consumer:
+        """The consumer of a lane, so that what it receives and settles is told."""
+        return consumer
 
     def ended(self, flow: str, outcomes: Collection[Outcome | None]) -> None:
         """What came of a batch of a flow."""

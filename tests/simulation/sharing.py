@@ -86,4 +86,4 @@ class Sharing:
 
 def _in_hand(versions: Versions, flow: str) -> Iterator[Held]:
     """What a worker has received of a flow, and not settled."""
-    return (held for source in versions.sources if source.flow == flow for held in source._in_hand.values())
+    return (held for consumer in versions.consumers if consumer.flow == flow for held in consumer._in_hand.values())

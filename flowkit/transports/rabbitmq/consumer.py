@@ -34,8 +34,8 @@ Arrived = tuple[Basic.Deliver, BasicProperties, bytes, Tag]
 _log = logging.getLogger("flowkit.rabbitmq")
 
 
-class RabbitSource:
-    """Implements ports.Source. A lane's thread calls its methods; the I/O thread what stands below.
+class RabbitConsumer:
+    """Implements ports.Consumer. A lane's thread calls its methods; the I/O thread what stands below.
 
     A channel that is lost takes its unsettled deliveries with it: the broker hands them out again. Settling them later
     changes nothing, because each tag is bound to its channel's epoch.

@@ -22,7 +22,7 @@ from flowkit import App, ConfigError, DefinitionError, Message, RetryPolicy
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.errors import Undecodable
-from flowkit.foreign import Identifier, expand
+from flowkit.model.identity import Identifier, expand
 from flowkit.ports import EXCHANGE, Copy, Dead, Done, Duplicate, Outcome, Retried
 from flowkit.testing import Harness
 from flowkit.transports.rabbitmq.envelope import delivery, event, properties

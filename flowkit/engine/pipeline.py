@@ -33,8 +33,10 @@ from flowkit.errors import (
     TransactionEnded,
     Undecodable,
 )
-from flowkit.flow import Call, Context, Flow, Outbox
 from flowkit.fork import end_child
+from flowkit.model.flow import Flow
+from flowkit.model.handler import Call
+from flowkit.model.outbox import Context, Outbox
 from flowkit.ports import (
     REFUSED,
     Claim,

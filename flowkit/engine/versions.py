@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from flowkit.engine.item import check_envelope, handle_of
 from flowkit.errors import Undecodable
-from flowkit.flow import Context
 from flowkit.message import Message
+from flowkit.model.outbox import Context
 from flowkit.ports import CANDIDATE, Consumer, Copy, Delivery, Store
 
 SHARES = 100

@@ -25,9 +25,9 @@ from flowkit.engine.relay import Relay
 from flowkit.engine.slots import Slot, Slots, State
 from flowkit.engine.versions import VersionedConsumer, Versions, named
 from flowkit.errors import BrokerUnavailable, StoreConflict, StoreLost, Unavailable
-from flowkit.flow import Flow
 from flowkit.heap import give_back
 from flowkit.loop import Loop
+from flowkit.model.flow import Flow
 from flowkit.ports import CANDIDATE, DRAINED, EXCHANGE, LANES, MINIMUM, NORMAL, PAUSED, Retention, Store, WorkerInfo
 
 BEAT_SECONDS = 1.0

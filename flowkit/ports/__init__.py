@@ -47,7 +47,7 @@ from flowkit.ports.fleet import (
     Uptime,
     WorkerInfo,
 )
-from flowkit.ports.handler import Access, Asked, Objects, UnitOfWork
+from flowkit.ports.handler import Access, Asked, Giver, Objects, UnitOfWork
 from flowkit.ports.keys import Key, Ring
 from flowkit.ports.messages import Answers, Cleaner, Ledger, Queue, Retention, Subscribers, Suspects
 from flowkit.ports.store import Schema, Store
@@ -84,6 +84,7 @@ __all__ = [
     "Figures",
     "Fleet",
     "Forwarded",
+    "Giver",
     "Groups",
     "Identity",
     "Ids",

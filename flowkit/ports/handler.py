@@ -52,7 +52,20 @@ class UnitOfWork(Protocol):
         """
 
 
-class Access(Protocol):
+class Giver(Protocol):
+    """Gives one handler what it asks for by type, and takes its reply."""
+
+    def give(self, wanted: type) -> object:
+        """The object for a parameter of this type, one of `Store.injects`. It cannot end the transaction."""
+
+    def finish(self) -> None:
+        """Send what the handler wrote, and put back the settings of the transaction that it changed."""
+
+    def reply(self, asked: Asked, reply: bytes, seconds: float) -> None:
+        """Keep the reply to a request, as JSON, for so many seconds. Call it once the handler is finished."""
+
+
+class Access(Giver, Protocol):
     """The objects that one handler gets of a unit of work: a context around its call.
 
     At its end what the handler wrote is sent. It raises then if the handler caught an error of the database: going on
@@ -63,15 +76,6 @@ class Access(Protocol):
     """Whether the handler touched the transaction."""
     undone: bool
     """Whether all that it wrote is undone at its end, though the unit goes on. Else the unit has to be undone."""
-
-    def give(self, wanted: type) -> object:
-        """The object for a parameter of this type, one of `Store.injects`. It cannot end the transaction."""
-
-    def finish(self) -> None:
-        """Send what the handler wrote, and put back the settings of the transaction that it changed."""
-
-    def reply(self, asked: Asked, reply: bytes, seconds: float) -> None:
-        """Keep the reply to a request, as JSON, for so many seconds. Call it once the handler is finished."""
 
     def __enter__(self) -> "Access": ...
 

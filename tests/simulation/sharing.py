@@ -6,8 +6,8 @@ from typing import Any
 from flowkit import Outbox
 from flowkit.engine.versions import Held, Versions, bucket
 from flowkit.engine.worker import Worker
-from flowkit.flow import Call, Giver
-from flowkit.ports import Delivery
+from flowkit.model.handler import Call
+from flowkit.ports import Delivery, Giver
 from flowkit.store.sql import SqlStore
 from tests.simulation.shop import APP
 from tests.simulation.world import Process, World

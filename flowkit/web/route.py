@@ -108,19 +108,7 @@ class Route(Channel[Any]):
         status: Literal["token", "public"] = "token",
         max_body: int = MAX_CONTENT,
     ) -> None:
-        if method not in METHODS:
-            raise DefinitionError(f"{method} {path}: a route's method is one of {', '.join(METHODS)}")
-        parts = path.split("/")
-        if not path.startswith("/") or not all(SEGMENT.fullmatch(one) for one in parts):
-            raise DefinitionError(
-                f'{method} {path}: a path begins with "/", and each of its parts is text or one parameter: '
-                '"/customers/{customer}/orders"'
-            )
-        if path.startswith(RESERVED):
-            raise DefinitionError(f"{method} {path}: {', '.join(RESERVED)} are answered by FlowKit; take another path")
-        names = [one[1:-1] for one in parts if one.startswith("{")]
-        if len(set(names)) < len(names):
-            raise DefinitionError(f"{method} {path}: a parameter is named twice")
+        names = _parameters(method, path)
         if rate is not None and not rate > 0:
             raise DefinitionError(f"{method} {path}: rate={rate:g} takes no requests; write how many a second, or None")
         if status not in ("token", "public"):
@@ -146,7 +134,7 @@ class Route(Channel[Any]):
         self.max_body = max_body
         self.method = method
         self.path = path
-        self.names = tuple(names)
+        self.names = names
         self._bound: Binding | None = None
 
     @property
@@ -310,6 +298,24 @@ class Arguments:
         """The arguments of the body of a message, by name."""
         assert isinstance(body, BaseModel)
         return {name: getattr(body, name) for name in self.names}
+
+
+def _parameters(method: str, path: str) -> tuple[str, ...]:
+    """The names of the parameters of a path. Raises DefinitionError for a route that cannot be."""
+    if method not in METHODS:
+        raise DefinitionError(f"{method} {path}: a route's method is one of {', '.join(METHODS)}")
+    parts = path.split("/")
+    if not path.startswith("/") or not all(SEGMENT.fullmatch(one) for one in parts):
+        raise DefinitionError(
+            f'{method} {path}: a path begins with "/", and each of its parts is text or one parameter: '
+            '"/customers/{customer}/orders"'
+        )
+    if path.startswith(RESERVED):
+        raise DefinitionError(f"{method} {path}: {', '.join(RESERVED)} are answered by FlowKit; take another path")
+    names = [one[1:-1] for one in parts if one.startswith("{")]
+    if len(set(names)) < len(names):
+        raise DefinitionError(f"{method} {path}: a parameter is named twice")
+    return tuple(names)
 
 
 def _scalar(annotation: Any) -> bool:

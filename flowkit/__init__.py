@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flowkit.app import App
-    from flowkit.channel import Channel, Routed, Split
     from flowkit.errors import (
         ConfigError,
         DefinitionError,
@@ -17,8 +16,11 @@ if TYPE_CHECKING:
         TooLarge,
         Unrouted,
     )
-    from flowkit.flow import Logger, Outbox, RetryPolicy
     from flowkit.message import Message
+    from flowkit.model.channel import Channel, Routed, Split
+    from flowkit.model.handler import Logger
+    from flowkit.model.outbox import Outbox
+    from flowkit.model.retry import RetryPolicy
     from flowkit.ports import Objects, UnitOfWork
     from flowkit.store.library import sqlite_driver
 
@@ -49,14 +51,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "App": "app",
-    "Channel": "channel",
-    "Logger": "flow",
+    "Channel": "model.channel",
+    "Logger": "model.handler",
     "Message": "message",
     "Objects": "ports",
-    "Outbox": "flow",
-    "RetryPolicy": "flow",
-    "Routed": "channel",
-    "Split": "channel",
+    "Outbox": "model.outbox",
+    "RetryPolicy": "model.retry",
+    "Routed": "model.channel",
+    "Split": "model.channel",
     "UnitOfWork": "ports",
     "sqlite_driver": "store.library",
 }

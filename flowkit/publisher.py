@@ -15,9 +15,9 @@ from flowkit.errors import (
     StoreUnavailable,
     Unrouted,
 )
-from flowkit.flow import Context, Outgoing, unrouted
 from flowkit.fork import refuse_child
 from flowkit.message import Message
+from flowkit.model.outbox import Context, Outgoing, unrouted
 from flowkit.ports import Copy, Delivery, Store, Tally, Unit
 
 TRIES = 10

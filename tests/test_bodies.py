@@ -25,8 +25,9 @@ from pydantic import (
 )
 
 from flowkit import App, DefinitionError, Objects, RetryPolicy, web
-from flowkit.channel import Body, Channel
 from flowkit.errors import Undecodable
+from flowkit.model.body import Body
+from flowkit.model.channel import Channel
 from flowkit.testing import Harness
 
 

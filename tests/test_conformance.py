@@ -9,11 +9,11 @@ import pytest
 
 from flowkit.config import Settings, SystemClock, open_store
 from flowkit.errors import BrokerUnavailable
-from flowkit.ports import Delivery, Source, Store, Transport
+from flowkit.ports import Consumer, Delivery, Store, Transport
 from flowkit.testing.conformance import Features, StoreConformance, TransportConformance
 from flowkit.transports.memory import MemoryTransport
+from flowkit.transports.rabbitmq.consumer import RabbitConsumer
 from flowkit.transports.rabbitmq.link import answer
-from flowkit.transports.rabbitmq.source import RabbitSource
 from flowkit.transports.rabbitmq.transport import RabbitTransport
 from flowkit.transports.sql import SqlTransport
 from tests.services.proxy import Proxy
@@ -126,13 +126,13 @@ class TestRabbitTransport(OnSqlite, TransportConformance):
             assert time.monotonic() < end
             time.sleep(0.01)
 
-    def settle(self, source: Source, deliveries: Sequence[Delivery]) -> None:
+    def settle(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
         """Acknowledgements are not answered: what comes after them is, when they arrived."""
-        super().settle(source, deliveries)
-        assert isinstance(source, RabbitSource)
-        channel = source._channel
+        super().settle(consumer, deliveries)
+        assert isinstance(consumer, RabbitConsumer)
+        channel = consumer._channel
         if channel is not None:
-            source._loop.run(answer(channel, lambda done: channel.basic_qos(prefetch_count=200, callback=done)))
+            consumer._loop.run(answer(channel, lambda done: channel.basic_qos(prefetch_count=200, callback=done)))
 
     def connected(self, transport: Transport) -> bool:
         try:

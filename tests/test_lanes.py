@@ -241,7 +241,7 @@ def test_row_2_what_was_handed_out_again_and_again_runs_in_ever_smaller_company(
         app.publish_many(orders, [Order(name=str(number)) for number in range(8)])
         harness.worker.relay.step()
         for _ in range(times - 1):
-            assert len(lane.source.receive(8)) == 8
+            assert len(lane.consumer.receive(8)) == 8
             harness.broker.disconnect()
         harness.until_quiet()
         assert max(batches) == together
@@ -306,7 +306,7 @@ def test_the_rows_of_lone_messages_are_removed_together(
         relay.flush()
         monkeypatch.setattr(SqlUnit, "commit", counted)
         monkeypatch.setattr(lane, "_limit", 1)
-        stored = lane.source.receive(5)
+        stored = lane.consumer.receive(5)
         for delivery in stored:
             lane.held = [delivery]
             while lane.step() or lane.expectant:

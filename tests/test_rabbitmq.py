@@ -30,7 +30,7 @@ from flowkit.engine.relay import record
 from flowkit.engine.worker import Worker
 from flowkit.message import new_id
 from flowkit.operations import audit
-from flowkit.ports import Copy, Delivery, Receipt, Source
+from flowkit.ports import Consumer, Copy, Delivery, Receipt
 from flowkit.telemetry import Telemetry
 from flowkit.testing.conformance import message
 from flowkit.transports.rabbitmq import sender
@@ -255,28 +255,28 @@ def test_row_4_what_is_settled_as_its_connection_ends_is_left_to_the_broker(
     transport = RabbitTransport(rabbitmq_node.url(proxy.port), new_id(), SystemClock(), random.random, keys=ring)
     with closing(transport):
         transport.declare(["shop.accept"])
-        source = transport.source("shop.accept", "worker", 10)
+        consumer = transport.consumer("shop.accept", "worker", 10)
         wait_until(lambda: transport.ready)
         transport.send([Copy(new_id(), message(), "shop.accept") for number in range(2)])
-        first, second = received(source, 2)
+        first, second = received(consumer, 2)
         assert transport._io is not None
 
         def end(connection: AsyncioConnection) -> None:
             cut(connection)
-            source.settle([first])
-            source.release([second])
+            consumer.settle([first])
+            consumer.release([second])
 
         transport._io.loop.call(end, transport._io.consuming.connection)
-        again = received(source, 2)
+        again = received(consumer, 2)
         assert {one.message.id for one in again} == {first.message.id, second.message.id}
-        source.settle(again)
+        consumer.settle(again)
     assert "Exception in callback" not in caplog.text
 
 
-def received(source: Source, count: int) -> list[Delivery]:
+def received(consumer: Consumer, count: int) -> list[Delivery]:
     """`count` deliveries of a source."""
     found: list[Delivery] = []
-    wait_until(lambda: found.extend(source.receive(count - len(found))) or len(found) == count)  # type: ignore[func-returns-value]
+    wait_until(lambda: found.extend(consumer.receive(count - len(found))) or len(found) == count)  # type: ignore[func-returns-value]
     return found
 
 

@@ -624,7 +624,7 @@ def test_a_message_that_cannot_be_read_stays_in_its_queue_and_hinders_no_other(
             raise ZeroDivisionError("a defect")
         return delivery(flow, store, found, *rest)
 
-    monkeypatch.setattr("flowkit.transports.rabbitmq.source.delivery", read)
+    monkeypatch.setattr("flowkit.transports.rabbitmq.consumer.delivery", read)
     for name in ("bad", "good", "better"):
         sink.put(GOOD, message_id=name)
     wait_until(lambda: sink.ended() == 2)

@@ -238,7 +238,7 @@ def test_a_bucket_moves_when_who_had_it_has_finished(versions: Versions) -> None
     def received() -> bool:
         old.worker.relay.step()
         for lane in old.worker.lanes:
-            lane.held += lane.source.receive(10)
+            lane.held += lane.consumer.receive(10)
         return any(lane.held for lane in old.worker.lanes)
 
     publish(old, ["first"], key=lambda _: key)
@@ -284,8 +284,8 @@ def test_a_change_while_a_version_receives_is_not_overlooked(
     until(handed_on)
     versions.change(weight=5)
     until(conforming)
-    source, *_ = new.worker.versions.sources
-    rows = source._places[place]
+    consumer, *_ = new.worker.versions.consumers
+    rows = consumer._places[place]
     receive = rows.receive
 
     def late(limit: int) -> list[Delivery]:
@@ -295,7 +295,7 @@ def test_a_change_while_a_version_receives_is_not_overlooked(
         return found
 
     monkeypatch.setattr(rows, "receive", late)
-    assert source.receive(10) == []
+    assert consumer.receive(10) == []
     monkeypatch.undo()
     versions.settle()
     versions.quiet()
@@ -325,7 +325,7 @@ def test_a_paused_flow_holds_up_no_rollout(versions: Versions) -> None:
     old, new = versions.start("v1"), versions.start("v2")
     publish(old, numbers(50))
     old.worker.relay.step()
-    old.worker.lanes[0].held += old.worker.lanes[0].source.receive(10)
+    old.worker.lanes[0].held += old.worker.lanes[0].consumer.receive(10)
     versions.store.directions.set("paused", ["shop.take"], 1)
     versions.change(baseline="v2", candidate="v2", weight=0)
     versions.settle()

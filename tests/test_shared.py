@@ -22,7 +22,7 @@ from flowkit import App, ConfigError, DefinitionError, Message, RetryPolicy
 from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.errors import Undecodable
-from flowkit.foreign import Identifier, expand
+from flowkit.model.identity import Identifier, expand
 from flowkit.ports import EXCHANGE, Copy, Dead, Done, Duplicate, Outcome, Retried
 from flowkit.testing import Harness
 from flowkit.transports.rabbitmq.envelope import delivery, event, properties
@@ -357,7 +357,7 @@ def test_row_49_a_redelivery_takes_effect_once(
         with site.worker() as worker:
             settled = threading.Event()
             for lane in worker.lanes:
-                lane.source.settle = lambda deliveries: settled.set()  # type: ignore[method-assign]
+                lane.consumer.settle = lambda deliveries: settled.set()  # type: ignore[method-assign]
             supplier.send(channel, b'{"name": "a"}')
             assert settled.wait(DEADLINE_SECONDS)
         assert site.effects() == {"a": 1}

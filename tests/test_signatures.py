@@ -355,7 +355,7 @@ def taken(site: Site, attacker: Supplier, name: str) -> tuple[str, dict[str, Any
     """Publish a message, and take it from the queue of the flow: its id, its headers and its body."""
     worker = Worker(site.app, connect(site.settings))
     for lane in worker.lanes:
-        lane.source.close()
+        lane.consumer.close()
     id = site.app.publish(site.orders, Order(name=name), headers=HEADERS)
     while worker.relay.step():
         pass
@@ -466,14 +466,14 @@ def test_only_the_broker_says_how_often_a_message_was_handed_out(site: Site, att
     """Else whoever may publish lets every message run alone, as one that has killed its process."""
     transport: Any = site.services.transport
     transport.declare(["shop.accept"], [Shared(site.orders.name, ["shop.accept"], False)])
-    source = transport.source("shop.accept", "worker", 10)
+    consumer = transport.consumer("shop.accept", "worker", 10)
     attacker.send(site.orders.name, b"", headers={"x-delivery-count": 1000})
     for handed_out in (1, 2):
-        wait_until(lambda: source.stocked)
-        (one,) = source.receive(10)
+        wait_until(lambda: consumer.stocked)
+        (one,) = consumer.receive(10)
         assert one.deliveries == handed_out
-        source.release([one])
-    source.close()
+        consumer.release([one])
+    consumer.close()
 
 
 @pytest.mark.rabbitmq
@@ -492,22 +492,22 @@ def test_what_is_in_hand_goes_back_when_the_keys_cannot_be_read(
     flow, exchange = "shop.accept", f"orders-{time.time_ns()}"
     with closing(RabbitTransport(rabbitmq_url, new_id(), SystemClock(), lambda: 0.0, keys=keys)) as transport:
         transport.declare([flow], [Shared(exchange, [flow], False)])
-        source = transport.source(flow, "worker", 10)
+        consumer = transport.consumer(flow, "worker", 10)
         (sent,) = transport.send([Copy("1", Message("1", "shop", exchange, b""), EXCHANGE + exchange)])
         assert sent.confirmed
         copy = properties(Copy("2", Message("2", "shop", exchange, b""), flow), 1.0, "other", signatures())
         unknown = {**dict(copy.headers or {}), "flowkit-mac": '["unknown", "", []]'}
         put(attacker, transport._queues.name(flow), unknown, b"")
-        wait_until(lambda: len(source._buffer) == 2)
+        wait_until(lambda: len(consumer._buffer) == 2)
         away.append(StoreUnavailable("the database is away"))
         with pytest.raises(StoreUnavailable):
-            source.receive(10)
+            consumer.receive(10)
         away.clear()
-        wait_until(lambda: len(source._buffer) == 2)
-        came = source.receive(10)
+        wait_until(lambda: len(consumer._buffer) == 2)
+        came = consumer.receive(10)
         assert [one.message.id for one in came] == ["2"]
-        source.settle(came)
-        wait_until(lambda: not source._unsettled, 10)
+        consumer.settle(came)
+        wait_until(lambda: not consumer._unsettled, 10)
 
 
 @pytest.mark.rabbitmq

@@ -238,7 +238,7 @@ def test_what_waits_at_the_broker_goes_along(
             remove(OLD, True)
         assert OLD in services.store.subscribers.channels(), "it goes on"
     for lane in worker.lanes:
-        lane.source.close()
+        lane.consumer.close()
     app.publish(channel, Order(name="own"))
     while worker.relay.step():
         pass

@@ -20,14 +20,14 @@ from flowkit.cli import direct
 from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.errors import CommitUnknown, Reused
-from flowkit.flow import Outgoing, compose
 from flowkit.host.sockets import listen
 from flowkit.message import MAX_BODY
+from flowkit.model.outbox import Outgoing, compose
 from flowkit.publisher import Publisher, Waiting
-from flowkit.route import MAX_CONTENT, Route
 from flowkit.store.unit import SqlUnit
 from flowkit.web import content
 from flowkit.web.front import Front
+from flowkit.web.route import MAX_CONTENT, Route
 from tests.shop import Base, Effect, Order, effects
 
 pytestmark = pytest.mark.migrated

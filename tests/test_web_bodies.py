@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel
 
 from flowkit import App, RetryPolicy, web
-from flowkit.route import Arguments, Route
+from flowkit.web.route import RequestBinding, Route
 from tests.test_web import JSON, SECONDS, Site, until
 
 got: list[Any] = []
@@ -96,9 +96,9 @@ def test_bytes_beside_a_path_parameter_of_the_version_before_are_read() -> None:
 
     app = App("shop")
     app.flow(web.put("/blobs/{name}"))(keep)
-    request = app.flows["shop.keep"].request
-    assert request is not None
-    body = app.flows["shop.keep"].body
+    binding = app.flows["shop.keep"].binding
+    assert isinstance(binding, RequestBinding)
+    request, body = binding.arguments, app.flows["shop.keep"].body
     assert request.unpack(body.decode(b'{"name":"a","blob":"old"}')) == {"name": "a", "blob": b"old"}
 
 
@@ -189,8 +189,9 @@ def test_arguments_pack_what_they_unpack() -> None:
     route = web.put("/x/{when}/{name}")
     app.flow(route)(handler)
     assert isinstance(route, Route)
-    request = app.flows["shop.handler"].request
-    assert isinstance(request, Arguments)
+    binding = app.flows["shop.handler"].binding
+    assert isinstance(binding, RequestBinding)
+    request = binding.arguments
     body = request.pack({"when": "2026-01-01T00:00:00Z", "name": 'a"b'}, [], b"\xfe")
     assert json.loads(body)["name"] == 'a"b'
     arguments = request.unpack(app.flows["shop.handler"].body.decode(body))

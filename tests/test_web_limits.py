@@ -18,8 +18,8 @@ from pydantic_core import to_json
 
 from flowkit import App, DefinitionError, web
 from flowkit.message import MAX_BODY
-from flowkit.route import MAX_CONTENT
 from flowkit.web import content, reader
+from flowkit.web.route import MAX_CONTENT
 from tests.test_web import JSON, SECONDS, Site, until
 
 LARGE = "x" * content.FREE

@@ -21,7 +21,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
 from flowkit.analysis.source import CONTAINERS, FUNCTIONS, UNKNOWN, Source, is_a, layers, parameters
-from flowkit.flow import Flow
+from flowkit.model.flow import Flow
 
 DEPTH = 5
 """Depth to which nested calls are followed."""

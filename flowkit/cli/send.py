@@ -9,9 +9,9 @@ from typing import Any
 from rich.progress import Progress
 
 from flowkit.app import BULK, App
-from flowkit.channel import Channel
 from flowkit.cli.load import load
 from flowkit.errors import DefinitionError, FlowKitError, OutcomeUnknown, Undecodable
+from flowkit.model.channel import Channel
 
 
 def send(name: str, channel_name: str, body: str, key: str | None, id: str | None, delay: str) -> None:

@@ -12,10 +12,10 @@ from flowkit.cli import show
 from flowkit.cli.load import load
 from flowkit.config import Services, connect
 from flowkit.errors import ConfigError
-from flowkit.route import Route
 from flowkit.sla import agreement as agreements
 from flowkit.sla import capacity, verification
 from flowkit.sla.load import Request
+from flowkit.web.route import Route
 
 SETTLED_SECONDS = 60.0
 LOOK_SECONDS = 0.2

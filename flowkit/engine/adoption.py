@@ -9,9 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 
 from flowkit.engine.item import Item, describe, renamed
 from flowkit.errors import Reused, Undecodable
-from flowkit.flow import Context, Flow
-from flowkit.foreign import expand
 from flowkit.message import MAX_NAME, NAMELESS, ORIGINAL_ID, ORIGINAL_SOURCE, UNREAD, USER_ID, Message, digest
+from flowkit.model.flow import Flow
+from flowkit.model.identity import expand
+from flowkit.model.outbox import Context
 from flowkit.ports import Delivery, Duplicate, Unit
 
 PARTS = re.compile("[./]")

@@ -15,7 +15,7 @@ from flowkit.engine.slots import Slot, Slots, State
 from flowkit.engine.triage import SOLO_TRIES
 from flowkit.errors import Unavailable
 from flowkit.loop import Loop
-from flowkit.ports import Delivery, Done, Identity, Objects, Source
+from flowkit.ports import Consumer, Delivery, Done, Identity, Objects
 
 REST_SECONDS = 1.0
 STUBBORN_SECONDS = 15.0
@@ -33,7 +33,7 @@ class AsyncLane(Lane):
     def __init__(
         self,
         pipeline: AsyncPipeline,
-        source: Source,
+        consumer: Consumer,
         worker: str,
         stops: dict[str, str],
         carried: deque[tuple[str, int]],
@@ -42,7 +42,7 @@ class AsyncLane(Lane):
         heat: Callable[[Lane], None],
     ) -> None:
         """`heat` is called with this lane, by any thread, when a step would find something."""
-        super().__init__(pipeline, source, worker, stops, carried)
+        super().__init__(pipeline, consumer, worker, stops, carried)
         self._loop = loop
         self._slots = slots
         self._slot = pipeline.slot
@@ -139,7 +139,7 @@ class AsyncLane(Lane):
         """Start what was held, or what is there, as far as there is room."""
         if self._room <= 0:
             return False
-        self.held = self.held or self.source.receive(self._room)
+        self.held = self.held or self.consumer.receive(self._room)
         room = max(0, self._room)
         batch, self.held = self.held[:room], self.held[room:]
         self.working = batch

@@ -11,8 +11,8 @@ from flowkit.engine.desk import Desk
 from flowkit.engine.item import ConnectionDied, Exhausted, Item, Refused, Superseded, attempted, checked, handle_of
 from flowkit.engine.pipeline import CLOSED, Pipeline
 from flowkit.errors import FlowKitError, StoreConflict, StoreUnavailable, TransactionEnded
-from flowkit.flow import Outbox
 from flowkit.fork import end_child
+from flowkit.model.outbox import Outbox
 from flowkit.ports import Copy, Delivery, Unit
 from flowkit.publisher import handling
 

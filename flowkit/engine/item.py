@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from flowkit import duration
 from flowkit.disclosure import told
 from flowkit.errors import DefinitionError, FlowKitError, RetryAfter, StoreUnavailable, Undecodable
-from flowkit.flow import Outbox
 from flowkit.message import (
     CONTROL,
     HEADER_BYTES,
@@ -23,6 +22,7 @@ from flowkit.message import (
     check_name,
     is_name,
 )
+from flowkit.model.outbox import Outbox
 from flowkit.ports import Claim, Dead, Delivery, Letter, Outcome
 
 if TYPE_CHECKING:

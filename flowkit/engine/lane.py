@@ -13,7 +13,7 @@ from flowkit.engine.slots import Slot
 from flowkit.engine.triage import SPOILED, Part, Triage, error_of, singles
 from flowkit.errors import TransactionEnded
 from flowkit.message import BATCH_BYTES
-from flowkit.ports import Delivery, Identity, Source
+from flowkit.ports import Consumer, Delivery, Identity
 
 FIRST_BATCH = 32
 BATCH_STEP = 8
@@ -25,7 +25,7 @@ class Lane:
     def __init__(
         self,
         pipeline: Pipeline,
-        source: Source,
+        consumer: Consumer,
         worker: str,
         stops: dict[str, str],
         carried: deque[tuple[str, int]],
@@ -34,7 +34,7 @@ class Lane:
         the rows that its relay removes."""
         self.pipeline = pipeline
         self.flow = pipeline.flow
-        self.source = source
+        self.consumer = consumer
         self.held: list[Delivery] = []
         """Received and not settled: the next batch."""
         self.suspects: list[Delivery] = []
@@ -65,7 +65,7 @@ class Lane:
         if self._ended is not None:
             self._quarantine()
             return True
-        there = self.held or self.source.receive(self._limit)
+        there = self.held or self.consumer.receive(self._limit)
         sizes = list(accumulate(len(one.message.body) for one in there))
         count = bisect_left(sizes, BATCH_BYTES) + 1  # to the one that reaches it
         batch, self.held = there[:count], there[count:]
@@ -236,7 +236,7 @@ class Lane:
             self._ventured.discard(identity)
         held = [*self.held, *self.suspects]
         if held:
-            self.source.release(held)
+            self.consumer.release(held)
             self.held, self.suspects = [], []
         return bool(held)
 
@@ -244,5 +244,5 @@ class Lane:
         """Give back everything that is held, and what the source has fetched ahead."""
         self.give_back()
         if not self.left:
-            self.source.close()
+            self.consumer.close()
             self.left = True

@@ -33,11 +33,14 @@ from flowkit.errors import (
     TransactionEnded,
     Undecodable,
 )
-from flowkit.flow import Call, Context, Flow, Outbox
 from flowkit.fork import end_child
+from flowkit.model.flow import Flow
+from flowkit.model.handler import Call
+from flowkit.model.outbox import Context, Outbox
 from flowkit.ports import (
     REFUSED,
     Claim,
+    Consumer,
     Copy,
     Dead,
     Deferred,
@@ -50,7 +53,6 @@ from flowkit.ports import (
     Random,
     Reopening,
     Retried,
-    Source,
     Store,
     Tally,
     Transport,
@@ -82,7 +84,7 @@ class Pipeline:
     flow: Flow
     store: Store
     transport: Transport
-    source: Source
+    consumer: Consumer
     call: Call
     context: Context
     random: Random
@@ -365,11 +367,11 @@ class Pipeline:
     def settle(self, items: Sequence[Item]) -> None:
         """Acknowledge at once after the commit: a blocked publisher must not hold back acknowledgements."""
         self.confirmed.clear()
-        self.source.settle(finished(items))
+        self.consumer.settle(finished(items))
 
     def publish(self, copies: Sequence[Copy]) -> None:
         """Hand the committed copies to the transport; where the rows are the queue, wake who waits for them."""
-        if copies and self.transport.lease:
+        if copies and self.transport.hops:
             receipts = self.transport.send([one for one in copies if not one.delay])
             self.confirmed += record(self.store, receipts, {one.row: BORN for one in copies})
         elif copies:

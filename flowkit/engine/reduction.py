@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from math import ceil
 
-from flowkit.flow import Flow
+from flowkit.model.flow import Flow
 
 
 def shed(flows: Collection[Flow], ready: int, normal: int, minimum: int) -> frozenset[str]:

@@ -35,7 +35,7 @@ class Relay:
 
     def step(self) -> bool:
         """Send one batch of each flow that has due rows. False when a look at all flows found none."""
-        if not self._transport.lease:
+        if not self._transport.hops:
             return False
         if not self._transport.ready:
             self.flush()

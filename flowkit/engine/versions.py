@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from flowkit.engine.item import check_envelope, handle_of
 from flowkit.errors import Undecodable
-from flowkit.flow import Context
 from flowkit.message import Message
-from flowkit.ports import CANDIDATE, Copy, Delivery, Source, Store
+from flowkit.model.outbox import Context
+from flowkit.ports import CANDIDATE, Consumer, Copy, Delivery, Store
 
 SHARES = 100
 HANDED_ON = 10
@@ -56,7 +56,7 @@ class Versions:
         """All that this worker has in hand conforms to this epoch."""
         self._app = app
         self._silent = silent
-        self.sources: list[VersionedSource] = []
+        self.consumers: list[VersionedConsumer] = []
         self._due: set[str] = set()
         self.rollout = store.rollouts.enter(app, version, silent)
         if self.rollout is not None:
@@ -66,9 +66,9 @@ class Versions:
         """See what the rollout is now, and follow. Blocks. Whether the worker has come to another epoch."""
         self.rollout = found = self.store.rollouts.read(self._app, self._silent)
         before = self.epoch
-        beside = {address for one in self.sources for address in self.places(one.flow)[1:]}
+        beside = {address for one in self.consumers for address in self.places(one.flow)[1:]}
         self._due = self.store.queue.due(beside) if beside else set()
-        if found is not None and all([one.conforms() for one in self.sources]):
+        if found is not None and all([one.conforms() for one in self.consumers]):
             self.epoch = found.epoch
         return self.epoch != before
 
@@ -138,20 +138,20 @@ class Versions:
         return self.context.clock.now() - delivery.staged <= self._retention
 
 
-class VersionedSource:
-    """Implements ports.Source: what is for this version, from where it is. The rest is handed on."""
+class VersionedConsumer:
+    """Implements ports.Consumer: what is for this version, from where it is. The rest is handed on."""
 
-    def __init__(self, versions: Versions, flow: str, open: Callable[[str], Source]) -> None:
+    def __init__(self, versions: Versions, flow: str, open: Callable[[str], Consumer]) -> None:
         """`open` makes the source of an address. Blocks, and raises, as that does."""
         self.flow = flow
         self._versions = versions
         self._open = open
         self._lock = threading.RLock()
         self._closed = False
-        self._places: dict[str, Source] = {}
+        self._places: dict[str, Consumer] = {}
         self._in_hand: dict[Hashable, Held] = {}
         """What was received and is not settled or released."""
-        versions.sources.append(self)
+        versions.consumers.append(self)
         self._go()
 
     @property
@@ -253,7 +253,7 @@ class VersionedSource:
             if not theirs:
                 return
 
-    def _hand_on(self, place: Source, theirs: Sequence[Delivery]) -> None:
+    def _hand_on(self, place: Consumer, theirs: Sequence[Delivery]) -> None:
         """Address these to the other version, in a transaction with their removal here. What took effect meanwhile is
         only removed: its copy would live longer than the inbox has to remember."""
         store, ids = self._versions.store, self._versions.context.ids
@@ -269,7 +269,7 @@ class VersionedSource:
         place.settle(theirs)
         store.notify({self.flow})
 
-    def _by_place(self, deliveries: Sequence[Delivery]) -> Iterable[tuple[Source, list[Delivery]]]:
+    def _by_place(self, deliveries: Sequence[Delivery]) -> Iterable[tuple[Consumer, list[Delivery]]]:
         """These as they came, by where they came from. They are in hand no more."""
         found: dict[str, list[Delivery]] = {}
         for one in deliveries:

@@ -23,11 +23,11 @@ from flowkit.engine.recent import Recent
 from flowkit.engine.reduction import shed
 from flowkit.engine.relay import Relay
 from flowkit.engine.slots import Slot, Slots, State
-from flowkit.engine.versions import VersionedSource, Versions, named
+from flowkit.engine.versions import VersionedConsumer, Versions, named
 from flowkit.errors import BrokerUnavailable, StoreConflict, StoreLost, Unavailable
-from flowkit.flow import Flow
 from flowkit.heap import give_back
 from flowkit.loop import Loop
+from flowkit.model.flow import Flow
 from flowkit.ports import CANDIDATE, DRAINED, EXCHANGE, LANES, MINIMUM, NORMAL, PAUSED, Retention, Store, WorkerInfo
 
 BEAT_SECONDS = 1.0
@@ -85,7 +85,7 @@ class Worker:
         transport.declare([flow.name for flow in flows or app.flows.values()], shared)
         for doubt in transport.doubts({flow.name: flow.deadline for flow in flows or app.flows.values()}):
             _log.warning("%s", doubt)
-        if transport.lease:
+        if transport.hops:
             store.queue.unpark(
                 [*app.flows, *(f + CANDIDATE for f in app.flows), *(EXCHANGE + one.channel for one in shared)]
             )
@@ -180,15 +180,15 @@ class Worker:
 
     def _lane(self, flow: Flow, number: int, provided: dict[type, object]) -> Lane:
         store, transport, telemetry = self.services.store, self.services.transport, self.services.telemetry
-        received = VersionedSource(
-            self.versions, flow.name, lambda address: transport.source(address, self.id, flow.reach)
+        received = VersionedConsumer(
+            self.versions, flow.name, lambda address: transport.consumer(address, self.id, flow.reach)
         )
-        source = telemetry.source(received, flow.name, flow.source.name)
+        consumer = telemetry.consumer(received, flow.name, flow.source.name)
         pipeline = (AsyncPipeline if flow.concurrent else Pipeline)(
             flow=flow,
             store=store,
             transport=transport,
-            source=source,
+            consumer=consumer,
             call=telemetry.handler(flow.caller(provided, store.injects)),
             context=self.app.context(self.services),
             random=self.services.random,
@@ -204,7 +204,7 @@ class Worker:
         if isinstance(pipeline, AsyncPipeline):
             return AsyncLane(
                 pipeline,
-                source,
+                consumer,
                 self.id,
                 self._stops,
                 self.relay.carried,
@@ -212,12 +212,12 @@ class Worker:
                 self._slots,
                 self._heat_lane,
             )
-        return Lane(pipeline, source, self.id, self._stops, self.relay.carried)
+        return Lane(pipeline, consumer, self.id, self._stops, self.relay.carried)
 
-    def _observe(self, flow: Flow, source: VersionedSource, items: Sequence[Item]) -> None:
+    def _observe(self, flow: Flow, consumer: VersionedConsumer, items: Sequence[Item]) -> None:
         self.services.telemetry.ended(flow.name, [item.outcome for item in items])
         if self.versions.beside:
-            self._recent.note(items, [source.seconds(item.delivery) for item in items])
+            self._recent.note(items, [consumer.seconds(item.delivery) for item in items])
 
     def _meet_others(self) -> None:
         """See that every worker which receives for this store is known to its database. A copy of that database has
@@ -331,13 +331,13 @@ class Worker:
             threading.Thread(target=self._work, name=f"flowkit-{number}", daemon=True)
             for number in range(self.services.settings.threads)
         ]
-        if self.services.transport.lease:
+        if self.services.transport.hops:
             threads.append(threading.Thread(target=self._send_due, name="flowkit-relay", daemon=True))
         for thread in threads:
             thread.start()
         self._judge()
         while not self.stopping.is_set():
-            self._guarded(self._watch, "broker" if self.services.transport.lease else "store")
+            self._guarded(self._watch, "broker" if self.services.transport.hops else "store")
         self.state = "unready" if self.overdue else "draining"
         return self._finish(threads, grace)
 
@@ -408,7 +408,7 @@ class Worker:
 
     def _watch(self) -> None:
         """Wait for news and heat the lanes that have some."""
-        if not self.services.transport.lease:
+        if not self.services.transport.hops:
             self.tick()
         flows = {lane.flow.name for lane in self.lanes if not lane.left}
         places = {place for flow in flows for place in self.versions.places(flow)}
@@ -433,7 +433,7 @@ class Worker:
                 useful = [lane for lane in self._lanes.get(flow, ()) if lane.unfinished or not lane.left]
                 cold = [lane for lane in useful if lane not in self._hot]
                 idle = [lane for lane in cold if lane not in self._running]
-                woken = [lane for lane in cold if lane.source.stocked] or idle[:1] or cold[:1]
+                woken = [lane for lane in cold if lane.consumer.stocked] or idle[:1] or cold[:1]
                 self._hot += woken
                 self._changed.notify(len(woken))
 

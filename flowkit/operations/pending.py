@@ -59,6 +59,6 @@ def left(store: Store, transport: Transport, flows: Collection[str], broker: boo
     now, later = store.ledger.pending(flows)
     if broker:
         now = max(store.ledger.unfinished(flows) - later, sum(queued(transport, flows).values()))
-    if transport.lease:
+    if transport.hops:
         now += store.ledger.pending([flow for flow in store.subscribers.channels() if flow.startswith(EXCHANGE)]).now
     return Pending(now, later)

@@ -126,7 +126,7 @@ def _check_heir(flow: str, heir: str) -> None:
 
 def _refuse_workers(store: OperatedStore, transport: Transport, apps: Collection[str], flow: str) -> None:
     """Raise ConfigError while workers run that may receive for a flow, or send to it through the broker."""
-    if transport.lease:
+    if transport.hops:
         apps = {*apps, *(one.app for one in store.ledger.workers())}
     staffed = [app for app in sorted(apps) if store.fleet.is_staffed(app)]
     if staffed:

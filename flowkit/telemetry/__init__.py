@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from flowkit.message import Message
-from flowkit.ports import Outcome, Source
+from flowkit.ports import Consumer, Outcome
 
 C = TypeVar("C", bound=Callable[..., Any])
 SIGNALS = ("traces", "metrics")
@@ -28,9 +28,9 @@ class Telemetry:
         """Return a flow's handler, wrapped so that each run is reported."""
         return call
 
-    def source(self, source: Source, flow: str, channel: str) -> Source:
-        """Return the source of a lane, wrapped so that its receiving and settling are reported."""
-        return source
+    def consumer(self, consumer: Consumer, flow: str, channel: str) -> Consumer:
+        """Return the consumer of a lane, wrapped so that its receiving and settling are reported."""
+        return consumer
 
     def ended(self, flow: str, outcomes: Collection[Outcome | None]) -> None:
         """Report the outcomes of a batch of a flow."""

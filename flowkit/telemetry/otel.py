@@ -28,7 +28,7 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, S
 from flowkit.disclosure import stack, told
 from flowkit.errors import ConfigError
 from flowkit.message import Message
-from flowkit.ports import REFUSED, Dead, Delivery, Outcome, Source
+from flowkit.ports import REFUSED, Consumer, Dead, Delivery, Outcome
 from flowkit.telemetry import SIGNALS, C, Telemetry
 
 CLOSE_SECONDS = 5.0
@@ -88,8 +88,8 @@ class OpenTelemetry(Telemetry):
 
         return run  # type: ignore[return-value]
 
-    def source(self, source: Source, flow: str, channel: str) -> Source:
-        return TracedSource(source, self, flow, channel)
+    def consumer(self, consumer: Consumer, flow: str, channel: str) -> Consumer:
+        return TracedConsumer(consumer, self, flow, channel)
 
     def ended(self, flow: str, outcomes: Collection[Outcome | None]) -> None:
         for kind, count in Counter(type(one).__name__.lower() for one in outcomes if one is not None).items():
@@ -188,34 +188,34 @@ class OpenTelemetry(Telemetry):
         return found
 
 
-class TracedSource:
-    """Implements ports.Source: reports what another source receives and settles."""
+class TracedConsumer:
+    """Implements ports.Consumer: reports what another consumer receives and settles."""
 
-    def __init__(self, source: Source, telemetry: OpenTelemetry, flow: str, channel: str) -> None:
-        self._source = source
+    def __init__(self, consumer: Consumer, telemetry: OpenTelemetry, flow: str, channel: str) -> None:
+        self._consumer = consumer
         self._telemetry = telemetry
         self._flow = flow
         self._channel = channel
 
     @property
     def stocked(self) -> bool:
-        return self._source.stocked
+        return self._consumer.stocked
 
     def receive(self, limit: int) -> list[Delivery]:
-        return self._around("receive", lambda: self._source.receive(limit))
+        return self._around("receive", lambda: self._consumer.receive(limit))
 
     def settle(self, deliveries: Sequence[Delivery]) -> None:
         def settle() -> list[Delivery]:
-            self._source.settle(deliveries)
+            self._consumer.settle(deliveries)
             return list(deliveries)
 
         self._around("settle", settle)
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
-        self._source.release(deliveries)
+        self._consumer.release(deliveries)
 
     def close(self) -> None:
-        self._source.close()
+        self._consumer.close()
 
     def _around(self, operation: str, act: Callable[[], list[Delivery]]) -> list[Delivery]:
         """Run an operation and report its batch, unless that is empty."""

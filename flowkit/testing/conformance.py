@@ -23,6 +23,7 @@ from flowkit.ports import (
     CANDIDATE,
     Asked,
     Claim,
+    Consumer,
     Copy,
     Delivery,
     Fence,
@@ -31,7 +32,6 @@ from flowkit.ports import (
     Pending,
     Reopening,
     Retention,
-    Source,
     Store,
     Tally,
     Transport,
@@ -809,24 +809,24 @@ class TransportConformance:
             unit.remove(confirmed)
             unit.commit()
 
-    def settle(self, source: Source, deliveries: Sequence[Delivery]) -> None:
+    def settle(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
         """Commit and settle, as a pipeline does."""
         with self.store.unit(FLOW) as unit:
             unit.remove([(one.row, one.deliveries) for one in deliveries if one.row])
             unit.commit()
-        source.settle(deliveries)
+        consumer.settle(deliveries)
 
-    def source(self, flow: str = FLOW) -> Source:
-        """A source of its own, as of another lane."""
-        return self.transport.source(flow, new_id(), 100)
+    def consumer(self, flow: str = FLOW) -> Consumer:
+        """A consumer of its own, as of another lane."""
+        return self.transport.consumer(flow, new_id(), 100)
 
-    def receive(self, source: Source, count: int) -> list[Delivery]:
+    def receive(self, consumer: Consumer, count: int) -> list[Delivery]:
         """So many deliveries, with a deadline: a broker needs a moment to bring them."""
         got: list[Delivery] = []
         end = time.monotonic() + DEADLINE_SECONDS
         while len(got) < count:
             assert time.monotonic() < end, f"{len(got)} of {count} messages came"
-            got += source.receive(count - len(got)) or self.pause()
+            got += consumer.receive(count - len(got)) or self.pause()
         return got
 
     def pause(self) -> list[Delivery]:
@@ -834,19 +834,19 @@ class TransportConformance:
         time.sleep(0.005)
         return []
 
-    def only(self, source: Source, flow: str = FLOW) -> None:
-        """Nothing is there for this source: of a message sent now and what was there, it gets that message only."""
+    def only(self, consumer: Consumer, flow: str = FLOW) -> None:
+        """Nothing is there for this consumer: of a message sent now and what was there, it gets that message only."""
         marker = message(b"marker")
         self.send(marker, flow=flow)
-        (got,) = self.receive(source, 1)
+        (got,) = self.receive(consumer, 1)
         assert got.message == marker
-        assert source.receive(10) == []
-        self.settle(source, [got])
+        assert consumer.receive(10) == []
+        self.settle(consumer, [got])
 
     def test_a_message_arrives_whole(self) -> None:
         sent = message(b"\x00\xff", type="T", key="k", time=1.5, correlation="c", causation="d", headers={"h": "ü"})
         self.send(sent, generation=3)
-        (got,) = self.receive(self.source(), 1)
+        (got,) = self.receive(self.consumer(), 1)
         assert got.message == sent
         assert (got.flow, got.generation, got.deliveries) == (FLOW, 3, 1)
         assert got.staged > 0
@@ -855,95 +855,95 @@ class TransportConformance:
         long = "ü" * MAX_NAME
         sent = message(id=long, source=long, type=long, key=long, correlation=long, causation=long, headers={"h": long})
         self.send(sent)
-        (got,) = self.receive(self.source(), 1)
+        (got,) = self.receive(self.consumer(), 1)
         assert got.message == sent
 
     def test_receive_takes_what_is_there_up_to_the_limit_and_does_not_wait(self) -> None:
-        source = self.source()
-        assert source.receive(10) == []
+        consumer = self.consumer()
+        assert consumer.receive(10) == []
         self.send(*(message() for _ in range(5)))
-        first = self.receive(source, 1)
+        first = self.receive(consumer, 1)
         end = time.monotonic() + DEADLINE_SECONDS
         while len(first) < 5 and time.monotonic() < end:
-            some = source.receive(2)
+            some = consumer.receive(2)
             assert len(some) <= 2
             first += some
         assert len(first) == 5
-        assert source.receive(3) == []
+        assert consumer.receive(3) == []
 
     def test_a_settled_message_never_comes_back(self) -> None:
         self.send(message())
-        source = self.source()
-        self.settle(source, self.receive(source, 1))
+        consumer = self.consumer()
+        self.settle(consumer, self.receive(consumer, 1))
         self.lose_connection(self.transport)
-        self.only(source)
+        self.only(consumer)
 
     def test_row_59_settling_some_does_not_settle_those_before_them(self) -> None:
         sent = [message() for _ in range(6)]
         self.send(*sent)
-        source = self.source()
-        got = self.receive(source, 6)
-        self.settle(source, [got[1], got[3], got[4]])
+        consumer = self.consumer()
+        got = self.receive(consumer, 6)
+        self.settle(consumer, [got[1], got[3], got[4]])
         self.lose_connection(self.transport)
-        again = self.receive(source, 3)
+        again = self.receive(consumer, 3)
         assert {one.message.id for one in again} == {sent[0].id, sent[2].id, sent[5].id}
 
     def test_what_one_source_holds_another_does_not_get(self) -> None:
         self.send(message())
-        self.receive(self.source(), 1)
-        assert self.source().receive(1) == []
+        self.receive(self.consumer(), 1)
+        assert self.consumer().receive(1) == []
 
     def test_what_is_given_back_comes_again_and_says_so(self) -> None:
         self.send(message())
-        source = self.source()
-        first = self.receive(source, 1)
-        source.release(first)
-        (again,) = self.receive(source, 1)
+        consumer = self.consumer()
+        first = self.receive(consumer, 1)
+        consumer.release(first)
+        (again,) = self.receive(consumer, 1)
         assert again.message == first[0].message
         assert again.deliveries == 2
 
     def test_a_lost_connection_brings_the_unsettled_back(self) -> None:
         self.send(message(), message())
-        source = self.source()
-        first = self.receive(source, 2)
-        self.settle(source, first[:1])
+        consumer = self.consumer()
+        first = self.receive(consumer, 2)
+        self.settle(consumer, first[:1])
         self.lose_connection(self.transport)
-        (again,) = self.receive(source, 1)
+        (again,) = self.receive(consumer, 1)
         assert again.message == first[1].message
         assert again.deliveries == 2
 
     def test_row_16_a_stale_settlement_is_harmless(self) -> None:
         self.send(message())
-        source = self.source()
-        stale = self.receive(source, 1)
+        consumer = self.consumer()
+        stale = self.receive(consumer, 1)
         self.lose_connection(self.transport)
-        held = self.receive(source, 1)
+        held = self.receive(consumer, 1)
         assert held[0].message == stale[0].message
-        self.settle(source, stale)
-        source.release(stale)
-        assert self.source().receive(1) == [], "it is still held"
-        self.settle(source, held)
-        self.only(source)
+        self.settle(consumer, stale)
+        consumer.release(stale)
+        assert self.consumer().receive(1) == [], "it is still held"
+        self.settle(consumer, held)
+        self.only(consumer)
 
     def test_each_flow_gets_its_own_copy(self) -> None:
         one = message()
         self.send(one)
         self.send(one, flow=OTHER)
-        assert [len(self.receive(self.source(flow), 1)) for flow in (FLOW, OTHER)] == [1, 1]
+        assert [len(self.receive(self.consumer(flow), 1)) for flow in (FLOW, OTHER)] == [1, 1]
 
     def test_messages_come_in_the_order_of_their_sending(self) -> None:
         sent = [message() for _ in range(20)]
         self.send(*sent)
-        assert [one.message for one in self.receive(self.source(), 20)] == sent
+        assert [one.message for one in self.receive(self.consumer(), 20)] == sent
 
     def test_wait_names_the_flows_with_messages(self) -> None:
-        source = self.source()
+        consumer = self.consumer()
         self.send(message())
         end = time.monotonic() + DEADLINE_SECONDS
         while (told := self.transport.wait(0.05, [FLOW, OTHER])) != {FLOW}:
             assert not told
             assert time.monotonic() < end
-        self.receive(source, 1)
+        self.receive(consumer, 1)
         assert self.transport.wait(0, [FLOW, OTHER]) == set()
 
     def test_row_14_a_copy_without_a_place_says_so_and_its_neighbours_arrive(self) -> None:
@@ -954,17 +954,17 @@ class TransportConformance:
         assert [one.copy for one in receipts] == copies
         assert [one.confirmed for one in receipts] == [True, False, True]
         assert "kit.nowhere" in receipts[1].reason
-        assert len(self.receive(self.source(), 2)) == 2
+        assert len(self.receive(self.consumer(), 2)) == 2
 
     def test_a_worker_that_is_alone_meets_nobody(self) -> None:
         assert dict(self.transport.others(new_id(), lambda: True)) == {}
 
     def test_a_flow_that_receives_is_not_hindered(self) -> None:
         self.send(message())
-        source = self.source()
-        self.settle(source, self.receive(source, 1))
+        consumer = self.consumer()
+        self.settle(consumer, self.receive(consumer, 1))
         assert self.transport.hindered == {}
-        source.close()
+        consumer.close()
 
     def test_what_waits_for_a_flow_can_be_had_and_its_place_removed(self) -> None:
         if self.features.rows:
@@ -991,18 +991,18 @@ class TransportConformance:
     def test_what_somebody_receives_is_not_taken_away(self) -> None:
         if self.features.rows:
             return
-        source = self.source()
+        consumer = self.consumer()
         self.send(message())
-        (held,) = self.receive(source, 1)
+        (held,) = self.receive(consumer, 1)
         assert raises(ConfigError, lambda: self.transport.empty(FLOW, lambda _: self.fail("it was taken away")))
-        self.settle(source, [held])
+        self.settle(consumer, [held])
 
     def fail(self, why: str) -> None:
         raise AssertionError(why)
 
     def test_a_waiter_wakes_when_a_message_comes(self) -> None:
         woken = threading.Event()
-        self.source()
+        self.consumer()
 
         def wait() -> None:
             while FLOW not in self.transport.wait(DEADLINE_SECONDS, [FLOW]):

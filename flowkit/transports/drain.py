@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from flowkit.errors import BrokerUnavailable
-from flowkit.ports import Copy, Delivery, Receipt, Shared, Source, Transport
+from flowkit.ports import Consumer, Copy, Delivery, Receipt, Shared, Transport
 
 LOOK_SECONDS = 0.1
 """Seconds between two looks at the broker, which does not end a wait for the database."""
@@ -13,6 +13,7 @@ class DrainingTransport:
     """Implements ports.Transport: sends as message rows, and receives from the rows and a broker. Thread-safe."""
 
     lease = 0.0
+    hops = False
 
     def __init__(self, rows: Transport, broker: Transport) -> None:
         self._rows = rows
@@ -41,8 +42,8 @@ class DrainingTransport:
     def others(self, worker: str, is_known: Callable[[], bool]) -> Mapping[str, str]:
         return self._broker.others(worker, is_known)
 
-    def source(self, flow: str, worker: str, limit: int) -> "DrainingSource":
-        return DrainingSource(self._rows.source(flow, worker, limit), self._broker.source(flow, worker, limit))
+    def consumer(self, flow: str, worker: str, limit: int) -> "DrainingConsumer":
+        return DrainingConsumer(self._rows.consumer(flow, worker, limit), self._broker.consumer(flow, worker, limit))
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
         return self._rows.send(copies)
@@ -66,10 +67,10 @@ class DrainingTransport:
         self._rows.close()
 
 
-class DrainingSource:
-    """Implements ports.Source: receives what is left at the broker first, then message rows."""
+class DrainingConsumer:
+    """Implements ports.Consumer: receives what is left at the broker first, then message rows."""
 
-    def __init__(self, rows: Source, broker: Source) -> None:
+    def __init__(self, rows: Consumer, broker: Consumer) -> None:
         self._rows = rows
         self._broker = broker
 

@@ -19,6 +19,7 @@ class MemoryTransport:
     """
 
     lease = LEASE_SECONDS
+    hops = True
     limit = MAX_BODY
 
     def __init__(self, clock: Clock) -> None:
@@ -59,9 +60,9 @@ class MemoryTransport:
     def others(self, worker: str, is_known: Callable[[], bool]) -> dict[str, str]:
         return {}
 
-    def source(self, flow: str, worker: str, limit: int) -> "MemorySource":
+    def consumer(self, flow: str, worker: str, limit: int) -> "MemoryConsumer":
         self.declare([flow])
-        return MemorySource(self, flow)
+        return MemoryConsumer(self, flow)
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
         receipts = []
@@ -140,7 +141,7 @@ class MemoryTransport:
         self._arrived = True
         self._changed.notify_all()
 
-    # ------------------------------------------------------------ for its sources
+    # ------------------------------------------------------------ for its consumers
 
     def take(self, flow: str, limit: int) -> list[Delivery]:
         with self._changed:
@@ -170,8 +171,8 @@ class MemoryTransport:
             self._arrive()
 
 
-class MemorySource:
-    """Implements ports.Source on one queue."""
+class MemoryConsumer:
+    """Implements ports.Consumer on one queue."""
 
     def __init__(self, transport: MemoryTransport, flow: str) -> None:
         self._transport = transport

@@ -10,6 +10,7 @@ class SqlTransport:
     """Implements ports.Transport on the store's message rows. Thread-safe."""
 
     lease = 0.0
+    hops = False
     limit = MAX_BODY
 
     def __init__(self, store: Store, hold: float) -> None:
@@ -39,8 +40,8 @@ class SqlTransport:
     def others(self, worker: str, is_known: Callable[[], bool]) -> dict[str, str]:
         return {}
 
-    def source(self, flow: str, worker: str, limit: int) -> "SqlSource":
-        return SqlSource(self._store, flow, worker, self._hold)
+    def consumer(self, flow: str, worker: str, limit: int) -> "SqlConsumer":
+        return SqlConsumer(self._store, flow, worker, self._hold)
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
         """Do nothing: the committed rows are the queue."""
@@ -60,8 +61,8 @@ class SqlTransport:
         """Do nothing: the caller that opened the store closes it."""
 
 
-class SqlSource:
-    """Implements ports.Source: leases rows of one flow."""
+class SqlConsumer:
+    """Implements ports.Consumer: leases rows of one flow."""
 
     def __init__(self, store: Store, flow: str, worker: str, hold: float) -> None:
         self._store = store

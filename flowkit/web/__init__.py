@@ -3,7 +3,7 @@
 from functools import partial
 
 from flowkit.errors import Unauthorized
-from flowkit.route import Head, Header, Route
+from flowkit.web.route import Head, Header, Route
 
 get = partial(Route, "GET")
 post = partial(Route, "POST")

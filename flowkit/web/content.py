@@ -7,7 +7,7 @@ from types import TracebackType
 
 from starlette.requests import ClientDisconnect, Request
 
-from flowkit.channel import Body
+from flowkit.model.body import Body
 from flowkit.web.problem import RETRY_SECONDS, Problem
 
 CONTENT_SECONDS = 30.0

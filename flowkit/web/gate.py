@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
-from flowkit.flow import Outgoing
+from flowkit.model.outbox import Outgoing
 from flowkit.publisher import Publisher, Waiting
 
 COMMITS = 2

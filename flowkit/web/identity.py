@@ -8,10 +8,10 @@ from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 
 from flowkit.errors import Unauthorized
-from flowkit.flow import Flow
 from flowkit.message import is_name
-from flowkit.route import Header, Route, source_of
+from flowkit.model.flow import Flow
 from flowkit.web.problem import Problem
+from flowkit.web.route import Header, Route, source_of
 
 KEYS = "[!-~]{1,255}"
 """Pattern of an id in a header: visible ASCII, which every proxy passes unchanged."""

@@ -30,12 +30,12 @@ from flowkit.errors import (
     Unavailable,
     Undecodable,
 )
-from flowkit.flow import Flow, Outgoing, compose
 from flowkit.message import digest, is_name
+from flowkit.model.flow import Flow
+from flowkit.model.outbox import Outgoing, compose
 from flowkit.operations import pending
 from flowkit.ports import Asked
 from flowkit.publisher import Publisher
-from flowkit.route import Arguments, Route, source_of
 from flowkit.web.bucket import Buckets, client
 from flowkit.web.content import JSON, Budget, Share, receive
 from flowkit.web.gate import Full, Gate
@@ -46,6 +46,7 @@ from flowkit.web.problem import RETRY_SECONDS, Problem
 from flowkit.web.question import Question
 from flowkit.web.reader import Reader
 from flowkit.web.replies import Replies
+from flowkit.web.route import Arguments, RequestBinding, Route, source_of
 from flowkit.web.status import PATH, Status
 
 DOCUMENT_PATH = "/flowkit/openapi.json"
@@ -77,7 +78,9 @@ class Ingress:
         self._store = Question("checks", self._check_store)
         self._optional = frozenset(name for name, channel in app.channels.items() if channel.optional)
         self._described = described(app)
-        endpoints = {flow.source.name: self._endpoint(flow) for flow in app.flows.values() if flow.request}
+        endpoints = {
+            flow.source.name: self._endpoint(flow) for flow in app.flows.values() if isinstance(flow.source, Route)
+        }
         self.asgi = _application(
             *endpoints.values(),
             Endpoint(PATH + "{id:path}", self._tell_status, methods=["GET"]),
@@ -98,10 +101,9 @@ class Ingress:
             one.close()
 
     def _endpoint(self, flow: Flow) -> Endpoint:
-        assert isinstance(flow.source, Route)
-        assert flow.request is not None
+        assert isinstance(flow.source, Route) and isinstance(flow.binding, RequestBinding)
         buckets = Buckets(flow.source.rate) if flow.source.rate else None
-        take = partial(self._hold, partial(self._take, flow, flow.source, flow.request, buckets))
+        take = partial(self._hold, partial(self._take, flow, flow.source, flow.binding.arguments, buckets))
         endpoint = Endpoint(flow.source.path, take, methods=[flow.source.method])
         endpoint.methods = {flow.source.method}  # a HEAD would run the handler of a GET
         return endpoint

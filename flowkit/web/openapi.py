@@ -6,10 +6,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from flowkit.app import App
-from flowkit.flow import Flow
-from flowkit.route import Arguments, Header, Route
+from flowkit.model.flow import Flow
 from flowkit.web.identity import KEYS, identifying
 from flowkit.web.problem import MEDIA_TYPE
+from flowkit.web.route import Arguments, Header, RequestBinding, Route
 
 VERSION = "3.1.0"
 JSON, BYTES, TEXT = "application/json", "application/octet-stream", "text/plain"
@@ -45,8 +45,8 @@ def described(app: App) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     schemas: dict[str, Any] = {"Accepted": ACCEPTED, "Problem": PROBLEM}
     for flow in app.flows.values():
-        if isinstance(flow.source, Route) and flow.request is not None:
-            operation = _operation(flow, flow.source, flow.request, schemas)
+        if isinstance(flow.source, Route) and isinstance(flow.binding, RequestBinding):
+            operation = _operation(flow, flow.source, flow.binding.arguments, schemas)
             paths.setdefault(flow.source.path, {}).setdefault(flow.source.method.lower(), operation)
     return {
         "openapi": VERSION,
@@ -102,7 +102,7 @@ def _identity(flow: Flow) -> list[dict[str, Any]]:
 def _responses(flow: Flow, route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if route.reply:
-        answer = _schema(flow.hints.get("return", Any), schemas)
+        answer = _schema(flow.signature.hints.get("return", Any), schemas)
         found["200"] = {"description": "what the flow returned", "content": {JSON: {"schema": answer}}}
     reference = {"$ref": "#/components/schemas/Accepted"}
     found["202"] = {"description": "stored; read its state at `status`", "content": {JSON: {"schema": reference}}}

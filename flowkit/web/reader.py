@@ -20,11 +20,11 @@ from typing import NamedTuple
 from pydantic_core import from_json
 
 from flowkit.errors import Undecodable
-from flowkit.flow import Flow
 from flowkit.fork import part_with
-from flowkit.route import Arguments, Header
+from flowkit.model.flow import Flow
 from flowkit.web.content import FREE
 from flowkit.web.problem import RETRY_SECONDS, Problem
+from flowkit.web.route import Arguments, Header, RequestBinding
 
 READ_SECONDS = 10.0
 """Longest time in seconds to read one content."""
@@ -53,8 +53,8 @@ class Refusal(NamedTuple):
 
 def read(flow: Flow, path: Mapping[str, str], query: Sequence[tuple[str, str]], content: bytes) -> Read | Refusal:
     """Read a request to a flow by its annotations. Holds the interpreter while it runs."""
-    arguments = flow.request
-    assert arguments is not None
+    assert isinstance(flow.binding, RequestBinding)
+    arguments = flow.binding.arguments
     try:
         body = arguments.pack(path, query, content)
         found = flow.id_from is not None and not isinstance(flow.id_from, Header)

@@ -11,9 +11,9 @@ from starlette.requests import Request
 
 from flowkit.app import App
 from flowkit.ports import Asked, Store
-from flowkit.route import Route, source_of
 from flowkit.web.identity import principal
 from flowkit.web.problem import Problem
+from flowkit.web.route import Route, source_of
 
 PATH = "/flowkit/messages/"
 """URL prefix of the status of each message, which is followed by its id."""
@@ -35,7 +35,7 @@ class Status:
         self._app = app
         self._store = store
         self._key = store.key()
-        self._flows = [flow for flow in app.flows.values() if flow.request]
+        self._flows = [flow for flow in app.flows.values() if isinstance(flow.source, Route)]
         self._routes = {flow.source.name: flow.source for flow in self._flows if isinstance(flow.source, Route)}
 
     def url(self, asked: Asked) -> str:

@@ -67,9 +67,9 @@ class Broker:
     def push(self, flow: str) -> None:
         """Send what waits to consumers that may have more."""
         queue = self.queues.get(flow)
-        sources = [one for link in self.links if link.up for one in link.sources if one.flow == flow and one.open]
+        consumers = [one for link in self.links if link.up for one in link.consumers if one.flow == flow and one.open]
         while queue:
-            free = [one for one in sources if one.free > 0]
+            free = [one for one in consumers if one.free > 0]
             if not free:
                 return
             self._random.choice(free).arrive(queue.popleft())
@@ -84,7 +84,7 @@ class Broker:
         return bool(empty)
 
     def depth(self, flow: str) -> int:
-        unsettled = sum(len(one.unsettled) for link in self.links for one in link.sources if one.flow == flow)
+        unsettled = sum(len(one.unsettled) for link in self.links for one in link.consumers if one.flow == flow)
         return len(self.queues.get(flow, ())) + unsettled
 
 
@@ -92,12 +92,13 @@ class Link:
     """Implements ports.Transport: the connection of one process to the broker."""
 
     lease = LEASE_SECONDS
+    hops = True
     limit = MAX_BODY
 
     def __init__(self, broker: Broker, process: Process) -> None:
         self.broker = broker
         self.world = broker.world
-        self.sources: list[Source] = []
+        self.consumers: list[Consumer] = []
         self.up = True
         self._cuts = 0
         """How often it lost the connection."""
@@ -131,11 +132,11 @@ class Link:
     def others(self, worker: str, is_known: Callable[[], bool]) -> dict[str, str]:
         return {}
 
-    def source(self, flow: str, worker: str, limit: int) -> "Source":
-        source = Source(self, flow, max(2, limit))
-        self.sources.append(source)
+    def consumer(self, flow: str, worker: str, limit: int) -> "Consumer":
+        consumer = Consumer(self, flow, max(2, limit))
+        self.consumers.append(consumer)
         self.broker.push(flow)
-        return source
+        return consumer
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
         broker, world = self.broker, self.world
@@ -179,7 +180,7 @@ class Link:
         if not self._arrived:
             self.world.wait(self._waiters, seconds)
         self._arrived = False
-        return {one.flow for one in self.sources if one.stocked} & set(flows)
+        return {one.flow for one in self.consumers if one.stocked} & set(flows)
 
     def meet(self, where: str) -> None:
         """A point at which a consumer's connection may break, or a queue go away."""
@@ -206,9 +207,9 @@ class Link:
         self.up = False
         self._cuts += 1
         self._back = self.world.time + RECONNECT_SECONDS * self.world.random.random()
-        for source in self.sources:
-            source.lost()
-        for flow in sorted({source.flow for source in self.sources}):
+        for consumer in self.consumers:
+            consumer.lost()
+        for flow in sorted({consumer.flow for consumer in self.consumers}):
             self.broker.push(flow)
 
     def arrived(self) -> None:
@@ -218,17 +219,17 @@ class Link:
     def _reconnect(self) -> None:
         if not self.up and self.world.time >= self._back:
             self.up = True
-            for source in self.sources:
-                self._consume(source)
-        for source in self.sources:
-            if self.up and self.world.time - self.broker.deleted.get(source.flow, self.world.time) > AGAIN_SECONDS:
-                self._consume(source)
+            for consumer in self.consumers:
+                self._consume(consumer)
+        for consumer in self.consumers:
+            if self.up and self.world.time - self.broker.deleted.get(consumer.flow, self.world.time) > AGAIN_SECONDS:
+                self._consume(consumer)
 
-    def _consume(self, source: "Source") -> None:
-        if source.open:
-            self.broker.queues.setdefault(source.flow, deque())
-            self.broker.deleted.pop(source.flow, None)
-            self.broker.push(source.flow)
+    def _consume(self, consumer: "Consumer") -> None:
+        if consumer.open:
+            self.broker.queues.setdefault(consumer.flow, deque())
+            self.broker.deleted.pop(consumer.flow, None)
+            self.broker.push(consumer.flow)
 
     def _died(self) -> None:
         if self in self.broker.links:
@@ -240,8 +241,8 @@ class Link:
             self.cut()
 
 
-class Source:
-    """Implements ports.Source: the consumer of one lane."""
+class Consumer:
+    """Implements ports.Consumer: the consumer of one lane."""
 
     def __init__(self, link: Link, flow: str, prefetch: int) -> None:
         self._link = link

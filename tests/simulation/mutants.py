@@ -13,7 +13,7 @@ from flowkit.engine import relay as relaying
 from flowkit.engine import triage as triaging
 from flowkit.engine.item import Spoiled
 from flowkit.engine.pipeline import Pipeline
-from flowkit.engine.versions import VersionedSource, Versions
+from flowkit.engine.versions import VersionedConsumer, Versions
 from flowkit.errors import CommitUnknown, StoreUnavailable
 from flowkit.host.supervisor import Supervisor
 from flowkit.ports import Claim, Copy, Delivery, Receipt, Tally
@@ -93,7 +93,7 @@ def _another(unit: SqlUnit) -> Iterator[SqlUnit]:
 @mutant
 def acknowledged_before_the_commit() -> Iterator[None]:
     def commit(original: Any, self: Pipeline, unit: Any, items: Any) -> Any:
-        self.source.settle([item.delivery for item in items if item.handled])
+        self.consumer.settle([item.delivery for item in items if item.handled])
         return original(self, unit, items)
 
     with _wrap(Pipeline, "commit", commit):
@@ -406,11 +406,11 @@ def a_candidate_does_not_rest_until_the_others_conform() -> Iterator[None]:
 
 @mutant_of(Shape.VERSIONS)
 def a_worker_says_that_it_conforms_when_it_does_not() -> Iterator[None]:
-    def conforms(original: Any, self: VersionedSource) -> bool:
+    def conforms(original: Any, self: VersionedConsumer) -> bool:
         original(self)
         return True
 
-    with _wrap(VersionedSource, "conforms", conforms):
+    with _wrap(VersionedConsumer, "conforms", conforms):
         yield
 
 
@@ -436,11 +436,11 @@ def the_share_before_a_change_is_forgotten() -> Iterator[None]:
 
 @mutant_of(Shape.VERSIONS)
 def what_is_handed_on_is_acknowledged_first() -> Iterator[None]:
-    def hand_on(original: Any, self: VersionedSource, place: Any, theirs: Any) -> None:
+    def hand_on(original: Any, self: VersionedConsumer, place: Any, theirs: Any) -> None:
         place.settle(theirs)
         original(self, place, theirs)
 
-    with _wrap(VersionedSource, "_hand_on", hand_on):
+    with _wrap(VersionedConsumer, "_hand_on", hand_on):
         yield
 
 

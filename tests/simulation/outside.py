@@ -6,7 +6,7 @@ from typing import Any
 
 from flowkit import App
 from flowkit.errors import FlowKitError, OutcomeUnknown
-from flowkit.flow import compose
+from flowkit.model.outbox import compose
 from flowkit.ports import CANDIDATE, Rollout
 from flowkit.publisher import Publisher
 from tests.simulation.fleet import LEASE_SECONDS, Fleet, Machine, Role

@@ -6,8 +6,8 @@ from typing import Any
 from flowkit import Outbox
 from flowkit.engine.versions import Held, Versions, bucket
 from flowkit.engine.worker import Worker
-from flowkit.flow import Call, Giver
-from flowkit.ports import Delivery
+from flowkit.model.handler import Call
+from flowkit.ports import Delivery, Giver
 from flowkit.store.sql import SqlStore
 from tests.simulation.shop import APP
 from tests.simulation.world import Process, World
@@ -86,4 +86,4 @@ class Sharing:
 
 def _in_hand(versions: Versions, flow: str) -> Iterator[Held]:
     """What a worker has received of a flow, and not settled."""
-    return (held for source in versions.sources if source.flow == flow for held in source._in_hand.values())
+    return (held for consumer in versions.consumers if consumer.flow == flow for held in consumer._in_hand.values())

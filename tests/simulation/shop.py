@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from flowkit import App, Objects, Outbox, Reject, RetryPolicy, web
 from flowkit.engine.item import Item
 from flowkit.errors import FlowKitError
-from flowkit.flow import Call, Giver
 from flowkit.host.supervisor import STOPPED
-from flowkit.ports import Dead, Delivery, Done, Identity, Retried
+from flowkit.model.handler import Call
+from flowkit.ports import Dead, Delivery, Done, Giver, Identity, Retried
 from tests.shop import Base, Effect, Unique
 from tests.simulation.world import Process, World
 

@@ -16,6 +16,7 @@ from flowkit.errors import BrokerUnavailable, ConfigError
 from flowkit.loop import Loop
 from flowkit.message import MAX_BODY
 from flowkit.ports import CANDIDATE, Clock, Copy, Delivery, Random, Receipt, Ring, Shared
+from flowkit.transports.rabbitmq.consumer import RabbitConsumer, received
 from flowkit.transports.rabbitmq.exchanges import Exchanges
 from flowkit.transports.rabbitmq.link import Link, close, open_channel, refused, said
 from flowkit.transports.rabbitmq.management import Management
@@ -25,7 +26,6 @@ from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.sender import Sender
 from flowkit.transports.rabbitmq.servers import servers
 from flowkit.transports.rabbitmq.signature import Signatures
-from flowkit.transports.rabbitmq.source import RabbitSource, received
 from flowkit.url import exposed, is_loopback, mask
 
 _log = logging.getLogger("flowkit.rabbitmq")
@@ -47,6 +47,7 @@ class RabbitTransport:
     """Implements ports.Transport. Thread-safe. Connects at its first use."""
 
     lease = LEASE_SECONDS
+    hops = True
     limit = MAX_BODY
 
     def __init__(
@@ -149,11 +150,13 @@ class RabbitTransport:
         io = self._open()
         return io.loop.run(io.others(worker, is_known))
 
-    def source(self, flow: str, worker: str, limit: int) -> RabbitSource:
+    def consumer(self, flow: str, worker: str, limit: int) -> RabbitConsumer:
         io = self._open()
-        source = RabbitSource(io.loop, self._queues, self._signatures, flow, limit, self._random, self._tell, io.judge)
-        io.loop.run(io.attach(source))
-        return source
+        consumer = RabbitConsumer(
+            io.loop, self._queues, self._signatures, flow, limit, self._random, self._tell, io.judge
+        )
+        io.loop.run(io.attach(consumer))
+        return consumer
 
     def send(self, copies: Sequence[Copy]) -> list[Receipt]:
         return self._open().sender.send(copies)
@@ -165,7 +168,7 @@ class RabbitTransport:
             self._arrived = False
         if not io.consuming.up.is_set():
             raise BrokerUnavailable(f"{self._shown}: {said(io.consuming.error)}")
-        return {source.flow for source in io.sources if source.stocked} & set(flows)
+        return {consumer.flow for consumer in io.consumers if consumer.stocked} & set(flows)
 
     def depths(self, flows: Collection[str]) -> Mapping[str, int]:
         """Flow -> number of messages in its queues, without those in flight. Blocks."""
@@ -257,7 +260,7 @@ class Connections:
         self.loop = loop
         self._shown = shown
         self._queues = queues
-        self.sources: list[RabbitSource] = []
+        self.consumers: list[RabbitConsumer] = []
         self.hindered: Mapping[str, str] = {}
         """Flow without a lane that can consume -> why. The mapping is replaced, never changed."""
         self.presence: Presence | None = None
@@ -304,12 +307,12 @@ class Connections:
                     found[flow] += await self._queues.depth(channel, address) or 0
         return found
 
-    async def attach(self, source: RabbitSource) -> None:
-        """Let the source of a lane consume, now and after every reconnect."""
-        self.sources = [*(one for one in self.sources if not one.closed), source]
+    async def attach(self, consumer: RabbitConsumer) -> None:
+        """Let the consumer of a lane consume, now and after every reconnect."""
+        self.consumers = [*(one for one in self.consumers if not one.closed), consumer]
         self.judge()
         if self.consuming.connection is not None and self.consuming.up.is_set():
-            await source.consume(self.consuming.connection).wait()
+            await consumer.consume(self.consuming.connection).wait()
         else:
             await self.consuming.ready(OPEN_SECONDS)
 
@@ -327,7 +330,7 @@ class Connections:
 
     def judge(self) -> None:
         """Update `hindered`. A flow with one consuming lane is not hindered."""
-        open = [one for one in self.sources if not one.closed]
+        open = [one for one in self.consumers if not one.closed]
         consumed = {one.flow for one in open if not one.hindered}
         self.hindered = {one.flow: one.hindered for one in open if one.flow not in consumed}
 
@@ -369,16 +372,16 @@ class Connections:
     async def _consume(self, connection: AsyncioConnection) -> None:
         if self.presence is not None:
             self.presence.resume(connection)
-        for source in self.sources:
-            source.consume(connection)
+        for consumer in self.consumers:
+            consumer.consume(connection)
 
     def _consumed(self) -> list[str]:
         """The flows that lanes of this process receive for."""
-        return sorted({source.flow for source in self.sources if not source.closed})
+        return sorted({consumer.flow for consumer in self.consumers if not consumer.closed})
 
     def _consumed_queues(self) -> list[str]:
         return [self._queues.name(flow) for flow in self._consumed()]
 
     def _lost(self) -> None:
-        for source in self.sources:
-            source.lost()
+        for consumer in self.consumers:
+            consumer.lost()

@@ -1,25 +1,21 @@
-"""Channels: names that messages are published to, and the type of what they carry."""
+"""Bodies: how values become bytes, and how bytes become the same values again."""
 
 import re
-from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from functools import cached_property
 from types import NoneType
-from typing import Any, Generic, TypeVar, get_origin
+from typing import Any, get_origin
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 from typing_extensions import is_typeddict
 
-from flowkit import duration
 from flowkit.disclosure import faults
 from flowkit.document import check_finite, exact
 from flowkit.errors import DefinitionError, Undecodable
 from flowkit.fidelity import Fidelity, difference
-from flowkit.message import check_name
 
-T = TypeVar("T")
 RAW = (str, bytes)
 MOST_TYPES = 1000
 SHAPES = {
@@ -30,71 +26,6 @@ SHAPES = {
 }
 """Kind of core schema -> what its values are in JSON. Values of one shape are never read as those of another, but for
 text, which may say a number."""
-
-
-class Channel(Generic[T]):
-    """A typed name that messages are published to; every subscribed flow gets its own copy.
-
-    Calling it routes a value: `return accepted(value, key="k", delay="10m")`.
-    """
-
-    def __init__(self, name: str, type: Any = Any, optional: bool = False, shared: bool = False) -> None:
-        try:
-            self.name = check_name("a channel's name", name)
-        except Undecodable as error:
-            raise DefinitionError(str(error)) from None
-        self.type = type
-        self.optional = optional
-        self.shared = shared
-        self._body = Body(type, f"channel {name}")
-        self._body.check()
-
-    @property
-    def body(self) -> "Body":
-        """How its values become bytes and come back."""
-        return self._body
-
-    @property
-    def declared(self) -> str:
-        """How it is declared, for people: its type and its options."""
-        options = {", optional=True": self.optional, ", shared=True": self.shared}
-        kind = self.type.__qualname__ if isinstance(self.type, type) else str(self.type)
-        return kind + "".join(option for option, taken in options.items() if taken)
-
-    def __call__(
-        self,
-        value: T,
-        *,
-        key: str | None = None,
-        delay: duration.Duration = 0.0,
-        headers: Mapping[str, str] | None = None,
-    ) -> "Routed[T]":
-        return Routed(self, value, key, duration.seconds(delay, "delay"), headers or {})
-
-    def __repr__(self) -> str:
-        return f"Channel({self.name!r})"
-
-
-class Routed(Generic[T]):
-    """A value on its way to a channel, with what the envelope needs."""
-
-    __slots__ = ("channel", "delay", "headers", "key", "value")
-
-    def __init__(
-        self, channel: Channel[T], value: T, key: str | None, delay: float, headers: Mapping[str, str]
-    ) -> None:
-        self.channel = channel
-        self.value = value
-        self.key = key
-        self.delay = delay
-        self.headers = headers
-
-
-class Split(Generic[T]):
-    """Returned by a handler: each of these values is a message of its own."""
-
-    def __init__(self, values: Iterable[T]) -> None:
-        self.values = values
 
 
 class Body:
@@ -167,7 +98,7 @@ class Body:
 
     @cached_property
     def _fidelity(self) -> Fidelity:
-        return Fidelity(self._adapter.core_schema, _name(self.annotation))
+        return Fidelity(self._adapter.core_schema, named(self.annotation))
 
     # ------------------------------------------------------------ values to bytes
 
@@ -208,7 +139,7 @@ class Body:
                 value = self._adapter.validator.validate_python(value)
             return self._encode_typed(value)
         except ValidationError as error:
-            raise TypeError(f"{self.where} carries {_name(self.annotation)}: {faults(error, whole=False)}") from None
+            raise TypeError(f"{self.where} carries {named(self.annotation)}: {faults(error, whole=False)}") from None
         except PydanticSerializationError as error:
             # What follows is the text of a serializer, which may repeat the value.
             said = re.sub(r"(?s)^(Error calling function [^:]*).*", r"\1", str(error))
@@ -218,7 +149,7 @@ class Body:
         if isinstance(value, bytes) and self.raw is bytes:
             return value
         if not isinstance(value, str) or self.raw is not str:
-            raise TypeError(f"{self.where} carries {_name(self.annotation)}, and this is {type(value).__name__}")
+            raise TypeError(f"{self.where} carries {named(self.annotation)}, and this is {type(value).__name__}")
         try:
             return value.encode()
         except UnicodeEncodeError as error:
@@ -275,5 +206,6 @@ class Body:
         raise TypeError(f"{self.where}: this {type(value).__name__} would not come out as it went in: {why}")
 
 
-def _name(annotation: Any) -> str:
+def named(annotation: Any) -> str:
+    """The name of an annotation, for people."""
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)

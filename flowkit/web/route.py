@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from functools import cached_property
 from inspect import Parameter
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
 from uuid import UUID
@@ -15,10 +16,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, cr
 from pydantic_core import to_json
 
 from flowkit import duration
-from flowkit.channel import Body, Channel
-from flowkit.document import check_finite
+from flowkit.document import check_finite, check_readable
 from flowkit.errors import DefinitionError, Undecodable
 from flowkit.message import MAX_BODY
+from flowkit.model.body import Body
+from flowkit.model.channel import Binding, Channel
+from flowkit.model.identity import EnvelopeField, IdFrom
+from flowkit.model.signature import Signature
+from flowkit.ports import Asked, Delivery, Giver
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 WITH_CONTENT = ("POST", "PUT", "PATCH")
@@ -103,19 +108,7 @@ class Route(Channel[Any]):
         status: Literal["token", "public"] = "token",
         max_body: int = MAX_CONTENT,
     ) -> None:
-        if method not in METHODS:
-            raise DefinitionError(f"{method} {path}: a route's method is one of {', '.join(METHODS)}")
-        parts = path.split("/")
-        if not path.startswith("/") or not all(SEGMENT.fullmatch(one) for one in parts):
-            raise DefinitionError(
-                f'{method} {path}: a path begins with "/", and each of its parts is text or one parameter: '
-                '"/customers/{customer}/orders"'
-            )
-        if path.startswith(RESERVED):
-            raise DefinitionError(f"{method} {path}: {', '.join(RESERVED)} are answered by FlowKit; take another path")
-        names = [one[1:-1] for one in parts if one.startswith("{")]
-        if len(set(names)) < len(names):
-            raise DefinitionError(f"{method} {path}: a parameter is named twice")
+        names = _parameters(method, path)
         if rate is not None and not rate > 0:
             raise DefinitionError(f"{method} {path}: rate={rate:g} takes no requests; write how many a second, or None")
         if status not in ("token", "public"):
@@ -141,23 +134,84 @@ class Route(Channel[Any]):
         self.max_body = max_body
         self.method = method
         self.path = path
-        self.names = tuple(names)
-        self.takes: Callable[[], Body] = lambda: self._body
-        """How the flow at it reads what comes."""
+        self.names = names
+        self._bound: Binding | None = None
 
     @property
     def body(self) -> Body:
         """How a program that publishes to it writes what a request would bring."""
-        return self.takes()
+        return self._body if self._bound is None else self._bound.body
+
+    def bind(self, handler: Signature) -> "RequestBinding":
+        """Bind the handler of the flow at this route: its arguments are what a request brings."""
+        self._bound = bound = RequestBinding(self, handler)
+        return bound
 
 
-class Header:
+class RequestBinding(Binding):
+    """The way from requests into one handler: a message's body holds all arguments that its request brought."""
+
+    def __init__(self, route: Route, handler: Signature) -> None:
+        super().__init__(route, handler)
+        self._route = route
+        self.replies = route.reply > 0
+
+    @cached_property
+    def arguments(self) -> "Arguments":
+        """What of a request becomes which argument."""
+        handler = self._handler
+        return Arguments(handler.flow, self._route, handler.parameters, handler.annotated)
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.arguments.names
+
+    @cached_property
+    def body(self) -> Body:
+        return self.arguments.message
+
+    def call(self) -> Callable[..., Any]:
+        handler, arguments = self._handler.function, self.arguments
+        if arguments.alone:
+            return handler
+        return lambda body, **injected: handler(**arguments.unpack(body), **injected)
+
+    def finish(self, result: object, delivery: Delivery, giver: Giver, send: Callable[[object], None]) -> None:
+        """Keep the result as the reply, on a route with `reply`; otherwise send it on."""
+        if not self.replies:
+            send(result)
+            return
+        reply = self._reply(result)
+        giver.finish()
+        message = delivery.message
+        giver.reply(Asked(self._route.name, principal_of(message.source), message.id), reply, REPLY_SECONDS)
+
+    def _reply(self, result: object) -> bytes:
+        """The value that the handler returned, as JSON."""
+        try:
+            reply = to_json(result)
+            check_finite(reply)
+            check_readable(reply)
+        except ValueError as error:
+            raise TypeError(
+                f"flow {self._handler.flow}: its reply is no JSON, which has no NaN and no infinity: {error}"
+            ) from None
+        return reply
+
+    def check_body(self) -> None:
+        """Nothing to find: the body is made of the request that the parameters ask for."""
+
+    def check_identity(self, id_from: IdFrom) -> None:
+        """Nothing to find: requests may have an id anywhere."""
+
+
+class Header(EnvelopeField):
     """The header that identifies a request: `app.flow(web.post("/hooks"), id_from=web.header("X-GitHub-Delivery"))`."""
 
     def __init__(self, name: str) -> None:
         if not TOKEN.fullmatch(name):
             raise DefinitionError(f"web.header({name!r}): this is no name of a header; write one such as X-Request-Id")
-        self.name = name
+        super().__init__(name, f"the header {name} of a request")
 
 
 class Arguments:
@@ -244,6 +298,24 @@ class Arguments:
         """The arguments of the body of a message, by name."""
         assert isinstance(body, BaseModel)
         return {name: getattr(body, name) for name in self.names}
+
+
+def _parameters(method: str, path: str) -> tuple[str, ...]:
+    """The names of the parameters of a path. Raises DefinitionError for a route that cannot be."""
+    if method not in METHODS:
+        raise DefinitionError(f"{method} {path}: a route's method is one of {', '.join(METHODS)}")
+    parts = path.split("/")
+    if not path.startswith("/") or not all(SEGMENT.fullmatch(one) for one in parts):
+        raise DefinitionError(
+            f'{method} {path}: a path begins with "/", and each of its parts is text or one parameter: '
+            '"/customers/{customer}/orders"'
+        )
+    if path.startswith(RESERVED):
+        raise DefinitionError(f"{method} {path}: {', '.join(RESERVED)} are answered by FlowKit; take another path")
+    names = [one[1:-1] for one in parts if one.startswith("{")]
+    if len(set(names)) < len(names):
+        raise DefinitionError(f"{method} {path}: a parameter is named twice")
+    return tuple(names)
 
 
 def _scalar(annotation: Any) -> bool:

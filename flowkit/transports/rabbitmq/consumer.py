@@ -34,8 +34,8 @@ Arrived = tuple[Basic.Deliver, BasicProperties, bytes, Tag]
 _log = logging.getLogger("flowkit.rabbitmq")
 
 
-class RabbitSource:
-    """Implements ports.Source. A lane's thread calls the port's methods, the I/O thread the others.
+class RabbitConsumer:
+    """Implements ports.Consumer. A lane's thread calls the port's methods, the I/O thread the others.
 
     When a channel is lost, the broker delivers its unsettled messages again. Settling the lost deliveries later changes
     nothing: each tag is bound to its channel's epoch.

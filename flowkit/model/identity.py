@@ -12,18 +12,28 @@ from uuid import UUID
 from pydantic import BaseModel
 from typing_extensions import is_typeddict
 
-from flowkit.channel import Body
 from flowkit.errors import DefinitionError, Undecodable
 from flowkit.message import CONTENT_ENCODING, Message
-from flowkit.route import Header
+from flowkit.model.body import Body
 
-IdFrom = str | Callable[[Any], object] | Header
-"""Where the id is: a field of the body such as "order.number", a function of the body, or a header of the request."""
 COMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
 UNCHANGED = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii", "binary", "7bit", "8bit"})
 """Words that programs write as the content encoding of a body that is as it is."""
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _log = logging.getLogger("flowkit.foreign")
+
+
+class EnvelopeField:
+    """A place beside the body that has the id of a message, such as a header of an HTTP request."""
+
+    def __init__(self, name: str, label: str) -> None:
+        """`label`: what it is, for people."""
+        self.name = name
+        self.label = label
+
+
+IdFrom = str | Callable[[Any], object] | EnvelopeField
+"""Where the id is: a field of the body such as "order.number", a function of the body, or a header of the request."""
 
 
 def expand(message: Message, limit: int) -> Message:

@@ -1,4 +1,4 @@
-"""The source of a lane: it consumes one queue on a channel of its own."""
+"""The consumer of a lane: it consumes one queue on a channel of its own."""
 
 import asyncio
 import logging
@@ -52,7 +52,7 @@ class RabbitConsumer:
         told: Callable[[], None],
         judge: Callable[[], None],
     ) -> None:
-        """The source calls `told` when a message arrives, and `judge` when `hindered` changes."""
+        """The consumer calls `told` when a message arrives, and `judge` when `hindered` changes."""
         self._loop = loop
         self._queues = queues
         self._signatures = signatures
@@ -132,7 +132,7 @@ class RabbitConsumer:
         return tried
 
     def lost(self) -> None:
-        """Stop consuming: the connection was lost, or the source is closed."""
+        """Stop consuming: the connection was lost, or the consumer is closed."""
         if self._task is not None:
             self._task.cancel()
         self._forget()

@@ -9,13 +9,14 @@ from typing import Any, TypeVar, overload
 
 from flowkit import duration
 from flowkit.channel import Channel, T
-from flowkit.config import Services, Settings, connect
 from flowkit.errors import DefinitionError, StoreConflict, StoreUnavailable, Undecodable
 from flowkit.flow import Context, Flow, Isolation, Outgoing, RetryPolicy, SourceFrom, compose
 from flowkit.foreign import IdFrom
 from flowkit.message import MAX_BODY, MAX_NAME, NAMELESS, check_name
 from flowkit.ports import CANDIDATE, EXCHANGE, Shared, Store
 from flowkit.publisher import Publisher, stage
+from flowkit.services import Services, connect
+from flowkit.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 BULK = 500

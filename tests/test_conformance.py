@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from flowkit.config import Settings, SystemClock, open_store
 from flowkit.errors import BrokerUnavailable
 from flowkit.ports import Delivery, Source, Store, Transport
+from flowkit.services import SystemClock, open_store
+from flowkit.settings import Settings
 from flowkit.testing.conformance import Features, StoreConformance, TransportConformance
 from flowkit.transports.memory import MemoryTransport
 from flowkit.transports.rabbitmq.link import answer

@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.web import balancer
 from tests.services import free_port
 from tests.services.balancer import Balancer

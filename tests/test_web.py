@@ -17,7 +17,6 @@ from sqlalchemy.orm import Session
 
 from flowkit import App, DefinitionError, Objects, Reject, StoreUnavailable, web
 from flowkit.cli import direct
-from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.errors import CommitUnknown, Reused
 from flowkit.flow import Outgoing, compose
@@ -25,6 +24,8 @@ from flowkit.host.sockets import listen
 from flowkit.message import MAX_BODY
 from flowkit.publisher import Publisher, Waiting
 from flowkit.route import MAX_CONTENT, Route
+from flowkit.services import Services, connect, open_store
+from flowkit.settings import Settings
 from flowkit.store.unit import SqlUnit
 from flowkit.web import content
 from flowkit.web.front import Front

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from flowkit import duration
 from flowkit.cli import show
-from flowkit.config import Settings, open_store
 from flowkit.errors import ConfigError
 from flowkit.plain import plain
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.sla import agreement, planning
 from flowkit.sla.uptime import record
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowkit.app import App
-from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.slots import Slots
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError, StoreOutdated
@@ -19,6 +18,8 @@ from flowkit.host.standby import stand_alone
 from flowkit.host.supervisor import LOST, REPLACE, STOPPED
 from flowkit.operations import keys
 from flowkit.ports import Fence
+from flowkit.services import Services, connect, open_store
+from flowkit.settings import Settings
 
 if TYPE_CHECKING:
     from flowkit.web.front import Front

@@ -11,12 +11,13 @@ from sqlalchemy.orm import Session
 from flowkit import duration
 from flowkit.app import App
 from flowkit.channel import Channel, T
-from flowkit.config import Services, Settings, open_store
 from flowkit.engine.item import Item
 from flowkit.engine.worker import Worker
 from flowkit.message import Message, new_id
 from flowkit.operations import pending
 from flowkit.ports import Done, Outcome
+from flowkit.services import Services, open_store
+from flowkit.settings import Settings
 from flowkit.store.dead_letters import DeadLetter
 from flowkit.store.ledger import Balance
 from flowkit.telemetry import ambient

@@ -7,9 +7,9 @@ import threading
 from typing import Any
 
 from flowkit.app import App
-from flowkit.config import Services
 from flowkit.engine.versions import named
 from flowkit.engine.worker import Worker
+from flowkit.services import Services
 from flowkit.web.ingress import Ingress
 from flowkit.web.server import Server
 

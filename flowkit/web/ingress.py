@@ -18,7 +18,6 @@ from starlette.responses import Response
 from starlette.routing import Route as Endpoint
 
 from flowkit.app import App
-from flowkit.config import Services
 from flowkit.engine.worker import Worker
 from flowkit.errors import (
     BrokerUnavailable,
@@ -36,6 +35,7 @@ from flowkit.operations import pending
 from flowkit.ports import Asked
 from flowkit.publisher import Publisher
 from flowkit.route import Arguments, Route, source_of
+from flowkit.services import Services
 from flowkit.web.bucket import Buckets, client
 from flowkit.web.content import JSON, Budget, Share, receive
 from flowkit.web.gate import Full, Gate

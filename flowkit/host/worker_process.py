@@ -22,7 +22,7 @@ from flowkit.services import Services, connect, open_store
 from flowkit.settings import Settings
 
 if TYPE_CHECKING:
-    from flowkit.web.front import Front
+    from flowkit.web.http_server import HttpServer
 
 WAIT_SECONDS = 0.02
 """Between two looks whether the group of a worker is active."""
@@ -42,14 +42,14 @@ def work(app: App, settings: Settings, options: Options, descriptor: int, signal
         services.close()
         return 0
     worker = _worker(app, services, options, slots)
-    front = _front(app, services, worker) if options.http else None
-    _obey(signals, worker, front, options)
+    server = _http_server(app, services, worker) if options.http else None
+    _obey(signals, worker, server, options)
     _watch(worker, options)
     # The supervisor charges the message of a handler that hangs in a thread, which cannot be ended.
     abandon = partial(end, REPLACE)
     ended = worker.run(options.grace_seconds, abandon)
-    if front is not None:
-        front.close(options.grace_seconds)
+    if server is not None:
+        server.close(options.grace_seconds)
     if worker.lost:
         slots.clear()  # nobody is to blame
         end(LOST)
@@ -98,21 +98,21 @@ def _worker(app: App, services: Services, options: Options, slots: Slots) -> Wor
     return worker
 
 
-def _front(app: App, services: Services, worker: Worker) -> "Front":
-    from flowkit.web.front import Front
+def _http_server(app: App, services: Services, worker: Worker) -> "HttpServer":
+    from flowkit.web.http_server import HttpServer
 
-    return Front(app, services, worker, *inherited())
+    return HttpServer(app, services, worker, *inherited())
 
 
-def _obey(signals: Signals, worker: Worker, front: "Front | None", options: Options) -> None:
-    """Have a signal stop the worker: at once, or by its front, which first answers what came."""
-    if front is None:
+def _obey(signals: Signals, worker: Worker, server: "HttpServer | None", options: Options) -> None:
+    """Have a signal stop the worker: at once, or through the HTTP server, which first answers what came."""
+    if server is None:
         signals.call(worker.stop)
         signals.call_at_hangup(worker.stop)
         return
     drain, grace = options.drain_seconds, options.grace_seconds
-    signals.call(lambda: front.leave(drain, grace))
-    signals.call_at_hangup(lambda: front.leave(0, grace))  # siblings take what comes
+    signals.call(lambda: server.leave(drain, grace))
+    signals.call_at_hangup(lambda: server.leave(0, grace))  # siblings take what comes
 
 
 def _watch(worker: Worker, options: Options) -> None:

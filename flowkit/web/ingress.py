@@ -36,14 +36,14 @@ from flowkit.ports import Asked
 from flowkit.publisher import Publisher
 from flowkit.route import Arguments, Route, source_of
 from flowkit.services import Services
-from flowkit.web.bucket import Buckets, client
+from flowkit.web.commit_queue import CommitQueue, Full
 from flowkit.web.content import JSON, Budget, Share, receive
-from flowkit.web.gate import Full, Gate
 from flowkit.web.identity import KEY, identifying, identity, principal
 from flowkit.web.metrics import MEDIA, Metrics
 from flowkit.web.openapi import described
 from flowkit.web.problem import RETRY_SECONDS, Problem
 from flowkit.web.question import Question
+from flowkit.web.rate_limiter import RateLimiter, client
 from flowkit.web.reader import Reader
 from flowkit.web.replies import Replies
 from flowkit.web.status import PATH, Status
@@ -67,7 +67,7 @@ class Ingress:
         self._ready = ready
         self._worker = worker
         self._context = app.context(services)
-        self._gate = Gate(Publisher(services.store, self._context))
+        self._commits = CommitQueue(Publisher(services.store, self._context))
         self._budget = Budget()
         self._reader = Reader(app.flows)
         self._replies = Replies(partial(services.store.answers.replies, app.name))
@@ -94,14 +94,14 @@ class Ingress:
 
     def close(self) -> None:
         """Wait for the commits that have begun. Blocks; no request comes any more."""
-        for one in (self._metrics, self._backlog, self._store, self._reader, self._gate):
+        for one in (self._metrics, self._backlog, self._store, self._reader, self._commits):
             one.close()
 
     def _endpoint(self, flow: Flow) -> Endpoint:
         assert isinstance(flow.source, Route)
         assert flow.request is not None
-        buckets = Buckets(flow.source.rate) if flow.source.rate else None
-        take = partial(self._hold, partial(self._take, flow, flow.source, flow.request, buckets))
+        limiter = RateLimiter(flow.source.rate) if flow.source.rate else None
+        take = partial(self._hold, partial(self._take, flow, flow.source, flow.request, limiter))
         endpoint = Endpoint(flow.source.path, take, methods=[flow.source.method])
         endpoint.methods = {flow.source.method}  # a HEAD would run the handler of a GET
         return endpoint
@@ -112,12 +112,18 @@ class Ingress:
             return await take(share, request)
 
     async def _take(
-        self, flow: Flow, route: Route, arguments: Arguments, buckets: Buckets | None, share: Share, request: Request
+        self,
+        flow: Flow,
+        route: Route,
+        arguments: Arguments,
+        limiter: RateLimiter | None,
+        share: Share,
+        request: Request,
     ) -> Response:
         """Accept a request: read, validate, commit, answer."""
         self._check_open(route, flow.name, unread=True)
         sender = await principal(route, request, self._app.name)
-        _check_rate(route, buckets, request, sender)
+        _check_rate(route, limiter, request, sender)
         most = min(route.max_body, self._context.max_body)
         content = await receive(request, arguments.body, most, share)
         outgoing = await self._message(flow, route, request, content, sender)
@@ -126,7 +132,7 @@ class Ingress:
         )  # it may be closed since: content comes as slowly as clients like
         id = outgoing.message.id
         try:
-            await self._gate.accept([outgoing])
+            await self._commits.accept([outgoing])
         except Full:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -271,10 +277,10 @@ class Ingress:
         return f"answered in {(time.monotonic() - began) * 1e3:.1f} ms"
 
 
-def _check_rate(route: Route, buckets: Buckets | None, request: Request, sender: str) -> None:
+def _check_rate(route: Route, limiter: RateLimiter | None, request: Request, sender: str) -> None:
     """Refuse more than a route takes of one principal, or of one client where it has none: the server's, or that of a
     trusted proxy's X-Forwarded-For."""
-    wait = buckets.take(sender or client(request.client.host if request.client else "")) if buckets else 0
+    wait = limiter.take(sender or client(request.client.host if request.client else "")) if limiter else 0
     if wait:
         raise Problem(
             HTTPStatus.TOO_MANY_REQUESTS,

@@ -1,26 +1,47 @@
 """Services: the store and the transport that the settings name, opened by the scheme of their URLs."""
 
-import importlib
 import time
 from random import SystemRandom
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from flowkit.errors import ConfigError
 from flowkit.message import new_id
 from flowkit.ports import Clock, Ids, Random, Store, Transport
+from flowkit.registry import BuiltIn, Registry
 from flowkit.settings import Settings
 from flowkit.telemetry import OFF, Telemetry, ambient
+from flowkit.transports import Opening, OpenTransport
 from flowkit.url import mask, scheme
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore
 
-STORES = {
-    "sqlite": "flowkit.store.sqlite",
-    "postgresql": "flowkit.store.postgresql",
-    "postgres": "flowkit.store.postgresql",
-}
-"""Database scheme -> the module whose `open_store` opens it. Imported on first use: drivers are optional."""
+
+class OpenStore(Protocol):
+    """A function that opens a store. It is found by the scheme of the URL, in the entry points `flowkit.stores`."""
+
+    def __call__(self, url: str, clock: Clock, check: bool = True, create: bool = True) -> "SqlStore":
+        """The store; with `check`, refuse a schema of another version; with `create`, make a file that is not there.
+        Raises ConfigError, or StoreUnavailable."""
+
+
+_POSTGRESQL = "flowkit.store.postgresql:open_store"
+STORES: Registry[OpenStore] = Registry(
+    "flowkit.stores",
+    {
+        "sqlite": BuiltIn("flowkit.store.sqlite:open_store", "sqlite:///path/to/file.db"),
+        "postgresql": BuiltIn(_POSTGRESQL, "postgresql://user:password@host/database"),
+        "postgres": BuiltIn(_POSTGRESQL),
+    },
+)
+_RABBITMQ = "flowkit.transports.rabbitmq:open_transport"
+TRANSPORTS: Registry[OpenTransport] = Registry(
+    "flowkit.transports",
+    {
+        "amqp": BuiltIn(_RABBITMQ, "amqp://user:password@host/vhost", "rabbitmq"),
+        "amqps": BuiltIn(_RABBITMQ, system="rabbitmq"),
+    },
+)
 JITTER = SystemRandom().random
 """Of no seed: a seed shared by all workers must not make them wait in step."""
 
@@ -59,7 +80,7 @@ def connect(settings: Settings | None = None, check: bool = True, create: bool =
     try:
         if settings.broker_url or settings.drain_url:
             store.place.check()
-        system = "rabbitmq" if settings.broker_url else "flowkit"
+        system = TRANSPORTS.system(scheme(settings.broker_url)) if settings.broker_url else "flowkit"
         return Services(settings, store, open_transport(settings, store), telemetry=ambient(system))
     except BaseException:
         store.close()
@@ -74,45 +95,33 @@ def open_transport(settings: Settings, store: "SqlStore") -> Transport:
             "database, or the first alone"
         )
     if scheme(settings.broker_url) not in ("", scheme(settings.database_url)):
-        return _open_broker("BROKER", settings.broker_url, settings, store)
-    from flowkit.transports.sql import SqlTransport
+        return _open_broker("FLOWKIT_BROKER_URL", settings.broker_url, settings, store)
+    from flowkit.transports import drain, sql
 
-    rows = SqlTransport(store, settings.lease)
+    rows = sql.open_transport(_opening("FLOWKIT_DATABASE_URL", settings.database_url, settings, store))
     if not settings.drain_url:
         return rows
-    from flowkit.transports.drain import DrainingTransport
-
-    return DrainingTransport(rows, _open_broker("DRAIN", settings.drain_url, settings, store))
+    return drain.open_transport(rows, _open_broker("FLOWKIT_DRAIN_URL", settings.drain_url, settings, store))
 
 
 def _open_broker(setting: str, url: str, settings: Settings, store: "SqlStore") -> Transport:
-    if scheme(url) not in ("amqp", "amqps"):
+    open_transport = TRANSPORTS.find(scheme(url))
+    if open_transport is None:
         raise ConfigError(
-            f"FLOWKIT_{setting}_URL is {mask(url)}; write amqp://user:password@host/vhost, or unset it to send "
-            "messages through the database"
+            f"{setting} is {mask(url)}; write {TRANSPORTS.examples()}, or unset it to send messages through the "
+            "database"
         )
-    from flowkit.transports.rabbitmq.transport import RabbitTransport
+    return open_transport(_opening(setting, url, settings, store))
 
-    return RabbitTransport(
-        url,
-        store.identity(),
-        SystemClock(),
-        JITTER,
-        settings.broker_management_url,
-        f"FLOWKIT_{setting}_URL",
-        keys=store.keyring.read,
-    )
+
+def _opening(setting: str, url: str, settings: Settings, store: "SqlStore") -> Opening:
+    return Opening(url, setting, settings, store, store.identity, store.keyring.read, SystemClock(), JITTER)
 
 
 def open_store(settings: Settings, check: bool = True, clock: Clock | None = None, create: bool = True) -> "SqlStore":
     """Open the database of the settings; with `create`, make a SQLite file that is not there. Raises ConfigError."""
-    module = STORES.get(scheme(settings.database_url).split("+", 1)[0])
-    if module is None:
-        raise ConfigError(
-            f"FLOWKIT_DATABASE_URL is {mask(settings.database_url)}; write sqlite:///path/to/file.db or "
-            "postgresql://user:password@host/database"
-        )
-    opened: SqlStore = importlib.import_module(module).open_store(
-        settings.database_url, clock or SystemClock(), check, create
-    )
-    return opened
+    url = settings.database_url
+    opener = STORES.find(scheme(url).split("+", 1)[0])
+    if opener is None:
+        raise ConfigError(f"FLOWKIT_DATABASE_URL is {mask(url)}; write {STORES.examples()}")
+    return opener(url, clock or SystemClock(), check, create)

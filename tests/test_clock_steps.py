@@ -17,7 +17,7 @@ from flowkit.services import open_store as open_configured
 from flowkit.settings import Settings
 from flowkit.store.sqlite import open_store
 from flowkit.testing.conformance import FLOW, message
-from flowkit.transports.sql import SqlTransport
+from flowkit.transports.sql.transport import SqlTransport
 from tests.shop import Order, new_app
 from tests.test_rabbitmq import wait_until
 

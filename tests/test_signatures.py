@@ -31,7 +31,7 @@ from flowkit.transports.rabbitmq import signature
 from flowkit.transports.rabbitmq.envelope import delivery, properties
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.transport import RabbitTransport
-from flowkit.transports.sql import SqlTransport
+from flowkit.transports.sql.transport import SqlTransport
 from tests.keys import ring, signatures
 from tests.shop import Order, new_app
 from tests.test_schema import at

@@ -21,8 +21,8 @@ from flowkit.settings import Settings
 from flowkit.store.dead_letters import DeadLetter
 from flowkit.store.ledger import Balance
 from flowkit.telemetry import ambient
-from flowkit.transports.memory import MemoryTransport
-from flowkit.transports.sql import SqlTransport
+from flowkit.transports.memory.transport import MemoryTransport
+from flowkit.transports.sql.transport import SqlTransport
 
 MEMORY = "sqlite:///:memory:"
 ROUNDS = 100_000

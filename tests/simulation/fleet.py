@@ -25,7 +25,7 @@ from flowkit.ports import Delivery, Fence
 from flowkit.services import Services
 from flowkit.settings import Settings
 from flowkit.store.sql import SqlStore
-from flowkit.transports.sql import SqlTransport
+from flowkit.transports.sql.transport import SqlTransport
 from tests.simulation.broker import Broker, Link
 from tests.simulation.database import Dialect, News
 from tests.simulation.sharing import Sharing

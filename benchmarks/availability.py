@@ -25,9 +25,10 @@ from benchmarks.availability_app import Applied, Base
 from benchmarks.contender import Place
 from benchmarks.database import Database, circumstances, databases
 from benchmarks.disk import Disk
-from flowkit.config import Settings, open_store
 from flowkit.engine.versions import bucket
 from flowkit.message import Message
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.sla.load import Answer, Load, Request, during, percentile
 from flowkit.sla.testbed import HOST, Node, Testbed, wait_until
 

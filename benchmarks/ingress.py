@@ -19,7 +19,8 @@ from typing import Any
 from benchmarks.availability_app import Base
 from benchmarks.cpu import of_trees
 from benchmarks.database import Database, circumstances, databases
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.sla.load import percentile
 from flowkit.sla.testbed import HOST, Node, wait_until
 

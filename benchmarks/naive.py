@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from benchmarks.contender import DEADLINE_SECONDS, Lost, Place, equal
 from benchmarks.cpu import Meter, Usage
 from benchmarks.work import INSERT, Base, Order, Row, Style
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 
 POLL_SECONDS = 0.001
 TABLES = {

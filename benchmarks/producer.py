@@ -11,7 +11,8 @@ from benchmarks.naive import ENQUEUE, Naive, named
 from benchmarks.naive_broker import WORK, message
 from benchmarks.work import Order, bench_app
 from benchmarks.worker import FlowKit
-from flowkit.config import Settings, connect, open_store
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from flowkit.transports.rabbitmq.queues import Queues
 
 RATE = 200

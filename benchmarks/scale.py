@@ -25,8 +25,9 @@ from benchmarks.peers.stage import stage
 from benchmarks.work import Order
 from benchmarks.worker import FlowKit, Site
 from flowkit import App
-from flowkit.config import Settings, open_store
 from flowkit.ports import Retention
+from flowkit.services import open_store
+from flowkit.settings import Settings
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 SIZES = (10_000, 1_000_000, 10_000_000)

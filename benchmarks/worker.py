@@ -10,11 +10,12 @@ from benchmarks.contender import DEADLINE_SECONDS, Lost, Place, equal
 from benchmarks.cpu import Meter, Usage
 from benchmarks.work import Order, Style, bench_app
 from flowkit import App
-from flowkit.config import Settings, connect, open_store
 from flowkit.engine.item import Item
 from flowkit.engine.relay import Relay
 from flowkit.engine.worker import Worker
 from flowkit.ports import Done
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from flowkit.telemetry import OFF, Telemetry
 
 INBOX = "SELECT count(*) FROM flowkit_inbox WHERE flow = 'bench.work' AND state = 1"

@@ -1,29 +1,25 @@
 """The app: the registry of flows, and what other programs publish through."""
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar, overload
 
 from flowkit import duration
-from flowkit.config import Services, Settings, connect
+from flowkit.channel import Channel, T
 from flowkit.errors import DefinitionError, StoreConflict, StoreUnavailable, Undecodable
 from flowkit.message import MAX_BODY, MAX_NAME, NAMELESS, check_name
-from flowkit.model.channel import Channel, T
-from flowkit.model.flow import Flow, Isolation, SourceFrom
-from flowkit.model.identity import IdFrom
-from flowkit.model.outbox import Context, Outgoing, compose
-from flowkit.model.retry import RetryPolicy
+from flowkit.moves import check_moves
 from flowkit.ports import CANDIDATE, EXCHANGE, Shared, Store
 from flowkit.publisher import Publisher, stage
+from flowkit.services import Services, connect
+from flowkit.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 BULK = 500
 LIKE = 0.85
 """How much of two names is the same where one is the other with a mistake in it."""
-_log = logging.getLogger("flowkit.app")
 
 
 class App:
@@ -213,29 +209,7 @@ class App:
     def check_moves(self, store: Store) -> None:
         """Find flows whose subscription is to another channel, and cannot be changed now: a flow has one channel, and
         what comes to the other one would go nowhere. Raises DefinitionError. Blocks."""
-        recorded = store.subscribers.channels()
-        for flow in self.flows.values():
-            before, now = recorded.get(flow.name, flow.source.name), flow.source.name
-            why = self._why_stay(store, flow.name, before) if before != now else ""
-            if why:
-                raise flow.wrong(
-                    f"it moves from channel {before} to channel {now} while {why}; give the flow at {now} another "
-                    f"name, @app.flow(…, name=…), and keep this one until nothing is sent to {before}; or let its "
-                    "messages come to their end, stop all instances, and start the new ones"
-                )
-            if before != now and EXCHANGE + before in recorded:
-                _log.warning(
-                    "flow %s: it moves from the shared channel %s to channel %s, and its queue at RabbitMQ stays bound "
-                    "to exchange %s: messages of other programs to it still reach the flow; unbind the queue",
-                    flow.name, before, now, before,
-                )  # fmt: skip
-
-    def _why_stay(self, store: Store, flow: str, channel: str) -> str:
-        """Why a flow has to stay at a channel; empty if it may go."""
-        if store.fleet.is_staffed(self.name):
-            return f"workers of app {self.name} run, which may receive from {channel}"
-        waiting = store.ledger.unfinished([flow])
-        return f"{waiting:,} {'message of it waits' if waiting == 1 else 'messages of it wait'}" if waiting > 0 else ""
+        check_moves(store, self.name, self.flows.values())
 
     def select(self, names: Iterable[str]) -> list[Flow]:
         """The flows of these short or full names. Raises DefinitionError for an unknown one."""

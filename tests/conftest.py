@@ -11,7 +11,8 @@ import hypothesis
 import psycopg
 import pytest
 
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from tests.services import rabbitmq
 from tests.services.postgresql import PostgreSQL, find_binaries
 from tests.services.rabbitmq import RabbitMQ

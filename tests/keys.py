@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from flowkit.config import SystemClock
 from flowkit.ports import Key, Ring
+from flowkit.services import SystemClock
 from flowkit.transports.rabbitmq.signature import Signatures
 
 

@@ -14,10 +14,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
 from flowkit import App, Channel, Objects, Outbox, RetryPolicy, UnitOfWork
-from flowkit.config import Settings, open_store
 from flowkit.engine.triage import DEATHS
 from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.store.residue import TOKEN
 from flowkit.testing import Harness
 from tests.shop import FAST, Effect, Order, Unique, new_app, once, running

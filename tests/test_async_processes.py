@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from flowkit.config import Services, Settings, connect, open_store
+from flowkit.services import Services, connect, open_store
+from flowkit.settings import Settings
 from tests import async_app
 from tests.shop import Base, Order, effects
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from flowkit.config import Services, Settings, connect, open_store
+from flowkit.services import Services, connect, open_store
+from flowkit.settings import Settings
 from tests.children_app import app, calls, orders
 from tests.services import free_port
 from tests.shop import Base, Order, effects

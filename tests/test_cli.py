@@ -19,7 +19,8 @@ import pytest
 from sqlalchemy import create_engine
 
 from flowkit.cli import main
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.store.tables import VERSION
 
 ROOT = Path(__file__).parent.parent
@@ -104,8 +105,9 @@ class Terminal:
     def drain(self) -> None:
         """Work until nothing is left, retries included."""
         from flowkit.cli.load import load
-        from flowkit.config import Settings, connect
         from flowkit.engine.worker import Worker
+        from flowkit.services import connect
+        from flowkit.settings import Settings
 
         services = connect(Settings.read())
         app = load("shop.py")

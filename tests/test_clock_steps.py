@@ -9,14 +9,15 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
 
-from flowkit.config import Services, Settings, SystemClock
-from flowkit.config import open_store as open_configured
 from flowkit.engine.worker import Worker
 from flowkit.message import new_id
 from flowkit.ports import Copy, WorkerInfo
+from flowkit.services import Services, SystemClock
+from flowkit.services import open_store as open_configured
+from flowkit.settings import Settings
 from flowkit.store.sqlite import open_store
 from flowkit.testing.conformance import FLOW, message
-from flowkit.transports.sql import SqlTransport
+from flowkit.transports.sql.transport import SqlTransport
 from tests.shop import Order, new_app
 from tests.test_rabbitmq import wait_until
 

@@ -8,8 +8,9 @@ from contextlib import closing, contextmanager
 import pytest
 from sqlalchemy.orm import Session
 
-from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.worker import Worker
+from flowkit.services import Services, SystemClock, connect, open_store
+from flowkit.settings import Settings
 from tests.shop import Base, Effect, Order, effects, new_app
 from tests.test_rabbitmq import wait_until
 

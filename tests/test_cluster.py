@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from flowkit import config
+from flowkit import services
 from flowkit.transports.rabbitmq.queues import Queues
 from tests.conftest import CI
 from tests.services.cluster import Cluster
@@ -106,11 +106,11 @@ def test_row_19_a_client_on_the_minoritys_side_goes_to_the_other_one(
     leader = cluster.leader(queue(shop))
     alone = leader if leads else next(node for node in cluster.nodes if node is not leader)
     shop.settings = shop.settings.model_copy(update={"broker_url": cluster.url(first=alone)})
-    monkeypatch.setattr(config, "JITTER", lambda: 0.0)  # which chooses the first of its hosts
+    monkeypatch.setattr(services, "JITTER", lambda: 0.0)  # which chooses the first of its hosts
     with shop.worker():
         shop.publish("before")
         shop.check("before")
-        monkeypatch.setattr(config, "JITTER", random.random)
+        monkeypatch.setattr(services, "JITTER", random.random)
         cluster.part(alone)
         parted = time.monotonic()
         shop.publish(*NAMES)

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from flowkit.config import Settings, SystemClock, open_store
 from flowkit.errors import BrokerUnavailable
-from flowkit.ports import Consumer, Delivery, Store, Transport
+from flowkit.ports import Delivery, Source, Store, Transport
+from flowkit.services import SystemClock, open_store
+from flowkit.settings import Settings
 from flowkit.testing.conformance import Features, StoreConformance, TransportConformance
-from flowkit.transports.memory import MemoryTransport
-from flowkit.transports.rabbitmq.consumer import RabbitConsumer
+from flowkit.transports.memory.transport import MemoryTransport
 from flowkit.transports.rabbitmq.link import answer
 from flowkit.transports.rabbitmq.transport import RabbitTransport
-from flowkit.transports.sql import SqlTransport
+from flowkit.transports.sql.transport import SqlTransport
 from tests.services.proxy import Proxy
 from tests.services.rabbitmq import RabbitMQ
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from tests.children_app import app
 from tests.conftest import CI
 from tests.services import container, free_port

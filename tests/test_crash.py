@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.host import supervisor as supervising
 from flowkit.host.supervisor import Supervisor
+from flowkit.services import Services, SystemClock, connect, open_store
+from flowkit.settings import Settings
 from tests import crash_app
 from tests.conftest import PROOF
 from tests.shop import Base, Order, effects

@@ -24,11 +24,12 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.orm import Session
 
 from flowkit import App, Objects, OutcomeUnknown, RetryPolicy, StoreUnavailable, UnitOfWork
-from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.errors import CommitUnknown
 from flowkit.message import new_id
 from flowkit.ports import Copy, Delivery, WorkerInfo
+from flowkit.services import Services, SystemClock, connect, open_store
+from flowkit.settings import Settings
 from flowkit.store import sqlite, tables
 from flowkit.store.library import sqlite_driver
 from flowkit.store.postgresql.listener import key
@@ -463,7 +464,8 @@ def test_row_40_the_log_is_truncated_once_a_long_reader_is_gone(
 COMMITS = 25
 COMMITTER = f"""
 import sys
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.ports import Tally
 store = open_store(Settings(database_url=sys.argv[1]))
 print("begin", flush=True)

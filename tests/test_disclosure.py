@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from flowkit.cli.commands import main
-from flowkit.config import Settings, connect
+from flowkit.services import connect
+from flowkit.settings import Settings
 from flowkit.web.metrics import Metrics
 from tests import canary_app
 from tests.shop import Base

@@ -104,7 +104,7 @@ def test_postgresql_by_tls_is_not_told(encrypted: None, far: str, tmp_path: Path
     ],
 )
 def test_rabbitmq_in_the_clear_is_told(url: str, management: str, told: int) -> None:
-    from flowkit.config import JITTER, SystemClock
+    from flowkit.services import JITTER, SystemClock
     from tests.keys import ring
 
     doubts = RabbitTransport(url, "store", SystemClock(), JITTER, management, keys=ring).doubts({})

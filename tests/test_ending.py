@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from flowkit.config import Settings, open_store
 from flowkit.host.ending import MARGIN_SECONDS, REST_SECONDS
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from tests.services import free_port
 from tests.services.postgresql import PostgreSQL
 from tests.services.rabbitmq import RabbitMQ

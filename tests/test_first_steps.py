@@ -16,8 +16,8 @@ from typer.main import get_command
 from flowkit import App, ConfigError, Message, RetryPolicy
 from flowkit.cli import show
 from flowkit.cli.commands import cli
-from flowkit.config import Settings
 from flowkit.host.sockets import bind
+from flowkit.settings import Settings
 from flowkit.sla import agreement, planning
 from flowkit.testing import Harness
 from tests.test_cli import ROOT
@@ -134,7 +134,7 @@ def test_an_address_that_is_in_use_is_told_as_such() -> None:
 def test_a_library_tells_of_no_thread_that_starts_unless_all_is_wanted(folder: Path) -> None:
     """Each worker has two servers; FlowKit says where they are, once."""
     code = (
-        "import logging; from flowkit.cli.logs import log; from flowkit.config import Settings\n"
+        "import logging; from flowkit.cli.logs import log; from flowkit.settings import Settings\n"
         "log(Settings(log_level=LEVEL)); said = logging.getLogger('uvicorn.error')\n"
         "said.info('Started server process'); said.warning('Invalid HTTP request')"
     )

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
-from flowkit.config import Settings, SystemClock, open_store
 from flowkit.errors import Fenced
 from flowkit.host.standby import Standby
 from flowkit.message import Message
 from flowkit.ports import Copy, Fence, WorkerInfo
+from flowkit.services import SystemClock, open_store
+from flowkit.settings import Settings
 from flowkit.store.sql import SqlStore
 from tests.test_web_processes import SECONDS, Instances, request, until
 

@@ -18,10 +18,11 @@ from flowkit import (
     TooLarge,
     Unrouted,
 )
-from flowkit.config import Settings, connect, open_store
 from flowkit.errors import ConfigError, Undecodable
 from flowkit.message import Message, new_id
 from flowkit.ports import Copy, Dead
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from flowkit.store.tables import VERSION
 from flowkit.testing import Harness
 from flowkit.url import mask

@@ -10,7 +10,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from flowkit import App, RetryPolicy
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.store.postgresql.inserts import plain_insert
 from flowkit.testing import Harness
 from tests.shop import Order

@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy.orm import Session
 
 from flowkit import App, Channel, FlowKitError, Objects, Outbox, RetryPolicy, StoreUnavailable, UnitOfWork
-from flowkit.config import Settings, connect
 from flowkit.engine.async_lane import AsyncLane
 from flowkit.engine.item import Item
 from flowkit.engine.lane import Lane
@@ -22,6 +21,8 @@ from flowkit.engine.worker import Worker
 from flowkit.errors import TransactionEnded
 from flowkit.message import BATCH_BYTES
 from flowkit.ports import LANES
+from flowkit.services import connect
+from flowkit.settings import Settings
 from flowkit.store.unit import SqlUnit
 from flowkit.testing import Harness
 from tests.shop import Effect, Order, effects, new_app, once, running

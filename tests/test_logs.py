@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy.orm import Session
 
 from flowkit.cli.logs import LINES, LogWriter
-from flowkit.config import Settings, connect
+from flowkit.services import connect
+from flowkit.settings import Settings
 from tests import log_app
 from tests.shop import Order, effects
 from tests.test_web_processes import until

@@ -20,8 +20,9 @@ from sqlalchemy import Column, Integer, MetaData, Table, text
 from flowkit import App, ConfigError, DefinitionError, RetryPolicy
 from flowkit.cli.describe import check
 from flowkit.cli.schema import upgrade
-from flowkit.config import Settings, connect, open_store
 from flowkit.host import instance
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 APP = """

@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from flowkit import App, DefinitionError
 from flowkit.cli.describe import check
-from flowkit.config import Settings, connect
+from flowkit.services import connect
+from flowkit.settings import Settings
 from flowkit.testing import Harness
 from tests.shop import Effect, Order, new_app, once
 

@@ -15,9 +15,10 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from flowkit import App, FlowKitError, Objects, Outbox, RetryPolicy, UnitOfWork
-from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.ports import Done
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from flowkit.testing import Harness
 from tests.shop import Order, new_app, running
 from tests.test_rabbitmq import wait_until

@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.web import balancer
 from tests.services import free_port
 from tests.services.balancer import Balancer
@@ -43,7 +44,7 @@ def test_clients_are_not_told_what_operators_are(site: Site) -> None:
     assert site.admin.get("/livez").status_code == 200
     assert site.admin.post("/orders", json={"name": "a"}).status_code == 404
     assert site.admin.get("/flowkit/messages/one").status_code == 404
-    site.front.leave(60, 60)
+    site.server.leave(60, 60)
     refused = site.client.get("/readyz?verbose")
     assert (refused.status_code, "store" in refused.json()) == (503, False)
 

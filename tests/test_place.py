@@ -13,9 +13,10 @@ from sqlalchemy.orm import Session
 
 from flowkit import App, ConfigError
 from flowkit.cli.schema import adopt
-from flowkit.config import Settings, SystemClock, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.errors import BrokerUnavailable
+from flowkit.services import SystemClock, connect, open_store
+from flowkit.settings import Settings
 from flowkit.store.place import _same
 from flowkit.transports.rabbitmq.transport import RabbitTransport
 from tests.keys import ring

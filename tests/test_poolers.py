@@ -11,10 +11,11 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from flowkit import App, Channel, Objects, RetryPolicy, StoreUnavailable
-from flowkit.config import Settings, connect, open_store
 from flowkit.errors import ConfigError
 from flowkit.message import new_id
 from flowkit.ports import WorkerInfo
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from flowkit.testing import Harness
 from tests.conftest import CI
 from tests.services.pair import Pair

@@ -18,8 +18,9 @@ from sqlalchemy import make_url, text
 from sqlalchemy.orm import Session
 
 from flowkit import RetryPolicy, StoreUnavailable
-from flowkit.config import Settings, connect, open_store
 from flowkit.errors import StoreConflict
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from tests.shop import Base, Effect, Order, effects, new_app, once, running
 from tests.test_database import wait_until, working
 

@@ -9,7 +9,8 @@ from openapi_spec_validator import validate
 from sqlalchemy.orm import Session
 
 from flowkit import App, DefinitionError, Message, web
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from tests.shop import Base, Effect, Order
 from tests.test_web import Site, until
 

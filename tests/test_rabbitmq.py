@@ -25,12 +25,13 @@ from sqlalchemy.orm import Session
 
 from flowkit import ConfigError, Message
 from flowkit.cli import status
-from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.relay import record
 from flowkit.engine.worker import Worker
 from flowkit.message import new_id
 from flowkit.operations import audit
-from flowkit.ports import Consumer, Copy, Delivery, Receipt
+from flowkit.ports import Copy, Delivery, Receipt, Source
+from flowkit.services import Services, SystemClock, connect, open_store
+from flowkit.settings import Settings
 from flowkit.telemetry import Telemetry
 from flowkit.testing.conformance import message
 from flowkit.transports.rabbitmq import sender

@@ -29,12 +29,13 @@ from pika.exceptions import UnsupportedAMQPFieldException
 from flowkit import App, ConfigError, Message, RetryPolicy, TooLarge
 from flowkit.cli.describe import check
 from flowkit.cli.load import load
-from flowkit.config import Settings, SystemClock, connect, open_store
 from flowkit.engine.relay import Relay
 from flowkit.engine.worker import Worker
 from flowkit.errors import BrokerUnavailable, Undecodable
 from flowkit.message import MAX_HEADERS, MAX_NAME, check_headers, new_id
 from flowkit.ports import Copy
+from flowkit.services import SystemClock, connect, open_store
+from flowkit.settings import Settings
 from flowkit.transports.rabbitmq.envelope import TOO_DEEP, delivery
 from flowkit.transports.rabbitmq.queues import ARGUMENTS, Queues
 from flowkit.transports.rabbitmq.servers import servers

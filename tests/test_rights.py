@@ -16,10 +16,11 @@ from sqlalchemy.orm import Session
 
 from flowkit import Objects, RetryPolicy
 from flowkit.cli import main
-from flowkit.config import Settings, connect
 from flowkit.errors import Reused
 from flowkit.message import new_id
 from flowkit.ports import Fence, Retention
+from flowkit.services import connect
+from flowkit.settings import Settings
 from flowkit.store import tables
 from tests.services.postgresql import PostgreSQL
 from tests.shop import FAST, Effect, Order, new_app, running

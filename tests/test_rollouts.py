@@ -17,13 +17,14 @@ from sqlalchemy.orm import Session
 
 from flowkit import Channel, Message, Reject, UnitOfWork
 from flowkit.cli import rollout
-from flowkit.config import Settings, connect, open_store
 from flowkit.engine.versions import bucket
 from flowkit.engine.worker import Worker
 from flowkit.errors import CommitUnknown, ConfigError, StoreConflict, StoreUnavailable
 from flowkit.operations import ramp, rollouts
 from flowkit.operations.comparison import Plan
 from flowkit.ports import CANDIDATE, Delivery, Rollout, WorkerInfo
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from flowkit.store.fleet import Fleet
 from tests.services.balancer import Balancer
 from tests.shop import FAST, Base, Effect, Order, effects, new_app

@@ -15,9 +15,10 @@ from alembic.config import Config
 
 import flowkit.store.migrations
 from flowkit.cli.commands import main
-from flowkit.config import Settings, open_store
 from flowkit.errors import ConfigError
 from flowkit.host.worker_process import join
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.store import tables
 
 MIGRATIONS = sorted((Path(flowkit.store.migrations.__file__).parent / "versions").glob("0*.py"))

@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 
 import flowkit
 from flowkit import App, DefinitionError
-from flowkit.config import Settings, connect
 from flowkit.engine.worker import Worker
+from flowkit.services import connect
+from flowkit.settings import Settings
 from tests.services.rabbitmq import RabbitMQ
 from tests.shop import Effect, Order, new_app, once, running
 

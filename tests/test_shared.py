@@ -19,11 +19,12 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from flowkit import App, ConfigError, DefinitionError, Message, RetryPolicy
-from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.errors import Undecodable
 from flowkit.model.identity import Identifier, expand
 from flowkit.ports import EXCHANGE, Copy, Dead, Done, Duplicate, Outcome, Retried
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from flowkit.testing import Harness
 from flowkit.transports.rabbitmq.envelope import delivery, event, properties
 from flowkit.transports.rabbitmq.queues import Queues

@@ -17,7 +17,6 @@ from sqlalchemy import text
 from flowkit import App
 from flowkit.cli import dead, keys
 from flowkit.cli.subscriptions import move
-from flowkit.config import Services, Settings, SystemClock, connect, open_store
 from flowkit.engine.adoption import received, unread
 from flowkit.engine.versions import Versions
 from flowkit.engine.worker import Worker
@@ -25,12 +24,14 @@ from flowkit.errors import ConfigError, DefinitionError, FlowKitError, StoreUnav
 from flowkit.message import Message, new_id
 from flowkit.operations.keys import doubts, note
 from flowkit.ports import EXCHANGE, REFUSED, Copy, Delivery, Key, Ring, Rollout, Shared
+from flowkit.services import Services, SystemClock, connect, open_store
+from flowkit.settings import Settings
 from flowkit.store import keyring, tables
 from flowkit.transports.rabbitmq import signature
 from flowkit.transports.rabbitmq.envelope import delivery, properties
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.transport import RabbitTransport
-from flowkit.transports.sql import SqlTransport
+from flowkit.transports.sql.transport import SqlTransport
 from tests.keys import ring, signatures
 from tests.shop import Order, new_app
 from tests.test_schema import at

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy.orm import Session
 
 from flowkit import StoreUnavailable
-from flowkit.config import Settings, connect
 from flowkit.errors import StoreLost
+from flowkit.services import connect
+from flowkit.settings import Settings
 from flowkit.testing import Harness
 from tests.services import free_port
 from tests.shop import Order, new_app

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 
 import flowkit
 from flowkit import App, ConfigError, sqlite_driver
-from flowkit.config import Settings, connect
+from flowkit.services import connect
+from flowkit.settings import Settings
 from tests.shop import Order, new_app
 
 pytestmark = pytest.mark.skipif(sqlite_driver() is sqlite3, reason="there is one library here")

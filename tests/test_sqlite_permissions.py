@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from flowkit import ConfigError
-from flowkit.config import Settings, open_store
 from flowkit.message import new_id
 from flowkit.ports import WorkerInfo
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from tests.shop import Base
 
 

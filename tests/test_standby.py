@@ -9,10 +9,11 @@ import psycopg
 import pytest
 
 from flowkit import App, Channel, Message
-from flowkit.config import Settings, open_store
 from flowkit.errors import CommitUnknown, OutcomeUnknown, StoreUnavailable
 from flowkit.message import new_id
 from flowkit.ports import Copy
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.testing import Harness
 from tests.conftest import CI
 from tests.services.pair import Pair

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import make_url
 
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from tests.services.postgresql import PostgreSQL
 from tests.services.proxy import Proxy
 from tests.shop import Base

@@ -18,9 +18,10 @@ from flowkit.cli.direct import drain
 from flowkit.cli.schema import upgrade
 from flowkit.cli.status import audit, status
 from flowkit.cli.subscriptions import move, remove, show_list
-from flowkit.config import Settings, connect
 from flowkit.engine.worker import Worker
 from flowkit.host import instance
+from flowkit.services import connect
+from flowkit.settings import Settings
 from flowkit.testing import Harness
 from flowkit.transports.rabbitmq.servers import servers
 from tests.shop import Base, Effect, Order, effects, new_app

@@ -18,11 +18,12 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
-from flowkit.config import Settings, SystemClock, open_store
 from flowkit.host.agent import Agent
 from flowkit.host.sockets import listen
 from flowkit.host.supervisor import Child, Supervisor
 from flowkit.host.systemd import ServiceManager
+from flowkit.services import SystemClock, open_store
+from flowkit.settings import Settings
 from tests.services.postgresql import PostgreSQL
 from tests.test_web import until
 

@@ -21,13 +21,14 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
 from opentelemetry.trace import SpanKind, StatusCode
 from sqlalchemy.orm import Session
 
-import flowkit.config
+import flowkit.services
 import flowkit.testing.harness
 from examples.shop import flows
 from flowkit import Message, RetryPolicy
-from flowkit.config import Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.ports import REFUSED, Dead, Done
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from flowkit.telemetry import OFF, ambient, otel
 from flowkit.telemetry.otel import OpenTelemetry
 from flowkit.testing import Harness
@@ -81,7 +82,7 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Collector:
 
 
 def use(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (flowkit.config, flowkit.testing.harness):
+    for module in (flowkit.services, flowkit.testing.harness):
         monkeypatch.setattr(module, "ambient", lambda system: collector.telemetry)
 
 

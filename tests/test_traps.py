@@ -12,10 +12,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from flowkit import App, Channel, Objects, RetryPolicy
-from flowkit.config import Settings, connect, open_store
 from flowkit.engine.triage import SOLO_BATCHES, SOLO_TRIES
 from flowkit.engine.worker import Worker
 from flowkit.ports import Duplicate
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from tests.conftest import PROOF
 from tests.shop import COMMIT, FAST, Effect, Order, Unique, effects, new_app, once, running
 

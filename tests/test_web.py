@@ -17,17 +17,18 @@ from sqlalchemy.orm import Session
 
 from flowkit import App, DefinitionError, Objects, Reject, StoreUnavailable, web
 from flowkit.cli import direct
-from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.worker import Worker
 from flowkit.errors import CommitUnknown, Reused
 from flowkit.host.sockets import listen
 from flowkit.message import MAX_BODY
 from flowkit.model.outbox import Outgoing, compose
 from flowkit.publisher import Publisher, Waiting
+from flowkit.route import MAX_CONTENT, Route
+from flowkit.services import Services, connect, open_store
+from flowkit.settings import Settings
 from flowkit.store.unit import SqlUnit
 from flowkit.web import content
-from flowkit.web.front import Front
-from flowkit.web.route import MAX_CONTENT, Route
+from flowkit.web.http_server import HttpServer
 from tests.shop import Base, Effect, Order, effects
 
 pytestmark = pytest.mark.migrated
@@ -76,7 +77,7 @@ def shop() -> App:
 
 
 class Site:
-    """A worker with a front, in this process."""
+    """A worker with its HTTP server, in this process."""
 
     def __init__(self, url: str, app: App) -> None:
         settings = Settings(database_url=url)
@@ -90,7 +91,7 @@ class Site:
         self.listening = listen("127.0.0.1:0", "--http")
         self.operators = listen("127.0.0.1:0", "--admin")
         sockets = [os.dup(one.fileno()) for one in (self.listening, self.operators)]
-        self.front = Front(app, self.services, self.worker, *sockets)
+        self.server = HttpServer(app, self.services, self.worker, *sockets)
         self.thread = threading.Thread(target=self.worker.run)
         self.thread.start()
         host, port = self.listening.getsockname()
@@ -106,7 +107,7 @@ class Site:
     def close(self) -> None:
         self.client.close()
         self.admin.close()
-        self.front.close(SECONDS)
+        self.server.close(SECONDS)
         self.worker.stop()
         self.thread.join(SECONDS)
         self.listening.close()
@@ -254,7 +255,7 @@ def test_readiness_tells_what_it_was_decided_by(site: Site) -> None:
     told = site.admin.get("/readyz?verbose").json()
     assert told["store"].startswith("answered in ")
     assert told["transport"] == "takes messages"
-    site.front.leave(60, 60)
+    site.server.leave(60, 60)
     told = site.admin.get("/readyz?verbose").json()
     assert (told["status"], told["detail"]) == (503, "this instance is about to end")
 
@@ -382,8 +383,8 @@ def test_requests_that_come_together_share_transactions(site: Site, monkeypatch:
     monkeypatch.setattr(SqlUnit, "commit", counted)
     with ThreadPoolExecutor(100) as pool:
         answers = [pool.submit(site.client.post, "/orders", json={"name": str(one)}) for one in range(100)]
-        gate = site.front._ingress._gate
-        until(lambda: len(gate._waiting) + len(commits) > 90)
+        queue = site.server._ingress._commits
+        until(lambda: len(queue._waiting) + len(commits) > 90)
         began.set()
         assert {one.result().status_code for one in answers} == {202}
     assert len(commits) < 10

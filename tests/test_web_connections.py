@@ -77,7 +77,7 @@ def asked(site: Site, *parts: bytes) -> tuple[int, bytes]:
 
 
 def open_at(site: Site) -> int:
-    return len(site.front._server._server.server_state.connections)
+    return len(site.server._server._server.server_state.connections)
 
 
 # ------------------------------------------------------------ headers and trailers

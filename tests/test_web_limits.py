@@ -110,14 +110,14 @@ def test_content_that_waits_for_its_rest_is_bounded(tmp_path: Path, monkeypatch:
     with ExitStack() as opened:
         opened.callback(site.close)
         unfinished = [opened.enter_context(_begun(site.port, 3 * content.FREE)) for _ in range(2)]
-        until(lambda: site.front._ingress._budget.used == 4 * content.FREE)
+        until(lambda: site.server._ingress._budget.used == 4 * content.FREE)
         answer = site.client.post("/notes", content=note("a", filler=2 * LARGE), headers=JSON)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert "nothing was accepted" in answer.json()["detail"]
         assert said(site, note("b", filler=""))[0] == 202, "what is small needs nothing of it"
         for one in unfinished:
             one.close()
-        until(lambda: not site.front._ingress._budget.used)
+        until(lambda: not site.server._ingress._budget.used)
         assert said(site, note("c", filler=2 * LARGE))[0] == 202
 
 

@@ -21,7 +21,8 @@ import pytest
 from pydantic_core import from_json, to_json
 from sqlalchemy.orm import Session
 
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.web import balancer
 from tests.services import free_port
 from tests.services.balancer import Balancer

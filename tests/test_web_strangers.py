@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flowkit import App, StoreUnavailable, web
-from flowkit.web import bucket
-from flowkit.web.bucket import Buckets
+from flowkit.web import rate_limiter
+from flowkit.web.rate_limiter import RateLimiter
 from tests.test_web import JSON, Site
 
 ran: list[str] = []
@@ -96,10 +96,10 @@ def test_what_one_client_sends_costs_no_other_one_its_rate(site: Site) -> None:
 
 
 def test_clients_that_came_longest_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bucket, "MOST", 10)
-    buckets = Buckets(1)
+    monkeypatch.setattr(rate_limiter, "MOST", 10)
+    limiter = RateLimiter(1)
     for one in range(1000):
-        assert not buckets.take(str(one))
-    assert len(buckets._buckets) == 10
-    assert buckets.take("999")
-    assert not buckets.take("0")
+        assert not limiter.take(str(one))
+    assert len(limiter._buckets) == 10
+    assert limiter.take("999")
+    assert not limiter.take("0")

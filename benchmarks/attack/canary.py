@@ -17,8 +17,9 @@ from benchmarks.attack.app import Base
 from benchmarks.attack.client import ask
 from benchmarks.attack.keys import APP
 from benchmarks.attack.verdict import Verdict
-from flowkit.config import Settings, connect
 from flowkit.host.supervisor import COMMAND
+from flowkit.services import connect
+from flowkit.settings import Settings
 from flowkit.sla.testbed import HOST, wait_until
 from tests import canary_app
 from tests.services import free_port

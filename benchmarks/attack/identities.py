@@ -12,8 +12,9 @@ from sqlalchemy import text
 from benchmarks.attack.app import Base, Order, app, orders
 from benchmarks.attack.suppliers import SUPPLIERS, Sent
 from benchmarks.attack.verdict import Verdict
-from flowkit.config import Settings, connect, open_store
 from flowkit.errors import FlowKitError
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from flowkit.sla.testbed import Node, wait_until
 from flowkit.transports.rabbitmq.queues import Queues
 from tests.services.postgresql import PostgreSQL

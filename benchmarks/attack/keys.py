@@ -9,7 +9,8 @@ from uuid import uuid4
 from benchmarks.attack.app import Base
 from benchmarks.attack.client import Answer, ask
 from benchmarks.attack.verdict import Verdict
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.sla.testbed import Node, wait_until
 
 APP = "benchmarks.attack.app:app"

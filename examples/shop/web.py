@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from examples.shop.flows import Base, Order, app, received
 from flowkit import sqlite_driver
-from flowkit.config import Settings
+from flowkit.settings import Settings
 
 
 class RequestRow(Base):

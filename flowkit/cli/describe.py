@@ -7,11 +7,12 @@ from flowkit.analysis.statelessness import traps
 from flowkit.app import App
 from flowkit.cli import show
 from flowkit.cli.load import load, refuse_green_threads
-from flowkit.config import Services, Settings, connect, doubts
 from flowkit.errors import StoreMissing, StoreOutdated
 from flowkit.operations import keys
 from flowkit.operations.subscriptions import orphans
 from flowkit.plain import plain
+from flowkit.services import Services, connect
+from flowkit.settings import Settings, doubts
 
 MEMORY = "sqlite:///:memory:"
 

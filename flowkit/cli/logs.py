@@ -12,10 +12,10 @@ from textwrap import indent
 
 import flowkit
 from flowkit.cli.repetition import Repetition
-from flowkit.config import Settings
 from flowkit.disclosure import stack
 from flowkit.errors import ConfigError
 from flowkit.plain import ENDS, plain
+from flowkit.settings import Settings
 from flowkit.telemetry import ids
 
 FIELDS = ("flow", "message_id", "correlation_id")

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from flowkit.config import Services, Settings, connect, open_store, open_transport
+from flowkit.services import Services, connect, open_store, open_transport
+from flowkit.settings import Settings
 
 if TYPE_CHECKING:
     from flowkit.store.sql import SqlStore

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from flowkit import duration
 from flowkit.cli import show
 from flowkit.cli.opened import opened_store, unchecked_services
-from flowkit.config import Settings
 from flowkit.engine.versions import NONE, named
 from flowkit.errors import ConfigError
 from flowkit.operations import rollouts
@@ -14,6 +13,7 @@ from flowkit.operations.comparison import ENOUGH, Plan, Version
 from flowkit.operations.ramp import Event, Faulty, Ramp, Scarce, climb
 from flowkit.operations.rollouts import Fleet, Promoted, RolledBack, Shifted, shown
 from flowkit.operations.store import operated
+from flowkit.settings import Settings
 
 
 def ramp(steps: str, every: str, errors: float, p99: str) -> Ramp:

@@ -4,13 +4,13 @@ import os
 
 from flowkit.cli.load import load, refuse_green_threads
 from flowkit.cli.logs import log
-from flowkit.config import Settings
 from flowkit.host.instance import supervise
 from flowkit.host.options import Options
 from flowkit.host.signals import Signals, die_with_parent
 from flowkit.host.supervisor import SLOTS_VARIABLE
 from flowkit.host.warm_spare import watch
 from flowkit.host.worker_process import work
+from flowkit.settings import Settings
 from flowkit.telemetry import configure
 
 

@@ -1,7 +1,8 @@
 """`flowkit db`: the schema of the store."""
 
-from flowkit.config import Settings, open_store
 from flowkit.errors import ConfigError
+from flowkit.services import open_store
+from flowkit.settings import Settings
 
 
 def upgrade() -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from flowkit import duration
 from flowkit.cli import show
-from flowkit.config import Settings, open_store
 from flowkit.errors import ConfigError
 from flowkit.plain import plain
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.sla import agreement, planning
 from flowkit.sla.uptime import record
 
@@ -50,20 +51,7 @@ def plan(path: Path, json: bool) -> int:
     found = planning.plan(agreed)
     enough = [one.nodes for one in found.choices.values() if one.kept]
     if json:
-        show.as_json(
-            {
-                "nodes": {
-                    "normal": found.for_normal,
-                    "minimum": found.for_minimum,
-                    "high_availability": found.high_availability,
-                    "fault_tolerance": {str(failures): nodes for failures, nodes in found.fault_tolerance.items()},
-                },
-                "kept_with": min(enough, default=None),
-                "choices": [one._asdict() for one in found.choices.values()],
-                "tiers": dict(found.tiers),
-                "single_points_of_failure": list(found.single_points),
-            }
-        )
+        show.as_json(_as_json(found))
         return int(not enough)
     normal, minimum, node = agreed.normal, agreed.minimum, agreed.node
     print(f"Normal service: {normal.tps:g} TPS at {node.tps:g} TPS a node take {nodes(found.for_normal)}.")
@@ -102,6 +90,22 @@ def plan(path: Path, json: bool) -> int:
     for name in found.single_points:
         print(f"\n{name} is a single point of failure: when one of its nodes fails, the service ends; add a node")
     return int(not enough)
+
+
+def _as_json(found: planning.Plan) -> dict[str, object]:
+    enough = [one.nodes for one in found.choices.values() if one.kept]
+    return {
+        "nodes": {
+            "normal": found.for_normal,
+            "minimum": found.for_minimum,
+            "high_availability": found.high_availability,
+            "fault_tolerance": {str(failures): nodes for failures, nodes in found.fault_tolerance.items()},
+        },
+        "kept_with": min(enough, default=None),
+        "choices": [one._asdict() for one in found.choices.values()],
+        "tiers": dict(found.tiers),
+        "single_points_of_failure": list(found.single_points),
+    }
 
 
 def report(app: str, path: Path, last: str, json: bool) -> int:

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any
 
 from flowkit.app import App
-from flowkit.config import Services
 from flowkit.engine.adoption import app_of
 from flowkit.engine.async_lane import AsyncLane
 from flowkit.engine.async_pipeline import AsyncPipeline
@@ -29,6 +28,7 @@ from flowkit.heap import give_back
 from flowkit.loop import Loop
 from flowkit.model.flow import Flow
 from flowkit.ports import CANDIDATE, DRAINED, EXCHANGE, LANES, MINIMUM, NORMAL, PAUSED, Retention, Store, WorkerInfo
+from flowkit.services import Services
 
 BEAT_SECONDS = 1.0
 CLEAN_SECONDS = 10.0

@@ -9,7 +9,6 @@ from socket import socket
 from typing import Any, TypeVar
 
 from flowkit.app import App
-from flowkit.config import Services, Settings, connect, doubts
 from flowkit.engine.versions import named
 from flowkit.errors import ConfigError, StoreConflict, Unavailable
 from flowkit.host.agent import Agent
@@ -25,6 +24,8 @@ from flowkit.host.supervisor import COMMAND, Supervisor
 from flowkit.host.systemd import ServiceManager
 from flowkit.operations import keys
 from flowkit.operations.subscriptions import orphans
+from flowkit.services import Services, connect
+from flowkit.settings import Settings, doubts
 from flowkit.url import mask
 
 START_SECONDS = 10.0

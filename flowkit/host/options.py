@@ -3,8 +3,8 @@
 from typing import NamedTuple
 
 from flowkit import duration
-from flowkit.config import Settings
 from flowkit.errors import ConfigError
+from flowkit.settings import Settings
 
 SPARE = "standby"
 """The group of instances that start with --standby and without --group."""

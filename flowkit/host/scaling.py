@@ -4,12 +4,12 @@ import logging
 from collections.abc import Collection
 
 from flowkit.app import App
-from flowkit.config import Services
 from flowkit.errors import StoreConflict, Unavailable
 from flowkit.host.supervisor import Supervisor
 from flowkit.operations.comparison import versions
 from flowkit.operations.store import operated
 from flowkit.ports import LANES, WORKERS
+from flowkit.services import Services
 
 LOOK_SECONDS = 1.0
 _log = logging.getLogger("flowkit.run")

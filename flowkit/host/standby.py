@@ -10,11 +10,12 @@ import os
 import socket
 import threading
 
-from flowkit.config import Services, Settings
 from flowkit.disclosure import told
 from flowkit.errors import ConfigError, FlowKitError
 from flowkit.operations.store import operated
 from flowkit.ports import Clock, Standing, Store, WorkerInfo
+from flowkit.services import Services
+from flowkit.settings import Settings
 
 LOOK_SECONDS = 0.25
 """Longest time in seconds until a group on standby notices that a lease has expired."""

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-from flowkit.config import Settings, SystemClock, open_store
 from flowkit.host.ending import STEP_SECONDS, end_after
 from flowkit.host.init import reap_orphans
 from flowkit.host.signals import Signals
@@ -14,6 +13,8 @@ from flowkit.host.standby import Standby, spare_worker
 from flowkit.host.supervisor import COMMAND
 from flowkit.host.systemd import ServiceManager
 from flowkit.message import new_id
+from flowkit.services import SystemClock, open_store
+from flowkit.settings import Settings
 
 _log = logging.getLogger("flowkit.run")
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowkit.app import App
-from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.slots import Slots
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError, StoreOutdated
@@ -19,9 +18,11 @@ from flowkit.host.standby import stand_alone
 from flowkit.host.supervisor import LOST, REPLACE, STOPPED
 from flowkit.operations import keys
 from flowkit.ports import Fence
+from flowkit.services import Services, connect, open_store
+from flowkit.settings import Settings
 
 if TYPE_CHECKING:
-    from flowkit.web.front import Front
+    from flowkit.web.http_server import HttpServer
 
 WAIT_SECONDS = 0.02
 """Seconds between two looks whether the worker's group is active."""
@@ -41,14 +42,14 @@ def work(app: App, settings: Settings, options: Options, descriptor: int, signal
         services.close()
         return 0
     worker = _worker(app, services, options, slots)
-    front = _front(app, services, worker) if options.http else None
-    _obey(signals, worker, front, options)
+    server = _http_server(app, services, worker) if options.http else None
+    _obey(signals, worker, server, options)
     _watch(worker, options)
     # A handler's thread that hangs cannot be ended: the process ends, and the supervisor counts the attempt.
     abandon = partial(end, REPLACE)
     ended = worker.run(options.grace_seconds, abandon)
-    if front is not None:
-        front.close(options.grace_seconds)
+    if server is not None:
+        server.close(options.grace_seconds)
     if worker.lost:
         slots.clear()  # no message caused this
         end(LOST)
@@ -98,21 +99,21 @@ def _worker(app: App, services: Services, options: Options, slots: Slots) -> Wor
     return worker
 
 
-def _front(app: App, services: Services, worker: Worker) -> "Front":
-    from flowkit.web.front import Front
+def _http_server(app: App, services: Services, worker: Worker) -> "HttpServer":
+    from flowkit.web.http_server import HttpServer
 
-    return Front(app, services, worker, *inherited())
+    return HttpServer(app, services, worker, *inherited())
 
 
-def _obey(signals: Signals, worker: Worker, front: "Front | None", options: Options) -> None:
+def _obey(signals: Signals, worker: Worker, server: "HttpServer | None", options: Options) -> None:
     """Stop the worker at a signal: at once, or through its HTTP server, which first answers the requests it has."""
-    if front is None:
+    if server is None:
         signals.call(worker.stop)
         signals.call_at_hangup(worker.stop)
         return
     drain, grace = options.drain_seconds, options.grace_seconds
-    signals.call(lambda: front.leave(drain, grace))
-    signals.call_at_hangup(lambda: front.leave(0, grace))  # the other workers accept new requests
+    signals.call(lambda: server.leave(drain, grace))
+    signals.call_at_hangup(lambda: server.leave(0, grace))  # the other workers accept new requests
 
 
 def _watch(worker: Worker, options: Options) -> None:

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from flowkit import duration
 from flowkit.app import App
-from flowkit.config import Services
 from flowkit.operations.store import operated
+from flowkit.services import Services
 from flowkit.store.keyring import HANDOVER_SECONDS, KNOWN_SECONDS, Keyring
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowkit.app import App
-from flowkit.config import Settings, open_store
+from flowkit.channel import Channel
 from flowkit.errors import ConfigError, DefinitionError, FlowKitError
-from flowkit.model.channel import Channel
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.testing.end import Columns, Common, Difference, End, differences, files, observed, read, take_down, without
 from flowkit.testing.harness import Harness
 from flowkit.testing.outside import Outside

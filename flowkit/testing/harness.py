@@ -10,18 +10,20 @@ from sqlalchemy.orm import Session
 
 from flowkit import duration
 from flowkit.app import App
-from flowkit.config import Services, Settings, open_store
+from flowkit.channel import Channel, T
 from flowkit.engine.item import Item
 from flowkit.engine.worker import Worker
 from flowkit.message import Message, new_id
 from flowkit.model.channel import Channel, T
 from flowkit.operations import pending
 from flowkit.ports import Done, Outcome
+from flowkit.services import Services, open_store
+from flowkit.settings import Settings
 from flowkit.store.dead_letters import DeadLetter
 from flowkit.store.ledger import Balance
 from flowkit.telemetry import ambient
-from flowkit.transports.memory import MemoryTransport
-from flowkit.transports.sql import SqlTransport
+from flowkit.transports.memory.transport import MemoryTransport
+from flowkit.transports.sql.transport import SqlTransport
 
 MEMORY = "sqlite:///:memory:"
 ROUNDS = 100_000

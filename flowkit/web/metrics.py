@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from flowkit.config import Services
 from flowkit.operations import pending
 from flowkit.operations.store import operated
+from flowkit.services import Services
 
 MEDIA = "text/plain; version=0.0.4; charset=utf-8"
 ENDS = ("accepted", "applied", "dead", "discarded", "expired")

@@ -12,7 +12,8 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flowkit.config import Settings, connect, open_store
+from flowkit.services import connect, open_store
+from flowkit.settings import Settings
 from tests.chaos import oracle
 from tests.chaos.app import DEEDS
 from tests.chaos.fleet import Client, Host

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from flowkit import sqlite_driver
-from flowkit.config import Settings, open_store
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.transports.rabbitmq.queues import Queues
 from tests.chaos.oracle import FLOWS
 from tests.services import cluster

@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowkit.config import Settings, open_store
 from flowkit.errors import StoreUnavailable
+from flowkit.services import open_store
+from flowkit.settings import Settings
 from flowkit.store.sqlite import WAL_BYTES
 from tests.chaos.campaign import HOSTS, Campaign, Outcome, Plan
 from tests.chaos.fleet import WORKERS, Client, Host

@@ -5,7 +5,7 @@ from typing import Any
 
 from flowkit import Message
 from flowkit.ports import Copy
-from flowkit.transports.memory import MemoryTransport
+from flowkit.transports.memory.transport import MemoryTransport
 from tests.fuzz.corpus import FLOWS, Raw, damaged
 from tests.fuzz.oracle import Told
 

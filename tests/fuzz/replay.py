@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowkit import App
-from flowkit.config import Services, Settings, connect, open_store
+from flowkit.services import Services, connect, open_store
+from flowkit.settings import Settings
 from flowkit.testing import Harness
 from tests.fuzz import amqp, memory, rows
 from tests.fuzz.app import make

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 from flowkit import App
-from flowkit.config import Services, Settings
 from flowkit.engine import slots as slotting
 from flowkit.engine import triage as triaging
 from flowkit.engine import versions as versioning
@@ -23,8 +22,10 @@ from flowkit.host.standby import Standby, spare_worker
 from flowkit.host.supervisor import REPLACE, SLOTS_VARIABLE, STOPPED, Supervisor
 from flowkit.host.worker_process import wait_until_active
 from flowkit.ports import Delivery, Fence
+from flowkit.services import Services
+from flowkit.settings import Settings
 from flowkit.store.sql import SqlStore
-from flowkit.transports.sql import SqlTransport
+from flowkit.transports.sql.transport import SqlTransport
 from tests.simulation.broker import Broker, Link
 from tests.simulation.database import Dialect, News
 from tests.simulation.sharing import Sharing

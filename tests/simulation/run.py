@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import NamedTuple
 from unittest.mock import patch
 
-from flowkit.config import SystemClock
 from flowkit.engine import relay
 from flowkit.ports import Rollout
+from flowkit.services import SystemClock
 from flowkit.store.library import sqlite_driver
 from flowkit.store.sqlite import open_store
 from tests.shop import Base

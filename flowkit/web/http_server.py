@@ -1,4 +1,4 @@
-"""The front of a worker process: the ingress, its server, and how they leave before the worker does."""
+"""The HTTP server of a worker process: it serves the ingress, and stops before the worker does."""
 
 import logging
 import os
@@ -7,18 +7,18 @@ import threading
 from typing import Any
 
 from flowkit.app import App
-from flowkit.config import Services
 from flowkit.engine.versions import named
 from flowkit.engine.worker import Worker
+from flowkit.services import Services
 from flowkit.web.ingress import Ingress
 from flowkit.web.server import Server
 
 ADMIN_SECONDS = 0.5
-"""At the end, an operator that is being answered is waited for so long."""
+"""The longest wait for the answer to an operator, at the end."""
 _log = logging.getLogger("flowkit.http")
 
 
-class Front:
+class HttpServer:
     """Serves an app's routes beside its worker, and its operators, on sockets that its siblings share."""
 
     def __init__(self, app: App, services: Services, worker: Worker, descriptor: int, admin: int | None = None) -> None:

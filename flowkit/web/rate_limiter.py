@@ -1,11 +1,11 @@
-"""Buckets of tokens: how many requests may come of each client, and when the next one."""
+"""The rate limiter: how many requests each client may send, and when the next one. It has a token bucket for each."""
 
 import time
 from ipaddress import ip_address, ip_network
 from math import ceil
 
 MOST = 10_000
-"""Clients that are remembered. The one that came longest ago is forgotten first, and may begin anew."""
+"""The clients that are remembered. The one that came longest ago is forgotten first, and starts anew."""
 CLIENT_BITS = 64
 """Of an IPv6 address: a client that has one has its whole network."""
 
@@ -19,7 +19,7 @@ def client(host: str) -> str:
     return str(ip_network((address, CLIENT_BITS), strict=False)) if address.version == 6 else host
 
 
-class Bucket:
+class TokenBucket:
     """Holds the tokens of one second; a request takes one. Lives on one thread."""
 
     def __init__(self, rate: float) -> None:
@@ -40,17 +40,17 @@ class Bucket:
         return 0
 
 
-class Buckets:
-    """A bucket for each client. Lives on one thread."""
+class RateLimiter:
+    """A token bucket for each client. Lives on one thread."""
 
     def __init__(self, rate: float) -> None:
         """`rate`: tokens per second of each."""
         self._rate = rate
-        self._buckets: dict[str, Bucket] = {}
+        self._buckets: dict[str, TokenBucket] = {}
 
     def take(self, client: str) -> int:
         """Take a token of this client's. 0, or in how many seconds there is one again."""
-        bucket = self._buckets.pop(client, None) or Bucket(self._rate)
+        bucket = self._buckets.pop(client, None) or TokenBucket(self._rate)
         self._buckets[client] = bucket
         if len(self._buckets) > MOST:
             del self._buckets[next(iter(self._buckets))]

@@ -1,4 +1,4 @@
-"""The gate: requests that come while a commit runs share the next one."""
+"""The commit queue: requests that arrive while a commit runs share the next one."""
 
 import asyncio
 from collections import deque
@@ -14,21 +14,21 @@ COMMITS = 2
 MOST = 500
 """The most requests that share a transaction."""
 ROOM = 5_000
-"""So many requests wait at most: more could not be answered in time."""
+"""The most requests that wait: more could not be answered in time."""
 
 
 class Full(Exception):
     """Too many requests wait for their commit."""
 
 
-class Gate:
-    """Accepts messages for requests, in transactions that those at hand share. Lives on the event loop."""
+class CommitQueue:
+    """Accepts the messages of requests. Those that wait together share a transaction. Lives on the event loop."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
         self._waiting: deque[tuple[Sequence[Outgoing], asyncio.Future[None]]] = deque()
         self._committing = 0
-        self._threads = ThreadPoolExecutor(COMMITS, "flowkit-gate")
+        self._threads = ThreadPoolExecutor(COMMITS, "flowkit-commit")
 
     async def accept(self, messages: Sequence[Outgoing]) -> None:
         """Return when these are committed. Raises Full, or what `Publisher.publish` raises."""
@@ -55,7 +55,7 @@ class Gate:
     def _answer(
         self, commits: Sequence[Waiting], together: Sequence[tuple[object, "asyncio.Future[None]"]], done: object
     ) -> None:
-        """Tell those whose commit is over."""
+        """Give the requests of a finished commit its result."""
         self._committing -= 1
         for (_, committed), (_, accepted) in zip(commits, together, strict=True):
             if accepted.cancelled():

@@ -1,0 +1,62 @@
+"""Commands of dead letters."""
+
+from typing import Annotated
+
+import typer
+
+from flowkit.cli.commands.options import STORE, Json, Yes, group
+
+commands = group("Dead letters: list, show, retry or discard them.")
+All = Annotated[bool, typer.Option("--all", help="All of them")]
+Flow = Annotated[str | None, typer.Option(help="Only of this flow, by its full name: app.flow")]
+Error = Annotated[str | None, typer.Option(help="Only with this text in the error")]
+Letters = Annotated[list[str] | None, typer.Argument(help="Ids of letters")]
+
+
+@commands.command(name="list", epilog=STORE)
+def dead_list(
+    flow: Flow = None,
+    error: Error = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many")] = 50,
+    group: Annotated[bool, typer.Option("--group", help="Count them by flow and error")] = False,
+    as_json: Json = False,
+) -> None:
+    """List dead letters, the oldest first."""
+    from flowkit.cli.dead import show_list
+
+    show_list(flow, error, limit, group, as_json)
+
+
+@commands.command(name="show", epilog=STORE)
+def dead_show(
+    letter: Annotated[str, typer.Argument(help="The letter's id")],
+    body: Annotated[bool, typer.Option("--body", help="Show also what holds data: payload, stack and headers")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show one dead letter with its error.
+
+    Everything that holds data is hidden unless asked for: payload, stack and values of headers.
+    """
+    from flowkit.cli.dead import show
+
+    show(letter, body, as_json)
+
+
+@commands.command(name="retry", epilog=STORE)
+def dead_retry(
+    letters: Letters = None, flow: Flow = None, error: Error = None, all: All = False, yes: Yes = False
+) -> None:
+    """Send again: these, or those of a flow or an error."""
+    from flowkit.cli.dead import settle
+
+    settle("retry", letters or [], flow, error, all, yes)
+
+
+@commands.command(name="discard", epilog=STORE)
+def dead_discard(
+    letters: Letters = None, flow: Flow = None, error: Error = None, all: All = False, yes: Yes = False
+) -> None:
+    """Give up for good: these, or those of a flow or an error."""
+    from flowkit.cli.dead import settle
+
+    settle("discard", letters or [], flow, error, all, yes)

@@ -1,0 +1,28 @@
+"""What commands share: the texts below their help, and the types of their arguments and options."""
+
+from typing import Annotated
+
+import typer
+
+EXITS = (
+    "Exit codes: 0 done; 1 the answer is no: unbalanced, a stopped flow, nothing found; 2 wrong usage, configuration "
+    "or definition; 3 the store cannot be reached; 130 interrupted."
+)
+
+STORE = "Environment: FLOWKIT_DATABASE_URL."
+SERVICES = "Environment: FLOWKIT_DATABASE_URL, FLOWKIT_BROKER_URL, FLOWKIT_BROKER_MANAGEMENT_URL and FLOWKIT_DRAIN_URL."
+EVERYTHING = (
+    "Environment: FLOWKIT_DATABASE_URL, FLOWKIT_BROKER_URL, FLOWKIT_BROKER_MANAGEMENT_URL, FLOWKIT_DRAIN_URL, "
+    "FLOWKIT_THREADS, FLOWKIT_LEASE, FLOWKIT_GROUP, FLOWKIT_GROUP_LEASE, FLOWKIT_SITE, FLOWKIT_VERSION, "
+    "FLOWKIT_LOG_FORMAT and FLOWKIT_LOG_LEVEL; for telemetry OTEL_TRACES_EXPORTER and the others of OpenTelemetry."
+)
+NOTHING = "Environment: no variable is read."
+
+AppName = Annotated[str, typer.Argument(metavar="APP", help="A file such as shop.py, or module:app")]
+Json = Annotated[bool, typer.Option("--json", help="Pure JSON on standard output")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+
+
+def group(help: str) -> typer.Typer:
+    """A group of commands."""
+    return typer.Typer(help=help, epilog=EXITS, no_args_is_help=True, rich_markup_mode=None)

@@ -1,0 +1,126 @@
+"""Commands of the service level agreement."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flowkit.cli.commands.options import EVERYTHING, NOTHING, STORE, AppName, Json, group
+
+commands = group("The service level agreement: plan, measure and verify it.")
+Send = Annotated[str, typer.Option(help="The request: POST /orders. {n} is its number")]
+Content = Annotated[str, typer.Option(help="Its content, as JSON. {n} is its number")]
+
+
+@commands.command(name="budget", epilog=NOTHING)
+def sla_budget(
+    availability: Annotated[list[float], typer.Argument(metavar="PERCENT...", help="Such as 99 99.9")],
+    as_json: Json = False,
+) -> None:
+    """Show the downtime that an availability permits."""
+    from flowkit.cli.sla import budget
+
+    budget(availability, as_json)
+
+
+@commands.command(name="init", epilog=NOTHING)
+def sla_init(
+    agreement: Annotated[Path, typer.Argument(metavar="[SLA.TOML]", help="The file to write")] = Path("sla.toml"),
+) -> None:
+    """Write an agreement with examples and comments, to be changed.
+
+    A file that is there is kept.
+    """
+    from flowkit.cli.sla import init
+
+    init(agreement)
+
+
+@commands.command(name="plan", epilog=NOTHING)
+def sla_plan(
+    agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")], as_json: Json = False
+) -> None:
+    """Show how many nodes an agreement needs, and why.
+
+    Also how likely each level is missed with so many, and what is a single point of failure.
+    """
+    from flowkit.cli.sla import plan
+
+    raise typer.Exit(plan(agreement, as_json))
+
+
+@commands.command(name="apply", epilog=STORE)
+def sla_apply(
+    app: Annotated[str, typer.Argument(metavar="APP", help="Its name, as flowkit status shows it")],
+    agreement: Annotated[Path | None, typer.Argument(metavar="SLA.TOML", help="The agreement, unless --off")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes of a node")] = 1,
+    off: Annotated[bool, typer.Option("--off", help="Let the service never be reduced")] = False,
+) -> None:
+    """Let flows of low priority= rest while workers are missing.
+
+    That is, while fewer workers of an app are ready than its normal service takes. Their routes answer 503, and
+    their backlog is kept. With no more than the minimum service takes, only those of the highest priority are left.
+    """
+    from flowkit.cli.direct import reduce
+
+    if (agreement is None) is not off:
+        raise typer.BadParameter("name either the agreement or --off")
+    reduce(app, agreement, workers)
+
+
+@commands.command(name="report", epilog=STORE)
+def sla_report(
+    app: Annotated[str, typer.Argument(metavar="APP", help="Its name, as flowkit status shows it")],
+    agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
+    last: Annotated[str, typer.Option(help="How far back")] = "7d",
+    as_json: Json = False,
+) -> None:
+    """Show how available an app has been, against the agreement.
+
+    Also how much of the permitted downtime is left. Deployments count like failures. Exit code 1 when more than
+    permitted is spent.
+    """
+    from flowkit.cli.sla import report
+
+    raise typer.Exit(report(app, agreement, last, as_json))
+
+
+@commands.command(name="measure", epilog=EVERYTHING)
+def sla_measure(
+    app: AppName,
+    send: Send,
+    content: Content = "",
+    response: Annotated[str, typer.Option(help="The longest response time")] = "250ms",
+    percentile: Annotated[float, typer.Option(min=1, max=100, help="Of so many percent of the requests")] = 99.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long each rate is tried")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Find how many requests a second one instance of APP bears.
+
+    On this machine. They are stored in the database of FLOWKIT_DATABASE_URL, and applied: use one of its own.
+    """
+    from flowkit.cli.verify import measure
+
+    raise typer.Exit(measure(app, send, content, response, percentile, seconds, as_json))
+
+
+@commands.command(name="verify", epilog=EVERYTHING)
+def sla_verify(
+    app: AppName,
+    agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
+    send: Send,
+    content: Content = "",
+    nodes: Annotated[int, typer.Option(min=2, max=100, help="Instances")] = 3,
+    kill: Annotated[int, typer.Option(min=1, help="How many of them are killed at once")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="How long to wait before and after each event")] = 10.0,
+    chart: Annotated[Path | None, typer.Option(help="Draw what happened: an SVG or PNG file")] = None,
+    as_json: Json = False,
+) -> None:
+    """See whether APP keeps an agreement while instances fail.
+
+    They are killed, frozen and replaced under load, behind HAProxy. What is sent is stored in the database of
+    FLOWKIT_DATABASE_URL, and applied: use one of its own. Exit code 1 when a clause is broken.
+    """
+    from flowkit.cli.verify import Plan, verify
+
+    raise typer.Exit(verify(app, agreement, Plan(send, content, nodes, kill, seconds), chart, as_json))

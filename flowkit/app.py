@@ -7,9 +7,13 @@ from difflib import get_close_matches
 from typing import Any, TypeVar, overload
 
 from flowkit import duration
-from flowkit.channel import Channel, T
 from flowkit.errors import DefinitionError, StoreConflict, StoreUnavailable, Undecodable
 from flowkit.message import MAX_BODY, MAX_NAME, NAMELESS, check_name
+from flowkit.model.channel import Channel, T
+from flowkit.model.flow import Flow, Isolation, SourceFrom
+from flowkit.model.identity import IdFrom
+from flowkit.model.outbox import Context, Outgoing, compose
+from flowkit.model.retry import RetryPolicy
 from flowkit.moves import check_moves
 from flowkit.ports import CANDIDATE, EXCHANGE, Shared, Store
 from flowkit.publisher import Publisher, stage

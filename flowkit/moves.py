@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable
 
-from flowkit.flow import Flow
+from flowkit.model.flow import Flow
 from flowkit.ports import EXCHANGE, Store
 
 _log = logging.getLogger("flowkit.app")

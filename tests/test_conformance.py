@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from flowkit.errors import BrokerUnavailable
-from flowkit.ports import Delivery, Source, Store, Transport
+from flowkit.ports import Consumer, Delivery, Store, Transport
 from flowkit.services import SystemClock, open_store
 from flowkit.settings import Settings
 from flowkit.testing.conformance import Features, StoreConformance, TransportConformance
 from flowkit.transports.memory.transport import MemoryTransport
+from flowkit.transports.rabbitmq.consumer import RabbitConsumer
 from flowkit.transports.rabbitmq.link import answer
 from flowkit.transports.rabbitmq.transport import RabbitTransport
 from flowkit.transports.sql.transport import SqlTransport

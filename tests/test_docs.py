@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from flowkit.cli.commands import cli
-from flowkit.config import Settings
+from flowkit.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -29,7 +29,7 @@ from flowkit.engine.relay import record
 from flowkit.engine.worker import Worker
 from flowkit.message import new_id
 from flowkit.operations import audit
-from flowkit.ports import Copy, Delivery, Receipt, Source
+from flowkit.ports import Consumer, Copy, Delivery, Receipt
 from flowkit.services import Services, SystemClock, connect, open_store
 from flowkit.settings import Settings
 from flowkit.telemetry import Telemetry

@@ -23,12 +23,12 @@ from flowkit.host.sockets import listen
 from flowkit.message import MAX_BODY
 from flowkit.model.outbox import Outgoing, compose
 from flowkit.publisher import Publisher, Waiting
-from flowkit.route import MAX_CONTENT, Route
 from flowkit.services import Services, connect, open_store
 from flowkit.settings import Settings
 from flowkit.store.unit import SqlUnit
 from flowkit.web import content
 from flowkit.web.http_server import HttpServer
+from flowkit.web.route import MAX_CONTENT, Route
 from tests.shop import Base, Effect, Order, effects
 
 pytestmark = pytest.mark.migrated

@@ -11,7 +11,6 @@ from flowkit.app import App
 from flowkit.cli import show
 from flowkit.cli.load import load
 from flowkit.errors import ConfigError
-from flowkit.route import Route
 from flowkit.services import Services, connect
 from flowkit.sla import agreement as agreements
 from flowkit.sla import capacity, verification

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowkit.app import App
-from flowkit.channel import Channel
 from flowkit.errors import ConfigError, DefinitionError, FlowKitError
+from flowkit.model.channel import Channel
 from flowkit.services import open_store
 from flowkit.settings import Settings
 from flowkit.testing.end import Columns, Common, Difference, End, differences, files, observed, read, take_down, without

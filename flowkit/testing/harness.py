@@ -10,7 +10,6 @@ from sqlalchemy.orm import Session
 
 from flowkit import duration
 from flowkit.app import App
-from flowkit.channel import Channel, T
 from flowkit.engine.item import Item
 from flowkit.engine.worker import Worker
 from flowkit.message import Message, new_id

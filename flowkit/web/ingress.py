@@ -14,11 +14,11 @@ from starlette.routing import Route as Endpoint
 from flowkit.app import App
 from flowkit.engine.worker import Worker
 from flowkit.errors import OutcomeUnknown, Reused, StoreConflict, TooLarge, Unavailable, Undecodable
-from flowkit.flow import Flow, Outgoing, compose
 from flowkit.message import digest, is_name
+from flowkit.model.flow import Flow
+from flowkit.model.outbox import Outgoing, compose
 from flowkit.ports import Asked
 from flowkit.publisher import Publisher
-from flowkit.route import Arguments, Route, source_of
 from flowkit.services import Services
 from flowkit.web.commit_queue import CommitQueue, Full
 from flowkit.web.content import JSON, Budget, Share, receive
@@ -29,6 +29,7 @@ from flowkit.web.rate_limiter import RateLimiter, client
 from flowkit.web.reader import Reader
 from flowkit.web.replies import Replies
 from flowkit.web.responses import answered, application, as_json
+from flowkit.web.route import Arguments, RequestBinding, Route, source_of
 from flowkit.web.status import PATH, Status
 
 
@@ -50,7 +51,9 @@ class Ingress:
         self._replies = Replies(partial(services.store.answers.replies, app.name))
         self._status = Status(app, services.store)
         self._probes = Probes(app, services, worker, ready)
-        endpoints = {flow.source.name: self._endpoint(flow) for flow in app.flows.values() if flow.request}
+        endpoints = {
+            flow.source.name: self._endpoint(flow) for flow in app.flows.values() if isinstance(flow.source, Route)
+        }
         status = Endpoint(PATH + "{id:path}", self._tell_status, methods=["GET"])
         self.asgi = application(*endpoints.values(), status, *self._probes.clients)
         self.operators = application(*self._probes.operators)
@@ -62,9 +65,9 @@ class Ingress:
 
     def _endpoint(self, flow: Flow) -> Endpoint:
         assert isinstance(flow.source, Route)
-        assert flow.request is not None
+        assert isinstance(flow.binding, RequestBinding)
         limiter = RateLimiter(flow.source.rate) if flow.source.rate else None
-        take = partial(self._hold, partial(self._take, flow, flow.source, flow.request, limiter))
+        take = partial(self._hold, partial(self._take, flow, flow.source, flow.binding.arguments, limiter))
         endpoint = Endpoint(flow.source.path, take, methods=[flow.source.method])
         endpoint.methods = {flow.source.method}  # a HEAD would run the handler of a GET
         return endpoint

@@ -707,7 +707,7 @@ def test_a_bad_candidate_goes_back_though_the_store_is_away_just_then(
 ) -> None:
     first = bad_candidate(versions)
     for one in versions.running:
-        one.worker._recent._since = 0.0  # what comes in the first seconds of a share says nothing otherwise
+        one.worker._figures._since = 0.0  # what comes in the first seconds of a share says nothing otherwise
     publish(first, numbers(100))
     versions.quiet()
     command(versions, monkeypatch)

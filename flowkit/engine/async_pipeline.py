@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowkit.engine.desk import Desk
+from flowkit.engine.async_bridge import AsyncBridge
 from flowkit.engine.item import ConnectionDied, Exhausted, Item, Refused, Superseded, attempted, checked, handle_of
 from flowkit.engine.pipeline import CLOSED, Pipeline
 from flowkit.errors import FlowKitError, StoreConflict, StoreUnavailable, TransactionEnded
@@ -53,15 +53,15 @@ class AsyncPipeline(Pipeline):
                 item.error, item.handled = Exhausted(item.claim.attempts, self.flow.retry.attempts), True
         return items
 
-    async def attend(self, item: Item, desk: Desk) -> None:
+    async def attend(self, item: Item, bridge: AsyncBridge) -> None:
         """Call the handler for one message. Failures are noted, not raised; a cancellation from outside passes."""
-        item.desk = desk
+        item.bridge = bridge
         item.outbox = Outbox(self.flow, self.context, item.delivery.message, self.routes)
         handling.set(self.flow.name)
-        bound = desk.bound = asyncio.timeout(self.flow.deadline)
+        bound = bridge.bound = asyncio.timeout(self.flow.deadline)
         try:
             async with bound:
-                running = self.call(item.body, attempted(item.delivery, item.claim), item.outbox, desk)
+                running = self.call(item.body, attempted(item.delivery, item.claim), item.outbox, bridge)
                 assert running is not None
                 await running
         except asyncio.CancelledError as error:
@@ -81,7 +81,7 @@ class AsyncPipeline(Pipeline):
             end_child(self.process, self.flow.name)
             item.body = None  # it may be large, and waits for its commit with others
             item.outbox.close()
-            desk.close()
+            bridge.close()
         item.handled = True
 
     def run(
@@ -114,15 +114,15 @@ class AsyncPipeline(Pipeline):
     def stage(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
         for item in items:
             done = item.claim is not None and item.handled and item.error is None
-            if done and item.desk is not None and item.desk.holds and not self._write(unit, item.desk):
+            if done and item.bridge is not None and item.bridge.holds and not self._write(unit, item.bridge):
                 if self.early:
                     raise Stale(f"message {item.delivery.message.id}: an object has changed since its handler read it")
                 item.handled = False  # it stays in the lane
         return super().stage(unit, items)
 
-    def _write(self, unit: Unit, desk: Desk) -> bool:
+    def _write(self, unit: Unit, bridge: AsyncBridge) -> bool:
         with unit.access() as access:
-            return desk.write(access)
+            return bridge.write(access)
 
     def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
         """Run a function as the whole unit of work of one message: claim first, commit alone."""

@@ -26,7 +26,7 @@ from flowkit.message import (
 from flowkit.ports import Claim, Dead, Delivery, Letter, Outcome
 
 if TYPE_CHECKING:
-    from flowkit.engine.desk import Desk
+    from flowkit.engine.async_bridge import AsyncBridge
 
 MOST = 2**31 - 1
 """Generations and attempts stay below it: the databases take one more."""
@@ -52,7 +52,7 @@ class Item:
     """Whether its envelope is good, and its body is not what the flow takes in this version."""
     error: BaseException | None = None
     outbox: Outbox | None = None
-    desk: "Desk | None" = None
+    bridge: "AsyncBridge | None" = None
     """Where an `async def` handler works; see `AsyncPipeline`."""
     outcome: Outcome | None = None
     """None: not handled in this batch; it stays in the lane."""

@@ -9,6 +9,7 @@ from statistics import median
 
 from flowkit import duration
 from flowkit.engine.adoption import adopted, find_reused, is_foreign, received, unread
+from flowkit.engine.in_flight import Slot, State
 from flowkit.engine.item import (
     ConnectionDied,
     Exhausted,
@@ -24,7 +25,6 @@ from flowkit.engine.item import (
     letter,
 )
 from flowkit.engine.relay import record
-from flowkit.engine.slots import Slot, State
 from flowkit.errors import (
     Reject,
     RetryAfter,

@@ -16,13 +16,13 @@ from flowkit.config import Services
 from flowkit.engine.adoption import app_of
 from flowkit.engine.async_lane import AsyncLane
 from flowkit.engine.async_pipeline import AsyncPipeline
+from flowkit.engine.figures import RecentFigures
+from flowkit.engine.in_flight import Slot, Slots, State
 from flowkit.engine.item import Item
 from flowkit.engine.lane import Lane
 from flowkit.engine.pipeline import Pipeline
-from flowkit.engine.recent import Recent
 from flowkit.engine.reduction import shed
 from flowkit.engine.relay import Relay
-from flowkit.engine.slots import Slot, Slots, State
 from flowkit.engine.versions import VersionedSource, Versions, named
 from flowkit.errors import BrokerUnavailable, StoreConflict, StoreLost, Unavailable
 from flowkit.flow import Flow
@@ -98,7 +98,7 @@ class Worker:
         self.versions = Versions(
             store, app.context(services), app.name, settings.version, settings.lease, app.retention
         )
-        self._recent = Recent(services.clock)
+        self._figures = RecentFigures(services.clock)
         store.version = settings.version
         store.fleet.join(
             WorkerInfo(
@@ -217,7 +217,7 @@ class Worker:
     def _observe(self, flow: Flow, source: VersionedSource, items: Sequence[Item]) -> None:
         self.services.telemetry.ended(flow.name, [item.outcome for item in items])
         if self.versions.beside:
-            self._recent.note(items, [source.seconds(item.delivery) for item in items])
+            self._figures.note(items, [source.seconds(item.delivery) for item in items])
 
     def _meet_others(self) -> None:
         """See that every worker which receives for this store is known to its database. A copy of that database has
@@ -265,13 +265,13 @@ class Worker:
             self._looked, before = now, self.versions.state
             beat = self.versions.look() or beat
             if before != self.versions.state:
-                self._recent.begin()
+                self._figures.begin()
                 self._heat({lane.flow.name for lane in self.lanes})
         if beat:
             waits = self.state == "ready" and self.versions.role == "none"
             store.check_place()
             store.fleet.beat(
-                self.id, "waiting" if waits else self.condition, self.versions.epoch, self._recent.figures()
+                self.id, "waiting" if waits else self.condition, self.versions.epoch, self._figures.figures()
             )
             were = self.directions, self.shed
             self.directions = store.directions.read()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowkit.app import App
 from flowkit.config import Services, Settings, connect, open_store
-from flowkit.engine.slots import Slots
+from flowkit.engine.in_flight import Slots
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError, StoreOutdated
 from flowkit.host.ending import end, end_after

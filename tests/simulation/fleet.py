@@ -9,11 +9,11 @@ from unittest.mock import patch
 
 from flowkit import App
 from flowkit.config import Services, Settings
-from flowkit.engine import slots as slotting
+from flowkit.engine import in_flight as noting
 from flowkit.engine import triage as triaging
 from flowkit.engine import versions as versioning
 from flowkit.engine import worker as working
-from flowkit.engine.slots import InFlight, Slots, State
+from flowkit.engine.in_flight import InFlight, Slots, State
 from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError
 from flowkit.host import standby as standing
@@ -135,14 +135,14 @@ class Child:
             never = SimpleNamespace(asked=Event(world), hangup=Event(world))
             wait_until_active(fleet.app, services, self.slots, cast(Any, never))
             self._process.fence = Fence(APP, self._role.group, self.slots.token).key
-        venture = services.store.suspects.venture
+        begin_solo = services.store.suspects.begin_solo
 
         def note(suspect: Delivery, worker: str) -> None:
-            fleet.deeds.ventures.setdefault(suspect.identity, {})[worker] = self._process
-            venture(suspect, worker)
+            fleet.deeds.solos.setdefault(suspect.identity, {})[worker] = self._process
+            begin_solo(suspect, worker)
             world.point("alone", ("freeze",))  # nothing is locked: another worker may come by
 
-        services.store.suspects.venture = note  # type: ignore[method-assign]
+        services.store.suspects.begin_solo = note  # type: ignore[method-assign]
         since = world.time
         self.worker = worker = Worker(fleet.app, services, None, self.slots)
         fleet.sharing.join(self._process, worker, since)
@@ -212,7 +212,7 @@ class Instance:
         charge = supervisor._charge
 
         def note(victim: InFlight, worker: str) -> None:
-            together = worker not in fleet.deeds.ventures.get(victim.identity, {})
+            together = worker not in fleet.deeds.solos.get(victim.identity, {})
             fleet.deeds.charges[victim.identity] += victim.state is State.OVERDUE and together
             charge(victim, worker)
 
@@ -306,7 +306,7 @@ def simulated(world: World, fleet: Fleet) -> Iterator[None]:
             (standing, "threading", Threads(world)),
             (versioning, "threading", Threads(world)),
             (triaging, "time", clock(world)),
-            (slotting, "COUNT", SLOTS),
+            (noting, "COUNT", SLOTS),
             (supervising, "COUNT", SLOTS),
             (supervising, "MOST_BACKOFF_SECONDS", 2.0),
             (supervising, "subprocess", SimpleNamespace(Popen=spawn)),

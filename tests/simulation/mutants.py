@@ -314,7 +314,7 @@ def an_outage_counts_as_an_attempt() -> Iterator[None]:
 
 @mutant
 def what_runs_alone_is_not_noted() -> Iterator[None]:
-    with patch.object(Suspects, "venture", lambda self, suspect, worker: None):
+    with patch.object(Suspects, "begin_solo", lambda self, suspect, worker: None):
         yield
 
 
@@ -325,11 +325,11 @@ def who_runs_alone_is_taken_for_dead() -> Iterator[None]:
 
 
 @mutant_of(Shape.SUSPECTS)
-def a_worker_forgets_that_it_ventured() -> Iterator[None]:
-    def venture(original: Any, self: Suspects, suspect: Any, worker: str) -> None:
+def a_worker_forgets_what_it_ran_alone() -> Iterator[None]:
+    def begin_solo(original: Any, self: Suspects, suspect: Any, worker: str) -> None:
         original(self, suspect, f"{worker}, no, {self._database.ids()}")
 
-    with _wrap(Suspects, "venture", venture):
+    with _wrap(Suspects, "begin_solo", begin_solo):
         yield
 
 

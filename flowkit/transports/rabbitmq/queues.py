@@ -20,7 +20,7 @@ ARGUMENTS = {
 }
 """Explicit, whatever the broker's version takes for granted: replicated, refusing rather than dropping, and never
 dropping for its number of deliveries. Those rise with every disconnect, for every message that was on its way; what
-kills its process is found by its own trace (see `engine/slots.py`)."""
+kills its process is found by its own trace (see `engine/in_flight.py`)."""
 DENIED, MISSING, MISMATCH = 403, 404, 406
 LOOKS, LOOK_SECONDS = 20, 0.1
 """So often it is seen whether a queue has a consumer left: one that has just ended counts for a moment."""

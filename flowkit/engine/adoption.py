@@ -7,7 +7,9 @@ dead letter has a source of its own, and the hash of what came as its id; a retr
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from flowkit.engine.item import Item, describe, renamed
+from flowkit.engine.dead_letter import describe
+from flowkit.engine.envelope import renamed
+from flowkit.engine.item import Item
 from flowkit.errors import Reused, Undecodable
 from flowkit.flow import Context, Flow
 from flowkit.foreign import expand

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from flowkit.engine.async_bridge import AsyncBridge, BlockingCall
-from flowkit.engine.async_pipeline import AsyncPipeline, Stale
+from flowkit.engine.async_pipeline import AsyncItem, AsyncPipeline, Stale
+from flowkit.engine.dead_letter import describe
 from flowkit.engine.in_flight import Slot, Slots, State
-from flowkit.engine.item import ConnectionDied, Item, describe, handle_of
+from flowkit.engine.item import ConnectionDied, Item, handle_of
 from flowkit.engine.lane import Lane
 from flowkit.engine.triage import SOLO_TRIES
 from flowkit.errors import Unavailable
@@ -48,9 +49,9 @@ class AsyncLane(Lane):
         self._slot = pipeline.slot
         """Notes whose function of `work.run` runs: that message's own slot says waiting meanwhile, or what is next."""
         self._heat = heat
-        self._begun: dict[Item, tuple[float, Slot]] = {}
+        self._begun: dict[AsyncItem, tuple[float, Slot]] = {}
         """Items given to the loop, the oldest first, with the time of that."""
-        self._ends: deque[Item] = deque()
+        self._ends: deque[AsyncItem] = deque()
         self._calls: deque[BlockingCall] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = threading.Event()
@@ -160,7 +161,7 @@ class AsyncLane(Lane):
         known = [*self.held, *(item.delivery for item in self._begun)]
         return min(room, self.pipeline.together(known) - self.running)
 
-    def _launch(self, items: Sequence[Item], state: State) -> None:
+    def _launch(self, items: Sequence[AsyncItem], state: State) -> None:
         """Give items to the loop. What needs no handler is at its end; a suspect waits until it can run alone."""
         begun = []
         for item in items:
@@ -288,7 +289,7 @@ class AsyncLane(Lane):
 
     # ------------------------------------------------------------ on the event loop
 
-    def _attend(self, begun: Sequence[tuple[Item, Slot]], state: State) -> None:
+    def _attend(self, begun: Sequence[tuple[AsyncItem, Slot]], state: State) -> None:
         for item, slot in begun:
             bridge = AsyncBridge(item, self)
             handler = Watched(self.pipeline.attend(item, bridge), item, self.pipeline, slot, state)
@@ -296,7 +297,7 @@ class AsyncLane(Lane):
             self._tasks.add(task)
             task.add_done_callback(partial(self._end, item, slot))
 
-    def _end(self, item: Item, slot: Slot, task: "asyncio.Task[None]") -> None:
+    def _end(self, item: AsyncItem, slot: Slot, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         self._slots.put_back(slot)
         if not task.cancelled():

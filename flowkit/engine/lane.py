@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
 
+from flowkit.engine.dead_letter import describe
 from flowkit.engine.in_flight import Slot
-from flowkit.engine.item import Item, describe
+from flowkit.engine.item import Item
 from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.relay import REMOVE_SECONDS
 from flowkit.engine.triage import SPOILED, Part, Triage, error_of, singles

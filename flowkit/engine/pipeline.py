@@ -9,6 +9,8 @@ from statistics import median
 
 from flowkit import duration
 from flowkit.engine.adoption import adopted, find_reused, is_foreign, received, unread
+from flowkit.engine.dead_letter import letter
+from flowkit.engine.envelope import check_envelope, legible
 from flowkit.engine.in_flight import Slot, State
 from flowkit.engine.item import (
     ConnectionDied,
@@ -18,11 +20,8 @@ from flowkit.engine.item import (
     Spoiled,
     Superseded,
     attempted,
-    check_envelope,
     checked,
     finished,
-    legible,
-    letter,
 )
 from flowkit.engine.relay import record
 from flowkit.errors import (

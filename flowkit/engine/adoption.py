@@ -14,11 +14,32 @@ from flowkit.errors import Reused, Undecodable
 from flowkit.flow import Context, Flow
 from flowkit.foreign import expand
 from flowkit.message import MAX_NAME, NAMELESS, ORIGINAL_ID, ORIGINAL_SOURCE, UNREAD, USER_ID, Message, digest
-from flowkit.ports import Delivery, Duplicate, Unit
+from flowkit.ports import Clock, Delivery, Duplicate, Store, Unit
 
 PARTS = re.compile("[./]")
 USER = "user:"
 """Before the name of a user of the broker that is the source of a message."""
+
+
+NAMES_SECONDS = 60.0
+"""Seconds between two looks which apps the store has."""
+
+
+class KnownApps:
+    """The apps that have flows in a store, and those that publish there. Blocks to read them."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self.names = self._read()
+        self._since = clock.monotonic()
+
+    def refresh(self, now: float) -> None:
+        """Read them again, if that is due by the monotonic clock."""
+        if now - self._since >= NAMES_SECONDS:
+            self.names, self._since = self._read(), now
+
+    def _read(self) -> frozenset[str]:
+        return frozenset(map(app_of, (*self._store.subscribers.channels(), *self._store.subscribers.publishers())))
 
 
 def is_foreign(delivery: Delivery) -> bool:

@@ -160,7 +160,7 @@ class Ingress:
 
     def _check_open(self, route: Route, flow: str, unread: bool) -> None:
         """Refuse what comes to a route that takes nothing now."""
-        why = self._worker.refuses(flow)
+        why = self._worker.directions.refuses(flow)
         if why:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,
@@ -253,8 +253,8 @@ class Ingress:
         transport = "takes messages" if self._services.transport.ready else "takes no messages now"
         for flow, why in sorted(self._services.transport.hindered.items()):
             transport += f"; flow {flow} cannot receive: {why}"
-        shed = ", ".join(sorted(self._worker.shed))
-        rests = ", ".join(f"{name} is {what}" for what, name in self._worker.rests)
+        shed = ", ".join(sorted(self._worker.directions.shed))
+        rests = ", ".join(f"{name} is {what}" for what, name in self._worker.directions.resting)
         return {
             "store": store,
             "transport": transport,

@@ -1,15 +1,20 @@
 """The processes of a run: instances of the app, each a supervisor with its workers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 from flowkit import App
 from flowkit.config import Services, Settings
+from flowkit.engine import deadlines as timing
+from flowkit.engine import directions as directing
+from flowkit.engine import dispatcher as dispatching
 from flowkit.engine import in_flight as noting
+from flowkit.engine import maintenance as maintaining
+from flowkit.engine import outages as waiting
 from flowkit.engine import triage as triaging
 from flowkit.engine import versions as versioning
 from flowkit.engine import worker as working
@@ -297,19 +302,23 @@ def simulated(world: World, fleet: Fleet) -> Iterator[None]:
         return Child(instance, slots)
 
     with ExitStack() as patches:
-        for module, name, stand_in in (
-            (working, "threading", Threads(world)),
-            (working, "gc", IDLE_COLLECTOR),
-            (working, "_log", Log(world)),
-            (working, "WATCH_SECONDS", 0.5),
-            (working, "DEADLINE_STEP_SECONDS", 0.5),
-            (standing, "threading", Threads(world)),
-            (versioning, "threading", Threads(world)),
-            (triaging, "time", clock(world)),
-            (noting, "COUNT", SLOTS),
-            (supervising, "COUNT", SLOTS),
-            (supervising, "MOST_BACKOFF_SECONDS", 2.0),
-            (supervising, "subprocess", SimpleNamespace(Popen=spawn)),
-        ):
+        for module, name, stand_in in stand_ins(world, spawn):
             patches.enter_context(patch.object(module, name, stand_in))
         yield
+
+
+def stand_ins(world: World, spawn: Callable[..., Child]) -> list[tuple[ModuleType, str, Any]]:
+    """The module, the name in it, and what stands there for a thread, a time, a log, a limit or a process."""
+    threads, log = Threads(world), Log(world)
+    return [
+        *((module, "threading", threads) for module in (working, dispatching, timing, waiting, standing, versioning)),
+        *((module, "_log", log) for module in (working, dispatching, timing, waiting, directing)),
+        *((module, "WATCH_SECONDS", 0.5) for module in (working, dispatching, maintaining, waiting)),
+        (working, "gc", IDLE_COLLECTOR),
+        (timing, "DEADLINE_STEP_SECONDS", 0.5),
+        (triaging, "time", clock(world)),
+        (noting, "COUNT", SLOTS),
+        (supervising, "COUNT", SLOTS),
+        (supervising, "MOST_BACKOFF_SECONDS", 2.0),
+        (supervising, "subprocess", SimpleNamespace(Popen=spawn)),
+    ]

@@ -26,6 +26,7 @@ from flowkit.store.objects import SqlObjects
 from flowkit.store.queue import Queue
 from flowkit.store.residue import Residue
 from flowkit.store.sqlite import SqliteDialect
+from flowkit.store.statements import Statements
 from flowkit.store.suspects import Suspects
 from flowkit.store.unit import SqlUnit
 from tests.simulation.broker import Link
@@ -62,6 +63,7 @@ def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> Any:
 
 def _statement(name: str, change: Callable[[str], str]) -> Any:
     """Change a statement of every store that is opened."""
+    assert name in Statements.__dataclass_fields__, name
 
     def around(original: Any, self: Any, *arguments: Any, **options: Any) -> None:
         original(self, *arguments, **options)

@@ -63,11 +63,11 @@ class Worker:
         self.readiness = Readiness(self._slots, transport)
         chosen = list(flows or app.flows.values())
         _prepare(app, services, chosen)
-        self.versions = self._enter()
+        self.versions = _versions(app, services)
         self._figures = RecentFigures(clock)
         self._membership = self._join()
         self.versions.look()  # whatever changes from now on waits for this worker
-        self._warn_of_waiting()
+        _warn_of_waiting(app, self.versions)
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
         self._stops: dict[str, str] = {}
         self.relay = Relay(store, transport, clock, self.id)
@@ -97,13 +97,6 @@ class Worker:
 
     # ------------------------------------------------------------ assembly
 
-    def _enter(self) -> Versions:
-        """Take part in the rollout of the app, as its version does."""
-        app, services, settings = self.app, self.services, self.services.settings
-        return Versions(
-            services.store, app.context(services), app.name, settings.version, settings.lease, app.retention
-        )
-
     def _join(self) -> Membership:
         """Join the fleet."""
         services, settings = self.services, self.services.settings
@@ -112,14 +105,6 @@ class Worker:
             self.id, self.app.name, socket.gethostname(), os.getpid(), settings.group, settings.site, settings.version
         )
         return Membership(services.store, services.transport, services.clock, info, self.versions.epoch)
-
-    def _warn_of_waiting(self) -> None:
-        rollout = self.versions.rollout
-        if rollout is not None and self.versions.role == "none":
-            _log.warning(
-                "version %s waits: it has no share of the messages of app %s, whose baseline is version %s; see "
-                "flowkit rollout", named(self.versions.version), self.app.name, named(rollout.baseline)
-            )  # fmt: skip
 
     @cached_property
     def _loop(self) -> Loop:
@@ -321,4 +306,18 @@ def _prepare(app: App, services: Services, flows: Sequence[Flow]) -> None:
         _log.warning(
             "other programs share %s, which need a broker to meet: what is sent there waits in the database until "
             "FLOWKIT_BROKER_URL is set", ", ".join(one.channel for one in shared)
+        )  # fmt: skip
+
+
+def _versions(app: App, services: Services) -> Versions:
+    """The rollout of the app, in which the worker takes part as its version does."""
+    settings = services.settings
+    return Versions(services.store, app.context(services), app.name, settings.version, settings.lease, app.retention)
+
+
+def _warn_of_waiting(app: App, versions: Versions) -> None:
+    if versions.rollout is not None and versions.role == "none":
+        _log.warning(
+            "version %s waits: it has no share of the messages of app %s, whose baseline is version %s; see "
+            "flowkit rollout", named(versions.version), app.name, named(versions.rollout.baseline)
         )  # fmt: skip

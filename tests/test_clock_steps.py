@@ -219,7 +219,7 @@ def test_row_f23_a_worker_goes_on_though_its_clock_was_set_back(sqlite_url: str)
     app.flow(app.channel("orders", Order))(lambda order: None)
     store = open_store(sqlite_url, clock)
     worker = Worker(app, Services(Settings(database_url=sqlite_url), store, SqlTransport(store, 30), clock))
-    worker.tick()
+    worker.maintenance.tick()
     app.publish("orders", Order(name="a"))
     clock.by -= HOUR
     end = time.monotonic() + 30

@@ -728,7 +728,7 @@ def test_a_large_purge_goes_on_at_once(sqlite_url: str) -> None:
             columns = "flow, source, id, state, generation, attempts, suspect, changed"
             unit.write(f"INSERT INTO flowkit_inbox ({columns}) VALUES (?, ?, ?, 1, 0, 0, 0, 0)", old)
         for _ in range(3):
-            harness.worker.tick()
+            harness.worker.maintenance.tick()
         with harness.store.unit("") as unit:
             assert unit.read("SELECT count(*) FROM flowkit_inbox") == [(0,)]
 

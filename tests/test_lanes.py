@@ -14,9 +14,9 @@ from sqlalchemy.orm import Session
 
 from flowkit import App, Channel, FlowKitError, Objects, Outbox, RetryPolicy, StoreUnavailable, UnitOfWork
 from flowkit.engine.async_lane import AsyncLane
+from flowkit.engine.directions import shed
 from flowkit.engine.item import Item
 from flowkit.engine.lane import Lane
-from flowkit.engine.reduction import shed
 from flowkit.engine.worker import Worker
 from flowkit.errors import TransactionEnded
 from flowkit.message import BATCH_BYTES
@@ -133,9 +133,9 @@ def test_news_of_a_lane_wakes_that_lane_and_no_other(app: App, sqlite_url: str) 
     worker = Worker(app, services)
     for lane in reversed(worker.lanes):
         assert isinstance(lane, AsyncLane)
-        worker._hot.clear()
+        worker.dispatcher._hot.clear()
         lane._tell()
-        assert list(worker._hot) == [lane]
+        assert list(worker.dispatcher._hot) == [lane]
     worker.close()
     services.close()
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from flowkit import Message, Reject, RetryAfter, RetryPolicy
-from flowkit.engine.slots import Slots, State
+from flowkit.engine.in_flight import Slots, State
 from flowkit.engine.worker import Worker
 from flowkit.errors import StoreUnavailable
 from flowkit.ports import Delivery

@@ -63,10 +63,10 @@ class Version:
         self.app.flow(self.orders, name="take", retry=FAST)(take_at_once if concurrent else take)
         self.services = connect(settings.model_copy(update={"version": name}))
         self.worker = Worker(self.app, self.services)
-        self.worker.state = "ready"
+        self.worker.readiness.state = "ready"
 
     def step(self) -> bool:
-        self.worker._beaten = self.worker._looked = float("-inf")
+        self.worker.maintenance._beaten = self.worker.maintenance._looked = float("-inf")
         return self.worker.step()
 
     def close(self) -> None:
@@ -248,8 +248,8 @@ def test_a_bucket_moves_when_who_had_it_has_finished(versions: Versions) -> None
     publish(new, ["second"], key=lambda _: key)
     for _ in range(20):
         for one in versions.running:
-            one.worker._beaten = float("-inf")
-            one.worker.tick()
+            one.worker.maintenance._beaten = float("-inf")
+            one.worker.maintenance.tick()
         new.step()
     assert not versions.rollout.settled, "v1 has something of it in hand"
     assert "second" not in versions.applied()
@@ -277,8 +277,8 @@ def test_a_change_while_a_version_receives_is_not_overlooked(
         return bool(versions.store.queue.due([place]) == {place})
 
     def conforming() -> bool:
-        new.worker._beaten = float("-inf")
-        new.worker.tick()  # it has not received anything
+        new.worker.maintenance._beaten = float("-inf")
+        new.worker.maintenance.tick()  # it has not received anything
         old.step()
         return versions.rollout.settled and new.worker.versions.state[1]
 
@@ -708,7 +708,7 @@ def test_a_bad_candidate_goes_back_though_the_store_is_away_just_then(
 ) -> None:
     first = bad_candidate(versions)
     for one in versions.running:
-        one.worker._recent._since = 0.0  # what comes in the first seconds of a share says nothing otherwise
+        one.worker._figures._since = 0.0  # what comes in the first seconds of a share says nothing otherwise
     publish(first, numbers(100))
     versions.quiet()
     command(versions, monkeypatch)

@@ -72,11 +72,11 @@ def test_row_d16_a_worker_whose_log_was_removed_is_told(path: Path) -> None:
     app.flow(app.channel("orders", Order))(lambda order: None)
     with Harness(app, f"sqlite:///{path}") as harness:
         harness.store.wait(0)
-        harness.worker.tick()
+        harness.worker.maintenance.tick()
         Path(f"{path}-wal").unlink()
         harness.clock.advance(2)
         with pytest.raises(StoreLost, match="-wal was removed"):
-            harness.worker.tick()
+            harness.worker.maintenance.tick()
 
 
 class Instance(Instances):

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 READY = """
 import os, signal, sys
-from flowkit.engine.slots import Slots
+from flowkit.engine.in_flight import Slots
 signal.signal(signal.SIGHUP, lambda *_: sys.exit(0))
 slots = Slots(int(os.environ["FLOWKIT_SLOTS"]))
 slots.ready = True
@@ -74,7 +74,7 @@ def test_who_ends_for_another_number_of_workers_is_not_replaced(supervisor: Supe
 
 REFUSED = """
 import os, pathlib, signal, sys
-from flowkit.engine.slots import Slots
+from flowkit.engine.in_flight import Slots
 refused = pathlib.Path(sys.argv[1])
 if refused.exists():
     sys.exit(2)

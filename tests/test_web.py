@@ -292,7 +292,7 @@ def test_metrics_are_those_of_the_fleet(site: Site) -> None:
 def test_scale_says_how_much_there_is_to_do(site: Site) -> None:
     assert site.admin.get("/scale").json() == {"pending": 0}
     site.store.directions.set("paused", ["shop"], 1)
-    until(lambda: ("paused", "shop") in site.worker.directions)
+    until(lambda: ("paused", "shop") in site.worker.directions.current)
     for name in ("a", "b"):
         site.client.post("/orders", json={"name": name})
     until(lambda: site.admin.get("/scale").json() == {"pending": 2})  # an answer is kept for a second
@@ -304,7 +304,7 @@ def test_scale_says_how_much_there_is_to_do(site: Site) -> None:
 def test_what_is_drained_takes_nothing_and_finishes_what_it_has(site: Site, name: str) -> None:
     assert site.client.post("/orders", json={"name": "a"}).status_code == 202
     site.store.directions.set("drained", [name], 1)
-    until(lambda: ("drained", name) in site.worker.directions)
+    until(lambda: ("drained", name) in site.worker.directions.current)
     answer = site.client.post("/orders", json={"name": "b"})
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert "is drained" in answer.json()["detail"]
@@ -350,7 +350,7 @@ def test_a_request_whose_content_comes_after_the_drain_is_refused(site: Site) ->
         head = b"POST /orders HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n"
         slow.sendall(head + b'{"name"')
         site.store.directions.set("drained", ["shop"], 1)
-        until(lambda: ("drained", "shop") in site.worker.directions)
+        until(lambda: ("drained", "shop") in site.worker.directions.current)
         slow.sendall(b': "a"}')
         assert slow.recv(12) == b"HTTP/1.1 503"
     assert site.store.ledger.unfinished(["shop.accept"]) == 0

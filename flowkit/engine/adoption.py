@@ -7,17 +7,37 @@ dead letter has a source of its own, and the hash of what came as its id; a retr
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from flowkit.engine.item import Item, describe, renamed
+from flowkit.engine.dead_letter import describe
+from flowkit.engine.envelope import renamed
+from flowkit.engine.item import Item
 from flowkit.errors import Reused, Undecodable
 from flowkit.message import MAX_NAME, NAMELESS, ORIGINAL_ID, ORIGINAL_SOURCE, UNREAD, USER_ID, Message, digest
-from flowkit.model.flow import Flow
-from flowkit.model.identity import expand
-from flowkit.model.outbox import Context
-from flowkit.ports import Delivery, Duplicate, Unit
+from flowkit.ports import Clock, Delivery, Duplicate, Store, Unit
 
 PARTS = re.compile("[./]")
 USER = "user:"
 """Before the name of a user of the broker that is the source of a message."""
+
+
+NAMES_SECONDS = 60.0
+"""Seconds between two looks which apps the store has."""
+
+
+class KnownApps:
+    """The apps that have flows in a store, and those that publish there. Blocks to read them."""
+
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self.names = self._read()
+        self._since = clock.monotonic()
+
+    def refresh(self, now: float) -> None:
+        """Read them again, if that is due by the monotonic clock."""
+        if now - self._since >= NAMES_SECONDS:
+            self.names, self._since = self._read(), now
+
+    def _read(self) -> frozenset[str]:
+        return frozenset(map(app_of, (*self._store.subscribers.channels(), *self._store.subscribers.publishers())))
 
 
 def is_foreign(delivery: Delivery) -> bool:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Coroutine, Generator, Sequence
 from functools import partial
 from typing import Any
 
-from flowkit.engine.async_pipeline import AsyncPipeline, Stale
-from flowkit.engine.desk import Desk, Errand
-from flowkit.engine.item import ConnectionDied, Item, describe, handle_of
+from flowkit.engine.async_bridge import AsyncBridge, BlockingCall
+from flowkit.engine.async_pipeline import AsyncItem, AsyncPipeline, Stale
+from flowkit.engine.dead_letter import describe
+from flowkit.engine.in_flight import Slot, Slots, State
+from flowkit.engine.item import ConnectionDied, Item, handle_of
 from flowkit.engine.lane import Lane
-from flowkit.engine.slots import Slot, Slots, State
 from flowkit.engine.triage import SOLO_TRIES
 from flowkit.errors import Unavailable
 from flowkit.loop import Loop
@@ -25,7 +26,7 @@ STUBBORN_SECONDS = 15.0
 class AsyncLane(Lane):
     """Starts handlers on the event loop, and commits in batches what came of them. One thread at a time may step it.
 
-    It is the Clerk of its handlers' desks: what they ask for is done by the next step.
+    It is the BlockingRunner of its handlers: the next step makes the calls that they ask for.
     """
 
     pipeline: AsyncPipeline
@@ -48,10 +49,10 @@ class AsyncLane(Lane):
         self._slot = pipeline.slot
         """Notes whose function of `work.run` runs: that message's own slot says waiting meanwhile, or what is next."""
         self._heat = heat
-        self._begun: dict[Item, tuple[float, Slot]] = {}
+        self._begun: dict[AsyncItem, tuple[float, Slot]] = {}
         """Items given to the loop, the oldest first, with the time of that."""
-        self._ends: deque[Item] = deque()
-        self._errands: deque[Errand] = deque()
+        self._ends: deque[AsyncItem] = deque()
+        self._calls: deque[BlockingCall] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._news = threading.Event()
         self._width = self.flow.reach
@@ -60,9 +61,9 @@ class AsyncLane(Lane):
         """How often a message ran for nothing, because an object had changed since its handler read it."""
 
     def step(self) -> bool:
-        """Run errands, start handlers, commit what came of others. False when there was nothing of it."""
+        """Run calls, start handlers, commit what came of others. False when there was nothing of it."""
         self._news.clear()
-        ran = self._run_errands()
+        ran = self._run_calls()
         self._collect()
         if self.stopped or self._ended is not None:
             self._drop()
@@ -76,13 +77,13 @@ class AsyncLane(Lane):
             return self.step()
         if not self.suspects or self.running:
             return False
-        self._venture(self.suspects[0])
+        self._begin_solo(self.suspects[0])
         self._launch(self.pipeline.begin(self.suspects[:1]), State.ALONE)
         del self.suspects[0]
         while self.running:
             self._news.wait(REST_SECONDS)
             self._news.clear()
-            self._run_errands()
+            self._run_calls()
         if self._ended is not None:
             return self.step()
         self._collect()
@@ -160,7 +161,7 @@ class AsyncLane(Lane):
         known = [*self.held, *(item.delivery for item in self._begun)]
         return min(room, self.pipeline.together(known) - self.running)
 
-    def _launch(self, items: Sequence[Item], state: State) -> None:
+    def _launch(self, items: Sequence[AsyncItem], state: State) -> None:
         """Give items to the loop. What needs no handler is at its end; a suspect waits until it can run alone."""
         begun = []
         for item in items:
@@ -174,17 +175,17 @@ class AsyncLane(Lane):
                 begun.append((item, slot))
         self._loop.call(self._attend, begun, state)
 
-    def _run_errands(self) -> bool:
+    def _run_calls(self) -> bool:
         ran = False
-        while self._errands:
+        while self._calls:
             ran = True
-            errand = self._errands.popleft()
+            call = self._calls.popleft()
             try:
-                result = errand.run()
+                result = call.run()
             except BaseException as error:
-                self._loop.call(_fail, errand.result, error)
+                self._loop.call(_fail, call.result, error)
             else:
-                self._loop.call(_give, errand.result, result)
+                self._loop.call(_give, call.result, result)
         return ran
 
     def _collect(self) -> None:
@@ -195,9 +196,9 @@ class AsyncLane(Lane):
             if item.outcome is not None:
                 self._tell_of_failure(item)
                 self._adapt([item], [])
-            elif item.desk is not None and item.desk.missed is not None:
+            elif item.bridge is not None and item.bridge.missed is not None:
                 self.held.append(item.delivery)
-                if isinstance(item.desk.missed, Stale):
+                if isinstance(item.bridge.missed, Stale):
                     self._adapt([item], [item])
             else:
                 self.pipeline.ended[handle_of(item.delivery)] = item
@@ -256,15 +257,15 @@ class AsyncLane(Lane):
         self.held += [item.delivery for item in self.pipeline.ended.values() if item not in culprits]
         self.pipeline.ended.clear()
 
-    # ------------------------------------------------------------ for its handlers' desks
+    # ------------------------------------------------------------ for the calls of its handlers
 
-    def take(self, errand: Errand) -> None:
-        self._errands.append(errand)
+    def take(self, call: BlockingCall) -> None:
+        self._calls.append(call)
         self._tell()
 
-    def withdraw(self, errand: Errand) -> bool:
+    def withdraw(self, call: BlockingCall) -> bool:
         try:
-            self._errands.remove(errand)
+            self._calls.remove(call)
         except ValueError:
             return False
         return True
@@ -288,15 +289,15 @@ class AsyncLane(Lane):
 
     # ------------------------------------------------------------ on the event loop
 
-    def _attend(self, begun: Sequence[tuple[Item, Slot]], state: State) -> None:
+    def _attend(self, begun: Sequence[tuple[AsyncItem, Slot]], state: State) -> None:
         for item, slot in begun:
-            desk = Desk(item, self)
-            handler = Watched(self.pipeline.attend(item, desk), item, self.pipeline, slot, state)
+            bridge = AsyncBridge(item, self)
+            handler = Watched(self.pipeline.attend(item, bridge), item, self.pipeline, slot, state)
             task = asyncio.get_running_loop().create_task(handler)
             self._tasks.add(task)
             task.add_done_callback(partial(self._end, item, slot))
 
-    def _end(self, item: Item, slot: Slot, task: "asyncio.Task[None]") -> None:
+    def _end(self, item: AsyncItem, slot: Slot, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         self._slots.put_back(slot)
         if not task.cancelled():
@@ -305,8 +306,8 @@ class AsyncLane(Lane):
 
     async def _cancel(self) -> None:
         self.pipeline.closing = True
-        while self._errands:
-            self._errands.popleft().result.cancel()
+        while self._calls:
+            self._calls.popleft().result.cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flowkit.engine.desk import Desk
+from flowkit.engine.async_bridge import AsyncBridge
 from flowkit.engine.item import ConnectionDied, Exhausted, Item, Refused, Superseded, attempted, checked, handle_of
 from flowkit.engine.pipeline import CLOSED, Pipeline
 from flowkit.errors import FlowKitError, StoreConflict, StoreUnavailable, TransactionEnded
@@ -28,21 +28,29 @@ class Stale(StoreConflict):
     """An object has changed since the handler read it: it runs again, for what it put is of the past."""
 
 
+@dataclass(eq=False, slots=True)
+class AsyncItem(Item):
+    """One delivery whose handler is `async def`."""
+
+    bridge: AsyncBridge | None = None
+    """The bridge that its handler works with, from the time that it is called."""
+
+
 @dataclass(eq=False)
 class AsyncPipeline(Pipeline):
     """Runs messages of one flow whose handler is `async def`. `attend` runs on the event loop, all else on a lane's
     thread, where it blocks. No transaction is open while handlers run; what they send and keep waits in memory."""
 
-    ended: dict[Hashable, Item] = field(default_factory=dict)
+    ended: dict[Hashable, AsyncItem] = field(default_factory=dict)
     """Those whose handlers ended, by handle: they wait for their commit."""
     closing: bool = False
     """Whether handlers are cancelled because the worker ends."""
     severed: TransactionEnded | None = None
     """Set when a function went round FlowKit and ended its transaction by the driver."""
 
-    def begin(self, deliveries: Sequence[Delivery]) -> list[Item]:
+    def begin(self, deliveries: Sequence[Delivery]) -> list[AsyncItem]:
         """Decode messages, and look which may run."""
-        items = [Item(delivery) for delivery in deliveries]
+        items = [AsyncItem(delivery) for delivery in deliveries]
         with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
             self.decode(items)
             self.look(unit, items)
@@ -53,15 +61,15 @@ class AsyncPipeline(Pipeline):
                 item.error, item.handled = Exhausted(item.claim.attempts, self.flow.retry.attempts), True
         return items
 
-    async def attend(self, item: Item, desk: Desk) -> None:
+    async def attend(self, item: AsyncItem, bridge: AsyncBridge) -> None:
         """Call the handler for one message. Failures are noted, not raised; a cancellation from outside passes."""
-        item.desk = desk
+        item.bridge = bridge
         item.outbox = Outbox(self.flow, self.context, item.delivery.message, self.routes)
         handling.set(self.flow.name)
-        bound = desk.bound = asyncio.timeout(self.flow.deadline)
+        bound = bridge.bound = asyncio.timeout(self.flow.deadline)
         try:
             async with bound:
-                running = self.call(item.body, attempted(item.delivery, item.claim), item.outbox, desk)
+                running = self.call(item.body, attempted(item.delivery, item.claim), item.outbox, bridge)
                 assert running is not None
                 await running
         except asyncio.CancelledError as error:
@@ -81,7 +89,7 @@ class AsyncPipeline(Pipeline):
             end_child(self.process, self.flow.name)
             item.body = None  # it may be large, and waits for its commit with others
             item.outbox.close()
-            desk.close()
+            bridge.close()
         item.handled = True
 
     def run(
@@ -92,7 +100,8 @@ class AsyncPipeline(Pipeline):
         verdict: BaseException | None = None,
     ) -> list[Item]:
         """Commit what came of messages whose handlers ended, in one transaction. Raises as `Pipeline.run` does."""
-        items = self.items = [self.ended[handle_of(delivery)] for delivery in deliveries]
+        items: list[Item] = [self.ended[handle_of(delivery)] for delivery in deliveries]
+        self.items = items
         self.early = False
         for item in items:
             item.claimed, item.outcome, item.error = False, None, verdict or item.error
@@ -113,16 +122,17 @@ class AsyncPipeline(Pipeline):
 
     def stage(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
         for item in items:
+            bridge = item.bridge if isinstance(item, AsyncItem) else None
             done = item.claim is not None and item.handled and item.error is None
-            if done and item.desk is not None and item.desk.holds and not self._write(unit, item.desk):
+            if done and bridge is not None and bridge.holds and not self._write(unit, bridge):
                 if self.early:
                     raise Stale(f"message {item.delivery.message.id}: an object has changed since its handler read it")
                 item.handled = False  # it stays in the lane
         return super().stage(unit, items)
 
-    def _write(self, unit: Unit, desk: Desk) -> bool:
+    def _write(self, unit: Unit, bridge: AsyncBridge) -> bool:
         with unit.access() as access:
-            return desk.write(access)
+            return bridge.write(access)
 
     def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
         """Run a function as the whole unit of work of one message: claim first, commit alone."""

@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
 
-from flowkit.engine.item import Item, describe
+from flowkit.engine.dead_letter import describe
+from flowkit.engine.in_flight import Slot
+from flowkit.engine.item import Item
 from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.relay import REMOVE_SECONDS
-from flowkit.engine.slots import Slot
 from flowkit.engine.triage import SPOILED, Part, Triage, error_of, singles
 from flowkit.errors import TransactionEnded
 from flowkit.message import BATCH_BYTES
@@ -50,7 +51,7 @@ class Lane:
         self._stops = stops
         self._carried = carried
         self._ended: TransactionEnded | None = None
-        self._ventured: set[Identity] = set()
+        self._solo: set[Identity] = set()
         """Noted in the store as running alone here, and not at their end."""
         self._limit = min(FIRST_BATCH, self.flow.batch) if pipeline.transactional else self.flow.batch
         self._log = logging.getLogger(f"flowkit.flow.{self.flow.name}")
@@ -86,7 +87,7 @@ class Lane:
             return self.step()
         if not self.suspects:
             return False
-        self._venture(self.suspects[0])
+        self._begin_solo(self.suspects[0])
         self._process([self.suspects.pop(0)], alone=True)
         return True
 
@@ -195,7 +196,7 @@ class Lane:
         """What was not handled stays in the lane."""
         for item in items:
             if item.outcome is not None:
-                self._ventured.discard(item.delivery.identity)
+                self._solo.discard(item.delivery.identity)
             if item.error is not None:
                 self._log.warning(
                     "flow %s: message %s: %s: %s",
@@ -209,12 +210,12 @@ class Lane:
                 suspect = item.claim is not None and item.claim.suspect
                 (self.suspects if suspect else self.held).append(item.delivery)
 
-    def _venture(self, suspect: Delivery) -> None:
+    def _begin_solo(self, suspect: Delivery) -> None:
         """Note that a message runs alone, for who comes after this process. One that has another id each time that it
         arrives is not known again."""
         if not suspect.unidentified:
-            self._ventured.add(suspect.identity)
-            self.pipeline.store.suspects.venture(suspect, self._worker)
+            self._solo.add(suspect.identity)
+            self.pipeline.store.suspects.begin_solo(suspect, self._worker)
 
     def _quarantine(self) -> None:
         """Stop the flow. Until the store took what became of its last batch, each step tries again."""
@@ -231,9 +232,9 @@ class Lane:
 
     def give_back(self) -> bool:
         """Give back everything that is held: who rests may do so for long. False when that was nothing."""
-        for identity in list(self._ventured):  # before others get them
-            self.pipeline.store.suspects.desist(identity, self._worker)
-            self._ventured.discard(identity)
+        for identity in list(self._solo):  # before others get them
+            self.pipeline.store.suspects.end_solo(identity, self._worker)
+            self._solo.discard(identity)
         held = [*self.held, *self.suspects]
         if held:
             self.consumer.release(held)

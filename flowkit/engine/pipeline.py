@@ -9,6 +9,9 @@ from statistics import median
 
 from flowkit import duration
 from flowkit.engine.adoption import adopted, find_reused, is_foreign, received, unread
+from flowkit.engine.envelope import check_envelope, legible
+from flowkit.engine.failure import outcome_of
+from flowkit.engine.in_flight import Slot, State
 from flowkit.engine.item import (
     ConnectionDied,
     Exhausted,
@@ -17,48 +20,33 @@ from flowkit.engine.item import (
     Spoiled,
     Superseded,
     attempted,
-    check_envelope,
     checked,
     finished,
-    legible,
-    letter,
 )
 from flowkit.engine.relay import record
-from flowkit.engine.slots import Slot, State
-from flowkit.errors import (
-    Reject,
-    RetryAfter,
-    StoreConflict,
-    StoreUnavailable,
-    TransactionEnded,
-    Undecodable,
-)
+from flowkit.engine.staging import Rows
+from flowkit.errors import StoreConflict, StoreUnavailable, TransactionEnded, Undecodable
+from flowkit.flow import Call, Context, Flow, Outbox
 from flowkit.fork import end_child
 from flowkit.model.flow import Flow
 from flowkit.model.handler import Call
 from flowkit.model.outbox import Context, Outbox
 from flowkit.ports import (
-    REFUSED,
     Claim,
     Consumer,
     Copy,
-    Dead,
-    Deferred,
     Delivery,
     Done,
     Duplicate,
     Identity,
-    Letter,
     Outcome,
     Random,
-    Reopening,
-    Retried,
+    Source,
     Store,
-    Tally,
     Transport,
     Unit,
 )
-from flowkit.publisher import accepted, address, handling
+from flowkit.publisher import handling
 
 BOX_SECONDS = 0.25
 SERIAL_BOX_SECONDS = 0.05
@@ -68,8 +56,6 @@ BORN = 1
 """The token of a row that is born leased to the lane that wrote it."""
 SLOW_SECONDS = 0.001
 """On a serial store a handler that takes longer than this gets a short transaction of its own."""
-DEFER_SECONDS = 5.0
-"""A message that this version cannot read is tried again so often, while another version is beside it."""
 TRUSTED_DELIVERIES = 2
 """Who was handed out so often is above suspicion: a worker ended, or a connection."""
 SUSPECT_DELIVERIES = 9
@@ -298,57 +284,20 @@ class Pipeline:
 
     def stage(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
         """Turn what came of the messages into rows of the same transaction. Returns what is to be published."""
-        fresh: list[Copy] = []
-        again: list[Copy] = []
-        reopened: list[Reopening] = []
-        letters: list[Letter] = []
-        applied = 0
+        rows = Rows(self.context, self.routes)
         for item in items:
-            delivery = item.delivery
-            item.outcome = outcome = self.decide(item)
-            match outcome:
-                case Done():
-                    applied += 1
-                    for outgoing in item.outbox.sent if item.outbox else ():
-                        fresh += address(outgoing, self.routes, self.context)
-                case Retried(after=after) | Deferred(after=after):
-                    attempts = (item.claim.attempts if item.claim else 0) + isinstance(outcome, Retried)
-                    reopened.append(Reopening(delivery.identity, delivery.generation + 1, attempts))
-                    again.append(
-                        Copy(
-                            self.context.ids(),
-                            delivery.message,
-                            delivery.flow,
-                            delivery.generation + 1,
-                            attempts,
-                            after,
-                        )
-                    )
-                case Dead():
-                    letters.append(letter(item, outcome))
-                case None if item.claimed and item.claim:
-                    reopened.append(
-                        Reopening(delivery.identity, delivery.generation, item.claim.attempts, item.claim.suspect)
-                    )
+            item.outcome = self.decide(item)
+            rows.add(item)
         reused = find_reused(unit, items)
-        unit.reopen(reopened)
-        unit.bury(letters)
-        unit.stage([*fresh, *again], self.transport.lease)
+        unit.reopen(rows.reopened)
+        unit.bury(rows.letters)
+        copies = rows.copies
+        unit.stage(copies, self.transport.lease)
         unit.remove(self.confirmed + [(one.row, one.deliveries) for one in finished(items) if one.row is not None])
-        tallies = accepted(fresh)
-        mine = tallies.get(self.flow.name, Tally())
-        arrived = [item.delivery for item in items if item.delivery.foreign and _recorded(item.outcome)]
-        tallies[self.flow.name] = mine._replace(
-            accepted=mine.accepted + len(arrived),
-            applied=applied,
-            dead=len(letters),
-            unidentified=sum(one.unidentified for one in arrived),
-            reused=reused,
-        )
-        unit.count({flow: tally for flow, tally in tallies.items() if any(tally)})
+        unit.count(rows.tallies(self.flow.name, items, reused))
         if any(isinstance(item.outcome, Duplicate) for item in items):
             unit.witness()
-        return [*fresh, *again]
+        return copies
 
     def commit(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
         """Stage and commit everything at once: one sync to disk for the batch. Returns what is to be published."""
@@ -396,23 +345,9 @@ class Pipeline:
             return Duplicate() if item.twin is None or self._ends(item.twin) else None
         if not item.handled:
             return None
-        error = item.error
-        if error is None:
+        if item.error is None:
             return Done()
-        attempts = item.claim.attempts + 1
-        if isinstance(error, Exhausted):
-            return Dead("crashed", error)
-        if isinstance(error, Reject | TransactionEnded):
-            return Dead("rejected", error)
-        if item.unread:
-            return Deferred(DEFER_SECONDS, error)
-        if isinstance(error, Undecodable):
-            return Dead(REFUSED if item.delivery.refused else "undecodable", error)
-        if attempts >= self.flow.retry.attempts:
-            return Dead("failed", error)
-        if isinstance(error, RetryAfter):
-            return Retried(duration.seconds(error.delay, "RetryAfter"), error)
-        return Retried(self.flow.retry.delay(attempts, self.random()), error)
+        return outcome_of(item, item.error, item.claim, self.flow.retry, self.random)
 
     def _ends(self, twin: Item) -> bool:
         """Whether a message is at an end, or with this commit. Else its duplicate stays as well: it may be the only one
@@ -444,8 +379,3 @@ class Pipeline:
             self.claim(unit, running)
             if any(item.claim is None for item in running):
                 raise Superseded
-
-
-def _recorded(outcome: Outcome | None) -> bool:
-    """Whether this outcome is the first that the store hears of a foreign message."""
-    return isinstance(outcome, Done | Retried | Deferred | Dead)

@@ -5,7 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-from flowkit.engine.item import ConnectionDied, Item, Refused, Spoiled, describe, handle_of
+from flowkit.engine.dead_letter import describe
+from flowkit.engine.item import ConnectionDied, Item, Refused, Spoiled, handle_of
 from flowkit.engine.pipeline import Pipeline
 from flowkit.errors import Apart, FlowKitError, StoreConflict, StoreUnavailable
 from flowkit.ports import Delivery

@@ -15,7 +15,8 @@ from binascii import crc32
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
-from flowkit.engine.item import check_envelope, handle_of
+from flowkit.engine.envelope import check_envelope
+from flowkit.engine.item import handle_of
 from flowkit.errors import Undecodable
 from flowkit.message import Message
 from flowkit.model.outbox import Context

@@ -12,7 +12,7 @@ from functools import partial
 from typing import IO
 
 from flowkit.disclosure import told
-from flowkit.engine.slots import COUNT, HEADER, SLOT, InFlight, Slots, State
+from flowkit.engine.in_flight import COUNT, HEADER, SLOT, InFlight, Slots, State
 from flowkit.ports import Clock, Random, Store
 
 FIRST_BACKOFF_SECONDS = 0.1

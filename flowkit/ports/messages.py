@@ -71,14 +71,14 @@ class Suspects(Protocol):
 
     def charge(self, identity: Identity, worker: str, late: bool) -> None:
         """A worker died with this message in flight: make it a suspect. It was an attempt if the message ran alone, or
-        was past its deadline (`late`); unless another worker has ventured to run it since, and counted that."""
+        was past its deadline (`late`); unless another worker runs it alone since then, and counted that."""
 
-    def venture(self, suspect: Delivery, worker: str) -> None:
-        """A suspect is about to run alone in this worker. If another one had ventured that and is dead, nothing came of
-        it: that was an attempt. To be called before the run; again changes nothing."""
+    def begin_solo(self, suspect: Delivery, worker: str) -> None:
+        """A suspect is about to run alone in this worker. If a worker that is dead had begun to run it alone, that run
+        was an attempt. To be called before the run; a second call changes nothing."""
 
-    def desist(self, identity: Identity, worker: str) -> None:
-        """The venture of this worker is over and does not count: the message is given back."""
+    def end_solo(self, identity: Identity, worker: str) -> None:
+        """The run alone in this worker is over and does not count: the message is given back."""
 
 
 class Retention(NamedTuple):

@@ -64,16 +64,16 @@ class Statements:
         ON CONFLICT (flow, source, id) DO UPDATE SET suspect = 1, attempts = box.attempts
         + CASE WHEN box.venture = ? THEN 1 WHEN box.venture IS NULL THEN excluded.attempts ELSE 0 END,
         venture = nullif(box.venture, ?) WHERE box.state = 0"""
-    ventured: str = """
+    solo: str = """
         SELECT venture FROM flowkit_inbox
         WHERE flow = ? AND source = ? AND id = ? AND state = 0 AND venture IS NOT NULL"""
-    venture: str = """
+    begin_solo: str = """
         INSERT INTO flowkit_inbox AS box (flow, source, id, generation, attempts, venture, state, suspect, changed)
         VALUES (?, ?, ?, ?, ?, ?, 0, 1, {now})
         ON CONFLICT (flow, source, id) DO UPDATE SET suspect = 1, venture = excluded.venture,
         attempts = box.attempts + CASE WHEN box.venture = ? THEN 1 ELSE 0 END
         WHERE box.state = 0 AND box.generation <= excluded.generation"""
-    desist: str = """
+    end_solo: str = """
         UPDATE flowkit_inbox SET venture = NULL WHERE flow = ? AND source = ? AND id = ? AND venture = ?"""
     bury: str = f"""
         INSERT INTO flowkit_dead (letter, flow, {ENVELOPE}, generation, attempts, reason, error, stack, version, died)

@@ -16,14 +16,14 @@ class Suspects:
         with self._database.transaction() as unit:
             unit.write(self._database.sql.charge, [(int(late), *identity, worker, worker)])
 
-    def venture(self, suspect: Delivery, worker: str) -> None:
+    def begin_solo(self, suspect: Delivery, worker: str) -> None:
         with self._database.transaction() as unit:
-            before = [one for (one,) in unit.read(self._database.sql.ventured, suspect.identity) if one != worker]
+            before = [one for (one,) in unit.read(self._database.sql.solo, suspect.identity) if one != worker]
             dead = before[0] if before and self._fleet.is_gone(before[0]) else None
             unit.write(
-                self._database.sql.venture, [(*suspect.identity, suspect.generation, suspect.attempts, worker, dead)]
+                self._database.sql.begin_solo, [(*suspect.identity, suspect.generation, suspect.attempts, worker, dead)]
             )
 
-    def desist(self, identity: Identity, worker: str) -> None:
+    def end_solo(self, identity: Identity, worker: str) -> None:
         with self._database.transaction() as unit:
-            unit.write(self._database.sql.desist, [(*identity, worker)])
+            unit.write(self._database.sql.end_solo, [(*identity, worker)])

@@ -170,29 +170,29 @@ class StoreConformance:
 
     def test_the_venture_of_who_died_is_one_attempt_whoever_tells_of_it(self) -> None:
         one = delivery(message())
-        self.store.suspects.venture(one, "gone")
-        self.store.suspects.venture(one, "gone")
+        self.store.suspects.begin_solo(one, "gone")
+        self.store.suspects.begin_solo(one, "gone")
         assert self.attempts(one) == 0, "it is the same venture"
-        self.store.suspects.venture(one, "gone too")
+        self.store.suspects.begin_solo(one, "gone too")
         assert self.attempts(one) == 1
         self.store.suspects.charge(one.identity, "gone", late=True)
         assert self.attempts(one) == 1, "its supervisor is late"
         self.store.suspects.charge(one.identity, "gone too", late=False)
         self.store.suspects.charge(one.identity, "gone too", late=False)
-        self.store.suspects.venture(one, "next")
+        self.store.suspects.begin_solo(one, "next")
         assert self.attempts(one) == 2, "its supervisor was first"
-        self.store.suspects.desist(one.identity, "next")
-        self.store.suspects.venture(one, "last")
+        self.store.suspects.end_solo(one.identity, "next")
+        self.store.suspects.begin_solo(one, "last")
         assert self.attempts(one) == 2, "it was given back"
         assert self.claim(one) == [one.message.id]
-        self.store.suspects.venture(one, "another")
+        self.store.suspects.begin_solo(one, "another")
         assert self.claim(one) == [], "it is at its end"
 
     def test_the_venture_of_who_lives_is_no_attempt(self) -> None:
         one, worker = delivery(message()), WorkerInfo(new_id(), "kit", "host", 1)
         self.store.fleet.join(worker)
-        self.store.suspects.venture(one, worker.id)
-        self.store.suspects.venture(one, "another")
+        self.store.suspects.begin_solo(one, worker.id)
+        self.store.suspects.begin_solo(one, "another")
         assert self.attempts(one) == 0
         self.store.fleet.leave(worker.id)
 
@@ -202,8 +202,8 @@ class StoreConformance:
         with self.store.unit(FLOW) as unit:
             unit.reopen([Reopening(one.identity, 1, 1)])
             unit.commit()
-        self.store.suspects.venture(one, "gone")
-        self.store.suspects.venture(one._replace(generation=1), "next")
+        self.store.suspects.begin_solo(one, "gone")
+        self.store.suspects.begin_solo(one._replace(generation=1), "next")
         assert self.attempts(one._replace(generation=1)) == 1
 
     def attempts(self, one: Delivery) -> int:

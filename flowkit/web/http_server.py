@@ -57,8 +57,8 @@ class HttpServer:
         if self._leaving.is_set():
             return "this instance is about to end"
         if worker.state != "ready":
-            return f"this worker is {worker.condition}"
-        if why := worker.refuses():
+            return f"this worker is {worker.readiness.condition}"
+        if why := worker.directions.refuses():
             return f"app {worker.app.name} is {why}"
         if worker.versions.role == "none":
             return f"version {named(worker.versions.version)} has no share of the messages: see flowkit rollout"

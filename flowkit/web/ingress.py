@@ -137,7 +137,7 @@ class Ingress:
 
     def _check_open(self, route: Route, flow: str, unread: bool) -> None:
         """Refuse what comes to a route that takes nothing now."""
-        why = self._worker.refuses(flow)
+        why = self._worker.directions.refuses(flow)
         if why:
             raise Problem(
                 HTTPStatus.SERVICE_UNAVAILABLE,

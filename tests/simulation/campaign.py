@@ -16,7 +16,7 @@ from tests.simulation.run import Result, shape, simulate
 SHARE = 20
 """Seeds that a process runs at once."""
 ACCEPTED = {
-    "desist": "only a worker that drains with a suspect which it ran alone, and could not bring to its end, is there",
+    "end_solo": "only a worker that drains with a suspect which it ran alone, and could not bring to its end, is there",
 }
 """Where faults may have hit less often than is asked for, and why."""
 MUTANT_RUNS = 250

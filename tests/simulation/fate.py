@@ -11,11 +11,11 @@ LATE = {"alone": 0.3}
 """Where runs come by when most of their faults are spent: how often one more breaks there."""
 
 RARE = {
-    "backlog": 0.5, "desist": 0.5, "first_active": 0.5, "give back": 0.5, "park": 0.5, "refusal": 0.5, "release": 0.5,
+    "backlog": 0.5, "end_solo": 0.5, "first_active": 0.5, "give back": 0.5, "park": 0.5, "refusal": 0.5, "release": 0.5,
     "exhume": 0.2, "member": 0.2, "purge_objects": 0.2, "purge_replies": 0.2,
     "bury": 0.1, "charge": 0.1, "evict": 0.1, "expire_dead": 0.1, "fold": 0.1, "free_others": 0.1, "make_active": 0.1,
     "first_mark": 0.1, "move_leases": 0.3, "move_messages": 0.3, "move_rollouts": 0.3, "move_uptime": 0.3,
-    "move_workers": 0.3, "set_mark": 0.3, "renew": 0.1, "venture": 0.1, "ventured": 0.1,
+    "move_workers": 0.3, "set_mark": 0.3, "renew": 0.1, "begin_solo": 0.1, "solo": 0.1,
     "begin_rollouts": 0.05, "change_rollout": 0.05, "confirm": 0.05, "keep_active": 0.05, "unpark": 0.05,
     "purge_inbox": 0.03, "send": 0.03, "put_object": 0.02, "put_reply": 0.02, "rollback": 0.02,
     "elect": 0.01, "free": 0.01, "others": 0.01, "settle": 0.01,

@@ -1,18 +1,24 @@
 """The processes of a run: instances of the app, each a supervisor with its workers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 from flowkit import App
-from flowkit.engine import slots as slotting
+from flowkit.config import Services, Settings
+from flowkit.engine import deadlines as timing
+from flowkit.engine import directions as directing
+from flowkit.engine import dispatcher as dispatching
+from flowkit.engine import in_flight as noting
+from flowkit.engine import maintenance as maintaining
+from flowkit.engine import outages as waiting
 from flowkit.engine import triage as triaging
 from flowkit.engine import versions as versioning
 from flowkit.engine import worker as working
-from flowkit.engine.slots import InFlight, Slots, State
+from flowkit.engine.in_flight import InFlight, Slots, State
 from flowkit.engine.worker import Worker
 from flowkit.errors import FlowKitError
 from flowkit.host import standby as standing
@@ -136,14 +142,14 @@ class Child:
             never = SimpleNamespace(asked=Event(world), hangup=Event(world))
             wait_until_active(fleet.app, services, self.slots, cast(Any, never))
             self._process.fence = Fence(APP, self._role.group, self.slots.token).key
-        venture = services.store.suspects.venture
+        begin_solo = services.store.suspects.begin_solo
 
         def note(suspect: Delivery, worker: str) -> None:
-            fleet.deeds.ventures.setdefault(suspect.identity, {})[worker] = self._process
-            venture(suspect, worker)
+            fleet.deeds.solos.setdefault(suspect.identity, {})[worker] = self._process
+            begin_solo(suspect, worker)
             world.point("alone", ("freeze",))  # nothing is locked: another worker may come by
 
-        services.store.suspects.venture = note  # type: ignore[method-assign]
+        services.store.suspects.begin_solo = note  # type: ignore[method-assign]
         since = world.time
         self.worker = worker = Worker(fleet.app, services, None, self.slots)
         fleet.sharing.join(self._process, worker, since)
@@ -213,7 +219,7 @@ class Instance:
         charge = supervisor._charge
 
         def note(victim: InFlight, worker: str) -> None:
-            together = worker not in fleet.deeds.ventures.get(victim.identity, {})
+            together = worker not in fleet.deeds.solos.get(victim.identity, {})
             fleet.deeds.charges[victim.identity] += victim.state is State.OVERDUE and together
             charge(victim, worker)
 
@@ -298,19 +304,23 @@ def simulated(world: World, fleet: Fleet) -> Iterator[None]:
         return Child(instance, slots)
 
     with ExitStack() as patches:
-        for module, name, stand_in in (
-            (working, "threading", Threads(world)),
-            (working, "gc", IDLE_COLLECTOR),
-            (working, "_log", Log(world)),
-            (working, "WATCH_SECONDS", 0.5),
-            (working, "DEADLINE_STEP_SECONDS", 0.5),
-            (standing, "threading", Threads(world)),
-            (versioning, "threading", Threads(world)),
-            (triaging, "time", clock(world)),
-            (slotting, "COUNT", SLOTS),
-            (supervising, "COUNT", SLOTS),
-            (supervising, "MOST_BACKOFF_SECONDS", 2.0),
-            (supervising, "subprocess", SimpleNamespace(Popen=spawn)),
-        ):
+        for module, name, stand_in in stand_ins(world, spawn):
             patches.enter_context(patch.object(module, name, stand_in))
         yield
+
+
+def stand_ins(world: World, spawn: Callable[..., Child]) -> list[tuple[ModuleType, str, Any]]:
+    """The module, the name in it, and what stands there for a thread, a time, a log, a limit or a process."""
+    threads, log = Threads(world), Log(world)
+    return [
+        *((module, "threading", threads) for module in (working, dispatching, timing, waiting, standing, versioning)),
+        *((module, "_log", log) for module in (working, dispatching, timing, waiting, directing)),
+        *((module, "WATCH_SECONDS", 0.5) for module in (working, dispatching, maintaining, waiting)),
+        (working, "gc", IDLE_COLLECTOR),
+        (timing, "DEADLINE_STEP_SECONDS", 0.5),
+        (triaging, "time", clock(world)),
+        (noting, "COUNT", SLOTS),
+        (supervising, "COUNT", SLOTS),
+        (supervising, "MOST_BACKOFF_SECONDS", 2.0),
+        (supervising, "subprocess", SimpleNamespace(Popen=spawn)),
+    ]

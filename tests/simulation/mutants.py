@@ -26,6 +26,7 @@ from flowkit.store.objects import SqlObjects
 from flowkit.store.queue import Queue
 from flowkit.store.residue import Residue
 from flowkit.store.sqlite import SqliteDialect
+from flowkit.store.statements import Statements
 from flowkit.store.suspects import Suspects
 from flowkit.store.unit import SqlUnit
 from tests.simulation.broker import Link
@@ -62,6 +63,7 @@ def _wrap(owner: Any, name: str, around: Callable[..., Any]) -> Any:
 
 def _statement(name: str, change: Callable[[str], str]) -> Any:
     """Change a statement of every store that is opened."""
+    assert name in Statements.__dataclass_fields__, name
 
     def around(original: Any, self: Any, *arguments: Any, **options: Any) -> None:
         original(self, *arguments, **options)
@@ -314,7 +316,7 @@ def an_outage_counts_as_an_attempt() -> Iterator[None]:
 
 @mutant
 def what_runs_alone_is_not_noted() -> Iterator[None]:
-    with patch.object(Suspects, "venture", lambda self, suspect, worker: None):
+    with patch.object(Suspects, "begin_solo", lambda self, suspect, worker: None):
         yield
 
 
@@ -325,11 +327,11 @@ def who_runs_alone_is_taken_for_dead() -> Iterator[None]:
 
 
 @mutant_of(Shape.SUSPECTS)
-def a_worker_forgets_that_it_ventured() -> Iterator[None]:
-    def venture(original: Any, self: Suspects, suspect: Any, worker: str) -> None:
+def a_worker_forgets_what_it_ran_alone() -> Iterator[None]:
+    def begin_solo(original: Any, self: Suspects, suspect: Any, worker: str) -> None:
         original(self, suspect, f"{worker}, no, {self._database.ids()}")
 
-    with _wrap(Suspects, "venture", venture):
+    with _wrap(Suspects, "begin_solo", begin_solo):
         yield
 
 

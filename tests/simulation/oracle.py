@@ -59,7 +59,7 @@ def letters_to_mend(store: SqlStore) -> list[str]:
 def unlucky(deeds: Deeds) -> set[tuple[str, str]]:
     """The messages (flow, id) some of whose attempts ended with their process."""
     late = {(flow, id) for flow, _, id in +deeds.charges}
-    return late | {(identity[0], identity[2]) for identity in deeds.ventures if deeds.killed(identity)}
+    return late | {(identity[0], identity[2]) for identity in deeds.solos if deeds.killed(identity)}
 
 
 def check(

@@ -56,7 +56,7 @@ class Deeds:
         """When a handler was called first with each generation of a message."""
         self.charges: Counter[Identity] = Counter()
         """Attempts for a deadline that passed while others ran too, by message."""
-        self.ventures: dict[Identity, dict[str, Process]] = {}
+        self.solos: dict[Identity, dict[str, Process]] = {}
         """The workers in which a message began to run alone, and nothing came of it there."""
         self.kept: dict[Process, Session] = {}
         """The session of a handler that has returned."""
@@ -71,8 +71,8 @@ class Deeds:
                 self.ends[identity, item.delivery.generation] += 1
                 assert self._world.current is not None
                 here = self._world.current.process
-                ventures = self.ventures.get(identity, {}).items()
-                self.ventures[identity] = {worker: process for worker, process in ventures if process is not here}
+                solos = self.solos.get(identity, {}).items()
+                self.solos[identity] = {worker: process for worker, process in solos if process is not here}
 
     def watched(self, call: Call) -> Call:
         """The same call of a handler, which sees whether it comes too early."""
@@ -101,7 +101,7 @@ class Deeds:
 
     def killed(self, identity: Identity) -> int:
         """How many processes died in which a message ran alone."""
-        return sum(one.status not in (None, *IN_ORDER) for one in self.ventures.get(identity, {}).values())
+        return sum(one.status not in (None, *IN_ORDER) for one in self.solos.get(identity, {}).values())
 
     def before(self, flow: str, order: Order) -> None:
         self.runs[flow, order.name] += 1

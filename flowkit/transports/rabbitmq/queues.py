@@ -20,7 +20,7 @@ ARGUMENTS = {
 }
 """Arguments of a queue, explicit whatever the broker's defaults: replicated; refusing messages rather than dropping
 them; never dropping one for its number of deliveries. Every disconnect raises that number for all messages in flight;
-a message that kills its process is found by another trace (see `engine/slots.py`)."""
+a message that kills its process is found by another trace (see `engine/in_flight.py`)."""
 DENIED, MISSING, MISMATCH = 403, 404, 406
 LOOKS, LOOK_SECONDS = 20, 0.1
 """Looks for a remaining consumer of a queue, and seconds between them: one that has just ended counts for a moment."""

@@ -1,4 +1,4 @@
-"""What `async def` handlers work with. They never touch the database: they ask their lane, whose thread may block."""
+"""The bridge from `async def` handlers to the thread of their lane, which may block: they never touch the database."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
@@ -22,26 +22,26 @@ LAZY = (Awaitable, Generator, AsyncGenerator, map)
 """Types of results that stand for work which is not done yet."""
 
 
-class Errand:
+class BlockingCall:
     """A function that a handler has its lane's thread run, and the future that gets its result."""
 
-    def __init__(self, function: "Callable[[Errand], Any]") -> None:
+    def __init__(self, function: "Callable[[BlockingCall], Any]") -> None:
         self._function = function
         self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.given_up = False
-        """Whether who waits for it was cancelled."""
+        """Whether the handler that waits for it was cancelled."""
 
     def run(self) -> Any:
         return self._function(self)
 
 
-class Clerk(Protocol):
-    """Runs errands where they may block. Called on the event loop; does not block."""
+class BlockingRunner(Protocol):
+    """Runs calls where they may block. Called on the event loop; does not block."""
 
-    def take(self, errand: Errand) -> None: ...
+    def take(self, call: BlockingCall) -> None: ...
 
-    def withdraw(self, errand: Errand) -> bool:
-        """Forget an errand; False if it was begun."""
+    def withdraw(self, call: BlockingCall) -> bool:
+        """Forget a call; False if it was begun."""
 
     def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
         """Run a function as the whole unit of work of an item, unless it is given up before the commit. Blocks."""
@@ -50,12 +50,12 @@ class Clerk(Protocol):
         """An object of the app. Blocks."""
 
 
-class Desk:
-    """Where one run of a handler works: it gets its objects and its unit of work from here. Lives on the event loop."""
+class AsyncBridge:
+    """Gives one run of a handler its objects and its unit of work. Lives on the event loop."""
 
-    def __init__(self, item: Item, clerk: Clerk) -> None:
+    def __init__(self, item: Item, runner: BlockingRunner) -> None:
         self.item = item
-        self.clerk = clerk
+        self.runner = runner
         self.objects = BufferedObjects(self)
         self._reply: tuple[Asked, bytes, float] | None = None
         self.missed: BaseException | None = None
@@ -110,19 +110,19 @@ class Desk:
             access.reply(*self._reply)
         return True
 
-    async def ask(self, function: Callable[[Errand], Any]) -> Any:
+    async def ask(self, function: Callable[[BlockingCall], Any]) -> Any:
         """What a function returns or raises, run on the lane's thread. Cancelled, it waits for what was begun."""
-        errand = Errand(function)
-        self.clerk.take(errand)
+        call = BlockingCall(function)
+        self.runner.take(call)
         try:
-            return await asyncio.shield(errand.result)
+            return await asyncio.shield(call.result)
         except (StoreConflict, Unavailable) as error:
             self.missed = error
             raise
         except asyncio.CancelledError as error:
-            errand.given_up = True
-            if not self.clerk.withdraw(errand):
-                await _over(errand.result)
+            call.given_up = True
+            if not self.runner.withdraw(call):
+                await _over(call.result)
             elif self.bound is not None and self.bound.expired():
                 self.missed = error
             raise
@@ -131,15 +131,15 @@ class Desk:
 class Work:
     """Implements ports.UnitOfWork for one message."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, bridge: AsyncBridge) -> None:
+        self._bridge = bridge
 
     async def run(self, function: Callable[[Any, Any], T]) -> T:
         self._check()
-        result: T = await self._desk.ask(lambda errand: self._apply(errand, function))
+        result: T = await self._bridge.ask(lambda call: self._apply(call, function))
         return result
 
-    def _apply(self, errand: Errand, function: Callable[[Any, Any], T]) -> T:
+    def _apply(self, call: BlockingCall, function: Callable[[Any, Any], T]) -> T:
         self._check()  # another one may have committed since it was asked for
         name = getattr(function, "__name__", type(function).__name__)
 
@@ -155,12 +155,12 @@ class Work:
             return result
 
         try:
-            return cast(T, self._desk.clerk.apply(self._desk.item, apply, lambda: errand.given_up))
+            return cast(T, self._bridge.runner.apply(self._bridge.item, apply, lambda: call.given_up))
         except SIGNALS as error:
             raise RuntimeError(f"work.run(): {name} raised {type(error).__name__}") from error
 
     def _check(self) -> None:
-        item = self._desk.item
+        item = self._bridge.item
         if item.outcome is not None:
             raise FlowKitError(
                 f"work.run() was called again for message {item.delivery.message.id}, whose unit of work is committed; "
@@ -171,32 +171,32 @@ class Work:
 class BufferedObjects:
     """Implements ports.Objects: what is written waits for the unit of work of its message."""
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, bridge: AsyncBridge) -> None:
+        self._bridge = bridge
         self._written: dict[str, tuple[bytes, str | float | None] | None] = {}
         """Key -> value as JSON, and its time to live; None for a deleted one."""
         self._read: dict[str, bytes] = {}
         """Key -> what it was when the handler read it first, as JSON: the handler may change what it was given."""
 
     async def get(self, key: str) -> Any:
-        self._desk.check_open("objects.get() was called")
+        self._bridge.check_open("objects.get() was called")
         if key in self._written:
             found = self._written[key]
             return found and from_json(found[0])
-        value = await self._desk.ask(lambda _: self._desk.clerk.read(key))
-        self._desk.check_open("objects.get() found its object")
+        value = await self._bridge.ask(lambda _: self._bridge.runner.read(key))
+        self._bridge.check_open("objects.get() found its object")
         self._read.setdefault(key, to_json(value))
         return value
 
     def put(self, key: str, value: Any, ttl: str | float | None = None) -> None:
-        self._desk.check("objects.put() was called")
+        self._bridge.check("objects.put() was called")
         body = faithful(value, f"object {key}")
         if ttl is not None:
             duration.seconds(ttl, "an object's ttl")
         self._written[check_name("an object's key", key)] = (body, ttl)
 
     def delete(self, key: str) -> None:
-        self._desk.check("objects.delete() was called")
+        self._bridge.check("objects.delete() was called")
         self._written[key] = None
 
     def write(self, objects: Objects) -> bool:

@@ -1,4 +1,4 @@
-"""Who killed the worker? Each lane notes in shared memory which message it runs; the supervisor reads it after a death.
+"""Messages in flight, in shared memory: each lane notes which message it runs; the supervisor reads it after a death.
 
 The file is made by the supervisor and mapped by both: 64 bytes for the worker's id, the token under which its group
 is active, and whether it is ready; then one slot per lane, then those of messages whose `async def` handlers are at

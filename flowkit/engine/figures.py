@@ -1,4 +1,4 @@
-"""What a worker handled lately, for who compares versions."""
+"""Figures of the messages that a worker handled lately, for the comparison of versions."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MOST = 5_000
 """So many of the last messages are enough."""
 
 
-class Recent:
+class RecentFigures:
     """Noted by lanes, each on its thread; read by the worker's upkeep."""
 
     def __init__(self, clock: Clock) -> None:

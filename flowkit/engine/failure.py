@@ -1,0 +1,30 @@
+"""What becomes of a message whose handling failed: a dead letter, a deferral or a retry."""
+
+from flowkit import duration
+from flowkit.engine.item import Exhausted, Item
+from flowkit.errors import Reject, RetryAfter, TransactionEnded, Undecodable
+from flowkit.flow import RetryPolicy
+from flowkit.ports import REFUSED, Claim, Dead, Deferred, Random, Retried
+
+DEFER_SECONDS = 5.0
+"""Seconds between two tries of a message that this version cannot read, while another version is beside it."""
+
+
+def outcome_of(
+    item: Item, error: BaseException, claim: Claim, retry: RetryPolicy, random: Random
+) -> Dead | Deferred | Retried:
+    """The outcome of a message that failed with this error, by its flow's policy."""
+    attempts = claim.attempts + 1
+    if isinstance(error, Exhausted):
+        return Dead("crashed", error)
+    if isinstance(error, Reject | TransactionEnded):
+        return Dead("rejected", error)
+    if item.unread:
+        return Deferred(DEFER_SECONDS, error)
+    if isinstance(error, Undecodable):
+        return Dead(REFUSED if item.delivery.refused else "undecodable", error)
+    if attempts >= retry.attempts:
+        return Dead("failed", error)
+    if isinstance(error, RetryAfter):
+        return Retried(duration.seconds(error.delay, "RetryAfter"), error)
+    return Retried(retry.delay(attempts, random()), error)

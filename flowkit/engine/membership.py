@@ -1,0 +1,57 @@
+"""Membership: a worker joins the fleet, and makes sure that all who receive for its store are known to its database."""
+
+from flowkit.errors import BrokerUnavailable
+from flowkit.ports import Clock, Store, Transport, WorkerInfo
+
+KNOWN_SECONDS = 3.0
+"""Seconds after which a worker that could not record its heartbeat may have been removed from the fleet by others."""
+MEETINGS = 5
+"""How often unknown workers are asked again. Each time takes half a second."""
+
+
+class Membership:
+    """The membership of one worker, from now on. Blocks as it joins.
+
+    Raises BrokerUnavailable where a copy of the database has workers of its own.
+    """
+
+    def __init__(self, store: Store, transport: Transport, clock: Clock, worker: WorkerInfo, epoch: int) -> None:
+        self._store = store
+        self._transport = transport
+        self._clock = clock
+        self._id = worker.id
+        store.fleet.join(worker, epoch)
+        self.recorded = clock.monotonic()
+        """When the store recorded this worker last."""
+        self._meet_others()
+
+    def leave(self) -> None:
+        """Leave the fleet. Blocks."""
+        self._store.fleet.leave(self._id)
+
+    def end(self) -> None:
+        """The database forgets this worker soon: from now on it does not say that it is known."""
+        self.recorded = float("-inf")
+
+    def _is_known(self) -> bool:
+        """Whether the database has recorded this worker lately. Any thread may ask."""
+        return self._clock.monotonic() - self.recorded < KNOWN_SECONDS
+
+    def _meet_others(self) -> None:
+        """See that every worker which receives for this store is known to its database. A copy of that database has
+        workers of its own, and each side would apply a part of the messages. Raises BrokerUnavailable, and the worker
+        is started again: it may be that the other side ends."""
+        strangers: dict[str, str] = {}
+        for _ in range(MEETINGS):  # a worker that is just leaving, or has just joined, is known a moment later
+            found = self._transport.others(self._id, self._is_known)
+            known = self._store.fleet.members() if found else set()
+            strangers = {id: where for id, where in found.items() if id not in known}
+            if not strangers:
+                return
+        self.leave()
+        id, where = next(iter(strangers.items()))
+        raise BrokerUnavailable(
+            f"{len(strangers)} worker(s) at the broker receive for this store and are unknown to its database, such as "
+            f"worker {id} ({where}): one of two databases is a copy of the other, and each would apply a part of the "
+            "messages; stop those workers, or let the copy be a store of its own: flowkit db adopt --apart"
+        )

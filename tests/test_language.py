@@ -44,7 +44,7 @@ NOT_YET_PLAIN: set[str] = {
     "flowkit/engine/pipeline.py",
     "flowkit/engine/recent.py",
     "flowkit/engine/relay.py",
-    "flowkit/engine/slots.py",
+    "flowkit/engine/in_flight.py",
     "flowkit/engine/triage.py",
     "flowkit/engine/versions.py",
     "flowkit/engine/worker.py",

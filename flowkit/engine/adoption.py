@@ -12,6 +12,9 @@ from flowkit.engine.envelope import renamed
 from flowkit.engine.item import Item
 from flowkit.errors import Reused, Undecodable
 from flowkit.message import MAX_NAME, NAMELESS, ORIGINAL_ID, ORIGINAL_SOURCE, UNREAD, USER_ID, Message, digest
+from flowkit.model.flow import Flow
+from flowkit.model.identity import expand
+from flowkit.model.outbox import Context
 from flowkit.ports import Clock, Delivery, Duplicate, Store, Unit
 
 PARTS = re.compile("[./]")

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from math import ceil
 
 from flowkit.app import App
-from flowkit.flow import Flow
+from flowkit.model.flow import Flow
 from flowkit.ports import DRAINED, LANES, MINIMUM, NORMAL, PAUSED, Store
 
 _log = logging.getLogger("flowkit.worker")

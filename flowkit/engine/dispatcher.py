@@ -66,7 +66,7 @@ class Dispatcher:
                 useful = [lane for lane in self._by_flow.get(flow, ()) if lane.unfinished or not lane.left]
                 cold = [lane for lane in useful if lane not in self._hot]
                 idle = [lane for lane in cold if lane not in self._running]
-                woken = [lane for lane in cold if lane.source.stocked] or idle[:1] or cold[:1]
+                woken = [lane for lane in cold if lane.consumer.stocked] or idle[:1] or cold[:1]
                 self._hot += woken
                 self._changed.notify(len(woken))
 

@@ -3,7 +3,7 @@
 from flowkit import duration
 from flowkit.engine.item import Exhausted, Item
 from flowkit.errors import Reject, RetryAfter, TransactionEnded, Undecodable
-from flowkit.flow import RetryPolicy
+from flowkit.model.retry import RetryPolicy
 from flowkit.ports import REFUSED, Claim, Dead, Deferred, Random, Retried
 
 DEFER_SECONDS = 5.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from flowkit import duration
 from flowkit.errors import DefinitionError, FlowKitError, RetryAfter, StoreUnavailable
-from flowkit.flow import Outbox
+from flowkit.model.outbox import Outbox
 from flowkit.ports import Claim, Delivery, Outcome
 
 

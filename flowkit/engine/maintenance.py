@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from flowkit.app import App
-from flowkit.config import Services
 from flowkit.engine.adoption import KnownApps
 from flowkit.engine.directions import Directions
 from flowkit.engine.dispatcher import BEAT_SECONDS, Dispatcher
@@ -14,6 +13,7 @@ from flowkit.engine.outages import WATCH_SECONDS
 from flowkit.engine.readiness import Readiness
 from flowkit.engine.versions import Versions
 from flowkit.ports import Retention
+from flowkit.services import Services
 
 CLEAN_SECONDS = 10.0
 MUCH = 1000

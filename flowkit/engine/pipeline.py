@@ -26,7 +26,6 @@ from flowkit.engine.item import (
 from flowkit.engine.relay import record
 from flowkit.engine.staging import Rows
 from flowkit.errors import StoreConflict, StoreUnavailable, TransactionEnded, Undecodable
-from flowkit.flow import Call, Context, Flow, Outbox
 from flowkit.fork import end_child
 from flowkit.model.flow import Flow
 from flowkit.model.handler import Call
@@ -41,7 +40,6 @@ from flowkit.ports import (
     Identity,
     Outcome,
     Random,
-    Source,
     Store,
     Transport,
     Unit,

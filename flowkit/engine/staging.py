@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from flowkit.engine.dead_letter import letter
 from flowkit.engine.item import Item
-from flowkit.flow import Context
+from flowkit.model.outbox import Context
 from flowkit.ports import Copy, Dead, Deferred, Done, Letter, Outcome, Reopening, Retried, Tally
 from flowkit.publisher import accepted, address
 

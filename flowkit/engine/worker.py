@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 from flowkit.app import App
-from flowkit.config import Services
 from flowkit.engine.adoption import KnownApps
 from flowkit.engine.async_lane import AsyncLane
 from flowkit.engine.async_pipeline import AsyncPipeline
@@ -28,12 +27,13 @@ from flowkit.engine.outages import WATCH_SECONDS, Outages
 from flowkit.engine.pipeline import Pipeline
 from flowkit.engine.readiness import Readiness
 from flowkit.engine.relay import Relay
-from flowkit.engine.versions import VersionedSource, Versions, named
+from flowkit.engine.versions import VersionedConsumer, Versions, named
 from flowkit.errors import StoreLost
-from flowkit.flow import Flow
 from flowkit.heap import give_back
 from flowkit.loop import Loop
+from flowkit.model.flow import Flow
 from flowkit.ports import CANDIDATE, EXCHANGE, WorkerInfo
+from flowkit.services import Services
 
 _log = logging.getLogger("flowkit.worker")
 
@@ -159,7 +159,7 @@ class Worker:
     def _observe(self, flow: Flow, consumer: VersionedConsumer, items: Sequence[Item]) -> None:
         self.services.telemetry.ended(flow.name, [item.outcome for item in items])
         if self.versions.beside:
-            self._figures.note(items, [source.seconds(item.delivery) for item in items])
+            self._figures.note(items, [consumer.seconds(item.delivery) for item in items])
 
     # ------------------------------------------------------------ steps
 
@@ -207,7 +207,7 @@ class Worker:
             thread.start()
         self.readiness.judge()
         while not self.stopping.is_set():
-            self.outages.guarded(self._watch, "broker" if self.services.transport.lease else "store")
+            self.outages.guarded(self._watch, "broker" if self.services.transport.hops else "store")
         self.readiness.state = "unready" if self.overdue else "draining"
         return self._finish(threads, grace)
 
@@ -237,7 +237,7 @@ class Worker:
     def _watch(self) -> None:
         """Wait for news and heat the lanes that have some."""
         transport = self.services.transport
-        if not transport.lease:
+        if not transport.hops:
             self.maintenance.tick()
         flows = {lane.flow.name for lane in self.lanes if not lane.left}
         places = {place for flow in flows for place in self.versions.places(flow)}
@@ -298,7 +298,7 @@ def _prepare(app: App, services: Services, flows: Sequence[Flow]) -> None:
     transport.declare([flow.name for flow in flows], shared)
     for doubt in transport.doubts({flow.name: flow.deadline for flow in flows}):
         _log.warning("%s", doubt)
-    if transport.lease:
+    if transport.hops:
         store.queue.unpark(
             [*app.flows, *(f + CANDIDATE for f in app.flows), *(EXCHANGE + one.channel for one in shared)]
         )

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flowkit.app import App
-from flowkit.config import Services, Settings, connect, open_store
 from flowkit.engine.in_flight import Slots
 from flowkit.engine.worker import Worker
 from flowkit.errors import ConfigError, StoreOutdated

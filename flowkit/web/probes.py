@@ -93,8 +93,8 @@ class Probes:
         transport = "takes messages" if self._services.transport.ready else "takes no messages now"
         for flow, why in sorted(self._services.transport.hindered.items()):
             transport += f"; flow {flow} cannot receive: {why}"
-        shed = ", ".join(sorted(self._worker.shed))
-        rests = ", ".join(f"{name} is {what}" for what, name in self._worker.rests)
+        shed = ", ".join(sorted(self._worker.directions.shed))
+        rests = ", ".join(f"{name} is {what}" for what, name in self._worker.directions.resting)
         return {
             "store": store,
             "transport": transport,

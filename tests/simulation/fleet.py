@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, cast
 from unittest.mock import patch
 
 from flowkit import App
-from flowkit.config import Services, Settings
 from flowkit.engine import deadlines as timing
 from flowkit.engine import directions as directing
 from flowkit.engine import dispatcher as dispatching

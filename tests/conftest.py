@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import hypothesis
 import psycopg
@@ -16,9 +15,6 @@ from flowkit.settings import Settings
 from tests.services import rabbitmq
 from tests.services.postgresql import PostgreSQL, find_binaries
 from tests.services.rabbitmq import RabbitMQ
-
-if TYPE_CHECKING:
-    from tests.test_web import Site
 
 CI = bool(os.environ.get("CI"))
 PROOF = bool(os.environ.get("FLOWKIT_PROOF"))
@@ -124,16 +120,6 @@ def postgresql_url(request: pytest.FixtureRequest, postgresql: PostgreSQL) -> It
 def sqlite_url(tmp_path: Path) -> str:
     """A fresh database on SQLite."""
     return f"sqlite:///{tmp_path}/flowkit.db"
-
-
-@pytest.fixture
-def site(request: pytest.FixtureRequest, sqlite_url: str) -> "Iterator[Site]":
-    """A worker that serves what the test's module calls `shop`."""
-    from tests.test_web import Site
-
-    made = Site(sqlite_url, request.module.shop())
-    yield made
-    made.close()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgresql)])

@@ -21,10 +21,10 @@ from flowkit.host.supervisor import COMMAND
 from flowkit.services import connect
 from flowkit.settings import Settings
 from flowkit.sla.testbed import HOST, wait_until
-from tests import canary_app
 from tests.services import free_port
 from tests.services.postgresql import PostgreSQL
-from tests.shop import Base as Shop
+from tests.support import canary_app
+from tests.support.shop import Base as Shop
 
 SECRET = "4111-canary-3f9a"
 ROOT = Path(__file__).parent.parent.parent
@@ -61,7 +61,9 @@ def _failures(url: str) -> Verdict:
     canary_app.app.publish(canary_app.orders, {"name": SECRET}, headers={"authorization": f"Bearer {SECRET}"})
     canary_app.app.close()
     outputs = {
-        "log, traces and metrics": said({**settings, **TELEMETRY}, "run", "tests.canary_app:app", "--until-idle")
+        "log, traces and metrics": said(
+            {**settings, **TELEMETRY}, "run", "tests.support.canary_app:app", "--until-idle"
+        )
     }
     listed = said(settings, "dead", "list", "--json")
     outputs["dead list --json"] = listed

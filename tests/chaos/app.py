@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from flowkit import FlowKitError, Message, Objects, Outbox, Reject, RetryPolicy
-from tests.shop import Effect, Order, new_app
+from tests.support.shop import Effect, Order, new_app
 
 # A worker that is killed while a suspect runs alone in it costs that one an attempt: many are killed here.
 RETRY = RetryPolicy(attempts=100, first="50ms", factor=1)

@@ -19,7 +19,7 @@ from tests.chaos.app import DEEDS
 from tests.chaos.fleet import Client, Host
 from tests.chaos.oracle import FLOWS, Verdict
 from tests.chaos.scene import Scene
-from tests.shop import Base
+from tests.support.shop import Base
 
 HOSTS = 2
 CLIENTS = 2

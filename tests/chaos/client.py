@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flowkit import FlowKitError, OutcomeUnknown
 from tests.chaos.app import DEEDS, app, orders
-from tests.shop import Order
+from tests.support.shop import Order
 
 PATIENCE_SECONDS = 90.0
 GIVES_UP = 0.05

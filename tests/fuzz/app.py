@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from flowkit import App, Message, Reject, RetryPolicy, UnitOfWork
-from tests.shop import Effect, Order, new_app
+from tests.support.shop import Effect, Order, new_app
 
 RETRY = RetryPolicy(attempts=2, first="10ms", jitter=0)
 

@@ -16,7 +16,7 @@ from tests.fuzz.app import make
 from tests.fuzz.corpus import Door, Input, Raw
 from tests.fuzz.host import Host, wait
 from tests.fuzz.oracle import Told, Verdict, identities, judge, refusal
-from tests.shop import Base
+from tests.support.shop import Base
 
 CALLERS = 8
 STALL_SECONDS = 45.0

@@ -29,7 +29,7 @@ from tests.proof.rows import ROOT
 from tests.simulation.campaign import seldom
 
 HOME = ROOT / "docs" / "proof"
-CODE = ("flowkit", "connectors", "tests/shop.py")
+CODE = ("flowkit", "connectors", "tests/support/shop.py")
 """What every part is about."""
 MODULES = ("__main__", "app", "campaign", "client", "fleet", "host", "oracle", "scene")
 CAMPAIGN = (*(f"tests/chaos/{name}.py" for name in MODULES), "tests/services")

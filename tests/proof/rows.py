@@ -109,7 +109,8 @@ def shown() -> dict[int, list[str]]:
     """Row -> its tests, as file::test."""
     found: dict[int, list[str]] = {number: [] for number in ROWS}
     files = {str(path.relative_to(ROOT)): path for path in sorted((ROOT / "tests").rglob("test_*.py"))}
-    files["flowkit/testing/conformance.py"] = Path(conformance.__file__)  # wherever it is installed
+    kit = Path(conformance.__file__).parent  # wherever it is installed
+    files |= {f"flowkit/testing/conformance/{path.name}": path for path in sorted(kit.glob("*.py"))}
     for name, path in files.items():
         for test in TEST.findall(path.read_text()):
             numbered = NUMBERED.match(test)

@@ -20,7 +20,6 @@ from flowkit.ports import Rollout
 from flowkit.services import SystemClock
 from flowkit.store.library import sqlite_driver
 from flowkit.store.sqlite import open_store
-from tests.shop import Base
 from tests.simulation import oracle
 from tests.simulation.database import IDLE
 from tests.simulation.fate import Fate, Planned, Seeded
@@ -29,6 +28,7 @@ from tests.simulation.outside import NEW, Change, Client, Deployer, Operator
 from tests.simulation.sharing import Sharing
 from tests.simulation.shop import APP, DEEDS, Order, new_app
 from tests.simulation.world import START, Fault, Stuck, World
+from tests.support.shop import Base
 
 KINDS = (
     "kill", "freeze", "cut", "cut after", "full", "busy",

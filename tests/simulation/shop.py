@@ -16,8 +16,8 @@ from flowkit.errors import FlowKitError
 from flowkit.host.supervisor import STOPPED
 from flowkit.model.handler import Call
 from flowkit.ports import Dead, Delivery, Done, Giver, Identity, Retried
-from tests.shop import Base, Effect, Unique
 from tests.simulation.world import Process, World
+from tests.support.shop import Base, Effect, Unique
 
 APP = "sim"
 ATTEMPTS = 12

@@ -1,0 +1,1 @@
+"""Tests of the analysis of an app's source."""

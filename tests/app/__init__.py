@@ -1,0 +1,1 @@
+"""Tests of what stands beside the packages: mistakes in an app, settings, the publisher, dependencies."""

@@ -1,0 +1,1 @@
+"""Tests of what makes a process: the start, the end, the supervisor, groups."""

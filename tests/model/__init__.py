@@ -1,0 +1,1 @@
+"""Tests of channels, flows and bodies."""

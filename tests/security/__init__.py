@@ -1,0 +1,1 @@
+"""Tests of threats, of secrets in texts, and of encryption."""

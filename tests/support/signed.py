@@ -1,0 +1,3 @@
+"""Messages with signatures, and an attacker at the broker."""
+
+HEADERS = {"tenant": "blue"}

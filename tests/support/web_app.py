@@ -1,0 +1,14 @@
+"""The app with routes that tests run in worker processes."""
+
+from sqlalchemy.orm import Session
+
+from flowkit import web
+from tests.support.shop import Effect, Order, new_app
+
+app = new_app("front")
+orders = web.post("/orders")
+
+
+@app.flow(orders)
+def accept(order: Order, db: Session) -> None:
+    db.add(Effect(name=order.name))

@@ -1,0 +1,1 @@
+"""Tests of traces, metrics and logs."""

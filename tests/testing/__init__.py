@@ -1,0 +1,1 @@
+"""Tests of what FlowKit gives to tests of apps."""

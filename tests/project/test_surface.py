@@ -9,7 +9,7 @@ import pytest
 
 from tests.surface.comparison import Agreed, agreed, compare
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 AT_OLDEST = f"typer=={version('typer')}" in (ROOT / "oldest.txt").read_text()
 
 

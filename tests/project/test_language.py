@@ -22,8 +22,6 @@ WRITTEN_BY_TOOLS = {"docs/proof.md"}
 QUOTED = {("docs/guides/security.md", "told of")}
 """(page, words): the page shows what a program prints."""
 NOT_YET_PLAIN: set[str] = {
-    "CONTRIBUTING.md",
-    "docs/architecture.md",
     "flowkit/app.py",
     "flowkit/cli/commands/dead.py",
     "flowkit/cli/commands/options.py",

@@ -13,8 +13,8 @@ from benchmarks.cpu import Usage
 from benchmarks.database import Database
 from benchmarks.work import Order
 from benchmarks.worker import FlowKit
-from flowkit.telemetry import OFF, Telemetry
 from flowkit.telemetry.otel import OpenTelemetry
+from flowkit.telemetry.port import OFF, Telemetry
 
 SHARES = {"off": None, "1 %": 0.01, "100 %": 1.0}
 

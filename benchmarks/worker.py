@@ -16,7 +16,7 @@ from flowkit.engine.worker import Worker
 from flowkit.ports import Done
 from flowkit.services import connect, open_store
 from flowkit.settings import Settings
-from flowkit.telemetry import OFF, Telemetry
+from flowkit.telemetry.port import OFF, Telemetry
 
 INBOX = "SELECT count(*) FROM flowkit_inbox WHERE flow = 'bench.work' AND state = 1"
 ONWARD = "SELECT count(DISTINCT causation) FROM flowkit_messages WHERE flow = 'bench.after'"

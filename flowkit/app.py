@@ -257,7 +257,7 @@ class App:
         self._publisher = Publisher(services.store, self.context(services))
 
     def context(self, services: Services) -> Context:
-        """What making messages needs."""
+        """The parts needed to make messages."""
         limit = min(self.max_body, services.transport.limit)
         return Context(services.clock, services.ids, self.max_delay, limit, services.telemetry)
 

@@ -9,7 +9,8 @@ from flowkit.message import new_id
 from flowkit.ports import Clock, Ids, Random, Store, Transport
 from flowkit.registry import BuiltIn, Registry
 from flowkit.settings import Settings
-from flowkit.telemetry import OFF, Telemetry, ambient
+from flowkit.telemetry import ambient
+from flowkit.telemetry.port import OFF, Telemetry
 from flowkit.transports import Opening, OpenTransport
 from flowkit.url import mask, scheme
 

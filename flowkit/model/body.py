@@ -24,12 +24,12 @@ SHAPES = {
     **dict.fromkeys(("int", "float", "bool"), "a number"),
     **dict.fromkeys(("str", "bytes"), "text"),
 }
-"""Kind of core schema -> what its values are in JSON. Values of one shape are never read as those of another, but for
-text, which may say a number."""
+"""Kind of core schema -> the JSON shape of its values. Values of one shape are never read as another, except for text,
+which may contain a number."""
 
 
 class Body:
-    """How values of one annotation become bytes and come back: text and bytes as they are, all else as JSON."""
+    """Converts values of one annotation to bytes and back: text and bytes unchanged, all else as JSON."""
 
     def __init__(self, annotation: Any, where: str, untyped: bool = False) -> None:
         """`untyped`: the channel has no type, so that text is JSON there too."""
@@ -64,7 +64,7 @@ class Body:
     # ------------------------------------------------------------ bytes to values
 
     def decode(self, body: bytes) -> Any:
-        """The value of a received body. Raises Undecodable with the fields at fault."""
+        """Return the value of a received body. Raises Undecodable, which names the invalid fields."""
         try:
             if self.raw is bytes:
                 return body
@@ -111,7 +111,7 @@ class Body:
 
     def check(self) -> None:
         """Find what of the annotation never comes out as it went in. Raises DefinitionError with what to write
-        instead. What is not defined yet is found at the first send."""
+        instead. Names that are not defined yet are found at the first send."""
         with suppress(PydanticUserError):
             _ = self._sent
 
@@ -141,7 +141,7 @@ class Body:
         except ValidationError as error:
             raise TypeError(f"{self.where} carries {named(self.annotation)}: {faults(error, whole=False)}") from None
         except PydanticSerializationError as error:
-            # What follows is the text of a serializer, which may repeat the value.
+            # The rest is the text of a serializer, which may repeat the value.
             said = re.sub(r"(?s)^(Error calling function [^:]*).*", r"\1", str(error))
             raise TypeError(f"{self.where}: {type(value).__name__} cannot be serialised: {said}") from None
 

@@ -22,9 +22,9 @@ Isolation = Literal["batch", "savepoint", "single"]
 SourceFrom = Literal["user_id"]
 """The user of RabbitMQ that sent a message: RabbitMQ checks that property."""
 LANES = 2
-"""Lanes of a flow that says nothing of its concurrency, on a store with many writers."""
+"""Lanes of a flow without `concurrency=`, on a store with many writers."""
 IN_FLIGHT = 100
-"""Messages of an `async def` flow that says nothing of its concurrency, at work at once."""
+"""Messages in flight at once of an `async def` flow without `concurrency=`."""
 MOST_IN_FLIGHT = 1000
 
 
@@ -39,17 +39,17 @@ class Flow:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     deadline: float = 60.0
     concurrency: int | None = None
-    """Lanes in each worker; for an `async def` handler the messages at work in its one lane. See `lanes`, `reach`."""
+    """Lanes in each worker; for an `async def` handler the messages in flight in its one lane. See `lanes`, `reach`."""
     batch: int = 100
     isolate: Isolation = "batch"
     id_from: IdFrom | None = None
-    """Where foreign messages, or requests, have their id."""
+    """The place of the id in foreign messages or requests."""
     source_from: SourceFrom | None = None
     """The property that names the sender of a foreign message, in place of the message's own word."""
     settings: bool = False
-    """Whether the handler changes settings of its transaction or connection by functions, where nobody sees it."""
+    """Whether the handler changes settings of its transaction or connection by SQL functions, unseen by FlowKit."""
     priority: int = 0
-    """In a reduced service those with less rest first."""
+    """In reduced service, flows with lower priority rest first."""
     signature: Signature = field(init=False, repr=False)
     binding: Binding = field(init=False, repr=False)
     """How the messages of its source reach its handler."""
@@ -76,7 +76,7 @@ class Flow:
 
     @cached_property
     def identifier(self) -> Identifier:
-        """What finds the ids of foreign messages, or of requests."""
+        """The object that finds the ids of foreign messages or requests."""
         return Identifier(self.name, self.id_from, self.body)
 
     def wants(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Flow:
 
     @property
     def replies(self) -> bool:
-        """Whether what it returns answers whoever sent its message, and is not sent on."""
+        """Whether its result is the reply to the sender of its message, and is not published."""
         return self.binding.replies
 
     @property

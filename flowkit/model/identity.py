@@ -1,4 +1,4 @@
-"""Messages and requests of other programs: what their bodies are, and under which id they take effect once."""
+"""Messages and requests of other programs: their bodies, and the ids under which they take effect once."""
 
 import dataclasses
 import logging
@@ -18,7 +18,7 @@ from flowkit.model.body import Body
 
 COMPRESSED = frozenset({"gzip", "x-gzip", "deflate"})
 UNCHANGED = frozenset({"", "identity", "utf-8", "utf8", "us-ascii", "ascii", "binary", "7bit", "8bit"})
-"""Words that programs write as the content encoding of a body that is as it is."""
+"""Content encodings that programs write for a body that is not encoded."""
 GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _log = logging.getLogger("flowkit.foreign")
 
@@ -86,7 +86,7 @@ class Identifier:
             )
 
     def find(self, message: Message) -> str:
-        """The id of a foreign message; empty where it has none, which is said once.
+        """The id of a foreign message; empty if it has none, which is logged once.
 
         Raises Undecodable when `id_from` finds none, or what the body's own validation raises.
         """

@@ -8,22 +8,22 @@ from flowkit.errors import DefinitionError, FlowKitError, TooLarge, Unrouted
 from flowkit.message import CONTENT_TYPE, MAX_BODY, Message, check_name, check_sent, digest
 from flowkit.model.channel import Channel, Routed
 from flowkit.ports import Clock, Ids
-from flowkit.telemetry import OFF, Telemetry
+from flowkit.telemetry.port import OFF, Telemetry
 
 
 class Outgoing(NamedTuple):
-    """What a handler sends: not yet addressed to flows."""
+    """A message that a handler sends, not addressed to flows yet."""
 
     message: Message
     delay: float
     digest: str = ""
-    """Of its body, where its sender chose its id: that of another body, which was accepted before, is refused."""
+    """The digest of its body, if its sender chose its id. The store refuses the same id with another digest."""
     request: str = ""
-    """The same of the HTTP request that it came by, whose body may be packed in another way by another version."""
+    """The digest of its HTTP request, if there was one: another version may serialize the body differently."""
 
 
 class Context(NamedTuple):
-    """What making messages needs, fixed for a process."""
+    """The parts needed to make messages; fixed for a process."""
 
     clock: Clock
     ids: Ids
@@ -40,8 +40,8 @@ def compose(
     cause: Message | None = None,
     encoded: bool = False,
 ) -> Outgoing:
-    """The message of a routed value, or of bytes that are `encoded` already. Raises TypeError, TooLarge or Undecodable
-    when it cannot be one."""
+    """Return the message of a routed value, or of bytes that are `encoded` already. Raises TypeError, TooLarge or
+    Undecodable if the value cannot be a message."""
     channel = routed.channel
     body = routed.value if encoded else channel.body.encode(routed.value)
     if len(body) > context.max_body:
@@ -80,7 +80,7 @@ class Sender(Protocol):
 
     @property
     def to(self) -> Collection[Channel[Any]]:
-        """The channels that it may send to."""
+        """The channels to which the flow may send."""
 
 
 class Outbox:
@@ -135,7 +135,7 @@ class Outbox:
 
 
 def unrouted(channel: str) -> str:
-    """What to say when nobody subscribes to a channel."""
+    """Return the error for a channel without subscribers."""
     return (
         f"no flow subscribes to channel {channel}; start a worker with a flow that has it as its source, or declare "
         f"it app.channel({channel!r}, …, optional=True) if its messages may go nowhere"

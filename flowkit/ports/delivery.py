@@ -1,4 +1,4 @@
-"""Messages on their way: what a lane received, what came of it, and what the store and the transport write."""
+"""Values that describe a message on its way: deliveries, outcomes, and the records of stores and transports."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,34 +6,34 @@ from typing import Any, NamedTuple
 from flowkit.message import Message
 
 Identity = tuple[str, str, str]
-"""(flow, source, id): what takes effect once."""
+"""(flow, source, id). The store commits the effects of each identity at most once."""
 
 
 class Delivery(NamedTuple):
-    """A message as received: one addressed copy in the hands of one lane."""
+    """A copy that one lane has received and has not settled."""
 
     message: Message
     flow: str
     generation: int = 0
-    """How often it was sent again on purpose. Its inbox row expects this number or a lower one."""
+    """How often it was sent again on purpose. The inbox row refuses generations below the one that it expects."""
     attempts: int = 0
-    """Failures recorded when it was staged. The inbox row, where there is one, knows better."""
+    """Failed attempts when it was staged. If there is an inbox row, its number is newer."""
     deliveries: int = 1
-    """How often it was handed out. With `row` it is the lease token: a stale one changes nothing."""
+    """How often it was received. With `row` this is the token of the lease: a stale token changes nothing."""
     staged: float = 0.0
     """When this generation was staged, in seconds since the epoch, by the database's clock."""
     row: str | None = None
-    """Its message row, where the transport works on rows; that row is removed in the unit of work."""
+    """Its message row, if the rows are the queue. The unit of work removes that row."""
     tag: Any = None
-    """The transport's own handle to settle it."""
+    """The handle by which the transport settles it."""
     foreign: bool = False
-    """Whether another program sent it: it is accepted when it is first recorded, not when it was sent."""
+    """Whether another program sent it. The ledger then counts it when the store first records it."""
     unidentified: bool = False
-    """Whether it came without an id: it got a fresh one, as it does each time that it arrives."""
+    """Whether it came without an id. It gets a new id each time that it arrives."""
     digest: str = ""
-    """Of its body, where FlowKit did not choose its id, so that another message may have the same."""
+    """The digest of its body, if FlowKit did not choose its id: another message may then have the same id."""
     refused: str = ""
-    """Why it is not the message that it claims to be. It is foreign then, and no handler runs for it."""
+    """Why it is not the message that it claims to be; else empty. A refused message is foreign, and no handler runs."""
 
     @property
     def identity(self) -> Identity:
@@ -45,48 +45,37 @@ class Done(NamedTuple):
 
 
 class Duplicate(NamedTuple):
-    """It was already applied, is dead, or was sent again since: nothing to do."""
+    """The message was already applied, is dead, or was sent again since. Nothing is to be done."""
 
 
 class Retried(NamedTuple):
-    """It failed and waits as a row for its next attempt."""
+    """The attempt failed. A message row waits `after` seconds for the next one."""
 
     after: float
     error: BaseException
 
 
 class Dead(NamedTuple):
-    """It is a dead letter."""
+    """The message is a dead letter."""
 
     reason: str
     error: BaseException | None = None
 
 
-class Forwarded(NamedTuple):
-    """It was handed to another flow under the same identity."""
-
-    to: str
-
-
 class Deferred(NamedTuple):
-    """It waits as a row until this version of the app, or another, can read it. No attempt."""
+    """No attempt: this version cannot read the message. A row waits `after` seconds for a version that can."""
 
     after: float
     error: BaseException
 
 
-class Expired(NamedTuple):
-    """An explicit policy ended it unhandled."""
-
-
 REFUSED = "refused"
 """The reason of a dead letter that is not the message that it claims to be."""
-Outcome = Done | Duplicate | Retried | Dead | Forwarded | Deferred | Expired
+Outcome = Done | Duplicate | Retried | Dead | Deferred
 EXCHANGE = "exchange:"
-"""What is addressed to `exchange:CHANNEL` goes to the exchange of a shared channel, for other programs."""
+"""A copy for `exchange:CHANNEL` goes to the exchange of a shared channel, for other programs."""
 CANDIDATE = "@candidate"
-"""What is addressed to `FLOW@candidate` is for the version of the app that is rolled out. It is that flow's all the
-same: its inbox, its ledger, its dead letters."""
+"""A copy for `FLOW@candidate` is for the candidate of a rollout. Inbox, ledger and dead letters count it for `FLOW`."""
 
 
 class Copy(NamedTuple):
@@ -99,27 +88,27 @@ class Copy(NamedTuple):
     attempts: int = 0
     delay: float = 0.0
     staged: float = 0.0
-    """When its row was staged, in seconds since the epoch; 0: just now."""
+    """When its row was staged, in seconds since the epoch; 0 for now."""
 
     @property
     def exchange(self) -> str:
-        """The shared channel whose exchange it is for; empty for a flow's copy."""
+        """The shared channel whose exchange gets this copy; empty if it is for a flow."""
         return self.flow.removeprefix(EXCHANGE) if self.flow.startswith(EXCHANGE) else ""
 
 
 class Claim(NamedTuple):
-    """What the inbox knows of a message that may run now."""
+    """The inbox row of a message that may run now."""
 
     attempts: int = 0
     suspect: bool = False
-    """It may have killed its process, so it runs alone."""
+    """Whether the message may have killed its worker, so that it runs alone."""
     at: int = 0
-    """Microseconds of the database's clock as it was made, which tell it from another worker's claim of the same
-    message; 0 where it was only looked for."""
+    """When it was made, in microseconds of the database's clock. It tells the claim from another worker's claim of the
+    same message. 0 after a mere look."""
 
 
 class Reopening(NamedTuple):
-    """An inbox row set open again, expecting `generation` next."""
+    """An inbox row that is set to open, and expects `generation` next."""
 
     identity: Identity
     generation: int
@@ -128,7 +117,7 @@ class Reopening(NamedTuple):
 
 
 class Letter(NamedTuple):
-    """A dead letter: the delivery, why, and after how many attempts."""
+    """A dead letter: the delivery, the reason, the error with its stack, and the number of attempts."""
 
     delivery: Delivery
     reason: str
@@ -138,7 +127,7 @@ class Letter(NamedTuple):
 
 
 class Receipt(NamedTuple):
-    """What a transport says of a copy that it was given to carry away."""
+    """The answer of a transport for one copy that it was to send; `reason` says why it is not confirmed."""
 
     copy: Copy
     confirmed: bool
@@ -146,14 +135,14 @@ class Receipt(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """Messages that are not at their end: due or in work now, and waiting for a later time."""
+    """Numbers of pending messages: due or in flight now, and delayed until later."""
 
     now: int
     later: int
 
 
 class Tally(NamedTuple):
-    """Counts of addressed copies, added to the ledger."""
+    """Numbers of copies to add to the ledger."""
 
     accepted: int = 0
     applied: int = 0
@@ -161,15 +150,15 @@ class Tally(NamedTuple):
     discarded: int = 0
     expired: int = 0
     unidentified: int = 0
-    """Of the accepted ones, those that came without an id."""
+    """The accepted copies that came without an id."""
     reused: int = 0
-    """Duplicates that are none: their body is another one than that of the message that has their id."""
+    """Copies that look like duplicates, but whose body differs from that of the message with the same id."""
 
 
 class Shared(NamedTuple):
-    """A channel that other programs use too, and those of our flows that receive from it."""
+    """A channel that other programs use too, and the app's flows that receive from it."""
 
     channel: str
     flows: Sequence[str]
     optional: bool
-    """Whether its messages may go nowhere."""
+    """Whether a message without a receiver is no error."""

@@ -1,86 +1,86 @@
-"""The nouns of the store that hold the fleet: workers, directions, groups, rollouts, uptime."""
+"""The parts of the store for the fleet: workers, directions, groups, rollouts, uptime."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 
 class WorkerInfo(NamedTuple):
-    """Who a worker is."""
+    """The description of a worker in the store."""
 
     id: str
     app: str
     host: str
     pid: int
     group: str = ""
-    """Of the instances that are active, or spare, together; empty where there are no spare ones."""
+    """The group of instances that are active, or on standby, together; empty without standby."""
     site: str = ""
     version: str = ""
 
 
 class Figures(NamedTuple):
-    """What a worker handled since the last change of its app's rollout, at most in the last minute."""
+    """Figures of a worker since the last change of its app's rollout, of at most the last minute."""
 
     handled: int = 0
     failed: int = 0
-    """Of these: attempts that failed, and what this version could not read."""
+    """Of the handled messages, those whose attempt failed or that this version could not read."""
     p99: float = 0.0
-    """Seconds from when a worker received a message to the commit of what came of it, at 99 %."""
+    """The 99th percentile, in seconds, of the time from receiving a message to the commit of its outcome."""
 
 
 class Fleet(Protocol):
-    """The workers."""
+    """The workers of all apps. Every call blocks."""
 
     def join(self, worker: WorkerInfo, epoch: int = 0) -> None:
-        """Record a worker, and the epoch of the rollout that it goes by. Hold its liveness lock for as long as this
-        process lives."""
+        """Record a worker, and the epoch of the rollout that it conforms to. Hold its liveness lock while this process
+        lives."""
 
     def leave(self, worker: str) -> None:
-        """Forget a worker that ended in order."""
+        """Remove a worker that shuts down cleanly."""
 
     def beat(self, worker: str, state: str, epoch: int = 0, figures: Figures | None = None) -> None:
-        """Say that a worker is alive, which epoch of its app's rollout it goes by, and what it handled lately; free the
-        leases of those that are dead."""
+        """Record the heartbeat of a worker: its state, the epoch that it conforms to, and its figures. Free the leases
+        of dead workers."""
 
     def ready(self, app: str) -> int:
-        """How many workers of an app are ready, by their heartbeats."""
+        """Return how many workers of an app are ready, by their heartbeats."""
 
     def is_staffed(self, app: str) -> bool:
-        """Whether a worker of an app lives, ready or not, as far as its lock or its heartbeats tell."""
+        """Return whether a worker of an app lives, ready or not, by its lock or its heartbeats."""
 
     def members(self) -> set[str]:
-        """The workers of all apps that are recorded."""
+        """Return the ids of the recorded workers of all apps."""
 
 
 PAUSED, DRAINED, WORKERS, LANES = DIRECTIONS = ("paused", "drained", "workers", "lanes")
-"""What the fleet can be directed to: flows, or all of an app, begin nothing; they get nothing over HTTP; each instance
-of an app has so many worker processes; each worker has so many lanes of a flow."""
+"""The kinds of directions. Paused flows, or apps, begin no message. Drained ones accept nothing over HTTP. `workers` is
+the number of worker processes of each instance of an app, `lanes` the number of lanes of a flow in each worker."""
 NORMAL, MINIMUM = "normal", "minimum"
-"""So many workers of an app take its normal service, and its minimum service: with fewer, flows rest."""
+"""The numbers of workers that an app needs for normal and for minimum service. With fewer, flows rest."""
 
 
 class Directions(Protocol):
-    """Settings that operators make for flows and apps while they run."""
+    """The settings that operators change while flows and apps run. Every call blocks."""
 
     def set(self, what: str, names: Collection[str], value: int | None) -> None:
-        """Direct the whole fleet: set something of these flows or apps, one of the DIRECTIONS; None: set it no more."""
+        """Set `what`, one of the DIRECTIONS, for these flows or apps in the whole fleet. None removes the setting."""
 
     def read(self) -> Mapping[tuple[str, str], int]:
-        """What is set: (what, name) -> value."""
+        """Return the settings: (what, name) -> value."""
 
 
 class Uptime(Protocol):
-    """The times at which apps gave at least their minimum service."""
+    """The periods in which apps gave at least their minimum service. Every call blocks."""
 
     def note(self, app: str) -> None:
-        """An app gives at least its minimum service now."""
+        """Record that an app gives at least its minimum service now."""
 
     def read(self, app: str, seconds: float) -> Sequence[tuple[float, float]]:
-        """From and until when it did, in seconds before now, in order: as far back as this, and the last one that began
-        before."""
+        """Return the periods as (begin, end), in seconds before now, in order: those that began within the last
+        `seconds`, and the one before them."""
 
 
 class Standing(NamedTuple):
-    """Which group of an app's instances is active, for how many seconds from now, and the token of that time."""
+    """The active group of an app, the token of its lease, and the seconds until the lease expires."""
 
     group: str
     token: int
@@ -88,7 +88,7 @@ class Standing(NamedTuple):
 
 
 class Fence(NamedTuple):
-    """What a process commits counts only while its group is active under this token."""
+    """The lease under which a process may commit. Once its group is active under this token no more, commits fail."""
 
     app: str
     group: str
@@ -96,37 +96,40 @@ class Fence(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What it is called in the store."""
+        """Name, holder and token of the lease in the store."""
         return f"active:{self.app}", self.group, self.token
 
 
 class Groups(Protocol):
-    """The active group of instances of each app."""
+    """The active group of instances of each app. Every call blocks."""
 
     def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing | None:
-        """Which group of the app is active; None: none ever was. If it is this one, it stays so for `seconds` more. If
-        the time of the last one is over and this one is `ready`, it is active from now on, and what members of others
-        held is free; but no group is while workers without one were heard of in the last `seconds`. These are the group
-        "", which only keeps others away: its time is over when it does no more.
+        """Return the active group of the app, after this group has renewed or acquired the lease; None if no group was
+        ever active.
+
+        The active group renews its lease for `seconds`. A `ready` group acquires a lease that has expired, and frees
+        the messages that other groups' workers held. It cannot while a worker without a group has sent a heartbeat in
+        the last `seconds`. Such workers form the group "", whose lease only blocks others, and expires when the
+        heartbeats stop.
         """
 
     def step_down(self, app: str, group: str, silent: float) -> None:
-        """Let the time of this group be over, unless a worker of it was heard of in the last `silent` seconds."""
+        """End the lease of this group, unless one of its workers has sent a heartbeat in the last `silent` seconds."""
 
     def standing(self, app: str) -> Standing | None:
-        """The same, by a look that changes nothing."""
+        """Return the active group of the app, and change nothing; None if no group was ever active."""
 
 
 class Rollout(NamedTuple):
-    """Which versions of an app run side by side.
+    """The versions of an app that run side by side.
 
     The candidate handles `weight` percent of the messages, by the hash of their keys, and the baseline all others.
-    While it is not `settled`, some workers still go by the weight `before`, or finish what they began by it.
+    While the rollout is not `settled`, some workers still conform to the weight `before`, or finish messages by it.
     """
 
     baseline: str
     candidate: str = ""
-    """The version that is rolled out, or was rolled out last; empty if none ever was."""
+    """The version of this rollout, or of the last one; empty if there was none."""
     weight: int = 0
     before: int = 0
     epoch: int = 0
@@ -141,37 +144,37 @@ class Rollout(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """Of so many percent the candidate may have messages in hand."""
+        """Percent of the messages of which the candidate may have some in flight."""
         return self.weight if self.settled else max(self.weight, self.before)
 
     def start(self, version: str, weight: int) -> "Rollout":
-        """A version gets so many percent."""
+        """Return the rollout in which `version` is the candidate, with `weight` percent."""
         return self._replace(candidate=version, weight=weight, before=self.reach)
 
     def shift(self, weight: int) -> "Rollout":
-        """The candidate gets so many percent."""
+        """Return the rollout in which the candidate has `weight` percent."""
         return self._replace(weight=weight, before=self.reach)
 
     def promote(self, version: str) -> "Rollout":
-        """A version is the baseline, and has all messages."""
+        """Return the rollout in which `version` is the baseline, and handles all messages."""
         return self._replace(baseline=version, candidate=version, weight=0, before=self.reach)
 
     def roll_back(self) -> "Rollout":
-        """The baseline has all messages again."""
+        """Return the rollout in which the baseline handles all messages again."""
         return self._replace(weight=0, before=self.reach)
 
 
 class Rollouts(Protocol):
-    """The versions of an app that run side by side, and their shares."""
+    """The rollouts of all apps. Every call blocks."""
 
     def read(self, app: str, silent: float) -> Rollout | None:
-        """Which versions of an app run side by side; None: there never were versions. A worker that said nothing for
-        `silent` seconds is not waited for: its leases are over."""
+        """Return the rollout of an app; None if the app never had versions. A worker without a heartbeat for `silent`
+        seconds does not count: its leases have expired."""
 
     def enter(self, app: str, version: str, silent: float) -> Rollout | None:
-        """The same, for a worker of a version that starts. The first version of an app is its baseline, but for workers
-        without one that are there: these are."""
+        """Return the rollout for a starting worker of `version`. The first version of an app becomes its baseline; if
+        workers without a version run, they are the baseline instead."""
 
     def change(self, app: str, flows: Collection[str], rollout: Rollout) -> None:
-        """Change a rollout, whose epoch is that of the one that is changed. Raises StoreConflict if another change
-        came first."""
+        """Replace the rollout of an app. `rollout.epoch` is the epoch of the replaced one. Raises StoreConflict if
+        another change came first."""

@@ -1,4 +1,4 @@
-"""What handlers get of a unit of work, and the request that a reply of theirs answers."""
+"""The objects that a unit of work gives to handlers, and the request that a reply answers."""
 
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Asked(NamedTuple):
-    """Names a request that waits for a reply: each route and each principal has ids of its own."""
+    """The identity of a request that waits for a reply. Each route and each principal has ids of its own."""
 
     route: str
     principal: str
@@ -19,7 +19,7 @@ class Objects(Protocol):
     """Injected into handlers: a durable key-value store of the app, written in the handler's transaction.
 
     Values are what JSON can say. Each call is a statement in the transaction, and blocks for it. In an `async def`
-    handler `get` is awaited, and what is put or deleted waits for the handler's end.
+    handler `get` is awaited, and puts and deletes are written after the handler has returned.
     A `begin_nested()` of the handler's session or connection undoes the puts and deletes inside of it when it is
     rolled back.
 
@@ -29,11 +29,11 @@ class Objects(Protocol):
     """
 
     def get(self, key: str) -> Any:
-        """The value of a key; None where there is none, or its time is over."""
+        """Return the value of a key; None if there is none, or it has expired."""
 
     def put(self, key: str, value: Any, ttl: str | float | None = None) -> None:
-        """Set a key, for a duration such as "1h" if one is given. Raises TypeError for what would not
-        come out of JSON as it went in, such as a tuple, a Decimal or a model."""
+        """Set a key, for a duration such as "1h" if one is given. Raises TypeError for a value that JSON would change,
+        such as a tuple, a Decimal or a model."""
 
     def delete(self, key: str) -> None:
         """Remove a key, if it is there."""
@@ -43,39 +43,39 @@ class UnitOfWork(Protocol):
     """Injected into `async def` handlers that need the database: one transaction, run where it may block."""
 
     def run(self, function: Callable[[Any, Any], T]) -> Awaitable[T]:
-        """Await `function(session, outbox)`, run on a thread in the unit of work of this message, and its result.
+        """Run `function(session, outbox)` on a thread, in the unit of work of this message. Returns its result.
 
-        When it returns, the message is applied: its claim, what the function wrote and what it sent are committed
-        together. When it raises, all is undone, and it may be run again. What the function gets is an ORM session and
-        an Outbox. Raises FlowKitError when the unit of work is committed already, and TypeError when the function is an
-        `async def` or a generator, or returns what nobody has run yet.
+        The function gets an ORM session and an Outbox. When it returns, the message is applied: its claim, and the
+        function's writes and messages, are committed together. When it raises, all is undone, and it may run again.
+        Raises FlowKitError if the unit of work is committed already, and TypeError if the function is an `async def` or
+        a generator, or returns an awaitable, a generator or a map, whose work would not have begun.
         """
 
 
 class Giver(Protocol):
-    """Gives one handler what it asks for by type, and takes its reply."""
+    """Gives one handler its injected objects, and keeps its reply."""
 
     def give(self, wanted: type) -> object:
-        """The object for a parameter of this type, one of `Store.injects`. It cannot end the transaction."""
+        """Return the object for a parameter of this type, one of `Store.injects`. It cannot end the transaction."""
 
     def finish(self) -> None:
-        """Send what the handler wrote, and put back the settings of the transaction that it changed."""
+        """Send the handler's writes, and restore the settings of the transaction that it changed. Blocks."""
 
     def reply(self, asked: Asked, reply: bytes, seconds: float) -> None:
-        """Keep the reply to a request, as JSON, for so many seconds. Call it once the handler is finished."""
+        """Keep the reply to a request, as JSON, for `seconds`. Call it after `finish`. Blocks."""
 
 
 class Access(Giver, Protocol):
     """The objects that one handler gets of a unit of work: a context around its call.
 
-    At its end what the handler wrote is sent. It raises then if the handler caught an error of the database: going on
-    would commit half of its work. Whatever it gave raises FlowKitError when it is used later.
+    The end of the context sends the handler's writes. It raises if the handler caught an error of the database: to
+    continue would commit half of its work. The given objects raise FlowKitError when they are used later.
     """
 
     used: bool
     """Whether the handler touched the transaction."""
     undone: bool
-    """Whether all that it wrote is undone at its end, though the unit goes on. Else the unit has to be undone."""
+    """Whether all of the handler's writes are undone, while its unit continues. Else the unit has to be undone."""
 
     def __enter__(self) -> "Access": ...
 

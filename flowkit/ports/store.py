@@ -1,4 +1,4 @@
-"""The store: the database, with a unit of work for each batch and a noun for each thing that it holds."""
+"""The store: the database, with a unit of work for each batch, and a port for each kind of record."""
 
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
@@ -23,43 +23,45 @@ class Store(Protocol):
     """The database: inbox, message rows, dead letters, subscriptions, workers, ledger."""
 
     injects: Mapping[type, str]
-    """Types that handlers may ask for to write in the unit of work, and what they are for."""
+    """Type -> its purpose: parameters by which handlers write in the unit of work."""
     session: type
-    """The one of them that `UnitOfWork.run` gives."""
+    """The type of session that `UnitOfWork.run` passes to its function."""
     serial: bool
-    """One writer at a time (SQLite): a handler that is slow must not hold the transaction open."""
+    """Whether there is one writer at a time (SQLite): a slow handler must not hold the transaction open."""
     fence: Fence | None
-    """What this process commits from now on counts only while this holds; else the commit raises Fenced."""
+    """The lease that each commit of this process requires; a commit without it raises Fenced. None: no lease."""
     version: str
-    """Which version of its app this process runs: its dead letters say so."""
+    """The version of the app in this process, which its dead letters record."""
 
     def unit(self, flow: str, deadline: float = 60.0, lane: str = "") -> AbstractContextManager[Unit]:
-        """A unit of work for a flow. Leaving it without commit rolls back."""
+        """Open a unit of work for a flow. The end of the block without `commit` rolls it back. `deadline`: seconds."""
 
     def join(self, session: object, lane: str) -> Unit:
-        """A unit inside the caller's own transaction, which the caller commits. Raises ConfigError elsewhere."""
+        """Return a unit inside the caller's own transaction, which the caller commits. Raises ConfigError for a session
+        of another database."""
 
     def now(self) -> float:
-        """The database's time, in seconds since the epoch."""
+        """Return the database's time, in seconds since the epoch. Blocks."""
 
     def started(self) -> str:
-        """Since when the database's server runs: another answer after a restart. Raises StoreUnavailable."""
+        """Return a text that changes when the database's server restarts. Blocks; raises StoreUnavailable."""
 
     def key(self) -> bytes:
-        """The secret of this store, which all its instances know. Raises ConfigError where it has none yet."""
+        """Return the secret that all instances of this store share. Raises ConfigError if there is none yet."""
 
     def check_place(self) -> None:
-        """Raise StoreLost if the database that this process has opened was removed or replaced. Does not wait.
-        A commit never succeeds there either."""
+        """Raise StoreLost if the opened database was removed or replaced. Does not wait. A commit to such a database
+        never succeeds either."""
 
     def classify(self, error: BaseException) -> BaseException:
-        """The StoreConflict or StoreUnavailable that a database error means; else the error itself."""
+        """Return the StoreConflict or StoreUnavailable that a database error means, or else the error itself."""
 
     def wait(self, seconds: float) -> set[str] | None:
-        """Block until another transaction may have written rows, at most so long. The flows told; None: unknown."""
+        """Block until another transaction may have written rows, at most `seconds`. Returns the flows that a
+        notification names; None if they are unknown."""
 
     def notify(self, flows: Collection[str]) -> None:
-        """Wake those who wait for rows of these flows, in this process and in others."""
+        """Wake the workers that wait for rows of these flows, in all processes."""
 
     def close(self) -> None:
         """Release every connection."""

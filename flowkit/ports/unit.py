@@ -8,43 +8,44 @@ from flowkit.ports.handler import Access
 
 
 class Unit(Protocol):
-    """A unit of work: one transaction on one connection. It begins with the first claim, or the first use that a
-    handler makes of what it was given. What is written may wait for the commit, and fail there.
+    """A unit of work: one transaction on one connection. It begins with the first claim, or with the handler's first
+    use of an injected object. Writes may be sent as late as the commit, and fail there.
 
-    Any call may raise StoreConflict or StoreUnavailable; the transaction is then gone.
+    A method blocks unless it says otherwise, and may raise StoreConflict or StoreUnavailable; the transaction is then
+    lost. Reading an attribute does not block.
     """
 
     opening: Callable[[], None] | None
     """Called once, when a handler's first use begins the transaction."""
 
     together: bool
-    """Whether handlers' plain INSERTs may wait and go together. Whose is refused is then not known: the batch is run
-    again, message by message."""
+    """Whether plain INSERTs of several handlers may be sent together. If the database refuses one of them, nobody knows
+    whose: the batch then runs again, message by message."""
 
     waited: float
-    """Seconds for which the beginning of the transaction waited."""
+    """Seconds that the transaction waited to begin."""
 
     settings: bool
-    """Whether handlers change settings where nobody sees it, so that they are always put back."""
+    """Whether handlers may change settings unseen, so that every handler's settings are restored."""
 
     alone: bool
-    """Whether one message only runs in it. Else a statement raises Apart that leaves something which another message
-    would meet: a setting, a role, a name."""
+    """Whether the unit has a single message. Otherwise a statement that leaves a setting, a role or a name behind for
+    the next message raises Apart."""
 
     def look(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
-        """Which of these could be claimed now, by a plain read outside any transaction. Decides nothing."""
+        """Return the claims that could be made now, by a plain read outside any transaction. Claims nothing."""
 
     def claim(self, deliveries: Sequence[Delivery]) -> dict[Identity, Claim]:
-        """Claim these in the inbox. Those missing from the answer are duplicates."""
+        """Claim these in the inbox. Identities that the result lacks are duplicates."""
 
     def holds(self, claims: Mapping[Identity, Claim]) -> bool:
-        """Whether all of these very claims are in the inbox: the transaction that made them was committed."""
+        """Return whether the inbox has all of these claims, which proves that their transaction was committed."""
 
     def digests(self, deliveries: Sequence[Delivery]) -> dict[Identity, str]:
-        """The digests with which these identities were claimed; empty where there was none."""
+        """Return the digests with which these identities were claimed; empty for a claim without one."""
 
     def subscribers(self, channels: Collection[str]) -> Mapping[str, Sequence[str]]:
-        """The flows subscribed to each of these channels."""
+        """Return channel -> the flows that are subscribed to it."""
 
     @property
     def lost(self) -> bool:
@@ -55,39 +56,39 @@ class Unit(Protocol):
         """Whether this process itself has closed the connection: a handler did."""
 
     def check(self) -> None:
-        """Raise TransactionEnded if a handler ended the transaction by the driver. Undoes what handlers did."""
+        """Raise TransactionEnded, and undo the handlers' writes, if a handler ended the transaction by the driver."""
 
     def access(self, careful: bool = False) -> Access:
-        """The objects for the next handler. `careful`: in a savepoint, so that just it is undone when it fails."""
+        """Return the access of the next handler. `careful`: in a savepoint, so that its failure undoes only itself."""
 
     def broken(self) -> BaseException | None:
-        """Why the transaction cannot go on, by a local look; else None. TransactionEnded if somebody ended it."""
+        """Return why the transaction cannot continue, or None. TransactionEnded: a handler ended it. Does not block."""
 
     def ended(self, error: BaseException) -> BaseException | None:
-        """What ended the transaction, if a handler's error comes of that: Apart, StoreConflict, StoreUnavailable or
-        TransactionEnded. None for a failure of the handler's own, be it of another database that it spoke to."""
+        """Return the Apart, StoreConflict, StoreUnavailable or TransactionEnded behind a handler's error. None for a
+        failure of the handler's own, such as one of another database that it uses."""
 
     def flush(self) -> None:
-        """Send what is pending to the database: the handlers' objects, and what was written."""
+        """Send pending writes to the database, those of handlers included."""
 
     def reopen(self, rows: Sequence[Reopening]) -> None:
-        """Set these inbox rows open."""
+        """Set these inbox rows to open."""
 
     def bury(self, letters: Sequence[Letter]) -> None:
-        """Set these inbox rows dead and write the dead letters."""
+        """Set the inbox rows of these letters to dead, and write the dead letters."""
 
     def stage(self, copies: Sequence[Copy], lease: float = 0.0) -> None:
-        """Write message rows: due after their delay, or born leased to the sender for `lease` seconds."""
+        """Write message rows that are due after their delay, or leased to the sender for `lease` seconds."""
 
     def remove(self, rows: Collection[tuple[str, int]]) -> None:
-        """Remove message rows by (row, deliveries): those that still have that token."""
+        """Remove message rows by (row, deliveries). A row with another number of deliveries stays."""
 
     def count(self, tallies: Mapping[str, Tally]) -> None:
-        """Add to the ledger, by flow."""
+        """Add these numbers to the ledger, by flow."""
 
     def witness(self) -> None:
-        """Let the commit wait until what this unit saw is as durable as what it wrote: others' commits can be seen
-        before every standby that they wait for has them."""
+        """Make the commit wait until all data that this unit read is as durable as its writes. Other transactions
+        become visible before every standby that they wait for has them."""
 
     def commit(self) -> None:
         """Commit. Raises CommitUnknown, StoreConflict, TransactionEnded, or the database's own refusal."""

@@ -15,7 +15,7 @@ from flowkit.store.residue import Residue
 from flowkit.store.twin import twin
 
 FLUSHES = 100
-"""Flushes of a session at its end, at most, as in SQLAlchemy's commit: listeners may add objects at each."""
+"""The most flushes when a session finishes, as in SQLAlchemy's commit: listeners may add objects at each."""
 
 
 class Access(HandlerWatch):

@@ -85,7 +85,7 @@ class Dialect(Protocol):
 
     def fence(self, cursor: Any, key: tuple[str, str, int]) -> None:
         """Check that a group is active, and keep it so until the transaction ends. `key`: name, holder and token of its
-        lease. Raises an error that `classify` turns into Fenced; in a pipeline, at its end."""
+        lease. Raises an error that `classify` turns into Fenced; in a pipeline, when the pipeline ends."""
 
     def commit(self, connection: Any, token: str | None) -> None:
         """Commit if the savepoint `token` still exists, or if `token` is None. Raises otherwise, without a commit."""

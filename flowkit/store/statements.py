@@ -17,7 +17,7 @@ ENVELOPE = "source, id, channel, body, type, key, time, correlation, causation, 
 
 
 def _inherited(table: str) -> str:
-    """Return the SQL test whether the heir, a flow's new name, has its own copy of a message of the flow."""
+    """Return the SQL test whether the new name of a flow has its own copy of a message of the flow."""
     return f"""(EXISTS (SELECT 1 FROM flowkit_inbox AS box
                 WHERE box.flow = ? AND box.source = {table}.source AND box.id = {table}.id)
         OR ({table}.source, {table}.id) IN (SELECT source, id FROM flowkit_messages WHERE flow IN (?, ?)))"""

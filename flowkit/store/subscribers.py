@@ -82,8 +82,8 @@ class Subscribers:
         """Keep deliveries to a flow from a broker: pending ones as message rows, refused ones as dead letters. Ended
         ones are dropped. One transaction.
 
-        From then on the flow receives nothing more, and no relay sends these rows to it. The new name of the flow, its
-        heir, gets its channel unless it is subscribed already.
+        From then on the flow receives nothing more, and no relay sends these rows to it. The new name of the flow,
+        `heir`, gets its channel unless it is subscribed already.
         """
         with self._database.transaction() as unit:
             self._unsubscribe(unit, flow, heir)
@@ -120,10 +120,10 @@ class Subscribers:
         return Settled(discarded=discarded)
 
     def move(self, flow: str, heir: str) -> Settled:
-        """Rename a flow: its heir, the new name, gets its copies, inbox, dead letters, ledger and directions. One
+        """Rename a flow: the new name, `heir`, gets its copies, inbox, dead letters, ledger and directions. One
         transaction.
 
-        The heir's own copies stay. If it has a copy of the same message, the flow's copy is discarded.
+        The new name's own copies stay. If it has a copy of the same message, the flow's copy is discarded.
         """
         sql, old, theirs = self._database.sql, _addresses(flow), (heir, *_addresses(heir))
         with self._database.unit("", SECONDS) as unit:

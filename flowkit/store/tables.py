@@ -169,7 +169,7 @@ directions = Table(
     Column("value", BigInteger, nullable=False),
     Column("since", BigInteger, nullable=False),
 )
-"""What operators direct flows and apps to."""
+"""The directions that operators set for flows and apps."""
 
 # One row for each period without an outage.
 uptime = Table(

@@ -29,7 +29,7 @@ from flowkit.disclosure import stack, told
 from flowkit.errors import ConfigError
 from flowkit.message import Message
 from flowkit.ports import REFUSED, Consumer, Dead, Delivery, Outcome
-from flowkit.telemetry import SIGNALS, C, Telemetry
+from flowkit.telemetry.port import SIGNALS, C, Telemetry
 
 CLOSE_SECONDS = 5.0
 Attributes = dict[str, str | int]

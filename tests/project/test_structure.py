@@ -30,7 +30,6 @@ EXCEPTIONS = {
     "tests/simulation/mutants.py": "a table: each mutant is one entry",
     "tests/simulation/oracle.py::check": "it reads as the list of what must hold after a run",
     "tests/simulation/world.py::World": "each fault of the simulated world is one small method",
-    "flowkit.telemetry flowkit.telemetry.otel": "OpenTelemetry loads slowly: functions import it",
 }
 """What may exceed a limit, and why: a file, a `file::Class` or `file::function`, or the modules of a circle. Delete a
 line once the code keeps the limit: a line that is not needed fails."""

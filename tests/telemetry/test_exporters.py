@@ -18,8 +18,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 import flowkit.services
 import flowkit.testing.harness
 from flowkit import RetryPolicy
-from flowkit.telemetry import OFF, ambient, otel
+from flowkit.telemetry import ambient, otel
 from flowkit.telemetry.otel import OpenTelemetry
+from flowkit.telemetry.port import OFF
 from flowkit.testing import Harness
 from tests.support import ROOT
 from tests.support.shop import Order, new_app

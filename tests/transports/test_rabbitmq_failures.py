@@ -10,7 +10,7 @@ from flowkit import Message
 from flowkit.engine.relay import record
 from flowkit.engine.worker import Worker
 from flowkit.ports import Copy, Receipt
-from flowkit.telemetry import Telemetry
+from flowkit.telemetry.port import Telemetry
 from flowkit.transports.rabbitmq import sender
 from flowkit.transports.rabbitmq.queues import Queues
 from tests.conftest import PROOF

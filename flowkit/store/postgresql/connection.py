@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Packet(psycopg.Pipeline):
-    """A pipeline that sends all statements together, at its end; psycopg sends each as soon as the socket accepts it.
+    """A pipeline that sends all statements together when it ends; psycopg sends each as soon as the socket accepts it.
 
     The server ends the transaction of a frozen client only if the session is idle in it (`PostgresDialect.begin`). In
     the middle of a pipeline it is not idle: a client frozen there would keep its locks until it wakes up.
@@ -71,7 +71,7 @@ class Connection(psycopg.Connection[Any]):
 
     @contextmanager
     def pipeline(self) -> Iterator[psycopg.Pipeline]:
-        """Send the statements of a block together, at its end. Blocks must not be nested."""
+        """Send the statements of a block together when it ends. Blocks must not be nested."""
         pipeline = self._pipeline = Packet(self)
         try:
             with pipeline:

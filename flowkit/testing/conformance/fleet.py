@@ -40,7 +40,7 @@ class FleetConformance(StoreKit):
         assert self.claim(delivery(one, f"channel:{CHANNEL}")) == []
         assert self.store.retention.clean(Retention("kit", [FLOW], [CHANNEL], 30, 3600), "me") == 1
 
-    def test_what_a_purge_could_not_commit_is_purged_by_the_next_one(self) -> None:
+    def test_rows_that_a_purge_could_not_commit_are_purged_by_the_next_one(self) -> None:
         self.claim(delivery(message()), delivery(message()))
         policy = Retention("kit", [FLOW], [CHANNEL], 0, 3600)
         with patch.object(type(self.store.dialect), "commit", side_effect=StoreConflict("busy")):

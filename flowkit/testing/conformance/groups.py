@@ -51,7 +51,7 @@ class GroupsConformance(StoreKit):
         self.fall_silent("one")
         assert self.store.groups.stand("kit", "one", 60, ready=False)[:2] == ("one", 1)
 
-    def test_what_a_replaced_group_does_is_not_committed(self) -> None:
+    def test_a_replaced_group_cannot_commit(self) -> None:
         store, known, new = self.store, delivery(message()), delivery(message())
         row = Copy(new_id(), message(), FLOW)
         self.stage(row)
@@ -68,7 +68,7 @@ class GroupsConformance(StoreKit):
         assert self.claim(new) == [new.message.id]
         assert [one.row for one in store.queue.lease(FLOW, 10, "me", 60)] == [row.row]
 
-    def test_what_a_replaced_group_held_is_free(self) -> None:
+    def test_messages_that_a_replaced_group_held_are_free(self) -> None:
         store, old, new = self.store, new_id(), new_id()
         self.stage(Copy(new_id(), message(), FLOW), Copy(new_id(), message(), FLOW))
         self.fall_silent("one")
@@ -105,7 +105,7 @@ class GroupsConformance(StoreKit):
         assert len(self.store.uptime.read("kit", 4)) == 2, "or an outage that reaches further back would not be seen"
 
     def fall_silent(self, group: str) -> None:
-        """Let this group be active, and its time be over."""
+        """Make this group active, and let its lease expire."""
         self.store.groups.stand("kit", group, 0.001, ready=True)
         end = time.monotonic() + DEADLINE_SECONDS
         while self.store.groups.standing("kit").seconds >= 0:

@@ -92,7 +92,7 @@ class InboxConformance(StoreKit):
         self.store.suspects.charge(one.identity, "gone", late=True)
         assert self.claim(one) == []
 
-    def test_the_venture_of_who_died_is_one_attempt_whoever_tells_of_it(self) -> None:
+    def test_a_run_alone_of_a_dead_worker_is_one_attempt_whoever_reports_it(self) -> None:
         one = delivery(message())
         self.store.suspects.begin_solo(one, "gone")
         self.store.suspects.begin_solo(one, "gone")
@@ -112,7 +112,7 @@ class InboxConformance(StoreKit):
         self.store.suspects.begin_solo(one, "another")
         assert self.claim(one) == [], "it is at its end"
 
-    def test_the_venture_of_who_lives_is_no_attempt(self) -> None:
+    def test_a_run_alone_of_a_live_worker_is_no_attempt(self) -> None:
         one, worker = delivery(message()), WorkerInfo(new_id(), "kit", "host", 1)
         self.store.fleet.join(worker)
         self.store.suspects.begin_solo(one, worker.id)
@@ -120,7 +120,7 @@ class InboxConformance(StoreKit):
         assert self.attempts(one) == 0
         self.store.fleet.leave(worker.id)
 
-    def test_a_stale_copy_ventures_nothing(self) -> None:
+    def test_a_stale_copy_records_no_run_alone(self) -> None:
         one = delivery(message())
         self.claim(one)
         with self.store.unit(FLOW) as unit:
@@ -136,7 +136,7 @@ class InboxConformance(StoreKit):
             claims: dict[Any, Claim] = unit.look([one])
         return claims[one.identity].attempts
 
-    def test_a_look_tells_what_a_claim_would(self) -> None:
+    def test_a_look_returns_the_claims_that_could_be_made(self) -> None:
         done, fresh, again = delivery(message()), delivery(message()), delivery(message(), generation=1)
         self.claim(done)
         with self.store.unit(FLOW) as unit:
@@ -147,7 +147,7 @@ class InboxConformance(StoreKit):
         assert set(seen) == {fresh.identity, again.identity}
         assert seen[again.identity].attempts == 5
 
-    def test_a_claim_is_told_from_that_of_another_worker(self) -> None:
+    def test_a_claim_differs_from_that_of_another_worker(self) -> None:
         """After a connection was lost amid a transaction: another may have claimed the message meanwhile."""
         one, claims = delivery(message()), list[Any]()
         for committed in (False, True):

@@ -1,4 +1,4 @@
-"""What the tests of stores and transports share: messages, deliveries, and a fresh store for each test."""
+"""Helpers for the tests of stores and transports: messages, deliveries, and a fresh store for each test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -21,7 +21,7 @@ class ObjectsConformance(StoreKit):
     """The rules of objects: no update is lost."""
 
     def count_up(self, times: int) -> None:
-        """Add one to an object so many times, each again where it collides with others."""
+        """Add one to an object so many times, again after each conflict."""
         while times:
             with suppress(StoreConflict), self.store.unit(FLOW) as unit:
                 objects = unit.access().give(Objects)
@@ -49,7 +49,7 @@ class ObjectsConformance(StoreKit):
             assert not refused or raises(StoreConflict, unit.commit), "the handler may have caught it"
         return refused
 
-    def test_row_b2_what_changed_since_it_was_read_is_not_written(self) -> None:
+    def test_row_b2_an_object_that_changed_since_it_was_read_is_not_written(self) -> None:
         if self.store.serial:
             return  # one writer at a time: nothing changes once an object is read
         for before, after in ((1, 2), (1, None), (None, 2)):

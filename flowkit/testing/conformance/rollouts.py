@@ -42,7 +42,7 @@ class RolloutsConformance(StoreKit):
         )
         assert store.rollouts.read("kit", 60).candidate == "two"
 
-    def test_what_waits_for_a_candidate_is_its_flows(self) -> None:
+    def test_messages_that_wait_for_a_candidate_count_for_its_flow(self) -> None:
         store = self.store
         store.rollouts.change("kit", [FLOW], store.rollouts.enter("kit", "one", 60)._replace(candidate="two", weight=5))
         self.stage(Copy(new_id(), message(), FLOW + CANDIDATE))

@@ -58,7 +58,7 @@ class SubscribersConformance(StoreKit):
         both = [message(), message(), message()]
         self.accept(*both)
         self.accept(*both, flow=OTHER)
-        self.apply(OTHER)  # the heir has applied one of them, and the flow that goes another
+        self.apply(OTHER)  # the new name has applied one of them, and the old name another
         self.apply(FLOW)
         self.accept(message())
         assert self.store.subscribers.move(FLOW, OTHER) == (1, 0, 2)
@@ -85,7 +85,7 @@ class SubscribersConformance(StoreKit):
         self.store.fleet.leave(worker.id)
         assert self.store.subscribers.remove(FLOW).discarded == 1
 
-    def test_what_waited_elsewhere_is_kept_unless_it_took_effect(self) -> None:
+    def test_deliveries_from_a_broker_are_kept_unless_they_took_effect(self) -> None:
         applied, waiting = delivery(message()), delivery(message(), generation=1, attempts=2)
         self.claim(applied)
         self.store.subscribers.keep(FLOW, [applied, waiting])

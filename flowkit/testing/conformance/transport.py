@@ -17,7 +17,7 @@ from flowkit.testing.conformance.kit import CHANNEL, DEADLINE_SECONDS, FLOW, OTH
 
 
 class TransportConformance:
-    """What a transport does with copies that were committed for it."""
+    """The rules for the copies that were committed for a transport."""
 
     features: Features
 
@@ -62,7 +62,7 @@ class TransportConformance:
         return self.transport.consumer(flow, new_id(), 100)
 
     def receive(self, consumer: Consumer, count: int) -> list[Delivery]:
-        """So many deliveries, with a deadline: a broker needs a moment to bring them."""
+        """Receive `count` deliveries, before a deadline: a broker needs a moment."""
         got: list[Delivery] = []
         end = time.monotonic() + DEADLINE_SECONDS
         while len(got) < count:
@@ -129,12 +129,12 @@ class TransportConformance:
         again = self.receive(consumer, 3)
         assert {one.message.id for one in again} == {sent[0].id, sent[2].id, sent[5].id}
 
-    def test_what_one_source_holds_another_does_not_get(self) -> None:
+    def test_a_message_that_one_consumer_holds_does_not_reach_another(self) -> None:
         self.send(message())
         self.receive(self.consumer(), 1)
         assert self.consumer().receive(1) == []
 
-    def test_what_is_given_back_comes_again_and_says_so(self) -> None:
+    def test_a_released_message_comes_again_with_a_higher_number_of_deliveries(self) -> None:
         self.send(message())
         consumer = self.consumer()
         first = self.receive(consumer, 1)
@@ -207,7 +207,7 @@ class TransportConformance:
         assert self.transport.hindered == {}
         consumer.close()
 
-    def test_what_waits_for_a_flow_can_be_had_and_its_place_removed(self) -> None:
+    def test_queued_messages_of_a_flow_can_be_taken_and_the_queue_removed(self) -> None:
         if self.features.rows:
             self.transport.empty(FLOW, lambda _: self.fail("rows are not taken away"))
             return
@@ -229,7 +229,7 @@ class TransportConformance:
         self.transport.empty(FLOW, kept.extend)
         assert len(kept) == 3
 
-    def test_what_somebody_receives_is_not_taken_away(self) -> None:
+    def test_messages_are_not_taken_while_a_worker_receives_them(self) -> None:
         if self.features.rows:
             return
         consumer = self.consumer()

@@ -20,10 +20,10 @@ Arrived = tuple[Callable[[], None], int]
 """The call that gives a delivery to its consumer, and the offset of the next frame."""
 READ_BYTES = 64 * 1024
 FRAME = struct.Struct(">BHI")
-"""The header of a frame: type, channel, and size of the payload. One more byte follows the payload."""
+"""The header of a frame: type, channel, and size of the content. One more byte follows the content."""
 DELIVER = struct.pack(">I", Basic.Deliver.INDEX)
 CONTENT = struct.Struct(">HHQ")
-"""The start of a content header's payload: class, weight, and size of the body."""
+"""The start of a content header's data: class, weight, and size of the body."""
 HEADER, BODY = bytes([FRAME_HEADER]), bytes([FRAME_BODY])
 TAG = struct.Struct(">Q?")
 """A delivery tag, and whether the message is redelivered."""

@@ -3,13 +3,13 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, TypeVar, overload
 
 from flowkit import duration
 from flowkit.errors import DefinitionError, StoreConflict, StoreUnavailable, Undecodable
 from flowkit.message import MAX_BODY, MAX_NAME, NAMELESS, check_name
 from flowkit.model.channel import Channel, T
+from flowkit.model.channels import Channels
 from flowkit.model.flow import Flow, Isolation, SourceFrom
 from flowkit.model.identity import IdFrom
 from flowkit.model.outbox import Context, Outgoing, compose
@@ -22,8 +22,6 @@ from flowkit.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 BULK = 500
-LIKE = 0.85
-"""How much of two names is the same where one is the other with a mistake in it."""
 
 
 class App:
@@ -54,9 +52,7 @@ class App:
         self.dead_letter_hold = duration.seconds(dead_letter_hold, "App(dead_letter_hold=)")
         self.max_delay = duration.seconds(max_delay, "App(max_delay=)")
         self.max_body = max_body
-        self.channels: dict[str, Channel[Any]] = {}
-        self._named: set[str] = set()
-        """Channels that only texts name: nobody declared them."""
+        self.channels = Channels()
         self.flows: dict[str, Flow] = {}
         self.provided: dict[type, Callable[[], Any]] = {}
         self._services: Services | None = None
@@ -75,17 +71,7 @@ class App:
 
         Raises DefinitionError when it was declared otherwise before.
         """
-        known = self.channels.get(name)
-        self._named.discard(name)
-        if known is None:
-            known = self.channels[name] = Channel(name, type, optional, shared)
-        elif (known.type, known.optional, known.shared) != (type, optional, shared):
-            other: Channel[Any] = Channel(name, type, optional, shared)
-            raise DefinitionError(
-                f"channel {name} is declared twice, as {known.declared} and as {other.declared}; "
-                "declare it once and use the object"
-            )
-        return known
+        return self.channels.declare(Channel(name, type, optional, shared))
 
     def flow(
         self,
@@ -136,8 +122,8 @@ class App:
             self.flows[full] = Flow(
                 name=full,
                 handler=handler,
-                source=self._channel(source),
-                to=tuple(self._channel(one) for one in channels),
+                source=self.channels.named(source),
+                to=tuple(self.channels.named(one) for one in channels),
                 retry=retry or RetryPolicy(),
                 deadline=duration.seconds(deadline, f"flow {full}, deadline"),
                 concurrency=concurrency,
@@ -158,16 +144,6 @@ class App:
         if type in self.provided:
             raise DefinitionError(f"{type.__name__} is provided twice; one factory makes it for the whole app")
         self.provided[type] = factory
-
-    def _channel(self, channel: Channel[Any] | str) -> Channel[Any]:
-        if isinstance(channel, Channel):
-            if self.channels.setdefault(channel.name, channel) is not channel:
-                raise DefinitionError(f"channel {channel.name} belongs to another app; declare it on this one")
-            return channel
-        if channel not in self.channels:
-            self.channel(channel)
-            self._named.add(channel)
-        return self.channels[channel]
 
     def check(self, injectable: Iterable[type] = (), subscribed: Mapping[str, Sequence[str]] | None = None) -> None:
         """Find what is wrong in the definitions: each error says which flow, what, and what to write instead.
@@ -198,12 +174,9 @@ class App:
 
     def _check_name(self, flow: Flow, subscribed: Mapping[str, Sequence[str]]) -> None:
         """Find a source that is a declared channel's name with a mistake in it. Raises DefinitionError."""
-        if flow.source.name not in self._named:
-            return
         received = {one.source.name for one in self.flows.values()}
         received |= {name for name, flows in subscribed.items() if not self.flows.keys() >= set(flows)}
-        lonely = [name for name in self.channels if name not in self._named | received]
-        for meant in get_close_matches(flow.source.name, lonely, 1, LIKE):
+        if meant := self.channels.meant(flow.source.name, received):
             raise flow.wrong(
                 f"it receives from channel {flow.source.name}, which only this text names, and no flow receives from "
                 f"the declared channel {meant}; write that name, or declare the other one too: "
@@ -232,7 +205,7 @@ class App:
             Shared(
                 name,
                 [flow.name for flow in self.flows.values() if flow.source.name == name],
-                name in self._optional,
+                name in self.channels.optional,
             )
             for name in channels
         ]
@@ -244,7 +217,7 @@ class App:
 
         Raises DefinitionError where a flow moves to another channel too early.
         """
-        shared = {EXCHANGE + name: name for name, channel in self.channels.items() if channel.shared}
+        shared = {EXCHANGE + name: name for name in self.channels.shared}
         try:
             services.store.schema.create_tables(self.metadata)
             self.check_moves(services.store)
@@ -328,11 +301,7 @@ class App:
     def _publish(self, messages: list[Outgoing]) -> None:
         self.services()
         assert self._publisher is not None
-        self._publisher.publish(messages, self._optional)
-
-    @property
-    def _optional(self) -> frozenset[str]:
-        return frozenset(name for name, channel in self.channels.items() if channel.optional)
+        self._publisher.publish(messages, self.channels.optional)
 
     def _compose(
         self,
@@ -380,6 +349,6 @@ class SessionOutbox:
         outgoing = self._app._compose(channel, value, key, delay, id, headers)
         # Each time: after a commit the session goes on in another transaction, on another connection perhaps.
         unit = self._store.join(self._session, self._lane)
-        stage(unit, [outgoing], self._app.context(self._app.services()), self._app._optional)
+        stage(unit, [outgoing], self._app.context(self._app.services()), self._app.channels.optional)
         unit.flush()
         return outgoing.message.id

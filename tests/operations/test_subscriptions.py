@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pika import BasicProperties, BlockingConnection
+from pika import BasicProperties, BlockingConnection, ConnectionParameters
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.orm import Session
 
@@ -217,6 +217,14 @@ def test_a_move_that_cannot_be_is_refused(renamed: str) -> None:
             move(flow, name)
 
 
+def publish_foreign(server: ConnectionParameters, exchange: str) -> None:
+    """Publish an order as another program does."""
+    with closing(BlockingConnection(server)) as connection:
+        outside = connection.channel()
+        outside.confirm_delivery()
+        outside.basic_publish(exchange, "order", b'{"name": "foreign"}', BasicProperties(message_id="7"))
+
+
 @pytest.mark.rabbitmq
 @pytest.mark.parametrize("removed", [False, True])
 def test_what_waits_at_the_broker_goes_along(
@@ -247,10 +255,7 @@ def test_what_waits_at_the_broker_goes_along(
         pass
     worker.relay.flush()
     (server, *_) = servers(rabbitmq_url)
-    with closing(BlockingConnection(server)) as connection:
-        outside = connection.channel()
-        outside.confirm_delivery()
-        outside.basic_publish(channel, "order", b'{"name": "foreign"}', BasicProperties(message_id="7"))
+    publish_foreign(server, channel)
     end = time.monotonic() + 30
     while services.transport.depths([OLD])[OLD] < 2:
         assert time.monotonic() < end

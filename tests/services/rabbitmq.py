@@ -90,7 +90,11 @@ class RabbitMQ:
             "RABBITMQ_PID_FILE": str(self.home / "node-pid"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
         }
-        self._guardian = subprocess.Popen(
+        self._guardian = self._guard(mapper)
+
+    def _guard(self, mapper: int) -> "subprocess.Popen[bytes]":
+        """Start the process that ends the node and removes its folder when this process is gone."""
+        return subprocess.Popen(
             [*self._within, "/bin/sh", "-c", GUARDIAN, str(self.home), str(mapper)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

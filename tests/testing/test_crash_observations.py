@@ -160,7 +160,7 @@ def test_a_half_written_effect_is_named(directory: Path) -> None:
     with pytest.raises(CrashUnsafe) as unsafe:
         crash_everywhere(app, publish("a"), directory=directory)
     (escape,) = unsafe.value.proof.escapes
-    assert escape.point.startswith("before test_crash_everywhere.py:")
+    assert escape.point.startswith("before test_crash_observations.py:")
     assert escape.point.endswith('-2").touch()`')
     assert str(escape.differences[0]) == "file a-2: missing content ''"
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_proven_is_said(directory: Path) -> None:
     app = careless(directory)
     with pytest.raises(Unrepeatable, match="publishes nothing that a flow takes"):
         crash_everywhere(app, lambda harness: None)
-    with pytest.raises(ScenarioFailed, match=r"ZeroDivisionError: .* by zero .at test_crash_everywhere.py"):
+    with pytest.raises(ScenarioFailed, match=r"ZeroDivisionError: .* by zero .at test_crash_observations.py"):
         crash_everywhere(app, lambda harness: 1 // 0)
     runs = directory.parent / "runs"
 

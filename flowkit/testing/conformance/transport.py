@@ -5,84 +5,13 @@ import time
 from collections.abc import Sequence
 
 from flowkit.errors import ConfigError, StoreConflict
-from flowkit.message import MAX_NAME, Message, new_id
-from flowkit.ports import (
-    Consumer,
-    Copy,
-    Delivery,
-    Store,
-    Transport,
-)
-from flowkit.testing.conformance.kit import CHANNEL, DEADLINE_SECONDS, FLOW, OTHER, Features, message, raises
+from flowkit.message import MAX_NAME, new_id
+from flowkit.ports import Copy, Delivery
+from flowkit.testing.conformance.kit import DEADLINE_SECONDS, FLOW, OTHER, TransportKit, message, raises
 
 
-class TransportConformance:
+class TransportConformance(TransportKit):
     """The rules for the copies that were committed for a transport."""
-
-    features: Features
-
-    def open(self) -> tuple[Store, Transport]:
-        """A fresh store and the transport to test."""
-        raise NotImplementedError("say how to open the transport")
-
-    def lose_connection(self, transport: Transport) -> None:
-        """Make the transport forget who holds its unsettled messages, as a broken connection does."""
-        raise NotImplementedError("say how a connection is lost")
-
-    def setup_method(self) -> None:
-        self.store, self.transport = self.open()
-        self.store.subscribers.add({FLOW: CHANNEL, OTHER: CHANNEL})
-        self.transport.declare([FLOW, OTHER])
-
-    def teardown_method(self) -> None:
-        self.transport.close()
-        self.store.close()
-
-    def send(self, *messages: Message, flow: str = FLOW, generation: int = 0) -> None:
-        """Stage, commit and publish, as a pipeline does."""
-        copies = [Copy(new_id(), one, flow, generation) for one in messages]
-        with self.store.unit(flow) as unit:
-            unit.stage(copies, self.transport.lease)
-            unit.commit()
-        confirmed = [(one.copy.row, 1) for one in self.transport.send(copies) if one.confirmed]
-        assert len(confirmed) == (0 if self.features.rows else len(copies))
-        with self.store.unit(flow) as unit:
-            unit.remove(confirmed)
-            unit.commit()
-
-    def settle(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> None:
-        """Commit and settle, as a pipeline does."""
-        with self.store.unit(FLOW) as unit:
-            unit.remove([(one.row, one.deliveries) for one in deliveries if one.row])
-            unit.commit()
-        consumer.settle(deliveries)
-
-    def consumer(self, flow: str = FLOW) -> Consumer:
-        """A consumer of its own, as of another lane."""
-        return self.transport.consumer(flow, new_id(), 100)
-
-    def receive(self, consumer: Consumer, count: int) -> list[Delivery]:
-        """Receive `count` deliveries, before a deadline: a broker needs a moment."""
-        got: list[Delivery] = []
-        end = time.monotonic() + DEADLINE_SECONDS
-        while len(got) < count:
-            assert time.monotonic() < end, f"{len(got)} of {count} messages came"
-            got += consumer.receive(count - len(got)) or self.pause()
-        return got
-
-    def pause(self) -> list[Delivery]:
-        """Let a moment pass."""
-        time.sleep(0.005)
-        return []
-
-    def only(self, consumer: Consumer, flow: str = FLOW) -> None:
-        """Nothing is there for this consumer: of a message sent now and what was there, it gets that message only."""
-        marker = message(b"marker")
-        self.send(marker, flow=flow)
-        (got,) = self.receive(consumer, 1)
-        assert got.message == marker
-        assert consumer.receive(10) == []
-        self.settle(consumer, [got])
 
     def test_a_message_arrives_whole(self) -> None:
         sent = message(b"\x00\xff", type="T", key="k", time=1.5, correlation="c", causation="d", headers={"h": "ü"})
@@ -237,9 +166,6 @@ class TransportConformance:
         (held,) = self.receive(consumer, 1)
         assert raises(ConfigError, lambda: self.transport.empty(FLOW, lambda _: self.fail("it was taken away")))
         self.settle(consumer, [held])
-
-    def fail(self, why: str) -> None:
-        raise AssertionError(why)
 
     def test_a_waiter_wakes_when_a_message_comes(self) -> None:
         woken = threading.Event()

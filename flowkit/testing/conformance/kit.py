@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from flowkit.message import Message, new_id
 from flowkit.ports import Consumer, Copy, Delivery, Letter, Store, Tally, Transport
+from flowkit.store.sql import SqlStore
 
+T = TypeVar("T")
 FLOW = "kit.flow"
 OTHER = "kit.other"
 CHANNEL = "kit.channel"
@@ -32,6 +34,12 @@ def delivery(one: Message, flow: str = FLOW, generation: int = 0, attempts: int 
     return Delivery(one, flow, generation, attempts)
 
 
+def there(found: T | None) -> T:
+    """What a store found, which it must find."""
+    assert found is not None
+    return found
+
+
 def raises(error: type[Exception], work: Callable[[], object]) -> bool:
     """Whether the store refuses this, by this error."""
     try:
@@ -44,7 +52,7 @@ def raises(error: type[Exception], work: Callable[[], object]) -> bool:
 class StoreKit:
     """Opens a store for each test."""
 
-    def open(self) -> Any:
+    def open(self) -> SqlStore:
         """A fresh store, with its schema."""
         raise NotImplementedError("say how to open the store")
 

@@ -3,18 +3,16 @@
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from flowkit.errors import StoreConflict
-from flowkit.ports import (
-    Objects,
-)
-from flowkit.testing.conformance.kit import (
-    DEADLINE_SECONDS,
-    FLOW,
-    StoreKit,
-    raises,
-)
+from flowkit.ports import Objects, Unit
+from flowkit.testing.conformance.kit import DEADLINE_SECONDS, FLOW, StoreKit, raises
+
+
+def objects_of(unit: Unit) -> Objects:
+    """The objects of a handler."""
+    return cast(Objects, unit.access().give(Objects))
 
 
 class ObjectsConformance(StoreKit):
@@ -24,7 +22,7 @@ class ObjectsConformance(StoreKit):
         """Add one to an object so many times, again after each conflict."""
         while times:
             with suppress(StoreConflict), self.store.unit(FLOW) as unit:
-                objects = unit.access().give(Objects)
+                objects = objects_of(unit)
                 objects.put("count", (objects.get("count") or 0) + 1)
                 unit.commit()
                 times -= 1
@@ -36,13 +34,13 @@ class ObjectsConformance(StoreKit):
         for one in counters:
             one.join(DEADLINE_SECONDS)
         with self.store.unit(FLOW) as unit:
-            assert unit.access().give(Objects).get("count") == 100
+            assert objects_of(unit).get("count") == 100
 
     def conflicts(self, before: object, after: object, change: Callable[[Any], object]) -> bool:
         """Whether the store refuses a change of an object that another one has changed since it was read."""
         self.write("object", before)
         with self.store.unit(FLOW) as unit:
-            objects = unit.access().give(Objects)
+            objects = objects_of(unit)
             assert objects.get("object") == before
             self.write("object", after)
             refused = raises(StoreConflict, lambda: change(objects))
@@ -61,6 +59,6 @@ class ObjectsConformance(StoreKit):
     def write(self, key: str, value: object) -> None:
         """Put an object, or delete it, without a look."""
         with self.store.unit(FLOW) as unit:
-            objects = unit.access().give(Objects)
+            objects = objects_of(unit)
             objects.delete(key) if value is None else objects.put(key, value)
             unit.commit()

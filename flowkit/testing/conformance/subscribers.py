@@ -3,7 +3,7 @@
 from flowkit.errors import ConfigError
 from flowkit.message import Message, new_id
 from flowkit.ports import CANDIDATE, Copy, Tally, WorkerInfo
-from flowkit.testing.conformance.kit import CHANNEL, FLOW, OTHER, StoreKit, delivery, message, raises
+from flowkit.testing.conformance.kit import CHANNEL, FLOW, OTHER, StoreKit, delivery, message, raises, there
 
 
 class SubscribersConformance(StoreKit):
@@ -27,7 +27,7 @@ class SubscribersConformance(StoreKit):
         leased = self.store.queue.lease(flow, 1, new_id(), 30)
         with self.store.unit(flow) as unit:
             unit.claim(leased)
-            unit.remove([(one.row, one.deliveries) for one in leased])
+            unit.remove([(there(one.row), one.deliveries) for one in leased])
             unit.count({flow: Tally(applied=1)})
             unit.commit()
 

@@ -20,7 +20,7 @@ from flowkit import (
     StoreUnavailable,
     UnitOfWork,
 )
-from flowkit.engine.async_lane import STUBBORN_SECONDS
+from flowkit.engine.handler_tasks import STUBBORN_SECONDS
 from flowkit.errors import StoreConflict
 from tests.support.breaches import driver_commit
 from tests.support.shop import FAST, Effect, Order, Unique, once, running

@@ -106,7 +106,7 @@ def test_a_commit_that_failed_is_no_end_for_a_duplicate_either(app: App, sqlite_
         [lane] = harness.worker.lanes
         assert isinstance(lane, AsyncLane)
         lane.step()
-        wait_until(lambda: bool(lane._ends))
+        wait_until(lambda: bool(lane._tasks.ended))
         with patch.object(SqlUnit, "commit", side_effect=StoreUnavailable("away")), suppress(StoreUnavailable):
             lane.step()
         assert len(lane._ready) == 1

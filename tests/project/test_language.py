@@ -47,6 +47,7 @@ NOT_YET_PLAIN: set[str] = {
     "flowkit/services.py",
     "flowkit/settings.py",
     "flowkit/telemetry/port.py",
+    "flowkit/testing/conformance/kit.py",
     "flowkit/web/probes.py",
     "flowkit/web/route.py",
 }

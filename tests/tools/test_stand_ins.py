@@ -16,6 +16,9 @@ REPLACED = ("threading", "time", "gc", "subprocess", "_log", "WATCH_SECONDS")
 NOT_SIMULATED = {
     "async_bridge": "the event loop is not simulated",
     "async_lane": "the event loop is not simulated",
+    "blocking_calls": "the event loop is not simulated",
+    "concurrency": "the event loop is not simulated",
+    "handler_tasks": "the event loop is not simulated",
     "async_pipeline": "the event loop is not simulated",
 }
 """Modules of handlers that are `async def`, and why the simulation does not run them."""

@@ -15,41 +15,41 @@ class GroupsConformance(StoreKit):
     def test_one_group_is_active_until_it_is_silent_too_long(self) -> None:
         store = self.store
         assert store.groups.standing("kit") is store.groups.stand("kit", "one", 60, ready=False) is None
-        first = self.stand("kit", "one", 60, ready=True)
+        first = self._stand("kit", "one", 60, ready=True)
         assert first[:2] == ("one", 1)
         assert 50 < first.seconds <= 60
-        assert self.stand("kit", "two", 60, ready=True).group == "one"
+        assert self._stand("kit", "two", 60, ready=True).group == "one"
         self.fall_silent("one")
-        assert self.stand("kit", "two", 60, ready=False)[:2] == ("one", 1)
-        assert self.stand("kit", "two", 60, ready=True)[:2] == ("two", 2)
-        assert self.stand("kit", "one", 60, ready=True)[:2] == ("two", 2)
-        assert self.stand("other", "one", 60, ready=True)[:2] == ("one", 1)
+        assert self._stand("kit", "two", 60, ready=False)[:2] == ("one", 1)
+        assert self._stand("kit", "two", 60, ready=True)[:2] == ("two", 2)
+        assert self._stand("kit", "one", 60, ready=True)[:2] == ("two", 2)
+        assert self._stand("other", "one", 60, ready=True)[:2] == ("one", 1)
 
     def test_a_group_that_steps_down_is_replaced_at_once_unless_a_worker_of_it_is_left(self) -> None:
         store, worker = self.store, new_id()
         store.groups.stand("kit", "one", 60, ready=True)
         store.fleet.join(WorkerInfo(worker, "kit", "here", 1, "one"))
         store.groups.step_down("kit", "one", 60)
-        assert self.stand("kit", "two", 60, ready=True)[:2] == ("one", 1)
+        assert self._stand("kit", "two", 60, ready=True)[:2] == ("one", 1)
         store.fleet.leave(worker)
         store.groups.step_down("kit", "two", 60)
-        assert self.stand("kit", "two", 60, ready=True)[:2] == ("one", 1)
+        assert self._stand("kit", "two", 60, ready=True)[:2] == ("one", 1)
         store.groups.step_down("kit", "one", 60)
-        assert self.stand("kit", "two", 60, ready=True)[:2] == ("two", 2)
+        assert self._stand("kit", "two", 60, ready=True)[:2] == ("two", 2)
 
     def test_no_group_is_active_beside_workers_without_one(self) -> None:
         store, worker = self.store, new_id()
         self.fall_silent("one")
-        assert self.stand("kit", "", 0.0, ready=True)[:2] == ("", 2)
+        assert self._stand("kit", "", 0.0, ready=True)[:2] == ("", 2)
         store.fleet.join(WorkerInfo(worker, "kit", "here", 1))
         for group in ("one", "two"):
-            assert self.stand("kit", group, 60, ready=True)[:2] == ("", 2), "not even who was active before"
+            assert self._stand("kit", group, 60, ready=True)[:2] == ("", 2), "not even who was active before"
         store.fleet.leave(worker)
-        assert self.stand("kit", "one", 60, ready=True)[:2] == ("one", 3)
+        assert self._stand("kit", "one", 60, ready=True)[:2] == ("one", 3)
 
     def test_a_silent_group_that_nobody_replaced_goes_on(self) -> None:
         self.fall_silent("one")
-        assert self.stand("kit", "one", 60, ready=False)[:2] == ("one", 1)
+        assert self._stand("kit", "one", 60, ready=False)[:2] == ("one", 1)
 
     def test_a_replaced_group_cannot_commit(self) -> None:
         store, known, new = self.store, delivery(message()), delivery(message())
@@ -104,7 +104,7 @@ class GroupsConformance(StoreKit):
         assert all(until - since > 3 for (_, until), (since, _) in pairwise(found))
         assert len(self.store.uptime.read("kit", 4)) == 2, "or an outage that reaches further back would not be seen"
 
-    def stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing:
+    def _stand(self, app: str, group: str, seconds: float, ready: bool) -> Standing:
         """Stand for a group where one of the app is active. Returns the active one."""
         return there(self.store.groups.stand(app, group, seconds, ready))
 

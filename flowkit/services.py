@@ -55,7 +55,7 @@ class SystemClock:
 
 
 class Services(NamedTuple):
-    """What a process of an app works with."""
+    """The services that a process of an app works with."""
 
     settings: Settings
     store: Store

@@ -18,14 +18,14 @@ OWN = ("FLOWKIT_SLOTS", "FLOWKIT_HTTP_SOCKET", "FLOWKIT_SUPERVISOR")
 LINK = re.compile(r"_(SERVICE_HOST|SERVICE_PORT|PORT)(_|$)")
 """Kubernetes gives such names to all pods of a namespace where a service has a name that begins like a setting."""
 SAME, NEAR = 0.8, 0.6
-"""How much of two names is the same: it is one of them with a mistake in it; it may be meant."""
+"""The share of two names that is the same, if one is the other with a mistake in it, and if it may be meant."""
 
 Url = Annotated[str, Field(repr=False)]
 """A URL, which may have a password: no text of the settings shows it."""
 
 
 class Settings(BaseSettings):
-    """What can be set. The environment name is FLOWKIT_ and the field's name in capitals."""
+    """The settings. The environment variable of a field is FLOWKIT_ and its name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore")
 
@@ -46,8 +46,9 @@ class Settings(BaseSettings):
 
     @classmethod
     def read(cls) -> "Settings":
-        """The settings of the environment. Raises ConfigError that names the variable at fault: one whose value is
-        wrong, or one that is a setting's but for a mistake in writing."""
+        """Return the settings of the environment.
+
+        Raises ConfigError that names a variable whose value is wrong, or whose name is nearly that of a setting."""
         for name, meant in unknown(os.environ).items():
             if meant and os.environ.get(meant) is None and similar(name, [meant], SAME):
                 raise ConfigError(f"{name} is no setting, and would do nothing; write {meant}")

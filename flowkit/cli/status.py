@@ -17,7 +17,7 @@ from flowkit.store.ledger import WorkerRow
 FAR_SECONDS = 0.01
 """Above this latency in seconds, an instance is probably at another site than its store or broker."""
 
-IN_HAND = ", or workers have it in hand: messages in flight are not counted, so try again when none is"
+IN_FLIGHT = ", or it is in flight: messages in flight are not counted, so try again when none is"
 NAMES = ("accepted", "applied", "dead", "discarded", "expired", "pending")
 """The terms of the ledger."""
 
@@ -137,7 +137,7 @@ def audit(json: bool) -> int:
         for flow, balance in found.balances.items():
             if not balance.balanced:
                 print(f"\n{plain(flow)}: {difference(balance)}", end="")
-        why = f"a message was lost or counted twice{IN_HAND if broker else ''}; keep the database as it is"
+        why = f"a message was lost or counted twice{IN_FLIGHT if broker else ''}; keep the database as it is"
         for stray in found.orphans:
             print(f"\n{stray.warning}")
         print("\nbalanced" if found.balanced else f"\nNOT balanced: {why}")

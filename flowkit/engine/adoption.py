@@ -1,7 +1,7 @@
-"""Messages of other programs: adopted under the id that the flow finds, or unread, under an id of their own.
+"""Adoption: a message of another program gets the id that its flow finds in it, or is unread.
 
-A message that cannot be read has no id of the flow's: the one that its sender gave may be that of a good message. Its
-dead letter has a source of its own, and the hash of what came as its id; a retry brings it here once more.
+The id that the sender gave to an unread message may be that of a good message, so it does not count. The dead letter of
+an unread message has a source of its own, and the hash of the delivery as its id. A retry adopts the message again.
 """
 
 import re
@@ -19,15 +19,15 @@ from flowkit.ports import Clock, Delivery, Duplicate, Store, Unit
 
 PARTS = re.compile("[./]")
 USER = "user:"
-"""Before the name of a user of the broker that is the source of a message."""
+"""The prefix of a source that is the name of a user of the broker."""
 
 
 NAMES_SECONDS = 60.0
-"""Seconds between two looks which apps the store has."""
+"""Seconds after which the apps of the store are read again."""
 
 
 class KnownApps:
-    """The apps that have flows in a store, and those that publish there. Blocks to read them."""
+    """The apps that have flows in a store, and those that publish there. To read them blocks."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
@@ -35,7 +35,7 @@ class KnownApps:
         self._since = clock.monotonic()
 
     def refresh(self, now: float) -> None:
-        """Read them again, if that is due by the monotonic clock."""
+        """Read the apps again, if that is due. `now`: by the monotonic clock."""
         if now - self._since >= NAMES_SECONDS:
             self.names, self._since = self._read(), now
 
@@ -44,28 +44,31 @@ class KnownApps:
 
 
 def is_foreign(delivery: Delivery) -> bool:
-    """Whether another program sent it: it comes from there, or as a dead letter that is retried."""
+    """Return whether another program sent a message: it comes from the broker, or is a dead letter that is retried."""
     return delivery.foreign or delivery.message.source == UNREAD
 
 
 def app_of(name: str) -> str:
-    """The app that a flow, or the source of a message, is of: they are APP, APP.FLOW or APP/PRINCIPAL."""
+    """Return the app of a flow or of a source, whose names are APP, APP.FLOW or APP/PRINCIPAL."""
     return PARTS.split(name, maxsplit=1)[0]
 
 
 def received(delivery: Delivery, channel: str, apps: Collection[str] = (), by_user: bool = False) -> Delivery:
-    """A message of another program as it came, at the channel of its flow. One that claims to be of this app, or of
-    another one of the store, must not take an identity that a message of theirs has, or will have. `by_user`: its
-    source is the user of the broker that sent it, if it says which."""
+    """Return the delivery of another program's message, at the channel of its flow.
+
+    A source that claims to be this app, or one of the store's `apps`, is replaced: the message must not take an
+    identity that a message of theirs has or will have. `by_user`: the user of the broker that sent the message becomes
+    its source, if the message names one.
+    """
     message = delivery.message
     if message.source == UNREAD:
-        headers = message.headers if isinstance(message.headers, Mapping) else {}  # whoever wrote the row
+        headers = message.headers if isinstance(message.headers, Mapping) else {}  # others may have written the row
         id, source = headers.get(ORIGINAL_ID, ""), headers.get(ORIGINAL_SOURCE, NAMELESS)
         message = message._replace(id=id, source=source if source != UNREAD else NAMELESS)
-    own, source = app_of(delivery.flow), str(message.source)  # whatever type it has
+    own, source = app_of(delivery.flow), str(message.source)  # the envelope is not checked yet
     if source.partition(".")[0] == own:
         message = message._replace(source=NAMELESS)
-    elif app_of(source) == own or app_of(source) in apps:  # it may be true of several programs: they stay apart
+    elif app_of(source) == own or app_of(source) in apps:  # programs with such names stay apart from each other
         message = message._replace(source=f"{NAMELESS}:{source}"[:MAX_NAME])
     if by_user and (user := _user(message)):
         message = message._replace(source=f"{USER}{user}"[:MAX_NAME])
@@ -74,9 +77,9 @@ def received(delivery: Delivery, channel: str, apps: Collection[str] = (), by_us
 
 
 def adopted(delivery: Delivery, flow: Flow, context: Context) -> Delivery:
-    """A received message under the id by which it takes effect once; a fresh one if it has none.
+    """Return a received message under the id by which it takes effect once: the id that the flow finds, or a new one.
 
-    Raises Undecodable when it was refused, its body cannot be expanded, or `id_from` finds none.
+    Raises Undecodable if the transport refused the message, its body cannot be expanded, or `id_from` fails.
     """
     message = delivery.message
     if delivery.refused:
@@ -95,7 +98,7 @@ def adopted(delivery: Delivery, flow: Flow, context: Context) -> Delivery:
     except Undecodable:
         raise
     except Exception as error:
-        # No attempt either: without its id a second one would be another message.
+        # There is no retry: without its id, the second attempt would be another message.
         raise Undecodable(f"its id cannot be found: {describe(error)}; mend id_from=, and retry it") from error
     return delivery._replace(
         message=message._replace(id=id or context.ids()), unidentified=delivery.unidentified or not id
@@ -103,18 +106,19 @@ def adopted(delivery: Delivery, flow: Flow, context: Context) -> Delivery:
 
 
 def _user(message: Message) -> str:
-    """The user of the broker that sent a message; empty where it does not say so."""
+    """Return the user of the broker that sent a message; empty if the message does not name one."""
     return message.headers.get(USER_ID, "") if isinstance(message.headers, Mapping) else ""
 
 
 def unread(delivery: Delivery) -> Delivery:
-    """A received message that cannot be read, under the id of its dead letter: the same each time that it arrives."""
+    """Return a message that cannot be read, under the id of its dead letter, which is the same at each arrival."""
     message = delivery.message
     return renamed(delivery, UNREAD, repr((message.source, "" if delivery.unidentified else message.id)))
 
 
 def find_reused(unit: Unit, items: Sequence[Item]) -> int:
-    """Note on duplicates that their body is another one than that of the message that has their id. Returns how many.
+    """Find the duplicates whose body differs from that of the message which has their id, and set their error to
+    Reused. Returns their number.
 
     Blocks for one statement, if there are duplicates of messages that other programs sent.
     """

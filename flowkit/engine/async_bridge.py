@@ -1,4 +1,5 @@
-"""The bridge from `async def` handlers to the thread of their lane, which may block: they never touch the database."""
+"""The bridge from `async def` handlers to the thread of their lane. The handlers never touch the database; that thread
+does, because it may block."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator
@@ -17,41 +18,42 @@ T = TypeVar("T")
 SIGNALS = (
     StopIteration, StopAsyncIteration, GeneratorExit, asyncio.CancelledError, KeyboardInterrupt, SystemExit,
 )  # fmt: skip
-"""Errors that futures refuse, or that tasks and coroutines take for something else than a failure."""
+"""Errors that futures refuse, or that tasks and coroutines do not treat as failures."""
 LAZY = (Awaitable, Generator, AsyncGenerator, map)
-"""Types of results that stand for work which is not done yet."""
+"""Types of results whose work is not done yet."""
 
 
 class BlockingCall:
-    """A function that a handler has its lane's thread run, and the future that gets its result."""
+    """A function that a handler asks the lane's thread to run, and the future that gets its result."""
 
     def __init__(self, function: "Callable[[BlockingCall], Any]") -> None:
         self._function = function
         self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.given_up = False
-        """Whether the handler that waits for it was cancelled."""
+        """Whether the handler that waits for the result was cancelled."""
 
     def run(self) -> Any:
         return self._function(self)
 
 
 class BlockingRunner(Protocol):
-    """Runs calls where they may block. Called on the event loop; does not block."""
+    """Runs calls on a thread that may block."""
 
-    def take(self, call: BlockingCall) -> None: ...
+    def take(self, call: BlockingCall) -> None:
+        """Take a call, to be run later. For the event loop; does not block."""
 
     def withdraw(self, call: BlockingCall) -> bool:
-        """Forget a call; False if it was begun."""
+        """Forget a call. Returns False if it has begun. For the event loop; does not block."""
 
     def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
         """Run a function as the whole unit of work of an item, unless it is given up before the commit. Blocks."""
 
     def read(self, key: str) -> Any:
-        """An object of the app. Blocks."""
+        """Return the value of an object of the app. Blocks."""
 
 
 class AsyncBridge:
-    """Gives one run of a handler its objects and its unit of work. Lives on the event loop."""
+    """Gives one run of a handler its objects and its unit of work. For the event loop, except `write`."""
 
     def __init__(self, item: Item, runner: BlockingRunner) -> None:
         self.item = item
@@ -59,27 +61,28 @@ class AsyncBridge:
         self.objects = BufferedObjects(self)
         self._reply: tuple[Asked, bytes, float] | None = None
         self.missed: BaseException | None = None
-        """What kept the handler from the database, if that was no failure of its own: the message runs again."""
+        """The error that kept the handler from the database, if it is no failure of the handler. The message then runs
+        again."""
         self.bound: asyncio.Timeout | None = None
-        """The handler's deadline: what else cancels, while it lasts, is the handler's own doing."""
+        """The handler's deadline. A cancellation before the deadline comes from the handler itself."""
         self._closed = False
 
     def close(self) -> None:
-        """Take nothing more: the handler has returned, and a thread may write what it kept."""
+        """Take nothing more: the handler has returned, and the lane's thread may write what the handler kept."""
         self._closed = True
 
     def give(self, wanted: type) -> object:
         return self.objects if wanted is Objects else Work(self)
 
     def finish(self) -> None:
-        """Nothing to send: what the handler keeps and sends waits for its commit."""
+        """Do nothing: all that the handler keeps and sends waits for its commit."""
 
     def reply(self, asked: Asked, reply: bytes, seconds: float) -> None:
         self.check("its handler returned a reply")
         self._reply = asked, reply, seconds
 
     def check_open(self, what: str) -> None:
-        """Raise FlowKitError where `what` happened after the handler had returned."""
+        """Raise FlowKitError if the handler has returned. `what`: what happened, for the error's text."""
         if self._closed:
             raise FlowKitError(
                 f"{what} after the handler of message {self.item.delivery.message.id} had returned, so it would be "
@@ -87,7 +90,7 @@ class AsyncBridge:
             )
 
     def check(self, what: str) -> None:
-        """Raise FlowKitError where `what` happened too late to be committed."""
+        """Raise FlowKitError if it is too late for a commit. `what`: what happened, for the error's text."""
         self.check_open(what)
         if self.item.outcome is not None:
             raise FlowKitError(
@@ -97,12 +100,12 @@ class AsyncBridge:
 
     @property
     def holds(self) -> bool:
-        """Whether something waits here for the commit."""
+        """Whether objects or a reply wait here for the commit."""
         return bool(self.objects) or self._reply is not None
 
     def write(self, access: Access) -> bool:
-        """Write what waits into a unit of work. Blocks. False, and nothing is written, when one of the objects has
-        changed since the handler read it."""
+        """Write the objects and the reply that wait here into a unit of work. Blocks. Returns False, and writes
+        nothing, if one of the objects has changed since the handler read it."""
         kept: Any = access.give(Objects)
         if not self.objects.write(kept):
             return False
@@ -111,7 +114,8 @@ class AsyncBridge:
         return True
 
     async def ask(self, function: Callable[[BlockingCall], Any]) -> Any:
-        """What a function returns or raises, run on the lane's thread. Cancelled, it waits for what was begun."""
+        """Run a function on the lane's thread, and return or raise its result. If the handler is cancelled, this waits
+        until a function that has begun ends."""
         call = BlockingCall(function)
         self.runner.take(call)
         try:
@@ -140,7 +144,7 @@ class Work:
         return result
 
     def _apply(self, call: BlockingCall, function: Callable[[Any, Any], T]) -> T:
-        self._check()  # another one may have committed since it was asked for
+        self._check()  # another call may have committed since this one was asked for
         name = getattr(function, "__name__", type(function).__name__)
 
         def apply(session: Any, outbox: Any) -> T:
@@ -169,14 +173,14 @@ class Work:
 
 
 class BufferedObjects:
-    """Implements ports.Objects: what is written waits for the unit of work of its message."""
+    """Implements ports.Objects. Writes wait for the unit of work of their message."""
 
     def __init__(self, bridge: AsyncBridge) -> None:
         self._bridge = bridge
         self._written: dict[str, tuple[bytes, str | float | None] | None] = {}
-        """Key -> value as JSON, and its time to live; None for a deleted one."""
+        """Key -> value as JSON, and its time to live; None for a deleted object."""
         self._read: dict[str, bytes] = {}
-        """Key -> what it was when the handler read it first, as JSON: the handler may change what it was given."""
+        """Key -> value as JSON when the handler read it first. The handler may change the value that it got."""
 
     async def get(self, key: str) -> Any:
         self._bridge.check_open("objects.get() was called")
@@ -200,8 +204,8 @@ class BufferedObjects:
         self._written[key] = None
 
     def write(self, objects: Objects) -> bool:
-        """Write what was kept into the objects of a unit of work. Blocks. False, and nothing is written, when one of
-        them has changed since the handler read it."""
+        """Write the objects that wait here into those of a unit of work. Blocks. Returns False, and writes nothing, if
+        one of them has changed since the handler read it."""
         read = self._read.keys() & self._written.keys()
         if any(to_json(objects.get(key)) != self._read[key] for key in sorted(read)):
             return False
@@ -218,17 +222,17 @@ class BufferedObjects:
 
 
 def _a(value: object) -> str:
-    """The type of a value, with its article."""
+    """Return the name of a value's type, with its article."""
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 async def _over(result: "asyncio.Future[Any]") -> None:
-    """Wait for the end of what was begun, whoever wants to cancel that: a COMMIT is not interrupted."""
+    """Wait until a call that has begun ends, also if this is cancelled: nothing interrupts a COMMIT."""
     while not result.done():
         try:
             await asyncio.wait([result])
         except asyncio.CancelledError:
             continue
     if not result.cancelled():
-        result.exception()  # what became of it is known to its item; the cancellation goes on
+        result.exception()  # the item has the outcome; the cancellation continues

@@ -1,4 +1,4 @@
-"""A lane whose handler is `async def`: many of its messages are at work at once, on the event loop of the worker."""
+"""A lane whose handler is `async def`: many of its handlers run at the same time, on the event loop of the worker."""
 
 import logging
 import threading
@@ -20,7 +20,7 @@ REST_SECONDS = 1.0
 
 
 class AsyncLane(Lane):
-    """Starts handlers on the event loop, and commits in batches what came of them. One thread at a time may step it.
+    """Starts handlers on the event loop, and commits their messages in batches. One thread at a time may step it.
 
     A step also makes the calls that its handlers ask for.
     """
@@ -38,12 +38,12 @@ class AsyncLane(Lane):
         slots: Slots,
         heat: Callable[[Lane], None],
     ) -> None:
-        """`heat` is called with this lane, by any thread, when a step would find something."""
+        """`heat` is called with this lane, by any thread, when a step would find something to do."""
         super().__init__(pipeline, consumer, worker, stops, carried)
         self._slots = slots
         self._heat = heat
         self._begun: dict[AsyncItem, tuple[float, Slot]] = {}
-        """Items given to the loop, the oldest first, with the time of that."""
+        """Items whose handlers were started -> the time of the start, and the slot. The oldest is first."""
         self._news = threading.Event()
         self._calls = BlockingCalls(
             pipeline, self.triage, loop, lambda: bool(self.stopped) or self._ended is not None, self._tell
@@ -52,7 +52,8 @@ class AsyncLane(Lane):
         self._concurrency = Concurrency(self.flow.name, self.flow.reach, self._log)
 
     def step(self) -> bool:
-        """Run calls, start handlers, commit what came of others. False when there was nothing of it."""
+        """Make the calls of handlers, start handlers, and commit messages whose handlers ended. Returns False if there
+        was nothing to do. Blocks."""
         self._news.clear()
         ran = self._run_calls()
         self._collect()
@@ -63,7 +64,8 @@ class AsyncLane(Lane):
         return self._commit() or ran or started or self.flush()
 
     def step_alone(self) -> bool:
-        """Run one suspect to its end, while nothing else runs in this process. False when there is none."""
+        """Run one suspect until it has its outcome, while nothing else runs in this process. Returns False if there is
+        none. Blocks."""
         if self.stopped or self._ended is not None:
             return self.step()
         if not self.suspects or self.running:
@@ -81,14 +83,14 @@ class AsyncLane(Lane):
         return self._commit()
 
     def rest(self) -> bool:
-        """Wait until a handler ends or wants something, if one is at work."""
+        """Wait until a handler ends or asks for a call. Returns False at once if none runs."""
         if not self._begun:
             return False
         self._news.wait(REST_SECONDS)
         return True
 
     def drain(self) -> None:
-        """Cancel what still runs, and give back everything that is held. Nobody steps the lane any more."""
+        """Cancel the handlers that run, and give back everything that is held. No thread steps the lane any more."""
         self._tasks.cancel()
         self._tasks.ended.clear()
         self._drop()
@@ -113,9 +115,9 @@ class AsyncLane(Lane):
         )
 
     @property
-    def in_hand(self) -> list[Delivery]:
+    def in_flight(self) -> list[Delivery]:
         ended = list(self.pipeline.ended.values())
-        return [*super().in_hand, *(item.delivery for item in (*ended, *list(self._begun)))]
+        return [*super().in_flight, *(item.delivery for item in (*ended, *list(self._begun)))]
 
     def late(self, now: float) -> Slot | None:
         oldest = next(iter(list(self._begun.items())), None)
@@ -128,7 +130,7 @@ class AsyncLane(Lane):
     # ------------------------------------------------------------ the lane's thread
 
     def _start(self) -> bool:
-        """Start what was held, or what is there, as far as there is room."""
+        """Start handlers for the messages that are held, or else for those that are there, as far as there is room."""
         if self._room <= 0:
             return False
         self.held = self.held or self.consumer.receive(self._room)
@@ -147,13 +149,14 @@ class AsyncLane(Lane):
 
     @property
     def _room(self) -> int:
-        """How many more handlers may begin."""
+        """The number of handlers that may begin now."""
         room = self._concurrency.limit - max(len(self._begun), len(self.pipeline.ended))
         known = [*self.held, *(item.delivery for item in self._begun)]
         return min(room, self.pipeline.together(known) - self.running)
 
     def _launch(self, items: Sequence[AsyncItem], state: State) -> None:
-        """Give items to the loop. What needs no handler is at its end; a suspect waits until it can run alone."""
+        """Start the handlers of items. An item that needs no handler waits for its commit, and a suspect until it can
+        run alone."""
         begun = []
         for item in items:
             if item.claim is None or item.handled:
@@ -173,7 +176,8 @@ class AsyncLane(Lane):
         return ran
 
     def _collect(self) -> None:
-        """Those whose handlers ended wait for their commit; where the database was missed they run again."""
+        """Take the items whose handlers ended. They wait for their commit, or run again if the database could not be
+        reached."""
         while self._tasks.ended:
             item = self._tasks.ended.popleft()
             del self._begun[item]
@@ -193,18 +197,18 @@ class AsyncLane(Lane):
         self._concurrency.adapt(len(self._begun), items, stale)
 
     def _commit(self) -> bool:
-        """Commit a batch of what came of handlers. False when there is nothing."""
+        """Commit a batch of items whose handlers ended. Returns False if there is none."""
         ready = self._ready[: self._limit]
         try:
             if ready:
                 self._process(ready)
-        finally:  # what could not be committed waits among the ended; only what is held runs again
+        finally:  # items that could not be committed stay among the ended; only messages that are held run again
             self.held = [one for one in self.held if handle_of(one) not in self.pipeline.ended]
         return bool(ready)
 
     @property
     def _ready(self) -> list[Delivery]:
-        """What can be committed: all that ended, but for duplicates of what is at work here."""
+        """The messages that can be committed: all whose handlers ended, except duplicates of messages that run here."""
         ended, begun = self.pipeline.ended, self._begun
 
         def waits(twin: Item) -> bool:
@@ -213,13 +217,13 @@ class AsyncLane(Lane):
         return [item.delivery for item in ended.values() if item.twin is None or not waits(item.twin)]
 
     def _drop(self) -> None:
-        """What came of handlers is not committed: their messages are given back, but for the one to be quarantined."""
+        """Give back the messages whose handlers ended, without a commit, except the message to be quarantined."""
         culprits = self.pipeline.items if self._ended is not None else ()
         self.held += [item.delivery for item in self.pipeline.ended.values() if item not in culprits]
         self.pipeline.ended.clear()
 
     def _tell(self) -> None:
-        """A step would find something."""
+        """Tell the worker that a step would find something to do. Any thread may call it."""
         if not self._news.is_set():
             self._news.set()
             self._heat(self)

@@ -25,7 +25,7 @@ class DeadlinePassed(FlowKitError):
 
 
 class Stale(StoreConflict):
-    """An object has changed since the handler read it: it runs again, for what it put is of the past."""
+    """An object has changed since the handler read it. The handler runs again, with the new value."""
 
 
 @dataclass(eq=False, slots=True)
@@ -38,18 +38,21 @@ class AsyncItem(Item):
 
 @dataclass(eq=False)
 class AsyncPipeline(Pipeline):
-    """Runs messages of one flow whose handler is `async def`. `attend` runs on the event loop, all else on a lane's
-    thread, where it blocks. No transaction is open while handlers run; what they send and keep waits in memory."""
+    """Runs messages of one flow whose handler is `async def`.
+
+    `attend` runs on the event loop. All else runs on a lane's thread, and blocks. No transaction is open while handlers
+    run; the messages that they send and the objects that they keep wait in memory.
+    """
 
     ended: dict[Hashable, AsyncItem] = field(default_factory=dict)
-    """Those whose handlers ended, by handle: they wait for their commit."""
+    """Items whose handlers ended, by handle. They wait for their commit."""
     closing: bool = False
-    """Whether handlers are cancelled because the worker ends."""
+    """Whether handlers are cancelled because the worker stops."""
     severed: TransactionEnded | None = None
-    """Set when a function went round FlowKit and ended its transaction by the driver."""
+    """The error of a function that ended its transaction by the driver."""
 
     def begin(self, deliveries: Sequence[Delivery]) -> list[AsyncItem]:
-        """Decode messages, and look which may run."""
+        """Decode messages, and find those that may run. Blocks."""
         items = [AsyncItem(delivery) for delivery in deliveries]
         with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
             self.decode(items)
@@ -62,7 +65,8 @@ class AsyncPipeline(Pipeline):
         return items
 
     async def attend(self, item: AsyncItem, bridge: AsyncBridge) -> None:
-        """Call the handler for one message. Failures are noted, not raised; a cancellation from outside passes."""
+        """Call the handler for one message. Failures are noted in the item, not raised. A cancellation because the
+        worker stops is raised."""
         item.bridge = bridge
         item.outbox = Outbox(self.flow, self.context, item.delivery.message, self.routes)
         handling.set(self.flow.name)
@@ -87,7 +91,7 @@ class AsyncPipeline(Pipeline):
             item.error = checked(error)
         finally:
             end_child(self.process, self.flow.name)
-            item.body = None  # it may be large, and waits for its commit with others
+            item.body = None  # the body may be large, and many items wait for their commit
             item.outbox.close()
             bridge.close()
         item.handled = True
@@ -99,7 +103,7 @@ class AsyncPipeline(Pipeline):
         careful: bool = False,
         verdict: BaseException | None = None,
     ) -> list[Item]:
-        """Commit what came of messages whose handlers ended, in one transaction. Raises as `Pipeline.run` does."""
+        """Commit messages whose handlers ended, in one transaction. Raises as `Pipeline.run` does."""
         items: list[Item] = [self.ended[handle_of(delivery)] for delivery in deliveries]
         self.items = items
         self.early = False
@@ -110,7 +114,7 @@ class AsyncPipeline(Pipeline):
                 self.claim(unit, items)
                 copies = self.commit(unit, items)
         except BaseException:
-            for item in items:  # it is no end, for their duplicates neither
+            for item in items:  # these are no outcomes, nor for the duplicates of these messages
                 item.outcome = None
             raise
         for delivery in deliveries:
@@ -127,7 +131,7 @@ class AsyncPipeline(Pipeline):
             if done and bridge is not None and bridge.holds and not self._write(unit, bridge):
                 if self.early:
                     raise Stale(f"message {item.delivery.message.id}: an object has changed since its handler read it")
-                item.handled = False  # it stays in the lane
+                item.handled = False  # the message stays in the lane, and runs again
         return super().stage(unit, items)
 
     def _write(self, unit: Unit, bridge: AsyncBridge) -> bool:
@@ -135,7 +139,8 @@ class AsyncPipeline(Pipeline):
             return bridge.write(access)
 
     def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
-        """Run a function as the whole unit of work of one message: claim first, commit alone."""
+        """Run a function as the whole unit of work of one message, claimed first and committed alone. Returns the
+        function's result. Blocks."""
         for again in range(1, CONFLICT_TRIES + 1):
             try:
                 return self._apply(item, function, given_up)
@@ -192,7 +197,7 @@ class AsyncPipeline(Pipeline):
             handling.reset(token)
 
     def _found(self, unit: Unit) -> TransactionEnded | None:
-        """That a function which failed had ended its transaction by the driver, if it had."""
+        """Return the error that tells that a failed function had ended its transaction by the driver, if it had."""
         try:
             unit.check()
         except TransactionEnded as ended:

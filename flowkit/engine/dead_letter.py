@@ -9,7 +9,7 @@ from flowkit.ports import Dead, Letter
 
 
 def letter(item: Item, dead: Dead) -> Letter:
-    """The dead letter of a message."""
+    """Return the dead letter of a message."""
     error = dead.error
     try:
         stack = "".join(traceback.format_exception(error)) if error else ""
@@ -21,10 +21,10 @@ def letter(item: Item, dead: Dead) -> Letter:
 
 
 def describe(error: BaseException | None) -> str:
-    """One line of an error, without data: see `told`."""
+    """Return one line that describes an error, without data of messages: see `told`."""
     return storable(told(error))
 
 
 def storable(text: str) -> str:
-    """Text that every database takes: no NUL, no lone surrogates."""
+    """Return text that every database takes, without NUL and lone surrogates."""
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -13,7 +13,7 @@ from flowkit.ports import Clock
 
 DEADLINE_STEP_SECONDS = 0.05
 DEADLINE_STEPS = 100
-"""Looks in the time of the shortest deadline."""
+"""The number of checks in the time of the shortest deadline."""
 _log = logging.getLogger("flowkit.worker")
 
 
@@ -35,14 +35,14 @@ class Deadlines:
         self._clock = clock
         self._stop = stop
         self.overdue = False
-        """Whether a handler ran past its deadline: the process has to be replaced."""
+        """Whether a handler ran past its deadline, so that the process has to be replaced."""
 
     def watch(self) -> None:
-        """See whether a handler runs past its deadline. Its thread cannot be ended: the process has to be replaced."""
+        """Check whether a handler runs past its deadline. If one does, begin to stop the worker."""
         for lane in self._lanes:
             slot = self._late(lane)
             if slot is not None and not self.overdue:
-                if not self._dispatcher.alone:  # a message that runs alone is charged for the end of its process anyhow
+                if not self._dispatcher.alone:  # the end of the process counts as an attempt of a message alone anyway
                     slot.mark(State.OVERDUE)
                 self.overdue = True
                 self._readiness.state = "unready"
@@ -53,8 +53,11 @@ class Deadlines:
                 self._stop()
 
     def guard(self, ended: threading.Event, serial: bool, abandon: Callable[[], None]) -> None:
-        """The life of the thread that watches, until the worker has `ended`. On a `serial` store a handler past its
-        deadline may hold the transaction that all others wait for: then `abandon` ends the process at once."""
+        """Watch until the worker has `ended`; a thread of its own runs this. Blocks.
+
+        On a `serial` store, a handler past its deadline may hold the transaction that all others wait for. `abandon` is
+        then called, to end the process at once.
+        """
         shortest = min((lane.flow.deadline for lane in self._lanes), default=BEAT_SECONDS)
         step = min(BEAT_SECONDS, max(DEADLINE_STEP_SECONDS, shortest / DEADLINE_STEPS))
         while not self.overdue:
@@ -65,7 +68,8 @@ class Deadlines:
             abandon()
 
     def hung(self) -> set[Lane]:
-        """The lanes that a handler past its deadline holds up: with an `async def` one, all that share its loop."""
+        """Return the lanes that a handler past its deadline blocks. An `async def` handler blocks all lanes that share
+        its event loop."""
         hung = {lane for lane in self._lanes if self._late(lane)}
         concurrent = {lane for lane in self._lanes if isinstance(lane, AsyncLane)}
         return hung | concurrent if hung & concurrent else hung

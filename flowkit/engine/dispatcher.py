@@ -16,7 +16,7 @@ _log = logging.getLogger("flowkit.worker")
 
 
 class Dispatcher:
-    """The lanes of one worker: those that may have work are *hot*, and run next. Any thread may call it."""
+    """Knows the lanes of one worker. Those that may have work are *hot*, and run next. Any thread may call it."""
 
     def __init__(
         self,
@@ -28,8 +28,8 @@ class Dispatcher:
         ended: threading.Event,
         died: Callable[[], None],
     ) -> None:
-        """`stopping` is set when no lane may begin anything, and `ended` when none goes on. `died` is called when a
-        thread died."""
+        """`stopping` is set when no lane may begin anything more, `ended` when none may continue. `died` is called when
+        a thread has died."""
         self._lanes = lanes
         self._by_flow: dict[str, list[Lane]] = {}
         for lane in lanes:
@@ -44,23 +44,23 @@ class Dispatcher:
         self._hot: deque[Lane] = deque(lanes)
         self._running: set[Lane] = set()
         self.alone = False
-        """Whether the lane that runs has the process to itself: it runs a suspect."""
+        """Whether the lane that runs has the process for itself, because it runs a suspect."""
         self.hushed = False
-        """Whether a suspect waits until nothing else runs, so that nothing is begun."""
+        """Whether a suspect waits until nothing else runs. Lanes begin nothing meanwhile."""
 
     @property
     def unfinished(self) -> bool:
-        """Whether `async def` handlers are at work, or wait for their commit."""
+        """Whether `async def` handlers run, or wait for their commit."""
         return any(lane.unfinished for lane in self._lanes)
 
     @property
     def busy(self) -> set[Lane]:
-        """The lanes that run, or whose handlers do."""
+        """The lanes that run, or whose handlers run."""
         return self._running | {lane for lane in self._lanes if lane.unfinished}
 
     def heat(self, flows: set[str]) -> None:
-        """Wake the lanes of these flows that hold something, else one of each: an idle one, or one that looks again
-        when it is done."""
+        """Wake the lanes of these flows that hold messages. If none of a flow holds any, wake one lane: an idle one, or
+        a running one, which looks again when it is done."""
         with self._changed:
             for flow in flows:
                 useful = [lane for lane in self._by_flow.get(flow, ()) if lane.unfinished or not lane.left]
@@ -71,38 +71,38 @@ class Dispatcher:
                 self._changed.notify(len(woken))
 
     def heat_all(self) -> None:
-        """Wake lanes of every flow."""
+        """Wake lanes of all flows."""
         self.heat({lane.flow.name for lane in self._lanes})
 
     def heat_lane(self, lane: Lane) -> None:
-        """Wake this very lane: what it would find is its own."""
+        """Wake this lane and no other, because only this lane would find something."""
         with self._changed:
             if lane not in self._hot:
                 self._hot.append(lane)
                 self._changed.notify()
 
     def look_again(self) -> None:
-        """Have every thread look again which lanes may run."""
+        """Make each thread look again which lanes may run."""
         with self._changed:
             self._changed.notify_all()
 
     def work(self) -> None:
-        """The life of a thread: take the next lane that may have work, step it, and keep it hot while it expects more.
-        Blocks."""
+        """Take the next lane that may have work, step it, and keep it hot while it expects more; again and again. The
+        threads of the worker run this. Blocks until the worker stops."""
         while not self._stopping.is_set() or (self.unfinished and not self._ended.is_set()):
             lane = self._next()
             if lane is not None and not self._run(lane):
                 return
 
     def _run(self, lane: Lane) -> bool:
-        """Step a lane. False when that ended its thread."""
+        """Step a lane. Returns False if the thread has to end."""
         try:
             if self._directions.rests(lane.flow) and not lane.unfinished:
                 self._outages.guarded(lane.give_back, "store")
             else:
                 self._outages.guarded(lane.step_alone if self.alone else lane.step, "store")
         except BaseException:
-            # Not an Exception: what ran last is suspected of it, as of any death of its process.
+            # No Exception gets here: the message that ran last is a suspect, as after a death of its process.
             lane.pipeline.slot.mark(State.ALONE if self.alone else State.RUNNING)
             _log.exception("flow %s: a thread of this worker died; the worker is replaced", lane.flow.name)
             self._died()
@@ -119,7 +119,9 @@ class Dispatcher:
         return True
 
     def _next(self) -> Lane | None:
-        """The next hot lane that nobody runs; a lane with suspects runs when nobody else does, nor any handler."""
+        """Return the next hot lane that no thread runs. A lane with suspects waits until no lane and no handler runs.
+
+        Waits, and returns None, while there is none."""
         with self._changed:
             idle = [lane for lane in self._hot if lane not in self._running]
             if self._stopping.is_set() or self._directions.current:
@@ -130,9 +132,9 @@ class Dispatcher:
             alone = suspect is not None and not self._running and not any(one.running for one in self._lanes)
             if suspect is None:
                 lane = next(iter(idle), None)
-            else:  # nobody else starts until it ran; what has begun comes to its end
+            else:  # no other lane starts before the suspect ran; handlers that have begun may finish
                 lane = suspect if alone else next((one for one in idle if one.running), None)
-            held_back = self._relay.clogged and not self._stopping.is_set()  # what has begun is finished all the same
+            held_back = self._relay.clogged and not self._stopping.is_set()  # a worker that stops finishes all the same
             if lane is None or self.alone or held_back:
                 soon = held_back or self._stopping.is_set()
                 self._changed.wait(WATCH_SECONDS if soon else BEAT_SECONDS)

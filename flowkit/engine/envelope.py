@@ -1,4 +1,4 @@
-"""The envelope of a delivery: what the tables and transports can hold of it, and what replaces the rest."""
+"""The envelope of a delivery: checks whether tables and transports can hold it, and replaces the parts they cannot."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ from flowkit.message import (
 from flowkit.ports import Delivery
 
 MOST = 2**31 - 1
-"""Generations and attempts stay below it: the databases take one more."""
+"""The limit of generations and attempts. Each stays below it, so that the database can still add one."""
 UNKNOWN = "unknown"
-"""Source or channel of a message whose own cannot be recorded."""
+"""The source or channel of a message whose own cannot be recorded."""
 NAME_BYTES, VALUE_BYTES = 200, 4096
-"""Bytes that are kept of a header's name, and of its value, where not all can be."""
+"""Bytes that are kept of a header's name and of its value, if the headers cannot be recorded as they are."""
 
 
 def check_envelope(delivery: Delivery) -> None:
-    """Raise Undecodable when the envelope holds what the tables or the transports cannot."""
+    """Raise Undecodable if a table or a transport cannot hold the envelope."""
     message = delivery.message
     check_name("its id", message.id)
     check_name("its source", message.source)
@@ -52,24 +52,25 @@ def check_envelope(delivery: Delivery) -> None:
 
 
 def is_time(value: object) -> bool:
-    """Whether a clock can say this."""
+    """Return whether a value is a time: seconds since the epoch, to the year 9999."""
     return isinstance(value, int | float) and 0 <= value <= LAST_SECOND
 
 
 def legible(delivery: Delivery) -> Delivery:
-    """A delivery whose envelope can be recorded: what cannot is replaced, its id by the hash of its bytes."""
+    """Return a delivery whose envelope can be recorded. If that of `delivery` cannot, its id becomes the hash of its
+    bytes."""
     try:
         check_envelope(delivery)
     except Undecodable:
-        # The same each time that it arrives: an id that it got here is none of its bytes.
+        # The hash is the same each time that the message arrives, so an id that FlowKit gave it does not count.
         message = delivery.message._replace(body=b"", id="" if delivery.unidentified else delivery.message.id)
-        return renamed(delivery, UNKNOWN, repr(message).replace(", attempt=1", ""))  # it was none of it once
+        return renamed(delivery, UNKNOWN, repr(message).replace(", attempt=1", ""))  # older versions had no attempt
     return delivery
 
 
 def renamed(delivery: Delivery, source: str, told: str) -> Delivery:
-    """A delivery whose id is the hash of its body and of what else is told of it. What of its envelope cannot be
-    recorded is replaced."""
+    """Return a delivery whose id is the hash of its body and of the text `told`. Those parts of its envelope that
+    cannot be recorded are replaced."""
     message = delivery.message
     everything = message.body + told.encode("utf-8", "backslashreplace")
     message = message._replace(
@@ -87,7 +88,8 @@ def renamed(delivery: Delivery, source: str, told: str) -> Delivery:
 
 
 def kept(message: Message, id: object) -> dict[str, str]:
-    """The headers of a message, and beside them its id and source: as they are, or what can be stored of them."""
+    """Return the headers of a message, with its own id and source among them. If they cannot be stored, they are
+    escaped, shortened and cut."""
     given = message.headers if isinstance(message.headers, Mapping) else {"headers": message.headers}
     original = {name: value for name, value in ((ORIGINAL_ID, id), (ORIGINAL_SOURCE, message.source)) if value != ""}
     everything = {**original, **given, **original}
@@ -102,7 +104,7 @@ def kept(message: Message, id: object) -> dict[str, str]:
 
 
 def shortened(value: object, most: int) -> str:
-    """Text that a header can hold: escaped, and of so many bytes at most."""
+    """Return text that a header can hold: escaped, of `most` bytes at most."""
     text = value if isinstance(value, str) else repr(value)
     encoded = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text).encode()
     if len(encoded) <= most:

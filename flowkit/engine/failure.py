@@ -1,4 +1,4 @@
-"""What becomes of a message whose handling failed: a dead letter, a deferral or a retry."""
+"""The outcome of a message that failed: a dead letter, a deferral or a retry."""
 
 from flowkit import duration
 from flowkit.engine.item import Exhausted, Item
@@ -7,13 +7,13 @@ from flowkit.model.retry import RetryPolicy
 from flowkit.ports import REFUSED, Claim, Dead, Deferred, Random, Retried
 
 DEFER_SECONDS = 5.0
-"""Seconds between two tries of a message that this version cannot read, while another version is beside it."""
+"""Seconds until a message that this version of the app cannot read is tried again, during a rollout."""
 
 
 def outcome_of(
     item: Item, error: BaseException, claim: Claim, retry: RetryPolicy, random: Random
 ) -> Dead | Deferred | Retried:
-    """The outcome of a message that failed with this error, by its flow's policy."""
+    """Return the outcome of a message that failed with this error. `retry`: the policy of its flow."""
     attempts = claim.attempts + 1
     if isinstance(error, Exhausted):
         return Dead("crashed", error)

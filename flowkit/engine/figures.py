@@ -9,26 +9,26 @@ from flowkit.ports import Clock, Dead, Deferred, Figures, Retried
 
 WINDOW_SECONDS = 60.0
 CALM_SECONDS = 2.0
-"""After each change versions wait for each other: what they handle then says nothing of them."""
+"""Seconds after a change of the rollout that are not counted: the versions wait for each other then."""
 MOST = 5_000
-"""So many of the last messages are enough."""
+"""The number of messages that are remembered, the latest ones."""
 
 
 class RecentFigures:
-    """Noted by lanes, each on its thread; read by the worker's upkeep."""
+    """Lanes note the messages, each on its thread. The worker's maintenance reads the figures."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._since = 0.0
         self._ended: deque[tuple[float, float, bool]] = deque(maxlen=MOST)
-        """When, for how many seconds it was in hand, and whether it failed."""
+        """For each message: when it ended, the seconds that it was in flight, and whether it failed."""
 
     def begin(self) -> None:
-        """Count anew: a version has another share."""
+        """Count anew, because the versions have other shares of the messages now."""
         self._since = self._clock.monotonic() + CALM_SECONDS
 
     def note(self, items: Sequence[Item], seconds: Sequence[float]) -> None:
-        """These are at the end of their batch, and were in hand for so long."""
+        """Note the items of a batch that was committed. `seconds`: how long each was in flight."""
         now = self._clock.monotonic()
         if now >= self._since:
             self._ended.extend(
@@ -38,7 +38,7 @@ class RecentFigures:
             )
 
     def figures(self) -> Figures:
-        """Since the last change, at most of the last minute."""
+        """Return the figures since the last change, of the last minute at most."""
         since = max(self._since, self._clock.monotonic() - WINDOW_SECONDS)
         lately = [one for one in list(self._ended) if one[0] >= since]
         if not lately:

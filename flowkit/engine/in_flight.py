@@ -1,9 +1,10 @@
-"""Messages in flight, in shared memory: each lane notes which message it runs; the supervisor reads it after a death.
+"""Messages in flight, in shared memory. Each lane notes the message that it runs, and the supervisor reads the notes
+when the worker process has died.
 
-The file is made by the supervisor and mapped by both: 64 bytes for the worker's id, the token under which its group
-is active, and whether it is ready; then one slot per lane, then those of messages whose `async def` handlers are at
-work: a state byte, the length of the identity as two bytes, the identity as UTF-8 separated by NUL. Noting one costs
-0.3 µs.
+The supervisor makes the file, and both map it. Its header has 64 bytes: the id of the worker, the token under which its
+group is active, and whether it is ready. Slots follow: one for each lane, then one for each message whose `async def`
+handler runs. A slot has a byte for the state, two bytes for the length of the identity, and the identity as UTF-8, its
+parts separated by NUL. Noting a message takes 0.3 µs.
 """
 
 import mmap
@@ -17,28 +18,28 @@ from flowkit.ports import Identity
 
 HEADER = 64
 TOKEN = 48
-"""Where a worker of a group reads whether it may begin."""
+"""The place of the token, by which a worker of a group knows whether it may begin."""
 READY = 63
-"""Where a worker says whether it is ready."""
+"""The place where a worker writes whether it is ready."""
 SLOT = 3200
 COUNT = 2048
 
 
 class State(IntEnum):
-    """What a lane is doing with a message."""
+    """The state of the message in a slot."""
 
     IDLE = 0
     RUNNING = 1
     ALONE = 2
-    """It is a suspect, and nothing else runs in the process."""
+    """The message is a suspect, and nothing else runs in the process."""
     OVERDUE = 3
-    """It is past its deadline."""
+    """The handler runs past its deadline."""
     WAITING = 4
-    """Its `async def` handler has begun, and awaits something: others run meanwhile."""
+    """The handler is an `async def` that awaits something. Other handlers run meanwhile."""
 
 
 class InFlight(NamedTuple):
-    """A message that was running when its process died."""
+    """A message that ran when its process died."""
 
     identity: Identity
     state: State
@@ -61,7 +62,7 @@ class Slots:
 
     @property
     def token(self) -> int:
-        """The token under which the group of this worker is active; 0: it is not."""
+        """The token under which the group of this worker is active; 0 while the group is not active."""
         (token,) = struct.unpack_from("<q", self._memory, TOKEN)
         return int(token)
 
@@ -71,7 +72,7 @@ class Slots:
 
     @property
     def ready(self) -> bool:
-        """Whether the worker has everything that it needs, and is not about to end."""
+        """Whether the worker has all that it needs, and does not shut down."""
         return bool(self._memory[READY])
 
     @ready.setter
@@ -83,25 +84,27 @@ class Slots:
         return Slot(self._memory, HEADER + SLOT * (number % COUNT))
 
     def share(self, lanes: int) -> None:
-        """Let messages have the slots that so many lanes leave over."""
+        """Let messages take the slots that this number of lanes leaves over."""
         self._free.extend(range(lanes, COUNT))
 
     def take(self) -> "Slot":
-        """A slot for one message, until it is put back. Any thread may call it. Where none is left the first lane's is
-        shared: the blame may then fall on a neighbour, which has to run alone once."""
+        """Return a slot for one message, until it is put back. Any thread may call it.
+
+        If no slot is left, the message shares that of the first lane. A neighbour may then be suspected instead, and
+        has to run alone once."""
         try:
             return self.slot(self._free.popleft())
         except IndexError:
             return self.slot(0)
 
     def put_back(self, slot: "Slot") -> None:
-        """Strike off what a message's slot notes, and let others have it."""
+        """Clear the slot of a message, so that another message can take it."""
         slot.strike()
         if slot.number:
             self._free.append(slot.number)
 
     def in_flight(self) -> Iterator[InFlight]:
-        """The messages that lanes have noted and not struck off."""
+        """Iterate over the messages that are noted and not struck off."""
         for start in range(HEADER, HEADER + SLOT * COUNT, SLOT):
             state = State(self._memory[start])
             if state is not State.IDLE:
@@ -110,7 +113,7 @@ class Slots:
                 yield InFlight((flow, source, id), state)
 
     def clear(self) -> None:
-        """Strike off everything."""
+        """Clear all slots and the header."""
         self._memory[:] = bytes(len(self._memory))
 
     def close(self) -> None:
@@ -118,7 +121,8 @@ class Slots:
 
 
 class Slot:
-    """Where one lane notes the message that it runs. The state is written last: a torn note is no note."""
+    """The place where one lane notes the message that it runs. The state is written last, so a note that is not
+    complete does not count."""
 
     __slots__ = ("_memory", "_start")
 
@@ -137,7 +141,7 @@ class Slot:
         self._memory[start] = state
 
     def mark(self, state: State) -> None:
-        """Change the state of what is noted."""
+        """Change the state of the message that is noted."""
         self._memory[self._start] = state
 
     def strike(self) -> None:

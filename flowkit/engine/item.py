@@ -1,4 +1,4 @@
-"""One delivery on its way through the pipeline, and how its way can end early."""
+"""An item: one delivery on its way through the pipeline, and the errors that can end its way early."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -11,44 +11,44 @@ from flowkit.ports import Claim, Delivery, Outcome
 
 @dataclass(eq=False, slots=True)
 class Item:
-    """One delivery on its way: what came, and what came of it."""
+    """One delivery on its way through the pipeline, with what each step finds out about it."""
 
     delivery: Delivery
     body: object = None
     claim: Claim | None = None
-    """What the inbox says; None for a duplicate."""
+    """The claim that the inbox holds for the message; None for a duplicate."""
     twin: "Item | None" = None
-    """Who has the claim of the same message, which came twice at once."""
+    """The item that has the claim, when the same message came twice in one batch."""
     claimed: bool = False
     handled: bool = False
     unread: bool = False
-    """Whether its envelope is good, and its body is not what the flow takes in this version."""
+    """Whether the envelope is valid, but this version of the flow cannot take the body."""
     error: BaseException | None = None
     outbox: Outbox | None = None
     outcome: Outcome | None = None
-    """None: not handled in this batch; it stays in the lane."""
+    """None if the batch did not handle the message, which then stays in the lane."""
 
 
 class Spoiled(Exception):
-    """A handler failed after it had used the transaction: what it did must not commit with the others'."""
+    """A handler failed after it had used the transaction. Its writes must not be committed with those of others."""
 
     def __init__(self, delivery: Delivery | None = None) -> None:
-        """`delivery`: of the message that failed, where that is known."""
+        """`delivery`: that of the message which failed, if known."""
         super().__init__()
         self.delivery = delivery
 
 
 class ConnectionDied(StoreUnavailable):
-    """The connection was lost while a handler ran. The handler did it, or the database went away."""
+    """The connection was lost while a handler ran: the handler ended it, or the database cannot be reached."""
 
     def __init__(self, why: str, shut: bool) -> None:
-        """`shut`: this process has closed it."""
+        """`shut`: whether this process has closed the connection."""
         super().__init__(why)
         self.shut = shut
 
 
 class Exhausted(FlowKitError):
-    """The attempts of a message are used up by deaths of its process or by its deadline."""
+    """A message has no attempt left: its process died, or its handler ran past its deadline, in the last one."""
 
     def __init__(self, attempts: int, allowed: int) -> None:
         super().__init__(
@@ -58,27 +58,28 @@ class Exhausted(FlowKitError):
 
 
 class Superseded(BaseException):
-    """The message was applied elsewhere between the look and the claim. Passes through the handler's `except`."""
+    """The message was applied elsewhere between the look and the claim. It is no Exception, so that a handler's
+    `except` does not catch it."""
 
 
 class Refused(Exception):
-    """The database refused the transaction at its end, for something that one of its messages did."""
+    """The database refused the commit, because of something that a message of the batch did."""
 
 
 def handle_of(delivery: Delivery) -> Hashable:
-    """What tells one handing out of a copy from every other."""
+    """Return a key that only this delivery of this copy has."""
     return delivery.row, delivery.deliveries, delivery.tag
 
 
 def attempted(delivery: Delivery, claim: Claim | None) -> Delivery:
-    """A delivery with the attempts that the inbox knows of: its own are as old as its copy."""
+    """Return the delivery with the attempts that the inbox knows of. Its own number is as old as its copy."""
     return (
         delivery if claim is None or claim.attempts == delivery.attempts else delivery._replace(attempts=claim.attempts)
     )
 
 
 def checked(error: BaseException) -> BaseException:
-    """The error of a handler; the mistake in it, if it is a RetryAfter with a delay that is none."""
+    """Return the error of a handler. For a RetryAfter whose delay is invalid, return the error that says so."""
     if isinstance(error, RetryAfter):
         try:
             duration.seconds(error.delay, "RetryAfter(delay)")
@@ -88,5 +89,5 @@ def checked(error: BaseException) -> BaseException:
 
 
 def finished(items: Sequence[Item]) -> list[Delivery]:
-    """Those that have an outcome: the others stay in the lane."""
+    """Return the deliveries that have an outcome. The others stay in the lane."""
     return [item.delivery for item in items if item.outcome is not None]

@@ -37,14 +37,15 @@ class Lane:
         self.flow = pipeline.flow
         self.consumer = consumer
         self.held: list[Delivery] = []
-        """Received and not settled: the next batch."""
+        """Messages that are received and not settled: the next batch."""
         self.suspects: list[Delivery] = []
-        """Were running when their process died: each runs alone, by `step_alone`."""
+        """Messages that ran when their process died. Each runs alone, by `step_alone`."""
         self.working: Sequence[Delivery] = ()
+        """Messages of the batch that runs."""
         self.full = False
-        """Whether it received all that it could take: there may be more, for another lane."""
+        """Whether the lane received all that it could take, so that there may be more for another lane."""
         self.left = False
-        """Whether it receives no more: it is drained, or its flow is stopped."""
+        """Whether the lane receives no more, because it is drained or its flow is stopped."""
         self._slow = False
         """Whether the last batch took long."""
         self._worker = worker
@@ -52,13 +53,15 @@ class Lane:
         self._carried = carried
         self._ended: TransactionEnded | None = None
         self._solo: set[Identity] = set()
-        """Noted in the store as running alone here, and not at their end."""
+        """Messages that the store records as running alone here, and that have no outcome yet."""
         self._limit = min(FIRST_BATCH, self.flow.batch) if pipeline.transactional else self.flow.batch
         self._log = logging.getLogger(f"flowkit.flow.{self.flow.name}")
         self.triage = Triage(pipeline, self._log)
 
     def step(self) -> bool:
-        """Run one batch of what is there. False when nothing was. Raises StoreUnavailable; what was held is kept."""
+        """Run one batch of the messages that are there. Returns False if there was none. Blocks.
+
+        Raises StoreUnavailable; the lane then keeps the messages that it held."""
         self.full = False
         if self.stopped:
             self._leave()
@@ -68,13 +71,13 @@ class Lane:
             return True
         there = self.held or self.consumer.receive(self._limit)
         sizes = list(accumulate(len(one.message.body) for one in there))
-        count = bisect_left(sizes, BATCH_BYTES) + 1  # to the one that reaches it
+        count = bisect_left(sizes, BATCH_BYTES) + 1  # up to the message that reaches the limit
         batch, self.held = there[:count], there[count:]
         self.full = len(there) >= self._limit or count <= len(there)
         if not batch:
             return self.flush()
         if self._slow:
-            self.flush()  # until the end of this batch their lease might end, and a relay send them again
+            self.flush()  # the leases of these rows might expire before this batch ends, and a relay send them again
         clock = self.pipeline.context.clock
         began = clock.monotonic()
         self._process(batch)
@@ -82,7 +85,7 @@ class Lane:
         return True
 
     def step_alone(self) -> bool:
-        """Run one suspect, while nothing else runs in this process. False when there is none."""
+        """Run one suspect, while nothing else runs in this process. Returns False if there is none. Blocks."""
         if self.stopped or self._ended is not None:
             return self.step()
         if not self.suspects:
@@ -92,12 +95,12 @@ class Lane:
         return True
 
     def rest(self) -> bool:
-        """Wait for handlers that run outside of `step`. False, at once: there are none."""
+        """Wait for handlers that run outside of `step`. Returns False at once if there are none."""
         return False
 
     def flush(self) -> bool:
-        """Leave the rows that the transport carried away to the relay, when no batch comes at once to remove them. A
-        transaction for each would cost a lone message as much as its own. False when there were none."""
+        """Leave the rows that the transport took to the relay, because no batch follows that would remove them. A
+        transaction for them would cost a single message as much as its own. Returns False if there were none."""
         confirmed = self.pipeline.confirmed
         left = bool(confirmed)
         self._carried.extend(confirmed)
@@ -105,38 +108,38 @@ class Lane:
         return left
 
     def drain(self) -> None:
-        """Give back everything that is held. Nobody steps the lane any more."""
+        """Give back everything that is held. No thread steps the lane any more. Blocks."""
         self.flush()
         self._leave()
 
     @property
     def running(self) -> int:
-        """How many handlers run outside of `step`."""
+        """The number of handlers that run outside of `step`."""
         return 0
 
     @property
     def unfinished(self) -> bool:
-        """Whether messages are on their way, outside of `step`, that a drain should wait for."""
+        """Whether messages are handled outside of `step`, for which a worker that stops should wait."""
         return False
 
     def late(self, now: float) -> Slot | None:
-        """The slot of a message that runs past its deadline, by the monotonic clock."""
+        """Return the slot of a message whose handler runs past its deadline. `now`: by the monotonic clock."""
         since = self.pipeline.since
         return self.pipeline.slot if since is not None and now - since > self.flow.deadline else None
 
     @property
     def stopped(self) -> str:
-        """Why its flow runs no more."""
+        """Why its flow runs no more; empty while it runs."""
         return self._stops.get(self.flow.name, "")
 
     @property
     def expectant(self) -> bool:
-        """Whether another step would find something, even if no news came."""
+        """Whether another step would find something to do, even without news."""
         unfinished = self._ended is not None and not self.stopped
         return bool(self.full or self.held or self.suspects or self.pipeline.confirmed or unfinished)
 
     @property
-    def in_hand(self) -> list[Delivery]:
+    def in_flight(self) -> list[Delivery]:
         """Everything received and not settled. Any thread may look."""
         return [*self.held, *self.suspects, *self.working]
 
@@ -179,21 +182,21 @@ class Lane:
             self._limit = min(self.flow.batch, self._limit + BATCH_STEP)
 
     def _parts(self, deliveries: Sequence[Delivery]) -> "list[Part]":
-        """How a batch is cut to begin with."""
+        """Return the parts in which a batch is run first."""
         pipeline = self.pipeline
         if pipeline.transactional:
-            # Two batches that touch the same rows do so in the same order, and do not deadlock.
+            # Two batches that touch the same rows then do so in the same order, and do not deadlock.
             deliveries = sorted(deliveries, key=lambda one: str(one.message.key or ""))
         if self.triage.apart or (pipeline.transactional and not pipeline.claims_first()):
             return singles(deliveries)
         return [(deliveries, None)]
 
     def _hold(self, todo: "Sequence[Part]") -> None:
-        """Keep what is not at its end for the next step."""
+        """Keep these messages for the next step."""
         self.held += [one for part, _ in todo for one in part]
 
     def _keep(self, items: Sequence[Item]) -> None:
-        """What was not handled stays in the lane."""
+        """Log the failures of a batch, and keep the messages that were not handled."""
         for item in items:
             if item.outcome is not None:
                 self._solo.discard(item.delivery.identity)
@@ -211,14 +214,14 @@ class Lane:
                 (self.suspects if suspect else self.held).append(item.delivery)
 
     def _begin_solo(self, suspect: Delivery) -> None:
-        """Note that a message runs alone, for who comes after this process. One that has another id each time that it
-        arrives is not known again."""
+        """Record that a message runs alone here, for the process that comes after this one. A message that gets another
+        id at each arrival is not recorded: nobody would recognize it."""
         if not suspect.unidentified:
             self._solo.add(suspect.identity)
             self.pipeline.store.suspects.begin_solo(suspect, self._worker)
 
     def _quarantine(self) -> None:
-        """Stop the flow. Until the store took what became of its last batch, each step tries again."""
+        """Record the last batch, and stop the flow. If the store fails, the next step tries again."""
         assert self._ended is not None
         self._keep(self.pipeline.quarantine(self._ended))
         self.working = ()
@@ -231,8 +234,8 @@ class Lane:
         self._leave()
 
     def give_back(self) -> bool:
-        """Give back everything that is held: who rests may do so for long. False when that was nothing."""
-        for identity in list(self._solo):  # before others get them
+        """Give back everything that is held, because a flow may rest for long. Returns False if nothing was. Blocks."""
+        for identity in list(self._solo):  # before others get these messages
             self.pipeline.store.suspects.end_solo(identity, self._worker)
             self._solo.discard(identity)
         held = [*self.held, *self.suspects]
@@ -242,7 +245,7 @@ class Lane:
         return bool(held)
 
     def _leave(self) -> None:
-        """Give back everything that is held, and what the source has fetched ahead."""
+        """Give back everything that is held, and all that the consumer has fetched ahead."""
         self.give_back()
         if not self.left:
             self.consumer.close()

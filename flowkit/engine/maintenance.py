@@ -17,11 +17,11 @@ from flowkit.services import Services
 
 CLEAN_SECONDS = 10.0
 MUCH = 1000
-"""A cleaning that removed this many rows has more to do, and goes on at once."""
+"""The number of removed rows at which a cleaning has more to do, and the next one follows at once."""
 
 
 class Maintenance:
-    """What a worker does at intervals. One thread at a time may call it; every call blocks."""
+    """The work of a worker at intervals. One thread at a time may call it; every call blocks."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Maintenance:
             self._renew()
             self._renewed = now
         if now - self._cleaned >= CLEAN_SECONDS:
-            self._cleaned = now  # also where it fails: messages do not wait for what only clears away
+            self._cleaned = now  # set first: if the cleaning fails, messages do not wait for it
             self._clean()
 
     def _follow(self, now: float) -> bool:
-        """Look at the rollout, if that is due. Whether a heartbeat is due."""
+        """Look at the rollout, if that is due. Returns whether a heartbeat is due."""
         versions = self._versions
         beat = now - self._beaten >= BEAT_SECONDS
         if beat or (versions.rollout is not None and now - self._looked >= WATCH_SECONDS):
@@ -78,7 +78,7 @@ class Maintenance:
         return beat
 
     def _beat(self, now: float) -> None:
-        """Report the state of the worker to the fleet, and read what the fleet is directed to."""
+        """Report the state of the worker to the fleet, and read the directions of the fleet."""
         store, directions, readiness = self._store, self._directions, self._readiness
         waits = readiness.state == "ready" and self._versions.role == "none"
         store.check_place()
@@ -96,17 +96,17 @@ class Maintenance:
             store.uptime.note(self._app.name)
         if were != (directions.current, directions.shed):
             self._dispatcher.heat_all()
-            self._dispatcher.look_again()  # some of them may be hot, and go on now
+            self._dispatcher.look_again()  # lanes that are hot already may go on now
         self._beaten = self._membership.recorded = now
 
     def _renew(self) -> None:
         """Renew the leases of all rows that the lanes hold."""
-        rows = [(one.row, one.deliveries) for lane in self._lanes for one in lane.in_hand if one.row is not None]
+        rows = [(one.row, one.deliveries) for lane in self._lanes for one in lane.in_flight if one.row is not None]
         if rows:
             self._store.queue.renew(rows, self._services.settings.lease)
 
     def _clean(self) -> None:
-        """Remove a bounded number of the rows that nobody needs any more."""
+        """Remove rows that nobody needs any more, a bounded number of them."""
         app = self._app
         removed = self._store.retention.clean(
             Retention(app.name, list(app.flows), list(app.channels), app.retention, app.dead_letter_hold), self._worker

@@ -1,4 +1,4 @@
-"""Membership: a worker joins the fleet, and makes sure that all who receive for its store are known to its database."""
+"""Membership: a worker joins the fleet, and makes sure that its database knows all that receive for its store."""
 
 from flowkit.errors import BrokerUnavailable
 from flowkit.ports import Clock, Store, Transport, WorkerInfo
@@ -10,9 +10,9 @@ MEETINGS = 5
 
 
 class Membership:
-    """The membership of one worker, from now on. Blocks as it joins.
+    """The membership of one worker, from its construction on, which blocks.
 
-    Raises BrokerUnavailable where a copy of the database has workers of its own.
+    Raises BrokerUnavailable if a copy of the database has workers of its own.
     """
 
     def __init__(self, store: Store, transport: Transport, clock: Clock, worker: WorkerInfo, epoch: int) -> None:
@@ -22,7 +22,7 @@ class Membership:
         self._id = worker.id
         store.fleet.join(worker, epoch)
         self.recorded = clock.monotonic()
-        """When the store recorded this worker last."""
+        """When the store has recorded this worker last, by the monotonic clock."""
         self._meet_others()
 
     def leave(self) -> None:
@@ -30,19 +30,21 @@ class Membership:
         self._store.fleet.leave(self._id)
 
     def end(self) -> None:
-        """The database forgets this worker soon: from now on it does not say that it is known."""
+        """Stop saying that the database knows this worker: it soon will not. Does not block."""
         self.recorded = float("-inf")
 
     def _is_known(self) -> bool:
-        """Whether the database has recorded this worker lately. Any thread may ask."""
+        """Return whether the database has recorded this worker lately. Any thread may ask."""
         return self._clock.monotonic() - self.recorded < KNOWN_SECONDS
 
     def _meet_others(self) -> None:
-        """See that every worker which receives for this store is known to its database. A copy of that database has
-        workers of its own, and each side would apply a part of the messages. Raises BrokerUnavailable, and the worker
-        is started again: it may be that the other side ends."""
+        """Make sure that the database knows each worker that receives for this store. If it does not, a copy of the
+        database has workers of its own, and each side would apply a part of the messages.
+
+        Raises BrokerUnavailable. The worker is then started again, because the other side may have ended by then.
+        """
         strangers: dict[str, str] = {}
-        for _ in range(MEETINGS):  # a worker that is just leaving, or has just joined, is known a moment later
+        for _ in range(MEETINGS):  # the database learns in a moment of a worker that leaves or joins right now
             found = self._transport.others(self._id, self._is_known)
             known = self._store.fleet.members() if found else set()
             strangers = {id: where for id, where in found.items() if id not in known}

@@ -10,7 +10,7 @@ from flowkit.errors import BrokerUnavailable, StoreConflict, StoreLost, Unavaila
 from flowkit.ports import Random
 
 WATCH_SECONDS = 0.25
-"""How late a delayed message may be noticed, where nothing else wakes the worker."""
+"""Seconds by which a delayed message may be noticed late, if nothing else wakes the worker."""
 BACKOFF_SECONDS = (0.1, 5.0)
 _log = logging.getLogger("flowkit.worker")
 
@@ -21,17 +21,19 @@ class Outages:
     def __init__(
         self, readiness: Readiness, stopping: threading.Event, random: Random, lose: Callable[[StoreLost], None]
     ) -> None:
-        """`lose` is called when the database was taken away from under the worker."""
+        """`lose` is called when the database of the worker was removed or replaced."""
         self._readiness = readiness
         self._stopping = stopping
         self._random = random
         self._lose = lose
         self._failures: dict[str, int] = {}
-        """What cannot be reached now -> how often that was found."""
+        """Service that cannot be reached now -> how often a step has failed to reach it."""
 
     def guarded(self, step: Callable[[], Any], *needs: str) -> Any:
-        """Run a step that needs these services. After an outage, log it once and wait with backoff and jitter. Blocks.
-        Returns what the step returns, and True after a failure."""
+        """Run a step that needs these services. Returns the step's result, or True after a failure. Blocks.
+
+        A service that cannot be reached is logged once. After each failure the thread waits, with backoff and jitter.
+        """
         try:
             result = step()
         except StoreConflict as error:
@@ -59,6 +61,6 @@ class Outages:
 
     def _wait(self, missed: str) -> None:
         self._failures[missed] = failures = self._failures.get(missed, 0) + 1
-        # A look whether the broker is back costs nothing: its transport reconnects with a backoff of its own.
+        # To ask whether the broker is back costs nothing: its transport reconnects with a backoff of its own.
         first, most = (WATCH_SECONDS, WATCH_SECONDS) if missed == "broker" else BACKOFF_SECONDS
         self._stopping.wait(min(most, first * 2 ** min(failures, 10)) * self._random())

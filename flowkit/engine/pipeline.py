@@ -48,22 +48,23 @@ from flowkit.publisher import handling
 
 BOX_SECONDS = 0.25
 SERIAL_BOX_SECONDS = 0.05
-"""How long handlers of one batch may run: on a serial store the others wait for its transaction."""
+"""Seconds that the handlers of one batch may run. On a serial store, all others wait for the transaction of the batch.
+"""
 CLOSED = "a handler committed by the driver and closed the connection"
 BORN = 1
-"""The token of a row that is born leased to the lane that wrote it."""
+"""The token of a row that its lane leases to itself as it writes the row."""
 SLOW_SECONDS = 0.001
-"""On a serial store a handler that takes longer than this gets a short transaction of its own."""
+"""Seconds above which a handler on a serial store gets a short transaction of its own."""
 TRUSTED_DELIVERIES = 2
-"""Who was handed out so often is above suspicion: a worker ended, or a connection."""
+"""The number of deliveries that raise no suspicion: a worker may have ended, or a connection."""
 SUSPECT_DELIVERIES = 9
-"""Who was handed out so often, and should not run together with any other, is a suspect though nobody told so. While it
-runs nothing else does, so no flow of small batches gets there by a few lost connections."""
+"""The number of deliveries at which a message that may run with no other becomes a suspect, although no supervisor
+reported it. Nothing else runs while a suspect runs, so a few lost connections must not lead to this number."""
 
 
 @dataclass(eq=False)
 class Pipeline:
-    """Runs batches of one flow, for one lane. Not thread-safe; every call blocks."""
+    """Runs batches of one flow, for one lane. Only the lane's thread may call it; each call blocks."""
 
     flow: Flow
     store: Store
@@ -76,32 +77,32 @@ class Pipeline:
     lane: str
     retention: float
     halted: Callable[[], bool] = lambda: False
-    """Whether the worker drains: the rest of a batch is then given back."""
+    """Whether the worker stops or the flow rests. The rest of a batch is then given back."""
     beside: Callable[[], bool] = lambda: False
-    """Whether another version of the app is rolled out, so that it may read what this one cannot."""
+    """Whether another version of the app runs, which may read messages that this version cannot."""
     apps: Callable[[], Collection[str]] = lambda: ()
-    """The apps of the store. Messages of other programs get the identity of none of them."""
+    """The apps of the store. No message of another program gets an identity of one of them."""
     observe: Callable[[Sequence[Item]], None] = lambda items: None
-    """Sees each batch after its commit."""
+    """Called with the items of each batch after its commit."""
     wake: Callable[[set[str]], None] = lambda flows: None
-    """Says which flows have new messages."""
+    """Called with the flows that have new messages."""
     since: float | None = None
-    """When the running handler began, by the monotonic clock: who watches deadlines looks here."""
+    """When the running handler began, by the monotonic clock. `Deadlines` reads it."""
     confirmed: list[tuple[str, int]] = field(default_factory=list)
-    """Rows that the transport carried away; removed with the next batch."""
+    """Rows that the transport took, as (row, token). The next batch removes them."""
     paces: deque[float] = field(default_factory=lambda: deque(maxlen=31))
-    """How long handlers took, on average of each batch: without what they waited for the transaction."""
+    """Seconds that a handler took, the mean of each batch, without the wait for the transaction."""
     spent: float = 0.0
-    """How long the handlers of this batch took."""
+    """Seconds that the handlers of this batch took."""
     process: int = field(default_factory=os.getpid)
-    """Where handlers run. A process that one of them forks ends with it."""
+    """The process in which handlers run. A process that a handler forks ends when the handler does."""
 
     items: list[Item] = field(default_factory=list)
-    """The batch that runs, or ran last."""
+    """The batch that runs, or that ran last."""
     early: bool = True
-    """Whether its messages are claimed before they are handled."""
+    """Whether the messages of this batch are claimed before they are handled."""
     routes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """The subscribers of the channels that this flow sends to, as the batch's transaction sees them."""
+    """The subscribers of the channels that this flow sends to, as the transaction of the batch sees them."""
 
     def __post_init__(self) -> None:
         self.transactional = not self.flow.concurrent and self.flow.takes(self.store.injects)
@@ -116,9 +117,11 @@ class Pipeline:
     ) -> list[Item]:
         """Run one batch in one transaction.
 
-        `alone`: nothing else runs in this process. `careful`: a savepoint and a flush around each handler. `verdict`:
-        the only message is known to fail with this; it is recorded, not run. Raises Spoiled, StoreConflict,
-        StoreUnavailable, TransactionEnded, or what the database refused at commit; nothing is then committed.
+        `alone`: nothing else runs in this process. `careful`: each handler gets a savepoint and a flush. `verdict`: the
+        error with which the only message is known to fail; its handler does not run.
+
+        Raises Spoiled, Refused, StoreConflict, StoreUnavailable or TransactionEnded. Nothing is then committed, except
+        after a TransactionEnded, which leaves that unknown.
         """
         items = self.items = [Item(delivery) for delivery in deliveries]
         self.early = self.claims_first() or (self.transactional and len(items) > 1)
@@ -140,8 +143,8 @@ class Pipeline:
         return items
 
     def quarantine(self, error: TransactionEnded) -> list[Item]:
-        """After a handler ended the transaction round the guards: what became of the effects of those that ran is
-        unknown, so they are dead letters that say so; those that did not run are given back."""
+        """Record the last batch, whose transaction a handler ended by the driver. Nobody knows which effects of its
+        handled messages were committed, so these messages become dead letters. The others are given back."""
         items = self.items
         for item in items:
             if item.handled:
@@ -156,8 +159,8 @@ class Pipeline:
     # ------------------------------------------------------------ the steps
 
     def decode(self, items: Sequence[Item]) -> None:
-        """Turn bytes into what the handler takes. What cannot be is dead: under the hash of its bytes if nobody can say
-        that its id is its own."""
+        """Turn the bytes of each message into what its handler takes. A message that cannot be decoded becomes a dead
+        letter; if its id may not be its own, the hash of its bytes is its id."""
         now = self.context.clock.now()
         for item in items:
             try:
@@ -179,7 +182,7 @@ class Pipeline:
             except Undecodable as error:
                 item.error = error
             except Exception as error:
-                # The user's own validator failed: as if the handler had.
+                # A validator of the app failed. That counts as a failure of the handler.
                 item.error = error
             if item.error is not None:
                 item.handled = True
@@ -188,9 +191,9 @@ class Pipeline:
                 item.delivery = unread(item.delivery) if is_unread else legible(item.delivery)
 
     def look(self, unit: Unit, items: Sequence[Item]) -> None:
-        """See what may run, without a transaction: the handlers of this flow run outside of one.
+        """Find the messages that may run, without a transaction: the handlers of this flow run outside of one.
 
-        A row that was never handed out before was never claimed: there is nothing to look at.
+        A row that is delivered for the first time was never claimed, so the inbox need not be read.
         """
         deliveries = [item.delivery for item in items]
         if all(one.row and one.deliveries == 1 and not one.generation for one in deliveries):
@@ -199,7 +202,8 @@ class Pipeline:
             self._known(unit.look(deliveries), items)
 
     def claim(self, unit: Unit, items: Sequence[Item]) -> None:
-        """Claim in the inbox what is not claimed yet and may run. Who loses is a duplicate."""
+        """Claim in the inbox the messages that are not claimed yet and may run. A message without a claim is a
+        duplicate."""
         wanted = [item for item in items if not item.claimed and (item.handled or self.early)]
         if wanted:
             self._known(unit.claim([item.delivery for item in wanted]), wanted)
@@ -209,7 +213,7 @@ class Pipeline:
     def handle(
         self, unit: Unit, items: Sequence[Item], alone: bool, careful: bool, verdict: BaseException | None
     ) -> None:
-        """Call the handler for each message, within the time box. Failures are noted, not raised."""
+        """Call the handler for each message, until the time box is over. Notes failures in the items; raises none."""
         clock, began, handled = self.context.clock, self.context.clock.monotonic(), 0
         self.spent = 0.0
         box = SERIAL_BOX_SECONDS if self.store.serial else BOX_SECONDS
@@ -259,7 +263,7 @@ class Pipeline:
             raise
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise  # somebody's Ctrl-C
+                raise  # Ctrl-C, not the handler's own
             ended = unit.ended(error)
             if ended is not None:
                 raise (ConnectionDied(str(ended), unit.shut) if unit.lost else ended) from error
@@ -268,7 +272,7 @@ class Pipeline:
             self.since = None
             self.slot.strike()
             item.outbox.close()
-            item.body = None  # it may be large, and what ran last is kept
+            item.body = None  # the body may be large, and the items of the last batch are kept
         if item.error is not None and access.used and not access.undone:
             unit.check()
             raise Spoiled(delivery) from item.error
@@ -281,7 +285,8 @@ class Pipeline:
             raise (cause if cause is not error else Spoiled()) from error
 
     def stage(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
-        """Turn what came of the messages into rows of the same transaction. Returns what is to be published."""
+        """Write the rows that record the outcomes of the messages, in the same transaction. Returns the copies to be
+        published."""
         rows = Rows(self.context, self.routes)
         for item in items:
             item.outcome = self.decide(item)
@@ -298,10 +303,10 @@ class Pipeline:
         return copies
 
     def commit(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
-        """Stage and commit everything at once: one sync to disk for the batch. Returns what is to be published."""
+        """Stage and commit everything, with one sync to disk for the batch. Returns the copies to be published."""
         try:
             if not self.early:
-                # The handlers ran outside of the transaction: who subscribed meanwhile gets its copy.
+                # The handlers ran outside of the transaction. Flows that subscribed meanwhile get their copies too.
                 self.routes = unit.subscribers(self._channels)
             copies = self.stage(unit, items)
             unit.commit()
@@ -312,12 +317,13 @@ class Pipeline:
             raise Refused from error
 
     def settle(self, items: Sequence[Item]) -> None:
-        """Acknowledge at once after the commit: a blocked publisher must not hold back acknowledgements."""
+        """Acknowledge the messages, before anything is published: a blocked publisher must not delay that."""
         self.confirmed.clear()
         self.consumer.settle(finished(items))
 
     def publish(self, copies: Sequence[Copy]) -> None:
-        """Hand the committed copies to the transport; where the rows are the queue, wake who waits for them."""
+        """Send the committed copies by the transport. If the rows themselves are the queue, wake the lanes that wait
+        for them."""
         if copies and self.transport.hops:
             receipts = self.transport.send([one for one in copies if not one.delay])
             self.confirmed += record(self.store, receipts, {one.row: BORN for one in copies})
@@ -327,18 +333,19 @@ class Pipeline:
     # ------------------------------------------------------------ what the steps decide
 
     def together(self, deliveries: Sequence[Delivery]) -> int:
-        """How many of these may run at once: half as many each time that they were handed out and nothing came of it.
-        One of them may kill the process, and its supervisor with it, so that nobody tells which."""
+        """Return how many of these messages may run in one batch: half as many for each delivery without an outcome.
+        One of them may kill the process and its supervisor too, so that nobody reports which one it was."""
         most = max((one.deliveries for one in deliveries), default=0)
         return max(1, self.flow.reach >> max(0, most - TRUSTED_DELIVERIES))
 
     def claims_first(self) -> bool:
-        """Handlers that take the transaction run inside it, unless they are slow and the others would wait."""
+        """Return whether messages are claimed before they are handled: handlers that take the transaction run inside
+        it, unless they are slow and all others would wait for it."""
         slow = self.store.serial and bool(self.paces) and median(self.paces) > SLOW_SECONDS
         return self.transactional and not slow
 
     def decide(self, item: Item) -> Outcome | None:
-        """What came of a message."""
+        """Return the outcome of a message; None if it was not handled."""
         if item.claim is None:
             return Duplicate() if item.twin is None or self._ends(item.twin) else None
         if not item.handled:
@@ -348,12 +355,12 @@ class Pipeline:
         return outcome_of(item, item.error, item.claim, self.flow.retry, self.random)
 
     def _ends(self, twin: Item) -> bool:
-        """Whether a message is at an end, or with this commit. Else its duplicate stays as well: it may be the only one
-        that the broker still knows."""
+        """Return whether a message has its outcome, or gets it with this commit. If not, its duplicate stays too: the
+        duplicate may be the only copy that the broker still has."""
         return twin.outcome is not None or (twin.handled and twin in self.items)
 
     def _known(self, claims: Mapping[Identity, Claim], items: Sequence[Item]) -> None:
-        """Give each identity's claim to one item; the same id twice in a batch is a duplicate."""
+        """Give the claim of each identity to one item. Another item with this identity is a duplicate."""
         left, owners = dict(claims), dict[Identity, Item]()
         for item in sorted(items, key=lambda item: -item.delivery.generation):
             identity = item.delivery.identity
@@ -365,13 +372,14 @@ class Pipeline:
                 item.claim = claim._replace(suspect=True)
 
     def _are_claimed(self, items: Sequence[Item]) -> bool:
-        """Whether the claims of a transaction that did not come to its end are there: somebody committed it."""
+        """Return whether the inbox has the claims of a transaction that did not finish: then a handler committed it."""
         claims = {item.delivery.identity: item.claim for item in items if item.claimed and item.claim is not None}
         with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
             return bool(claims) and unit.holds(claims)
 
     def _claim_or_leave(self, unit: Unit, items: Sequence[Item]) -> None:
-        """A handler's first statement begins the transaction: its message must still be ours."""
+        """Claim the message whose handler begins the transaction by its first statement, unless it is claimed already.
+        Raises Superseded if it was applied elsewhere meanwhile."""
         if not self.early:
             running = [item for item in items if item.handled and not item.claimed and item.error is None]
             self.claim(unit, running)

@@ -4,7 +4,7 @@ from flowkit.engine.in_flight import Slots
 from flowkit.ports import Transport
 
 NAMED = 3
-"""How many flows a state names."""
+"""The number of flows that a state names."""
 
 
 class Readiness:
@@ -17,7 +17,8 @@ class Readiness:
 
     @property
     def state(self) -> str:
-        """starting, ready, unready or draining: told to the fleet by heartbeats, and to the supervisor at once."""
+        """`starting`, `ready`, `unready` or `draining`. Heartbeats report it to the fleet; the supervisor sees it at
+        once."""
         return self._state
 
     @state.setter
@@ -35,5 +36,5 @@ class Readiness:
         return f"unready: {', '.join(hindered[:NAMED])}{more}"
 
     def judge(self) -> None:
-        """All services can be reached: the worker is ready, unless one of its flows cannot receive."""
+        """Set the state when all services can be reached: `ready`, or `unready` if a flow cannot receive."""
         self.state = "unready" if self._transport.hindered else "ready"

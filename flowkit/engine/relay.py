@@ -1,4 +1,4 @@
-"""The relay: sends committed message rows that are due, be they delayed, retried, or left by a dead worker."""
+"""The relay: sends message rows that are committed and due: delayed ones, retries, and those of dead workers."""
 
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
@@ -7,18 +7,18 @@ from flowkit.ports import Clock, Copy, Delivery, Receipt, Store, Transport
 
 BATCH = 100
 PARK_SECONDS = 30.0
-"""A row that was refused is due again after this at the latest, or when its queue is declared; the first times sooner:
-a queue without a leader refuses too, and has one in a moment."""
+"""The most seconds until a row that the transport refused is due again. It is due at once when its queue is declared,
+and sooner after the first refusals: a queue without a leader refuses too, and gets a leader soon."""
 DOUBTFUL = 3
-"""A row that was leased so often and is still not confirmed has a broker that cannot keep up: more would not help."""
+"""The number of leases after which a row that is not confirmed is parked: its broker cannot keep up."""
 REMOVE_SECONDS = 0.5
-"""While there is more to send, rows that were taken stay for so long: their removal is a transaction of its own."""
+"""Seconds that rows which the transport took may stay while there is more to send. Their removal is a transaction."""
 CLOGGED = 10_000
-"""So many messages that cannot be sent are enough: no more are received until they are."""
+"""The number of messages that cannot be sent at which lanes receive no more."""
 
 
 class Relay:
-    """Carries due rows to a transport that is not the store itself. One thread at a time may step it."""
+    """Sends due rows by a transport that is not the store itself. One thread at a time may step it."""
 
     def __init__(self, store: Store, transport: Transport, clock: Clock, worker: str) -> None:
         self._store = store
@@ -26,15 +26,15 @@ class Relay:
         self._clock = clock
         self._worker = worker
         self.carried: deque[tuple[str, int]] = deque()
-        """Rows that the transport took, to be removed. Any thread may add some."""
+        """Rows that the transport took, and that are to be removed, as (row, token). Any thread may add some."""
         self._removed = 0.0
         self.told: Collection[str] = ()
-        """The flows that have due rows, as somebody said; without news all are looked at."""
+        """The flows that have due rows, by the store's news. If empty, the relay looks for rows of all flows."""
         self.clogged = False
-        """Whether so much waits to be sent that no more should be produced."""
+        """Whether too many messages wait to be sent for lanes to receive more."""
 
     def step(self) -> bool:
-        """Send one batch of each flow that has due rows. False when a look at all flows found none."""
+        """Send one batch of each flow that has due rows. Returns False if there were none. Blocks."""
         if not self._transport.hops:
             return False
         if not self._transport.ready:
@@ -46,7 +46,7 @@ class Relay:
         if not due or self._clock.monotonic() - self._removed >= REMOVE_SECONDS:
             self.flush()
         for flow in sorted(due):
-            # Leased by a committed update before it is sent, so that no other relay sends it too.
+            # An update that commits leases each row before it is sent, so that no other relay sends it too.
             rows = self._store.queue.lease(flow, BATCH, self._worker, self._transport.lease)
             receipts = self._transport.send([_copy(one) for one in rows])
             tokens = {str(one.row): one.deliveries for one in rows}
@@ -54,7 +54,7 @@ class Relay:
         return bool(due)
 
     def flush(self) -> None:
-        """Remove the rows that the transport took."""
+        """Remove the rows that the transport took. Blocks."""
         rows = list(self.carried)
         if rows:
             with self._store.unit("") as unit:
@@ -66,10 +66,10 @@ class Relay:
 
 
 def record(store: Store, receipts: Sequence[Receipt], tokens: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Act on what the transport said. Returns the rows that it carried away, as (row, token); they can be removed.
+    """Record the receipts of a transport. Returns the rows that it took, as (row, token), which can be removed. Blocks.
 
-    One that it refuses is parked, with the reason, for longer the more often it was leased. Any other is sent again as
-    soon as somebody can: the transport waited for it, or lost it; the third time it is parked as well.
+    A row that it refused is parked with the reason, for longer the more often it was leased. A row that it did not
+    confirm in time is released, and sent again as soon as possible; after the third lease it is parked too.
     """
     carried: list[tuple[str, int]] = []
     parked: dict[float, dict[tuple[str, int], str]] = defaultdict(dict)

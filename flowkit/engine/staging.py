@@ -10,7 +10,7 @@ from flowkit.publisher import accepted, address
 
 
 class Rows:
-    """The rows of one batch: what its messages send, try again, leave behind and leave open."""
+    """The rows of one batch: copies of what its messages sent, retries, dead letters, and inbox rows to be reopened."""
 
     def __init__(self, context: Context, routes: Mapping[str, Sequence[str]]) -> None:
         """`routes`: the subscribers of the channels that the flow sends to."""
@@ -23,7 +23,7 @@ class Rows:
         self.letters: list[Letter] = []
 
     def add(self, item: Item) -> None:
-        """Add the rows of one message, which has its outcome. One without an outcome leaves its claim open."""
+        """Add the rows of one message by its outcome. A message without an outcome has its claim reopened."""
         outcome, delivery = item.outcome, item.delivery
         match outcome:
             case Done():
@@ -40,7 +40,7 @@ class Rows:
                 )
 
     def _try_again(self, item: Item, outcome: Retried | Deferred) -> None:
-        """A copy with the next generation, for which the inbox is open. Only a retry is an attempt."""
+        """Add a copy of the next generation, and reopen the inbox for it. Only a retry counts as an attempt."""
         delivery, generation = item.delivery, item.delivery.generation + 1
         attempts = (item.claim.attempts if item.claim else 0) + isinstance(outcome, Retried)
         self.reopened.append(Reopening(delivery.identity, generation, attempts))
@@ -50,11 +50,12 @@ class Rows:
 
     @property
     def copies(self) -> list[Copy]:
-        """The copies to be staged, and published after the commit."""
+        """The copies that are staged, and published after the commit."""
         return [*self._fresh, *self._again]
 
     def tallies(self, flow: str, items: Sequence[Item], reused: int) -> dict[str, Tally]:
-        """What the ledger counts for each flow: of `flow`, the batch with these items; of others, accepted copies."""
+        """Return the numbers that the ledger adds for each flow: for `flow` those of the batch with these items, for
+        other flows the copies that they accepted."""
         tallies = accepted(self._fresh)
         mine = tallies.get(flow, Tally())
         arrived = [item.delivery for item in items if item.delivery.foreign and _recorded(item.outcome)]
@@ -69,5 +70,5 @@ class Rows:
 
 
 def _recorded(outcome: Outcome | None) -> bool:
-    """Whether this outcome is the first that the store records of a foreign message."""
+    """Return whether the store records a foreign message for the first time by this outcome."""
     return isinstance(outcome, Done | Retried | Deferred | Dead)

@@ -1,4 +1,4 @@
-"""Triage: which part of a batch runs again, and how, after its transaction failed."""
+"""Triage: decides which parts of a batch run again, and how, after its transaction failed."""
 
 import logging
 import time
@@ -13,24 +13,25 @@ from flowkit.ports import Delivery
 
 CONFLICT_SECONDS = 0.005
 SOLO_TRIES = 20
-"""How often one message alone may collide with others before it waits for a later batch."""
+"""The number of collisions of a message that runs alone after which it waits for a later batch."""
 SOLO_BATCHES = 5
-"""In how many batches one message alone may collide so often until that is its own failure: its handler may raise what
-looks like a collision, each time."""
+"""The number of such batches after which the collisions count as a failure of the message: its handler may raise an
+error that looks like a collision, each time."""
 DEATHS = 3
-"""A message that ran alone is to blame for so many dead connections, if the server has not restarted meanwhile."""
+"""The number of connections that die under a message which runs alone until the message counts as the cause, if the
+server has not restarted meanwhile."""
 Part = tuple[Sequence[Delivery], BaseException | None]
-"""Deliveries that run in one transaction, and what is known of them."""
+"""Deliveries that run in one transaction, and the verdict on them: the failure to record, SPOILED, or None."""
 SPOILED = Spoiled()
-"""A verdict on a part: it runs once more, carefully."""
+"""The verdict on a part that runs once more, carefully."""
 
 
 class Unrecordable(FlowKitError):
-    """The database refused to record how a message failed: that is recorded in its place."""
+    """The database refused to record how a message failed. This error is recorded instead."""
 
 
 class Triage:
-    """Decides for one lane. Not thread-safe."""
+    """Decides for one lane, on the lane's thread."""
 
     def __init__(self, pipeline: Pipeline, log: logging.Logger) -> None:
         self._pipeline = pipeline
@@ -39,23 +40,25 @@ class Triage:
         self.apart = self._flow.isolate == "single" or self._flow.settings
         """Whether each message runs in a transaction of its own."""
         self.conflicts = 0
-        """How often this batch collided with others."""
+        """The number of times that this batch collided with others."""
         self.later: list[Delivery] = []
-        """Messages that collided again and again: they wait for the next batch."""
+        """Messages that collided again and again, and wait for the next batch."""
         self._stumbled: list[Spoiled] = []
-        """Handlers that failed while their batch shared a transaction."""
+        """Failures of handlers whose batch shared a transaction."""
         self._deaths: dict[Hashable, tuple[str, int]] = {}
-        """Messages whose connection died as they ran alone: since when the server ran, and how often."""
+        """Messages whose connection died while they ran alone -> the start of the server, and the number of times."""
         self._crowded: Counter[Hashable] = Counter()
-        """In how many batches a message collided again and again, as it ran alone."""
+        """Messages that collided again and again while they ran alone -> the number of batches."""
 
     def begin(self) -> None:
-        """A batch begins."""
+        """Begin a batch."""
         self.conflicts = 0
         self.later, self._stumbled = [], []
 
     def again(self, error: BaseException, part: Sequence[Delivery], verdict: BaseException | None) -> list[Part]:
-        """The parts to run after a part failed, the last one first. Raises the error if all of them have to wait."""
+        """Return the parts to run after a part failed, the last one first. Raises the error if all have to wait.
+
+        Blocks for some milliseconds after a collision."""
         match error:
             case Spoiled():
                 return self._spoiled(error, part, verdict)
@@ -70,7 +73,7 @@ class Triage:
         raise error
 
     def end(self, items: Sequence[Item]) -> None:
-        """A part was committed. Tells which handlers failed and, as their batch ran again at once, did not."""
+        """Note that a part was committed. Logs each handler that failed, and succeeded when its batch ran again."""
         for item in items:
             if item.outcome is not None:
                 self._deaths.pop(handle_of(item.delivery), None)
@@ -86,8 +89,8 @@ class Triage:
                 )  # fmt: skip
 
     def _spoiled(self, error: Spoiled, part: Sequence[Delivery], verdict: BaseException | None) -> list[Part]:
-        """A failed handler had used the transaction. Alone its blame is certain; else all run carefully once, and each
-        by itself where even that could not undo it."""
+        """Decide after a handler failed that had used the transaction. A message that ran alone has failed. Several run
+        again carefully, each with a savepoint, and if a savepoint could not undo the failure, each one alone."""
         if len(part) == 1:
             return [(part, error.__cause__)]
         if verdict is SPOILED:
@@ -97,7 +100,7 @@ class Triage:
         return [(part, SPOILED)]
 
     def _run_apart(self, statement: Apart, part: Sequence[Delivery]) -> list[Part]:
-        """From now on each message runs in a transaction of its own."""
+        """Run each message in a transaction of its own from now on."""
         if not self.apart:
             self._log.warning(
                 "flow %s: its handler executes `%s`, which the next messages of its transaction would meet; from now "
@@ -110,8 +113,10 @@ class Triage:
     def _refused(
         self, delivery: Delivery, verdict: BaseException | None, cause: BaseException | None
     ) -> BaseException | None:
-        """The failure to record of a message whose transaction the database refused. Raises StoreUnavailable when the
-        database refuses every record: a right or a column is missing, or a trigger objects."""
+        """Return the failure to record for a message whose transaction the database refused.
+
+        Raises StoreUnavailable if the database refuses that record too: a right or a column is missing, or a trigger
+        raises an error."""
         known = error_of(verdict)
         if known is None:
             return cause
@@ -123,8 +128,9 @@ class Triage:
         return Unrecordable(f"the database refused to record how it failed: {describe(cause)}")
 
     def died(self, delivery: Delivery, error: ConnectionDied) -> BaseException:
-        """The failure to record of a message whose connection died as it ran alone. Raises the error as long as the
-        database may be to blame: it restarts, or cannot be reached."""
+        """Return the failure to record for a message whose connection died while it ran alone.
+
+        Raises the error while the cause may be the database, which restarts or cannot be reached."""
         started = self._pipeline.store.started()
         known, deaths = self._deaths.get(handle_of(delivery), (started, 0))
         deaths = deaths + 1 if known == started else 1
@@ -137,7 +143,8 @@ class Triage:
         )
 
     def _collided(self, error: StoreConflict, part: Sequence[Delivery], verdict: BaseException | None) -> list[Part]:
-        """No attempt: the fewer run together, the less they collide. Of a handler that always collides it is one."""
+        """Decide after a collision, which is no attempt. Fewer messages run together then, so that they collide less.
+        A message that collides alone in batch after batch has failed."""
         self.conflicts += 1
         if len(part) > 1:
             return halves(part)
@@ -145,7 +152,7 @@ class Triage:
         if self.conflicts <= SOLO_TRIES:
             return [(part, verdict)]
         handle = handle_of(part[0])
-        # A handler that takes no transaction collides with nobody: then only FlowKit's own statements do, and wait.
+        # A handler that takes no transaction cannot collide. Only statements of FlowKit do then, which may wait.
         self._crowded[handle] += self._pipeline.transactional and any(item.handled for item in self._pipeline.items)
         if self._crowded[handle] >= SOLO_BATCHES:
             often = SOLO_BATCHES * SOLO_TRIES
@@ -157,16 +164,16 @@ class Triage:
 
 
 def halves(part: Sequence[Delivery]) -> list[Part]:
-    """A part in two; nothing for one that is a single message."""
+    """Return the two halves of a part; no part for a single message."""
     middle = len(part) // 2
     return [(part[middle:], None), (part[:middle], None)] if middle else []
 
 
 def singles(part: Sequence[Delivery]) -> list[Part]:
-    """Each message in a transaction of its own."""
+    """Return parts of one message each."""
     return [([one], None) for one in reversed(part)]
 
 
 def error_of(verdict: BaseException | None) -> BaseException | None:
-    """The failure that a verdict says; None where the handlers are to run."""
+    """Return the failure that a verdict tells; None if the handlers are to run."""
     return None if verdict is SPOILED else verdict

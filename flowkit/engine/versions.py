@@ -1,13 +1,14 @@
-"""Versions of an app side by side: which messages are for which, and when one may begin what was another one's.
+"""Versions of an app side by side: decides which version a message is for, and when a version may begin messages that
+were another version's.
 
 The rules (see docs/decisions/0014-rollouts.md):
 
-- The baseline receives from the flow's address, and hands on what is the candidate's, to `FLOW@candidate`.
-- The candidate receives from there. After each change it rests until every worker of the app conforms to it, and hands
-  back what is no more its own.
-- A version that is neither receives nothing, and ends what it has in hand.
-- A worker conforms when it has nothing in hand that is another one's by now.
-- When the rollout is over, what the candidate had is received by the baseline.
+- The baseline receives from the address of the flow, and passes the candidate's messages to `FLOW@candidate`.
+- The candidate receives from that address. After each change of the rollout it rests until every worker of the app
+  conforms, and passes back messages that are no longer its own.
+- Any other version receives nothing, and finishes the messages that it has in flight.
+- A worker conforms when it has no message in flight that is another version's by now.
+- When the rollout is over, the baseline receives the candidate's messages too.
 """
 
 import threading
@@ -23,38 +24,39 @@ from flowkit.model.outbox import Context
 from flowkit.ports import CANDIDATE, Consumer, Copy, Delivery, Store
 
 SHARES = 100
-HANDED_ON = 10
-"""So many batches may be handed on before a lane turns to something else."""
+PASSED_ON = 10
+"""The number of batches that a lane passes on in a row before it does something else."""
 FOLLOW_SECONDS = 0.1
-"""So long the upkeep waits for a source that is at work: the next look asks again."""
+"""Seconds that maintenance waits for a consumer that is busy. The next look asks it again."""
 
 
 NONE = "(none)"
-"""What instances without a version are called, for people."""
+"""The name, for people, of the version of instances without one."""
 
 
 def named(version: str) -> str:
-    """A version's name for people."""
+    """Return the name of a version for people."""
     return version or NONE
 
 
 def bucket(message: Message) -> int:
-    """In which percent of the messages one is: by its key, so that those of one key stay together; else by its id."""
+    """Return the percentile of a message, 0 to 99: by its key, so that messages of one key stay together, else by its
+    id."""
     return crc32(str(message.key or message.id).encode("utf-8", "backslashreplace")) % SHARES
 
 
 class Versions:
-    """What a worker of one version does in a rollout. `look` is called by the worker's upkeep; any thread may read."""
+    """The part of one worker in the rollout of its app. The worker's maintenance calls `look`; any thread may read."""
 
     def __init__(self, store: Store, context: Context, app: str, version: str, silent: float, retention: float) -> None:
-        """`silent`: seconds after which a silent worker is not waited for. `retention`: for how many the inbox
-        remembers."""
+        """`silent`: seconds without a heartbeat after which a worker is not waited for. `retention`: seconds for which
+        the inbox remembers."""
         self.store = store
         self.context = context
         self._retention = retention
         self.version = version
         self.epoch = 0
-        """All that this worker has in hand conforms to this epoch."""
+        """The epoch of the rollout to which all messages that this worker has in flight conform."""
         self._app = app
         self._silent = silent
         self.consumers: list[VersionedConsumer] = []
@@ -64,7 +66,7 @@ class Versions:
             self.epoch = self.rollout.epoch
 
     def look(self) -> bool:
-        """See what the rollout is now, and follow. Blocks. Whether the worker has come to another epoch."""
+        """Read the rollout, and follow it. Returns whether the worker conforms to another epoch now. Blocks."""
         self.rollout = found = self.store.rollouts.read(self._app, self._silent)
         before = self.epoch
         beside = {address for one in self.consumers for address in self.places(one.flow)[1:]}
@@ -79,12 +81,12 @@ class Versions:
         return self.rollout is not None and bool(self.rollout.candidate)
 
     def is_due(self, address: str) -> bool:
-        """Whether the store had due rows there, at the last look."""
+        """Return whether the store had due rows for an address at the last look."""
         return address in self._due
 
     @property
     def state(self) -> tuple[int, bool]:
-        """What changes when there may be something else to receive."""
+        """The epoch of the rollout, and whether it is settled. Other messages may be there when it changes."""
         return (self.rollout.epoch, self.rollout.settled) if self.rollout is not None else (0, True)
 
     @property
@@ -94,42 +96,43 @@ class Versions:
 
     @property
     def role(self) -> str:
-        """baseline, candidate, or neither of them."""
+        """`baseline`, `candidate` or `none`."""
         rollout = self.rollout
         if rollout is None or rollout.baseline == self.version:
             return "baseline"
         return "candidate" if rollout.going_on and rollout.candidate == self.version else "none"
 
     def places(self, flow: str) -> tuple[str, ...]:
-        """The addresses that this version receives from now."""
+        """Return the addresses from which this version receives the messages of a flow now."""
         rollout, role = self.rollout, self.role
         if role == "candidate":
             return (flow + CANDIDATE,)
         if role == "none":
             return ()
-        # What the candidate had is the baseline's when the rollout is over.
+        # When the rollout is over, the candidate's messages are the baseline's.
         over = rollout is not None and self.shared and rollout.settled and not rollout.going_on
         return (flow, flow + CANDIDATE) if over else (flow,)
 
     @property
     def rests(self) -> bool:
-        """Whether this version begins nothing, until all workers conform: it is to get what others may have in hand."""
+        """Whether this version begins no message until all workers conform: others may have its messages in flight."""
         rollout = self.rollout
         return rollout is not None and self.shared and not rollout.settled and rollout.candidate == self.version
 
     def theirs(self, delivery: Delivery) -> bool:
-        """Whether a message is for the other version."""
+        """Return whether a message is for the other version."""
         rollout = self.rollout
         if rollout is None or not self.shared:
             return False
         if rollout.candidate == self.version:
             return rollout.baseline != self.version and bucket(delivery.message) >= rollout.weight
-        # What other programs sent has no id yet by which it would be told from what was handed on before.
+        # A message of another program has no id yet, by which a copy that was passed on before would be recognized.
         return bool(rollout.reach) and not delivery.foreign and bucket(delivery.message) < rollout.reach
 
     def can_go(self, delivery: Delivery) -> bool:
-        """Whether a message can be handed on: what cannot be written as it is, or is older than the inbox remembers, is
-        dead where it was found. A foreign one is adopted there: a row does not tell that it is foreign."""
+        """Return whether a message can be passed on. A message that cannot be written as it is, or that is older than
+        the retention, becomes a dead letter here. A foreign message is adopted here, because a row does not tell that
+        its message is foreign."""
         if delivery.foreign:
             return False
         try:
@@ -140,18 +143,18 @@ class Versions:
 
 
 class VersionedConsumer:
-    """Implements ports.Consumer: what is for this version, from where it is. The rest is handed on."""
+    """Implements ports.Consumer: receives messages of a flow that are for this version, and passes the others on."""
 
     def __init__(self, versions: Versions, flow: str, open: Callable[[str], Consumer]) -> None:
-        """`open` makes the source of an address. Blocks, and raises, as that does."""
+        """`open` makes the consumer of an address. Blocks, and raises, as `open` does."""
         self.flow = flow
         self._versions = versions
         self._open = open
         self._lock = threading.RLock()
         self._closed = False
         self._places: dict[str, Consumer] = {}
-        self._in_hand: dict[Hashable, Held] = {}
-        """What was received and is not settled or released."""
+        self._in_flight: dict[Hashable, Held] = {}
+        """The messages that were received, and are neither settled nor released."""
         versions.consumers.append(self)
         self._go()
 
@@ -189,25 +192,26 @@ class VersionedConsumer:
                 place.close()
 
     def seconds(self, delivery: Delivery) -> float:
-        """For how long something has been in hand."""
-        held = self._in_hand.get(handle_of(delivery))
+        """Return the seconds for which a message has been in flight."""
+        held = self._in_flight.get(handle_of(delivery))
         return self._versions.context.clock.monotonic() - held.since if held is not None else 0.0
 
     def conforms(self) -> bool:
-        """Whether nothing is in hand that is another version's by now. Any thread may ask; False while it is busy."""
+        """Return whether no message in flight is another version's by now. Returns False while the consumer is busy.
+        Any thread may ask."""
         if not self._lock.acquire(timeout=FOLLOW_SECONDS):
             return False
         try:
             wanted = () if self._closed else self._versions.places(self.flow)
             self._leave(wanted)
             if self._versions.rests or not wanted:
-                return not self._in_hand
-            return not any(self._versions.theirs(one.came) for one in self._in_hand.values())
+                return not self._in_flight
+            return not any(self._versions.theirs(one.came) for one in self._in_flight.values())
         finally:
             self._lock.release()
 
     def _go(self) -> tuple[str, ...]:
-        """Be where this version receives from now."""
+        """Open the places from which this version receives now, and leave the others. Returns their addresses."""
         wanted = () if self._closed else self._versions.places(self.flow)
         if wanted != tuple(self._places):
             for address in wanted:
@@ -217,20 +221,21 @@ class VersionedConsumer:
         return wanted
 
     def _leave(self, wanted: Collection[str]) -> None:
-        """Close the other places, each as soon as nothing is in hand of it."""
-        for address in set(self._places) - set(wanted) - {one.address for one in self._in_hand.values()}:
+        """Close the other places, each as soon as none of its messages is in flight."""
+        for address in set(self._places) - set(wanted) - {one.address for one in self._in_flight.values()}:
             self._places.pop(address).close()
 
     def _is_worth_it(self, address: str) -> bool:
-        """Whether something may be there. What the candidate had is looked for seldom, not with each batch."""
+        """Return whether messages may be at an address. The baseline looks for the candidate's messages only when the
+        store had some, not with each batch."""
         beside = address != self.flow and self._versions.role == "baseline"
         return not beside or self._places[address].stocked or self._versions.is_due(address)
 
     def _take(self, address: str, limit: int, mine: list[Delivery], state: tuple[int, bool]) -> None:
-        """Receive from one place, up to the limit. What is another version's is handed on, and makes room. Once the
-        rollout is in another state than this, whose they are is to be seen anew."""
+        """Receive from one place, up to the limit. Messages of another version are passed on, which makes room for
+        more. When the rollout is no longer in this `state`, all are released, because they may be another version's."""
         place = self._places[address]
-        for _ in range(HANDED_ON):
+        for _ in range(PASSED_ON):
             arrived = place.receive(limit - len(mine)) if len(mine) < limit else []
             theirs = []
             if self._versions.shared:
@@ -240,7 +245,7 @@ class VersionedConsumer:
                 return
             if theirs:
                 try:
-                    self._hand_on(place, theirs)
+                    self._pass_on(place, theirs)
                 except BaseException:
                     place.release(arrived)
                     raise
@@ -249,14 +254,16 @@ class VersionedConsumer:
                 if handle_of(one) not in gone:
                     # The tags of two places may be the same.
                     kept = one if address == self.flow else one._replace(flow=self.flow, tag=(address, one.tag))
-                    self._in_hand[handle_of(kept)] = Held(address, one, since)
+                    self._in_flight[handle_of(kept)] = Held(address, one, since)
                     mine.append(kept)
             if not theirs:
                 return
 
-    def _hand_on(self, place: Consumer, theirs: Sequence[Delivery]) -> None:
-        """Address these to the other version, in a transaction with their removal here. What took effect meanwhile is
-        only removed: its copy would live longer than the inbox has to remember."""
+    def _pass_on(self, place: Consumer, theirs: Sequence[Delivery]) -> None:
+        """Pass messages to the other version: one transaction writes their copies and removes them here.
+
+        A message that took effect meanwhile is only removed: its copy would outlive the memory of the inbox.
+        """
         store, ids = self._versions.store, self._versions.context.ids
         theirs = [one._replace(flow=self.flow) for one in theirs]
         to = self.flow + CANDIDATE if self._versions.role == "baseline" else self.flow
@@ -271,20 +278,20 @@ class VersionedConsumer:
         store.notify({self.flow})
 
     def _by_place(self, deliveries: Sequence[Delivery]) -> Iterable[tuple[Consumer, list[Delivery]]]:
-        """These as they came, by where they came from. They are in hand no more."""
+        """Return the deliveries as they came, by the place that they came from. They are in flight no more."""
         found: dict[str, list[Delivery]] = {}
         for one in deliveries:
-            held = self._in_hand.pop(handle_of(one), None)
+            held = self._in_flight.pop(handle_of(one), None)
             address, came = (held.address, held.came) if held is not None else (self.flow, one)
             found.setdefault(address, []).append(came)
         return [(self._places[address], some) for address, some in found.items() if address in self._places]
 
 
 class Held(NamedTuple):
-    """What is in hand."""
+    """A message in flight."""
 
     address: str
     came: Delivery
-    """As it came from there."""
+    """The delivery as it came from the address."""
     since: float
-    """When, by the monotonic clock."""
+    """When the delivery came, by the monotonic clock."""

@@ -41,7 +41,7 @@ _log = logging.getLogger("flowkit.worker")
 class Worker:
     """Runs the flows of an app. `step()` does one round in the calling thread; `run()` repeats it on a pool of threads.
 
-    `slots` is where the supervisor reads which messages were running if this process dies.
+    `slots` is the place where the supervisor reads which messages ran when this process died.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Worker:
         self.services = services
         self.id = services.ids()
         self.crippled = False
-        """Whether one of its threads died: the process has to be replaced."""
+        """Whether one of its threads died, so that the process has to be replaced."""
         self.lost = False
-        """Whether the database was taken away from under it: this process can commit nothing any more."""
+        """Whether its database was removed or replaced, so that this process can commit nothing more."""
         self.stopping = threading.Event()
         self._ended = threading.Event()
         self._slots = slots or Slots()
@@ -66,7 +66,7 @@ class Worker:
         self.versions = _versions(app, services)
         self._figures = RecentFigures(clock)
         self._membership = self._join()
-        self.versions.look()  # whatever changes from now on waits for this worker
+        self.versions.look()  # each change of the rollout from now on waits for this worker
         _warn_of_waiting(app, self.versions)
         provided = {kind: self._open(factory()) for kind, factory in app.provided.items()}
         self._stops: dict[str, str] = {}
@@ -108,7 +108,7 @@ class Worker:
 
     @cached_property
     def _loop(self) -> Loop:
-        """Where `async def` handlers run, and what is provided to them lives."""
+        """The event loop on which `async def` handlers run, and which the objects provided to them belong to."""
         loop = Loop("flowkit-async")
         self._opened.callback(loop.close)
         return loop
@@ -165,16 +165,16 @@ class Worker:
 
     @property
     def state(self) -> str:
-        """starting, ready, unready or draining."""
+        """`starting`, `ready`, `unready` or `draining`."""
         return self.readiness.state
 
     @property
     def overdue(self) -> bool:
-        """Whether a handler ran past its deadline: the process has to be replaced."""
+        """Whether a handler ran past its deadline, so that the process has to be replaced."""
         return self.deadlines.overdue
 
     def step(self) -> bool:
-        """One round of everything, in this thread. False when nothing was to be done."""
+        """Do one round of everything, in the calling thread. Returns False if there was nothing to do. Blocks."""
         self.maintenance.tick()
         busy = self.relay.step()
         for lane in self.lanes:
@@ -186,12 +186,12 @@ class Worker:
         return busy or any([lane.rest() for lane in self.lanes])
 
     def run(self, grace: float = 30.0, abandon: Callable[[], None] = lambda: None) -> bool:
-        """Work until `stop()`, then finish, at most `grace` seconds. Blocks. Whether every thread ended in time.
+        """Work until `stop()`, then finish within `grace` seconds. Returns whether every thread ended in time. Blocks.
 
         `abandon` ends the process at once. It is called when a handler past its deadline holds the transaction that
         every other writer waits for.
         """
-        # What is loaded stays: a full collection that looks at all of it holds up every thread for 100 ms.
+        # Objects that are loaded now stay. A full collection that visits all of them blocks every thread for 100 ms.
         gc.collect()
         gc.freeze()
         give_back()
@@ -212,17 +212,17 @@ class Worker:
         return self._finish(threads, grace)
 
     def stop(self) -> None:
-        """Make `run` return. Any thread or signal handler may call it; does not block."""
+        """Make `run` return. Any thread or signal handler may call it. Does not block."""
         self.stopping.set()
 
     def wake(self, flows: set[str]) -> None:
-        """New messages of these flows are committed."""
+        """Tell this worker and the others that new messages of these flows are committed."""
         self.dispatcher.heat(flows)
         self.services.store.notify(flows)
 
     def close(self) -> None:
-        """Give back what is held and leave the fleet. Nobody steps the worker any more."""
-        self._membership.end()  # the database forgets this worker, and others would take it for a stranger
+        """Give back the messages that are held, and leave the fleet. No thread steps the worker any more. Blocks."""
+        self._membership.end()  # it answers no other worker any more: the database forgets it
         with self._opened as last:
             last.callback(self._membership.leave)
             last.callback(self.relay.flush)
@@ -235,7 +235,7 @@ class Worker:
     # ------------------------------------------------------------ threads
 
     def _watch(self) -> None:
-        """Wait for news and heat the lanes that have some."""
+        """Wait for news, and wake the lanes that have some."""
         transport = self.services.transport
         if not transport.hops:
             self.maintenance.tick()
@@ -244,8 +244,8 @@ class Worker:
         self.dispatcher.heat({place.removesuffix(CANDIDATE) for place in transport.wait(WATCH_SECONDS, places)})
 
     def _send_due(self) -> None:
-        """The life of the thread that sends what others, or nobody, will: on a transport that is not the store. The
-        maintenance is its own then: it uses the connection on which this thread waits for the store's news."""
+        """Send due rows by the relay until the worker stops. A thread of its own runs this, if the transport is not the
+        store. It does the maintenance too, because that uses the connection on which it waits for the store's news."""
         while not self.stopping.is_set():
             self.outages.guarded(self.maintenance.tick, "store")
             if not self.outages.guarded(self.relay.step, "store"):
@@ -268,7 +268,7 @@ class Worker:
         self._ended.set()
         self.dispatcher.look_again()
         for thread in threads:
-            if self.dispatcher.unfinished:  # handlers are at work, but not this thread
+            if self.dispatcher.unfinished:  # `async def` handlers run, so the threads have to commit them
                 thread.join(WATCH_SECONDS * 2)
         finished = not self.deadlines.hung() and not any(thread.is_alive() for thread in threads)
         if finished and not self.lost:

@@ -1,4 +1,4 @@
-"""What the parts of a worker report on messages. `otel.py` implements it; here it does nothing."""
+"""The port by which the parts of a worker report on messages. `otel.py` implements it; the base class does nothing."""
 
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar

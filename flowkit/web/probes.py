@@ -53,7 +53,7 @@ class Probes:
             question.close()
 
     async def _document(self, request: Request) -> Response:
-        """What the routes take and answer, as OpenAPI."""
+        """Answer with the description of the routes, as OpenAPI."""
         return as_json(self._described, HTTPStatus.OK)
 
     async def _measurements(self, request: Request) -> Response:

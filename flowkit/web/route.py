@@ -28,16 +28,16 @@ from flowkit.ports import Asked, Delivery, Giver
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 WITH_CONTENT = ("POST", "PUT", "PATCH")
 SCALARS = (str, int, float, bool, Decimal, date, datetime, time, timedelta, UUID, Enum)
-"""What can stand in a query."""
+"""The types of values that a query can hold."""
 NAME = re.compile(r"[a-z_][a-z0-9_]*", re.I)
 SEGMENT = re.compile(r"[^{}/?#\s]*|\{[a-z_][a-z0-9_]*\}", re.I)
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]{1,255}", re.I)
 RESERVED = ("/flowkit", "/livez", "/readyz", "/metrics", "/scale")
-"""Where the ingress answers itself."""
+"""The paths at which the ingress itself answers."""
 
 
 REPLY_SECONDS = 86_400.0
-"""For so long any instance can tell a reply."""
+"""Seconds for which every instance can repeat a reply."""
 WAIT_SECONDS = 10.0
 MAX_CONTENT = 1024 * 1024
 """Bytes of content that a route takes, unless it says otherwise."""
@@ -158,7 +158,7 @@ class RequestBinding(Binding):
 
     @cached_property
     def arguments(self) -> "Arguments":
-        """What of a request becomes which argument."""
+        """The arguments of the handler, and the parts of a request that they come from."""
         handler = self._handler
         return Arguments(handler.flow, self._route, handler.parameters, handler.annotated)
 
@@ -199,10 +199,10 @@ class RequestBinding(Binding):
         return reply
 
     def check_body(self) -> None:
-        """Nothing to find: the body is made of the request that the parameters ask for."""
+        """Check nothing: the parameters say which parts of a request become the body."""
 
     def check_identity(self, id_from: IdFrom) -> None:
-        """Nothing to find: requests may have an id anywhere."""
+        """Check nothing: a request may have its id anywhere."""
 
 
 class Header(EnvelopeField):
@@ -215,10 +215,10 @@ class Header(EnvelopeField):
 
 
 class Arguments:
-    """What of a request becomes which parameter of a flow's handler.
+    """The parts of a request that become the parameters of a flow's handler.
 
-    A parameter that the path names comes from there. Of a method with content the first other one is the content; what
-    else a query can say comes from the query. The rest is injected.
+    A parameter that the path names comes from the path. With a method that has content, the first other parameter is
+    the content. Other parameters of a type that a query can hold come from the query. The rest is injected.
     """
 
     def __init__(self, flow: str, route: Route, parameters: Sequence[Parameter], hints: Mapping[str, Any]) -> None:

@@ -267,7 +267,7 @@ def test_the_other_lanes_of_a_stopped_flow_come_to_rest(app: App, sqlite_url: st
         (one.step_alone if suspect else one.step)()
         assert not one.expectant
         assert not one.pipeline.confirmed
-        assert not one.in_hand
+        assert not one.in_flight
         harness.until_quiet()
 
 

@@ -137,7 +137,7 @@ def test_a_flow_is_stopped_though_the_store_is_away_just_then(
         with pytest.raises(StoreUnavailable):
             harness.until_quiet()
         assert not lane.stopped
-        assert len(lane.in_hand) == 6, "what it had in hand is renewed meanwhile"
+        assert len(lane.in_flight) == 6, "what it had in hand is renewed meanwhile"
         harness.until_quiet()
         assert lane.stopped
         balance = harness.balances()["shop.accept"]

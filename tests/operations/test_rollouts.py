@@ -111,7 +111,7 @@ def test_a_change_while_a_version_receives_is_not_overlooked(
     key = next(name for name in numbers(100) if in_share(name, 50) and not in_share(name, 5))
     publish(new, [key])
 
-    def handed_on() -> bool:
+    def passed_on() -> bool:
         old.step()
         return bool(versions.store.queue.due([place]) == {place})
 
@@ -121,7 +121,7 @@ def test_a_change_while_a_version_receives_is_not_overlooked(
         old.step()
         return versions.rollout.settled and new.worker.versions.state[1]
 
-    wait_until(handed_on)
+    wait_until(passed_on)
     versions.change(weight=5)
     wait_until(conforming)
     consumer, *_ = new.worker.versions.consumers

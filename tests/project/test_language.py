@@ -21,37 +21,6 @@ MOST_WORDS = 120
 WRITTEN_BY_TOOLS = {"docs/proof.md"}
 QUOTED = {("docs/guides/security.md", "told of")}
 """(page, words): the page shows what a program prints."""
-NOT_YET_PLAIN: set[str] = {
-    "flowkit/cli/commands/dead.py",
-    "flowkit/cli/commands/options.py",
-    "flowkit/cli/commands/root.py",
-    "flowkit/cli/commands/sla.py",
-    "flowkit/engine/async_bridge.py",
-    "flowkit/engine/async_lane.py",
-    "flowkit/engine/directions.py",
-    "flowkit/engine/dispatcher.py",
-    "flowkit/engine/envelope.py",
-    "flowkit/engine/failure.py",
-    "flowkit/engine/figures.py",
-    "flowkit/engine/in_flight.py",
-    "flowkit/engine/item.py",
-    "flowkit/engine/lane.py",
-    "flowkit/engine/maintenance.py",
-    "flowkit/engine/outages.py",
-    "flowkit/engine/pipeline.py",
-    "flowkit/engine/relay.py",
-    "flowkit/engine/staging.py",
-    "flowkit/engine/triage.py",
-    "flowkit/engine/versions.py",
-    "flowkit/engine/worker.py",
-    "flowkit/services.py",
-    "flowkit/settings.py",
-    "flowkit/telemetry/port.py",
-    "flowkit/testing/conformance/kit.py",
-    "flowkit/web/probes.py",
-    "flowkit/web/route.py",
-}
-"""Files that are rewritten one by one."""
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 MODULES = sorted((ROOT / "flowkit").rglob("*.py"))
@@ -165,15 +134,13 @@ def found(path: Path) -> list[str]:
 # ---------------------------------------------------------------- tests
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if name(page) not in WRITTEN_BY_TOOLS | NOT_YET_PLAIN], ids=name
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if name(page) not in WRITTEN_BY_TOOLS], ids=name)
 def test_a_page_is_plain(page: Path) -> None:
     assert found(page) == []
 
 
 def test_docstrings_and_comments_are_plain() -> None:
-    assert [one for module in MODULES if name(module) not in NOT_YET_PLAIN for one in found(module)] == []
+    assert [one for module in MODULES for one in found(module)] == []
 
 
 @pytest.mark.parametrize(

@@ -437,12 +437,12 @@ def the_share_before_a_change_is_forgotten() -> Iterator[None]:
 
 
 @mutant_of(Shape.VERSIONS)
-def what_is_handed_on_is_acknowledged_first() -> Iterator[None]:
-    def hand_on(original: Any, self: VersionedConsumer, place: Any, theirs: Any) -> None:
+def what_is_passed_on_is_acknowledged_first() -> Iterator[None]:
+    def pass_on(original: Any, self: VersionedConsumer, place: Any, theirs: Any) -> None:
         place.settle(theirs)
         original(self, place, theirs)
 
-    with _wrap(VersionedConsumer, "_hand_on", hand_on):
+    with _wrap(VersionedConsumer, "_pass_on", pass_on):
         yield
 
 

@@ -56,7 +56,7 @@ class Sharing:
         mine, share = self._versions[process], bucket(delivery.message)
         if mine.rollout is None:
             return
-        mine_of_it = (held for held in _in_hand(mine, delivery.flow) if held.came.message is delivery.message)
+        mine_of_it = (held for held in _in_flight(mine, delivery.flow) if held.came.message is delivery.message)
         held = next(mine_of_it, None)
         if held is None:
             self._blame(delivery, f"{mine.version} runs it, and does not have it in hand")
@@ -67,7 +67,7 @@ class Sharing:
         """Whether any other version has something of this share in hand, or should have it."""
         for other, versions in self._versions.items():
             if other.status is None and versions.version != mine.version:
-                for held in _in_hand(versions, delivery.flow):
+                for held in _in_flight(versions, delivery.flow):
                     if bucket(held.came.message) == share and self._counts(other, held.since):
                         self._blame(delivery, f"{mine.version} runs it, and {versions.version} has its share in hand")
         now = self._store.rollouts.read(APP, self._silent)
@@ -84,6 +84,6 @@ class Sharing:
         self._world.blame(AssertionError(f"{delivery.flow}, {delivery.message.id}: {why}"))
 
 
-def _in_hand(versions: Versions, flow: str) -> Iterator[Held]:
+def _in_flight(versions: Versions, flow: str) -> Iterator[Held]:
     """What a worker has received of a flow, and not settled."""
-    return (held for consumer in versions.consumers if consumer.flow == flow for held in consumer._in_hand.values())
+    return (held for consumer in versions.consumers if consumer.flow == flow for held in consumer._in_flight.values())

@@ -202,7 +202,7 @@ def test_an_audit_counts_again_while_something_is_on_its_way(
             assert begun.wait(DEADLINE_SECONDS)
             wait_until(lambda: sum(shop.store.ledger.pending(list(shop.app.flows))) == 0)
             assert status.audit(json=False) == 1
-            assert "or workers have it in hand" in capsys.readouterr().out
+            assert "or it is in flight" in capsys.readouterr().out
             monkeypatch.setattr(audit, "time", SimpleNamespace(sleep=end))
             assert status.audit(json=False) == 0
         shop.check("a")

@@ -30,12 +30,12 @@ def dead_list(
 @commands.command(name="show", epilog=STORE)
 def dead_show(
     letter: Annotated[str, typer.Argument(help="The letter's id")],
-    body: Annotated[bool, typer.Option("--body", help="Show also what holds data: payload, stack and headers")] = False,
+    body: Annotated[bool, typer.Option("--body", help="Show also the parts with data: body, stack, headers")] = False,
     as_json: Json = False,
 ) -> None:
     """Show one dead letter with its error.
 
-    Everything that holds data is hidden unless asked for: payload, stack and values of headers.
+    The parts that hold data are hidden unless you ask for them: body, stack and values of headers.
     """
     from flowkit.cli.dead import show
 

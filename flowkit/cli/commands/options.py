@@ -1,4 +1,4 @@
-"""What commands share: the texts below their help, and the types of their arguments and options."""
+"""Parts that commands share: the texts below their help, and the types of their arguments and options."""
 
 from typing import Annotated
 

@@ -23,12 +23,14 @@ def rollout_start(
     errors: Annotated[
         float, typer.Option(min=0, max=100, help="With --auto: percent that may fail beyond the baseline's")
     ] = 1.0,
-    p99: Annotated[str, typer.Option(help="With --auto: how long 99 % may be in hand, if not at the baseline")] = "1s",
+    p99: Annotated[
+        str, typer.Option(help="With --auto: the longest time in flight of 99 %, if the baseline's is shorter")
+    ] = "1s",
 ) -> None:
-    """Let a version have some of the messages.
+    """Give a version a share of the messages.
 
-    By the hash of their keys, so that those of one key stay together. With --auto it is promoted in the end, or
-    rolled back. Exit code 1 when it was rolled back.
+    The hash of its key decides about a message, so that the messages of one key stay together. With --auto, the version
+    is promoted in the end, or rolled back. Exit code 1 if it was rolled back.
     """
     from flowkit.cli.rollout import ramp, start
 

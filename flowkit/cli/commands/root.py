@@ -125,7 +125,7 @@ def send(
 
 @cli.command(epilog=SERVICES)
 def status(as_json: Json = False) -> None:
-    """Show workers, what waits for each flow, and its ledger."""
+    """Show the workers, and for each flow its pending messages and its ledger."""
     from flowkit.cli.status import status
 
     status(as_json)
@@ -133,9 +133,10 @@ def status(as_json: Json = False) -> None:
 
 @cli.command(epilog=STORE)
 def pause(names: Names) -> None:
-    """Let flows, or all of an app, begin nothing.
+    """Pause flows, or all flows of an app, in the whole fleet.
 
-    This holds for the whole fleet. Messages in hand are finished, within a second. New ones are accepted, and wait.
+    Within a second no worker begins another message of them. Messages in flight are finished. New ones are accepted,
+    and wait.
     """
     from flowkit.cli.direct import pause
 
@@ -146,10 +147,10 @@ def pause(names: Names) -> None:
 def drain(
     names: Names, wait: Annotated[str, typer.Option(help="How long to wait until nothing is left")] = "10m"
 ) -> None:
-    """Let apps or flows get nothing over HTTP, and empty them.
+    """Accept nothing over HTTP for apps or flows, and finish their messages.
 
-    It waits until they have nothing left. Routes answer 503, and an app that is drained is not ready. Exit code 1 when
-    something is left in the end.
+    The command waits until none is left. Routes answer 503, and an app that is drained is not ready. Exit code 1 if
+    messages are left in the end.
     """
     from flowkit.cli.direct import drain
 
@@ -163,8 +164,8 @@ def scale(
 ) -> None:
     """Set the number of workers of an app, or lanes of a flow.
 
-    So many worker processes in each instance of the app; so many lanes of the flow in each worker. The fleet follows
-    within seconds. New lanes come with new workers, which replace the old ones one by one.
+    For an app, it is the number of worker processes in each instance. For a flow, it is the number of its lanes in each
+    worker. The fleet follows within seconds. New lanes come with new workers, which replace the old ones one by one.
     """
     from flowkit.cli.direct import scale
 

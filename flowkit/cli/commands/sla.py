@@ -95,9 +95,9 @@ def sla_measure(
     seconds: Annotated[float, typer.Option(min=1, help="How long each rate is tried")] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Find how many requests a second one instance of APP bears.
+    """Measure how many requests per second one instance of APP sustains on this machine.
 
-    On this machine. They are stored in the database of FLOWKIT_DATABASE_URL, and applied: use one of its own.
+    The requests are stored in the database of FLOWKIT_DATABASE_URL, and applied: use a database made for this.
     """
     from flowkit.cli.verify import measure
 
@@ -116,10 +116,10 @@ def sla_verify(
     chart: Annotated[Path | None, typer.Option(help="Draw what happened: an SVG or PNG file")] = None,
     as_json: Json = False,
 ) -> None:
-    """See whether APP keeps an agreement while instances fail.
+    """Test whether APP keeps an agreement while instances fail.
 
-    They are killed, frozen and replaced under load, behind HAProxy. What is sent is stored in the database of
-    FLOWKIT_DATABASE_URL, and applied: use one of its own. Exit code 1 when a clause is broken.
+    Instances are killed, frozen and replaced under load, behind HAProxy. The requests are stored in the database of
+    FLOWKIT_DATABASE_URL, and applied: use a database made for this. Exit code 1 if a clause is broken.
     """
     from flowkit.cli.verify import Plan, verify
 

@@ -35,7 +35,7 @@ def delivery(one: Message, flow: str = FLOW, generation: int = 0, attempts: int 
 
 
 def there(found: T | None) -> T:
-    """What a store found, which it must find."""
+    """Return the value that a store must find."""
     assert found is not None
     return found
 

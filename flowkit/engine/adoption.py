@@ -1,7 +1,8 @@
-"""Adoption: a message of another program gets the id that its flow finds in it, or is unread.
+"""Foreign messages: each gets the id that its flow finds in it. A message that cannot be read gets another id.
 
-The id that the sender gave to an unread message may be that of a good message, so it does not count. The dead letter of
-an unread message has a source of its own, and the hash of the delivery as its id. A retry adopts the message again.
+The id that the sender gave to an unreadable message may belong to a good message. The dead letter of an unreadable
+message therefore has the source UNREAD, and the hash of the received bytes as its id. A retry brings the message here
+once more, with its original id and source.
 """
 
 import re
@@ -19,15 +20,16 @@ from flowkit.ports import Clock, Delivery, Duplicate, Store, Unit
 
 PARTS = re.compile("[./]")
 USER = "user:"
-"""The prefix of a source that is the name of a user of the broker."""
+"""Prefix of a source that is the name of a RabbitMQ user."""
 
 
 NAMES_SECONDS = 60.0
-"""Seconds after which the apps of the store are read again."""
+"""Seconds between two queries for the names of the apps."""
 
 
 class KnownApps:
-    """The apps that have flows in a store, and those that publish there. To read them blocks."""
+    """The names of the apps that have flows in a store or publish there. The constructor and `refresh` query the store,
+    and block."""
 
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
@@ -35,7 +37,7 @@ class KnownApps:
         self._since = clock.monotonic()
 
     def refresh(self, now: float) -> None:
-        """Read the apps again, if that is due. `now`: by the monotonic clock."""
+        """Read the names again, if NAMES_SECONDS have passed. `now`: the monotonic time."""
         if now - self._since >= NAMES_SECONDS:
             self.names, self._since = self._read(), now
 
@@ -44,31 +46,31 @@ class KnownApps:
 
 
 def is_foreign(delivery: Delivery) -> bool:
-    """Return whether another program sent a message: it comes from the broker, or is a dead letter that is retried."""
+    """Whether another program sent the message. It arrives from the broker, or it is a retried dead letter."""
     return delivery.foreign or delivery.message.source == UNREAD
 
 
 def app_of(name: str) -> str:
-    """Return the app of a flow or of a source, whose names are APP, APP.FLOW or APP/PRINCIPAL."""
+    """The app in the name of a flow or source: names have the form APP, APP.FLOW or APP/PRINCIPAL."""
     return PARTS.split(name, maxsplit=1)[0]
 
 
 def received(delivery: Delivery, channel: str, apps: Collection[str] = (), by_user: bool = False) -> Delivery:
-    """Return the delivery of another program's message, at the channel of its flow.
+    """A foreign message as it arrived, with the channel of its flow, and with a source that no app of the store has.
 
-    A source that claims to be this app, or one of the store's `apps`, is replaced: the message must not take an
-    identity that a message of theirs has or will have. `by_user`: the user of the broker that sent the message becomes
-    its source, if the message names one.
+    A foreign message that names an app of the store as its source must not take the identity of a present or future
+    message of that app. `apps`: the apps of the store. `by_user`: the source is the RabbitMQ user who sent the message,
+    if the message names the user.
     """
     message = delivery.message
     if message.source == UNREAD:
-        headers = message.headers if isinstance(message.headers, Mapping) else {}  # others may have written the row
+        headers = message.headers if isinstance(message.headers, Mapping) else {}  # The row may hold anything.
         id, source = headers.get(ORIGINAL_ID, ""), headers.get(ORIGINAL_SOURCE, NAMELESS)
         message = message._replace(id=id, source=source if source != UNREAD else NAMELESS)
-    own, source = app_of(delivery.flow), str(message.source)  # the envelope is not checked yet
+    own, source = app_of(delivery.flow), str(message.source)  # It may have any type.
     if source.partition(".")[0] == own:
         message = message._replace(source=NAMELESS)
-    elif app_of(source) == own or app_of(source) in apps:  # programs with such names stay apart from each other
+    elif app_of(source) == own or app_of(source) in apps:  # Several programs may use such names: keep them apart.
         message = message._replace(source=f"{NAMELESS}:{source}"[:MAX_NAME])
     if by_user and (user := _user(message)):
         message = message._replace(source=f"{USER}{user}"[:MAX_NAME])
@@ -77,9 +79,10 @@ def received(delivery: Delivery, channel: str, apps: Collection[str] = (), by_us
 
 
 def adopted(delivery: Delivery, flow: Flow, context: Context) -> Delivery:
-    """Return a received message under the id by which it takes effect once: the id that the flow finds, or a new one.
+    """A received message with the id by which it takes effect once. A message without an id gets a new one.
 
-    Raises Undecodable if the transport refused the message, its body cannot be expanded, or `id_from` fails.
+    Raises Undecodable if the message was refused, lacks the user that the flow asks for, has a body that is too large
+    or cannot be expanded, or if `id_from` fails.
     """
     message = delivery.message
     if delivery.refused:
@@ -98,7 +101,7 @@ def adopted(delivery: Delivery, flow: Flow, context: Context) -> Delivery:
     except Undecodable:
         raise
     except Exception as error:
-        # There is no retry: without its id, the second attempt would be another message.
+        # This is no failed attempt to retry: without its id, a second attempt would be another message.
         raise Undecodable(f"its id cannot be found: {describe(error)}; mend id_from=, and retry it") from error
     return delivery._replace(
         message=message._replace(id=id or context.ids()), unidentified=delivery.unidentified or not id
@@ -106,21 +109,21 @@ def adopted(delivery: Delivery, flow: Flow, context: Context) -> Delivery:
 
 
 def _user(message: Message) -> str:
-    """Return the user of the broker that sent a message; empty if the message does not name one."""
+    """The RabbitMQ user who sent a message. Empty if the message does not name the user."""
     return message.headers.get(USER_ID, "") if isinstance(message.headers, Mapping) else ""
 
 
 def unread(delivery: Delivery) -> Delivery:
-    """Return a message that cannot be read, under the id of its dead letter, which is the same at each arrival."""
+    """A received message that cannot be read, under the identity of its dead letter. The identity is the same each time
+    that the message arrives."""
     message = delivery.message
     return renamed(delivery, UNREAD, repr((message.source, "" if delivery.unidentified else message.id)))
 
 
 def find_reused(unit: Unit, items: Sequence[Item]) -> int:
-    """Find the duplicates whose body differs from that of the message which has their id, and set their error to
-    Reused. Returns their number.
+    """Find duplicates whose body differs from the body of the first message with their id. Returns their number.
 
-    Blocks for one statement, if there are duplicates of messages that other programs sent.
+    Notes the error Reused on their items. Blocks for one query if there are duplicates of foreign messages.
     """
     duplicates = [item for item in items if item.delivery.digest and isinstance(item.outcome, Duplicate)]
     known = unit.digests([item.delivery for item in duplicates]) if duplicates else {}

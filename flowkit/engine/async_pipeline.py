@@ -1,4 +1,4 @@
-"""The path of messages with `async def` handlers: begin → attend, many at once → claim → stage → commit → settle →
+"""The path of messages with `async def` handlers: begin → attend (many at once) → claim → stage → commit → settle →
 publish."""
 
 import asyncio
@@ -17,7 +17,9 @@ from flowkit.ports import Copy, Delivery, Unit
 from flowkit.publisher import handling
 
 CONFLICT_TRIES = 20
+"""Tries of a function that collides with other transactions, before the conflict is raised."""
 CONFLICT_SECONDS = 0.005
+"""Most seconds to wait after the first conflict. Each further conflict adds as many."""
 
 
 class DeadlinePassed(FlowKitError):
@@ -25,7 +27,7 @@ class DeadlinePassed(FlowKitError):
 
 
 class Stale(StoreConflict):
-    """An object has changed since the handler read it. The handler runs again, with the new value."""
+    """An object has changed since the handler read it. The handler's writes are outdated, so the handler runs again."""
 
 
 @dataclass(eq=False, slots=True)
@@ -33,26 +35,26 @@ class AsyncItem(Item):
     """One delivery whose handler is `async def`."""
 
     bridge: AsyncBridge | None = None
-    """The bridge that its handler works with, from the time that it is called."""
+    """The bridge through which the handler works. None until the handler is called."""
 
 
 @dataclass(eq=False)
 class AsyncPipeline(Pipeline):
     """Runs messages of one flow whose handler is `async def`.
 
-    `attend` runs on the event loop. All else runs on a lane's thread, and blocks. No transaction is open while handlers
-    run; the messages that they send and the objects that they keep wait in memory.
+    `attend` runs on the event loop. All other methods run on a thread of the lane, and block. No transaction is open
+    while handlers run: the messages that they send and the objects that they put wait in memory for the commit.
     """
 
     ended: dict[Hashable, AsyncItem] = field(default_factory=dict)
-    """Items whose handlers ended, by handle. They wait for their commit."""
+    """By handle: the messages whose handlers have finished, and that wait for their commit."""
     closing: bool = False
-    """Whether handlers are cancelled because the worker stops."""
+    """Whether the worker shuts down and cancels its handlers."""
     severed: TransactionEnded | None = None
-    """The error of a function that ended its transaction by the driver."""
+    """The error of a function that bypassed FlowKit and ended its transaction by the driver, or None."""
 
     def begin(self, deliveries: Sequence[Delivery]) -> list[AsyncItem]:
-        """Decode messages, and find those that may run. Blocks."""
+        """Decode messages, and read in the inbox which of them may run. Claims nothing."""
         items = [AsyncItem(delivery) for delivery in deliveries]
         with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
             self.decode(items)
@@ -65,8 +67,10 @@ class AsyncPipeline(Pipeline):
         return items
 
     async def attend(self, item: AsyncItem, bridge: AsyncBridge) -> None:
-        """Call the handler for one message. Failures are noted in the item, not raised. A cancellation because the
-        worker stops is raised."""
+        """Call the handler for one message, within its deadline. Failures are noted on the item, not raised.
+
+        Raises CancelledError only if the worker shuts down (`closing`). Any other cancellation is a failure.
+        """
         item.bridge = bridge
         item.outbox = Outbox(self.flow, self.context, item.delivery.message, self.routes)
         handling.set(self.flow.name)
@@ -91,7 +95,7 @@ class AsyncPipeline(Pipeline):
             item.error = checked(error)
         finally:
             end_child(self.process, self.flow.name)
-            item.body = None  # the body may be large, and many items wait for their commit
+            item.body = None  # It may be large, and many messages may wait for their commit.
             item.outbox.close()
             bridge.close()
         item.handled = True
@@ -103,7 +107,11 @@ class AsyncPipeline(Pipeline):
         careful: bool = False,
         verdict: BaseException | None = None,
     ) -> list[Item]:
-        """Commit messages whose handlers ended, in one transaction. Raises as `Pipeline.run` does."""
+        """Commit the outcomes of messages whose handlers have finished, in one transaction.
+
+        `alone` and `careful` have no effect. `verdict` replaces the error of each message. Raises what `Pipeline.run`
+        raises.
+        """
         items: list[Item] = [self.ended[handle_of(delivery)] for delivery in deliveries]
         self.items = items
         self.early = False
@@ -114,7 +122,7 @@ class AsyncPipeline(Pipeline):
                 self.claim(unit, items)
                 copies = self.commit(unit, items)
         except BaseException:
-            for item in items:  # these are no outcomes, nor for the duplicates of these messages
+            for item in items:  # Nothing was committed. Without an outcome, their duplicates stay in the lane as well.
                 item.outcome = None
             raise
         for delivery in deliveries:
@@ -131,7 +139,7 @@ class AsyncPipeline(Pipeline):
             if done and bridge is not None and bridge.holds and not self._write(unit, bridge):
                 if self.early:
                     raise Stale(f"message {item.delivery.message.id}: an object has changed since its handler read it")
-                item.handled = False  # the message stays in the lane, and runs again
+                item.handled = False  # The message stays in the lane, and its handler runs again.
         return super().stage(unit, items)
 
     def _write(self, unit: Unit, bridge: AsyncBridge) -> bool:
@@ -139,8 +147,12 @@ class AsyncPipeline(Pipeline):
             return bridge.write(access)
 
     def apply(self, item: Item, function: Callable[[Any, Any], Any], given_up: Callable[[], bool]) -> Any:
-        """Run a function as the whole unit of work of one message, claimed first and committed alone. Returns the
-        function's result. Blocks."""
+        """Claim a message, run a function in the same transaction, and commit. Returns the result of the function.
+
+        After a conflict the function runs again, up to CONFLICT_TRIES times; Stale is raised at once. `given_up`: tells
+        whether the caller has stopped waiting. Nothing is committed then, and TimeoutError is raised. Raises Superseded
+        if the message cannot be claimed. The errors of the function and of the store pass.
+        """
         for again in range(1, CONFLICT_TRIES + 1):
             try:
                 return self._apply(item, function, given_up)
@@ -197,7 +209,7 @@ class AsyncPipeline(Pipeline):
             handling.reset(token)
 
     def _found(self, unit: Unit) -> TransactionEnded | None:
-        """Return the error that tells that a failed function had ended its transaction by the driver, if it had."""
+        """The error that says that a failed function ended its transaction by the driver. None if it did not."""
         try:
             unit.check()
         except TransactionEnded as ended:

@@ -1,4 +1,4 @@
-"""The dead letter of a message: its reason and its error, as text that every database takes."""
+"""The dead letter of a message: its reason and its error, as text that every database can store."""
 
 import traceback
 
@@ -9,7 +9,7 @@ from flowkit.ports import Dead, Letter
 
 
 def letter(item: Item, dead: Dead) -> Letter:
-    """Return the dead letter of a message."""
+    """The dead letter of a message, with the traceback of its error and the number of its attempts."""
     error = dead.error
     try:
         stack = "".join(traceback.format_exception(error)) if error else ""
@@ -21,10 +21,10 @@ def letter(item: Item, dead: Dead) -> Letter:
 
 
 def describe(error: BaseException | None) -> str:
-    """Return one line that describes an error, without data of messages: see `told`."""
+    """One line for an error: its class, and its text without data. Empty for None."""
     return storable(told(error))
 
 
 def storable(text: str) -> str:
-    """Return text that every database takes, without NUL and lone surrogates."""
+    """The text with NUL and lone surrogates escaped, so that every database can store it."""
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Deadlines: finds a handler that runs past its deadline. Its thread cannot be ended, so the worker is replaced."""
+"""Deadlines: finds handlers that run past their deadline. A thread cannot be ended, so the worker is replaced."""
 
 import logging
 import threading
@@ -12,13 +12,14 @@ from flowkit.engine.readiness import Readiness
 from flowkit.ports import Clock
 
 DEADLINE_STEP_SECONDS = 0.05
+"""Least seconds between two checks."""
 DEADLINE_STEPS = 100
-"""The number of checks in the time of the shortest deadline."""
+"""Checks within the shortest deadline of the worker's flows."""
 _log = logging.getLogger("flowkit.worker")
 
 
 class Deadlines:
-    """The deadlines of the handlers of one worker."""
+    """Watches the deadlines of the handlers of one worker."""
 
     def __init__(
         self,
@@ -28,7 +29,7 @@ class Deadlines:
         clock: Clock,
         stop: Callable[[], None],
     ) -> None:
-        """`stop` is called when a handler ran past its deadline."""
+        """`stop`: begins the shutdown of the worker. Called once, when a handler runs past its deadline."""
         self._lanes = lanes
         self._dispatcher = dispatcher
         self._readiness = readiness
@@ -38,11 +39,11 @@ class Deadlines:
         """Whether a handler ran past its deadline, so that the process has to be replaced."""
 
     def watch(self) -> None:
-        """Check whether a handler runs past its deadline. If one does, begin to stop the worker."""
+        """Check all lanes. At the first handler past its deadline, mark its slot, become unready, and call `stop`."""
         for lane in self._lanes:
             slot = self._late(lane)
             if slot is not None and not self.overdue:
-                if not self._dispatcher.alone:  # the end of the process counts as an attempt of a message alone anyway
+                if not self._dispatcher.alone:  # Alone, the end of the process is an attempt anyway.
                     slot.mark(State.OVERDUE)
                 self.overdue = True
                 self._readiness.state = "unready"
@@ -53,10 +54,10 @@ class Deadlines:
                 self._stop()
 
     def guard(self, ended: threading.Event, serial: bool, abandon: Callable[[], None]) -> None:
-        """Watch until the worker has `ended`; a thread of its own runs this. Blocks.
+        """Watch until a handler runs past its deadline, or until `ended` is set. Blocks: it has a thread of its own.
 
-        On a `serial` store, a handler past its deadline may hold the transaction that all others wait for. `abandon` is
-        then called, to end the process at once.
+        `serial`: whether the store is serial. A handler past its deadline may then hold the transaction that all others
+        wait for, so `abandon` is called to end the process at once.
         """
         shortest = min((lane.flow.deadline for lane in self._lanes), default=BEAT_SECONDS)
         step = min(BEAT_SECONDS, max(DEADLINE_STEP_SECONDS, shortest / DEADLINE_STEPS))
@@ -68,8 +69,7 @@ class Deadlines:
             abandon()
 
     def hung(self) -> set[Lane]:
-        """Return the lanes that a handler past its deadline blocks. An `async def` handler blocks all lanes that share
-        its event loop."""
+        """The lanes that a handler past its deadline blocks. An `async def` handler blocks all lanes of the loop."""
         hung = {lane for lane in self._lanes if self._late(lane)}
         concurrent = {lane for lane in self._lanes if isinstance(lane, AsyncLane)}
         return hung | concurrent if hung & concurrent else hung

@@ -1,4 +1,4 @@
-"""The envelope of a delivery: checks whether tables and transports can hold it, and replaces the parts they cannot."""
+"""The envelope of a delivery: checks whether it can be stored and sent, and replaces the parts that cannot."""
 
 import hashlib
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ from flowkit.message import (
 from flowkit.ports import Delivery
 
 MOST = 2**31 - 1
-"""The limit of generations and attempts. Each stays below it, so that the database can still add one."""
+"""Generations and attempts have to be less than this: a failure adds one to them, and the columns hold no more."""
 UNKNOWN = "unknown"
-"""The source or channel of a message whose own cannot be recorded."""
+"""Stands for a source or channel that cannot be recorded."""
 NAME_BYTES, VALUE_BYTES = 200, 4096
-"""Bytes that are kept of a header's name and of its value, if the headers cannot be recorded as they are."""
+"""Most bytes of a header's name, and of its value, that are kept when the headers cannot be stored as they are."""
 
 
 def check_envelope(delivery: Delivery) -> None:
-    """Raise Undecodable if a table or a transport cannot hold the envelope."""
+    """Raise Undecodable if the tables or the transports cannot hold a part of the envelope."""
     message = delivery.message
     check_name("its id", message.id)
     check_name("its source", message.source)
@@ -52,25 +52,26 @@ def check_envelope(delivery: Delivery) -> None:
 
 
 def is_time(value: object) -> bool:
-    """Return whether a value is a time: seconds since the epoch, to the year 9999."""
+    """Whether a value is a time: seconds since the epoch, up to the year 9999."""
     return isinstance(value, int | float) and 0 <= value <= LAST_SECOND
 
 
 def legible(delivery: Delivery) -> Delivery:
-    """Return a delivery whose envelope can be recorded. If that of `delivery` cannot, its id becomes the hash of its
-    bytes."""
+    """The delivery, if its envelope can be recorded. Otherwise the delivery with the hash of its contents as its id,
+    and with replacements for the parts that cannot be recorded."""
     try:
         check_envelope(delivery)
     except Undecodable:
-        # The hash is the same each time that the message arrives, so an id that FlowKit gave it does not count.
+        # The hash has to be the same each time that the message arrives. An id that FlowKit gave to it would differ.
         message = delivery.message._replace(body=b"", id="" if delivery.unidentified else delivery.message.id)
-        return renamed(delivery, UNKNOWN, repr(message).replace(", attempt=1", ""))  # older versions had no attempt
+        # The hash leaves out the attempt, because messages once had none.
+        return renamed(delivery, UNKNOWN, repr(message).replace(", attempt=1", ""))
     return delivery
 
 
 def renamed(delivery: Delivery, source: str, told: str) -> Delivery:
-    """Return a delivery whose id is the hash of its body and of the text `told`. Those parts of its envelope that
-    cannot be recorded are replaced."""
+    """The delivery under another identity: `source`, and the hash of its body and of `told` as its id. The parts of its
+    envelope that cannot be recorded are replaced. Its generation and its attempts begin at 0."""
     message = delivery.message
     everything = message.body + told.encode("utf-8", "backslashreplace")
     message = message._replace(
@@ -88,8 +89,8 @@ def renamed(delivery: Delivery, source: str, told: str) -> Delivery:
 
 
 def kept(message: Message, id: object) -> dict[str, str]:
-    """Return the headers of a message, with its own id and source among them. If they cannot be stored, they are
-    escaped, shortened and cut."""
+    """The headers of a message, together with its original id and source. Headers that cannot be stored as they are
+    get escaped and shortened, and those beyond MAX_HEADERS bytes are left out."""
     given = message.headers if isinstance(message.headers, Mapping) else {"headers": message.headers}
     original = {name: value for name, value in ((ORIGINAL_ID, id), (ORIGINAL_SOURCE, message.source)) if value != ""}
     everything = {**original, **given, **original}
@@ -104,7 +105,8 @@ def kept(message: Message, id: object) -> dict[str, str]:
 
 
 def shortened(value: object, most: int) -> str:
-    """Return text that a header can hold: escaped, of `most` bytes at most."""
+    """A value as text that a header can hold. Control characters are escaped. Text of more than `most` bytes is cut,
+    and ends with the number of its characters."""
     text = value if isinstance(value, str) else repr(value)
     encoded = CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text).encode()
     if len(encoded) <= most:

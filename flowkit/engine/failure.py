@@ -1,4 +1,4 @@
-"""The outcome of a message that failed: a dead letter, a deferral or a retry."""
+"""The outcome of a message whose handling failed: a dead letter, a deferral or a retry."""
 
 from flowkit import duration
 from flowkit.engine.item import Exhausted, Item
@@ -7,13 +7,16 @@ from flowkit.model.retry import RetryPolicy
 from flowkit.ports import REFUSED, Claim, Dead, Deferred, Random, Retried
 
 DEFER_SECONDS = 5.0
-"""Seconds until a message that this version of the app cannot read is tried again, during a rollout."""
+"""Seconds until a message comes again that this version of the app cannot read, while a rollout runs."""
 
 
 def outcome_of(
     item: Item, error: BaseException, claim: Claim, retry: RetryPolicy, random: Random
 ) -> Dead | Deferred | Retried:
-    """Return the outcome of a message that failed with this error. `retry`: the policy of its flow."""
+    """The outcome of a message that failed with `error`, by the retry policy of its flow.
+
+    `claim`: the claim of the message, with the number of earlier attempts. Does not block.
+    """
     attempts = claim.attempts + 1
     if isinstance(error, Exhausted):
         return Dead("crashed", error)

@@ -1,4 +1,4 @@
-"""An item: one delivery on its way through the pipeline, and the errors that can end its way early."""
+"""One delivery in the pipeline, and the errors that stop its batch."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -11,29 +11,32 @@ from flowkit.ports import Claim, Delivery, Outcome
 
 @dataclass(eq=False, slots=True)
 class Item:
-    """One delivery on its way through the pipeline, with what each step finds out about it."""
+    """One delivery in the pipeline: the message, the state of its handling, and its outcome."""
 
     delivery: Delivery
     body: object = None
+    """The decoded body: the argument of the handler."""
     claim: Claim | None = None
-    """The claim that the inbox holds for the message; None for a duplicate."""
+    """The claim that the inbox grants. None for a duplicate."""
     twin: "Item | None" = None
-    """The item that has the claim, when the same message came twice in one batch."""
+    """Of a duplicate in the same batch: the item that has the claim of this message."""
     claimed: bool = False
+    """Whether the claim is written in the transaction, and not only looked up."""
     handled: bool = False
+    """Whether the handling is finished: the handler ran, or the message failed without it."""
     unread: bool = False
-    """Whether the envelope is valid, but this version of the flow cannot take the body."""
+    """Whether the envelope is valid, but this version of the flow cannot decode the body."""
     error: BaseException | None = None
     outbox: Outbox | None = None
     outcome: Outcome | None = None
-    """None if the batch did not handle the message, which then stays in the lane."""
+    """None if the message was not handled in this batch. The message then stays in the lane."""
 
 
 class Spoiled(Exception):
-    """A handler failed after it had used the transaction. Its writes must not be committed with those of others."""
+    """A handler failed after it had used the transaction. Its writes must not be committed with those of the others."""
 
     def __init__(self, delivery: Delivery | None = None) -> None:
-        """`delivery`: that of the message which failed, if known."""
+        """`delivery`: the message that failed, if that is known."""
         super().__init__()
         self.delivery = delivery
 
@@ -42,13 +45,13 @@ class ConnectionDied(StoreUnavailable):
     """The connection was lost while a handler ran: the handler ended it, or the database cannot be reached."""
 
     def __init__(self, why: str, shut: bool) -> None:
-        """`shut`: whether this process has closed the connection."""
+        """`shut`: this process itself has closed the connection."""
         super().__init__(why)
         self.shut = shut
 
 
 class Exhausted(FlowKitError):
-    """A message has no attempt left: its process died, or its handler ran past its deadline, in the last one."""
+    """A message has no attempt left. Its last attempt ended with the process: by a crash, or at the deadline."""
 
     def __init__(self, attempts: int, allowed: int) -> None:
         super().__init__(
@@ -58,28 +61,30 @@ class Exhausted(FlowKitError):
 
 
 class Superseded(BaseException):
-    """The message was applied elsewhere between the look and the claim. It is no Exception, so that a handler's
-    `except` does not catch it."""
+    """The message was applied elsewhere after this worker had looked at the inbox, and before its claim.
+
+    A BaseException, so that `except Exception` in a handler does not catch it.
+    """
 
 
 class Refused(Exception):
-    """The database refused the commit, because of something that a message of the batch did."""
+    """The database refused the transaction when it was staged or committed, because of one of its messages."""
 
 
 def handle_of(delivery: Delivery) -> Hashable:
-    """Return a key that only this delivery of this copy has."""
+    """A value that differs for each delivery, also for two deliveries of the same copy."""
     return delivery.row, delivery.deliveries, delivery.tag
 
 
 def attempted(delivery: Delivery, claim: Claim | None) -> Delivery:
-    """Return the delivery with the attempts that the inbox knows of. Its own number is as old as its copy."""
+    """The delivery with the number of attempts from the inbox. The number in the copy may be out of date."""
     return (
         delivery if claim is None or claim.attempts == delivery.attempts else delivery._replace(attempts=claim.attempts)
     )
 
 
 def checked(error: BaseException) -> BaseException:
-    """Return the error of a handler. For a RetryAfter whose delay is invalid, return the error that says so."""
+    """The error of a handler. For a RetryAfter with an invalid delay, the error that says so."""
     if isinstance(error, RetryAfter):
         try:
             duration.seconds(error.delay, "RetryAfter(delay)")
@@ -89,5 +94,5 @@ def checked(error: BaseException) -> BaseException:
 
 
 def finished(items: Sequence[Item]) -> list[Delivery]:
-    """Return the deliveries that have an outcome. The others stay in the lane."""
+    """The deliveries that have an outcome. The others stay in the lane."""
     return [item.delivery for item in items if item.outcome is not None]

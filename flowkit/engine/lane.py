@@ -1,4 +1,4 @@
-"""A lane: one bounded consumer of one flow."""
+"""A lane: receives the messages of one flow, a bounded number at once, and runs them in batches."""
 
 import logging
 from bisect import bisect_left
@@ -17,11 +17,14 @@ from flowkit.message import BATCH_BYTES
 from flowkit.ports import Consumer, Delivery, Identity
 
 FIRST_BATCH = 32
+"""Most messages of a lane's first batch, if its handler uses the transaction."""
 BATCH_STEP = 8
+"""Messages by which the limit of a batch grows after a full batch without a conflict."""
 
 
 class Lane:
-    """Receives batches of one flow and runs them through its pipeline. One thread at a time may step it."""
+    """Receives batches of one flow and runs them through its pipeline. Only one thread at a time may step it. Any
+    thread may use `late` and `in_flight`."""
 
     def __init__(
         self,
@@ -31,37 +34,38 @@ class Lane:
         stops: dict[str, str],
         carried: deque[tuple[str, int]],
     ) -> None:
-        """`worker`: its id. Shared by the lanes of a worker: `stops`, the flows that run no more, and why; `carried`,
-        the rows that its relay removes."""
+        """`worker`: the id of the worker. All lanes of the worker share the other two. `stops`: the stopped flows, each
+        with the reason. `carried`: (row, token) of the message rows that the relay of the worker removes."""
         self.pipeline = pipeline
         self.flow = pipeline.flow
         self.consumer = consumer
         self.held: list[Delivery] = []
-        """Messages that are received and not settled: the next batch."""
+        """Deliveries for the next batch: received, but not settled."""
         self.suspects: list[Delivery] = []
-        """Messages that ran when their process died. Each runs alone, by `step_alone`."""
+        """Deliveries that may have killed their worker. `step_alone` runs each of them alone."""
         self.working: Sequence[Delivery] = ()
-        """Messages of the batch that runs."""
+        """Deliveries of the batch that runs."""
         self.full = False
-        """Whether the lane received all that it could take, so that there may be more for another lane."""
+        """Whether the last `receive` reached the limit. There may then be messages for another lane."""
         self.left = False
-        """Whether the lane receives no more, because it is drained or its flow is stopped."""
+        """Whether the lane has stopped receiving: it is drained, or its flow is stopped."""
         self._slow = False
-        """Whether the last batch took long."""
+        """Whether the last batch took longer than REMOVE_SECONDS."""
         self._worker = worker
         self._stops = stops
         self._carried = carried
         self._ended: TransactionEnded | None = None
         self._solo: set[Identity] = set()
-        """Messages that the store records as running alone here, and that have no outcome yet."""
+        """Suspects that the store has recorded as running alone here, and that have no outcome yet."""
         self._limit = min(FIRST_BATCH, self.flow.batch) if pipeline.transactional else self.flow.batch
         self._log = logging.getLogger(f"flowkit.flow.{self.flow.name}")
         self.triage = Triage(pipeline, self._log)
 
     def step(self) -> bool:
-        """Run one batch of the messages that are there. Returns False if there was none. Blocks.
+        """Run one batch. False if there was nothing to do. Blocks until the batch is committed.
 
-        Raises StoreUnavailable; the lane then keeps the messages that it held."""
+        Raises StoreUnavailable, among other errors. The lane then keeps its deliveries for the next step.
+        """
         self.full = False
         if self.stopped:
             self._leave()
@@ -71,13 +75,13 @@ class Lane:
             return True
         there = self.held or self.consumer.receive(self._limit)
         sizes = list(accumulate(len(one.message.body) for one in there))
-        count = bisect_left(sizes, BATCH_BYTES) + 1  # up to the message that reaches the limit
+        count = bisect_left(sizes, BATCH_BYTES) + 1  # including the message that reaches the limit
         batch, self.held = there[:count], there[count:]
         self.full = len(there) >= self._limit or count <= len(there)
         if not batch:
             return self.flush()
         if self._slow:
-            self.flush()  # the leases of these rows might expire before this batch ends, and a relay send them again
+            self.flush()  # This batch may be slow, too. The rows' lease could expire, and a relay would resend them.
         clock = self.pipeline.context.clock
         began = clock.monotonic()
         self._process(batch)
@@ -85,7 +89,7 @@ class Lane:
         return True
 
     def step_alone(self) -> bool:
-        """Run one suspect, while nothing else runs in this process. Returns False if there is none. Blocks."""
+        """Run one suspect. The caller makes sure that nothing else runs in this process. False if there is none."""
         if self.stopped or self._ended is not None:
             return self.step()
         if not self.suspects:
@@ -95,12 +99,15 @@ class Lane:
         return True
 
     def rest(self) -> bool:
-        """Wait for handlers that run outside of `step`. Returns False at once if there are none."""
+        """Wait for handlers that run outside of `step`. Returns False at once, because this lane has none."""
         return False
 
     def flush(self) -> bool:
-        """Leave the rows that the transport took to the relay, because no batch follows that would remove them. A
-        transaction for them would cost a single message as much as its own. Returns False if there were none."""
+        """Pass the message rows that the transport took to the relay, which removes them. False if there were none.
+
+        The next batch removes these rows in its transaction. If no batch follows at once, the relay removes many of
+        them together: a transaction for each would double the cost of a lone message.
+        """
         confirmed = self.pipeline.confirmed
         left = bool(confirmed)
         self._carried.extend(confirmed)
@@ -108,7 +115,7 @@ class Lane:
         return left
 
     def drain(self) -> None:
-        """Give back everything that is held. No thread steps the lane any more. Blocks."""
+        """Give back all deliveries, and stop receiving. Nothing may step the lane afterwards."""
         self.flush()
         self._leave()
 
@@ -119,32 +126,32 @@ class Lane:
 
     @property
     def unfinished(self) -> bool:
-        """Whether messages are handled outside of `step`, for which a worker that stops should wait."""
+        """Whether messages are in flight outside of `step`, so that a drain has to wait for them."""
         return False
 
     def late(self, now: float) -> Slot | None:
-        """Return the slot of a message whose handler runs past its deadline. `now`: by the monotonic clock."""
+        """The slot of the message whose handler runs past its deadline, or None. `now`: the monotonic time."""
         since = self.pipeline.since
         return self.pipeline.slot if since is not None and now - since > self.flow.deadline else None
 
     @property
     def stopped(self) -> str:
-        """Why its flow runs no more; empty while it runs."""
+        """The reason why the flow is stopped. Empty if it runs."""
         return self._stops.get(self.flow.name, "")
 
     @property
     def expectant(self) -> bool:
-        """Whether another step would find something to do, even without news."""
+        """Whether another step has something to do, even without a notification of new messages."""
         unfinished = self._ended is not None and not self.stopped
         return bool(self.full or self.held or self.suspects or self.pipeline.confirmed or unfinished)
 
     @property
     def in_flight(self) -> list[Delivery]:
-        """Everything received and not settled. Any thread may look."""
+        """All deliveries that are received and not settled. Any thread may read it."""
         return [*self.held, *self.suspects, *self.working]
 
     def _process(self, deliveries: Sequence[Delivery], alone: bool = False) -> None:
-        """Bring deliveries to their outcomes, in parts as small as needed: see `Triage`."""
+        """Run deliveries through the pipeline. `Triage` cuts the batch into smaller parts after failures."""
         triage = self.triage
         triage.begin()
         todo = self._parts(deliveries)
@@ -182,21 +189,21 @@ class Lane:
             self._limit = min(self.flow.batch, self._limit + BATCH_STEP)
 
     def _parts(self, deliveries: Sequence[Delivery]) -> "list[Part]":
-        """Return the parts in which a batch is run first."""
+        """The parts in which a batch runs first. The last part runs first."""
         pipeline = self.pipeline
         if pipeline.transactional:
-            # Two batches that touch the same rows then do so in the same order, and do not deadlock.
+            # Batches of several lanes touch the same rows in the same order, so that they do not deadlock.
             deliveries = sorted(deliveries, key=lambda one: str(one.message.key or ""))
         if self.triage.apart or (pipeline.transactional and not pipeline.claims_first()):
             return singles(deliveries)
         return [(deliveries, None)]
 
     def _hold(self, todo: "Sequence[Part]") -> None:
-        """Keep these messages for the next step."""
+        """Keep the deliveries of these parts for the next step."""
         self.held += [one for part, _ in todo for one in part]
 
     def _keep(self, items: Sequence[Item]) -> None:
-        """Log the failures of a batch, and keep the messages that were not handled."""
+        """Log the failures of a batch, and keep the deliveries that have no outcome."""
         for item in items:
             if item.outcome is not None:
                 self._solo.discard(item.delivery.identity)
@@ -214,14 +221,17 @@ class Lane:
                 (self.suspects if suspect else self.held).append(item.delivery)
 
     def _begin_solo(self, suspect: Delivery) -> None:
-        """Record that a message runs alone here, for the process that comes after this one. A message that gets another
-        id at each arrival is not recorded: nobody would recognize it."""
+        """Record in the store that a suspect runs alone, so that other workers know it if this process dies.
+
+        A message without an id of its own is not recorded: it has another id each time that it arrives.
+        """
         if not suspect.unidentified:
             self._solo.add(suspect.identity)
             self.pipeline.store.suspects.begin_solo(suspect, self._worker)
 
     def _quarantine(self) -> None:
-        """Record the last batch, and stop the flow. If the store fails, the next step tries again."""
+        """Record the outcomes of the last batch, and stop the flow. If the store cannot be reached, the next step tries
+        again."""
         assert self._ended is not None
         self._keep(self.pipeline.quarantine(self._ended))
         self.working = ()
@@ -234,8 +244,9 @@ class Lane:
         self._leave()
 
     def give_back(self) -> bool:
-        """Give back everything that is held, because a flow may rest for long. Returns False if nothing was. Blocks."""
-        for identity in list(self._solo):  # before others get these messages
+        """Give all deliveries back to the transport, because a flow that rests may rest for long. False if there were
+        none."""
+        for identity in list(self._solo):  # The store has to know this before other workers receive the messages.
             self.pipeline.store.suspects.end_solo(identity, self._worker)
             self._solo.discard(identity)
         held = [*self.held, *self.suspects]
@@ -245,7 +256,7 @@ class Lane:
         return bool(held)
 
     def _leave(self) -> None:
-        """Give back everything that is held, and all that the consumer has fetched ahead."""
+        """Give back all deliveries, also those that the consumer has prefetched, and stop receiving."""
         self.give_back()
         if not self.left:
             self.consumer.close()

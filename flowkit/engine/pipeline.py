@@ -47,24 +47,25 @@ from flowkit.ports import (
 from flowkit.publisher import handling
 
 BOX_SECONDS = 0.25
+"""Seconds that the handlers of one batch may run before the batch commits."""
 SERIAL_BOX_SECONDS = 0.05
-"""Seconds that the handlers of one batch may run. On a serial store, all others wait for the transaction of the batch.
-"""
+"""The same on a serial store. It is shorter, because all other writers wait for the transaction of the batch."""
 CLOSED = "a handler committed by the driver and closed the connection"
 BORN = 1
-"""The token of a row that its lane leases to itself as it writes the row."""
+"""The token of a new message row that is leased to the lane that writes it."""
 SLOW_SECONDS = 0.001
-"""Seconds above which a handler on a serial store gets a short transaction of its own."""
+"""Seconds. On a serial store, each message of a flow whose handlers take longer gets a short transaction of its own."""
 TRUSTED_DELIVERIES = 2
-"""The number of deliveries that raise no suspicion: a worker may have ended, or a connection."""
+"""Up to this many deliveries of a message are normal: workers and connections end."""
 SUSPECT_DELIVERIES = 9
-"""The number of deliveries at which a message that may run with no other becomes a suspect, although no supervisor
-reported it. Nothing else runs while a suspect runs, so a few lost connections must not lead to this number."""
+"""From this many deliveries on, a message that may not share a batch any more is a suspect, even if the store has not
+recorded it as one. While a suspect runs, nothing else runs in the process. The number is therefore high enough that a
+few lost connections make no suspects in flows of small batches."""
 
 
 @dataclass(eq=False)
 class Pipeline:
-    """Runs batches of one flow, for one lane. Only the lane's thread may call it; each call blocks."""
+    """Runs batches of one flow, for one lane. `run` is the path of a batch. Not thread-safe; every call blocks."""
 
     flow: Flow
     store: Store
@@ -77,32 +78,32 @@ class Pipeline:
     lane: str
     retention: float
     halted: Callable[[], bool] = lambda: False
-    """Whether the worker stops or the flow rests. The rest of a batch is then given back."""
+    """Whether the worker drains. A batch then handles no further message, and the rest of it is given back."""
     beside: Callable[[], bool] = lambda: False
-    """Whether another version of the app runs, which may read messages that this version cannot."""
+    """Whether a rollout runs, so that another version of the app may be able to read a message that this one cannot."""
     apps: Callable[[], Collection[str]] = lambda: ()
-    """The apps of the store. No message of another program gets an identity of one of them."""
+    """The names of the apps in the store. A foreign message never gets the identity of a message of these apps."""
     observe: Callable[[Sequence[Item]], None] = lambda items: None
-    """Called with the items of each batch after its commit."""
+    """Called with each batch after its commit."""
     wake: Callable[[set[str]], None] = lambda flows: None
-    """Called with the flows that have new messages."""
+    """Called with the names of the flows that have new message rows."""
     since: float | None = None
-    """When the running handler began, by the monotonic clock. `Deadlines` reads it."""
+    """The monotonic time at which the running handler began, or None. The thread that watches deadlines reads it."""
     confirmed: list[tuple[str, int]] = field(default_factory=list)
-    """Rows that the transport took, as (row, token). The next batch removes them."""
+    """(row, token) of the message rows that the transport took. The next batch removes them in its transaction."""
     paces: deque[float] = field(default_factory=lambda: deque(maxlen=31))
-    """Seconds that a handler took, the mean of each batch, without the wait for the transaction."""
+    """Seconds per handler, the average of each recent batch, without the time spent waiting for the transaction."""
     spent: float = 0.0
-    """Seconds that the handlers of this batch took."""
+    """Seconds that the handlers of this batch have taken."""
     process: int = field(default_factory=os.getpid)
-    """The process in which handlers run. A process that a handler forks ends when the handler does."""
+    """The id of the process in which handlers run. A child process that a handler forks ends when the handler ends."""
 
     items: list[Item] = field(default_factory=list)
-    """The batch that runs, or that ran last."""
+    """The current batch, or the last one."""
     early: bool = True
-    """Whether the messages of this batch are claimed before they are handled."""
+    """Whether the messages of the current batch are claimed before they are handled."""
     routes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """The subscribers of the channels that this flow sends to, as the transaction of the batch sees them."""
+    """The subscribers of each channel that this flow sends to, as the transaction of the batch sees them."""
 
     def __post_init__(self) -> None:
         self.transactional = not self.flow.concurrent and self.flow.takes(self.store.injects)
@@ -117,13 +118,14 @@ class Pipeline:
     ) -> list[Item]:
         """Run one batch in one transaction.
 
-        `alone`: nothing else runs in this process. `careful`: each handler gets a savepoint and a flush. `verdict`: the
-        error with which the only message is known to fail; its handler does not run.
+        `alone`: nothing else runs in this process, so suspects may run. `careful`: each handler gets a savepoint and
+        a flush. `verdict`: the error of the only message, which is recorded without running the handler.
 
-        Raises Spoiled, Refused, StoreConflict, StoreUnavailable or TransactionEnded. Nothing is then committed, except
-        after a TransactionEnded, which leaves that unknown.
+        Raises Spoiled, Refused, Apart, StoreConflict, StoreUnavailable or TransactionEnded. Nothing is committed then,
+        unless a handler itself did so (TransactionEnded) or the connection broke during COMMIT (CommitUnknown).
         """
         items = self.items = [Item(delivery) for delivery in deliveries]
+        # Handlers that share the transaction run after the claim. Others run before it, to keep the transaction short.
         self.early = self.claims_first() or (self.transactional and len(items) > 1)
         try:
             with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
@@ -135,6 +137,7 @@ class Pipeline:
                 copies = self.commit(unit, items)
         except ConnectionDied as died:
             if died.shut and self._are_claimed(items):
+                # A handler committed the claims. If the batch ran again, its messages would pass as duplicates.
                 raise TransactionEnded(CLOSED) from died
             raise
         self.observe(items)
@@ -143,8 +146,11 @@ class Pipeline:
         return items
 
     def quarantine(self, error: TransactionEnded) -> list[Item]:
-        """Record the last batch, whose transaction a handler ended by the driver. Nobody knows which effects of its
-        handled messages were committed, so these messages become dead letters. The others are given back."""
+        """Record the last batch after one of its handlers bypassed FlowKit and ended the transaction.
+
+        Nobody knows whether the handlers' effects were committed. Messages whose handlers ran therefore become dead
+        letters with this error. The other messages have no outcome, and are given back.
+        """
         items = self.items
         for item in items:
             if item.handled:
@@ -159,8 +165,8 @@ class Pipeline:
     # ------------------------------------------------------------ the steps
 
     def decode(self, items: Sequence[Item]) -> None:
-        """Turn the bytes of each message into what its handler takes. A message that cannot be decoded becomes a dead
-        letter; if its id may not be its own, the hash of its bytes is its id."""
+        """Identify foreign messages, check envelopes, and decode bodies. Errors are noted, not raised. A message that
+        fails gets the hash of its bytes as its id, if its own id cannot be trusted or recorded."""
         now = self.context.clock.now()
         for item in items:
             try:
@@ -182,7 +188,7 @@ class Pipeline:
             except Undecodable as error:
                 item.error = error
             except Exception as error:
-                # A validator of the app failed. That counts as a failure of the handler.
+                # The app's own validator failed. The message is treated as if its handler had failed.
                 item.error = error
             if item.error is not None:
                 item.handled = True
@@ -191,10 +197,8 @@ class Pipeline:
                 item.delivery = unread(item.delivery) if is_unread else legible(item.delivery)
 
     def look(self, unit: Unit, items: Sequence[Item]) -> None:
-        """Find the messages that may run, without a transaction: the handlers of this flow run outside of one.
-
-        A row that is delivered for the first time was never claimed, so the inbox need not be read.
-        """
+        """Read in the inbox which messages may run. Claim nothing: the handlers of this flow run outside of a
+        transaction. A message row that is delivered for the first time was never claimed, so it needs no query."""
         deliveries = [item.delivery for item in items]
         if all(one.row and one.deliveries == 1 and not one.generation for one in deliveries):
             self._known({one.identity: Claim(one.attempts) for one in deliveries}, items)
@@ -202,8 +206,8 @@ class Pipeline:
             self._known(unit.look(deliveries), items)
 
     def claim(self, unit: Unit, items: Sequence[Item]) -> None:
-        """Claim in the inbox the messages that are not claimed yet and may run. A message without a claim is a
-        duplicate."""
+        """Claim in the inbox the messages that are not claimed yet: all if `early`, otherwise those that were handled.
+        A message that cannot be claimed is a duplicate: its claim is None."""
         wanted = [item for item in items if not item.claimed and (item.handled or self.early)]
         if wanted:
             self._known(unit.claim([item.delivery for item in wanted]), wanted)
@@ -213,7 +217,8 @@ class Pipeline:
     def handle(
         self, unit: Unit, items: Sequence[Item], alone: bool, careful: bool, verdict: BaseException | None
     ) -> None:
-        """Call the handler for each message, until the time box is over. Notes failures in the items; raises none."""
+        """Call the handler for one message after the other, until the time box is used up. Failures are noted on their
+        items. A failure is raised only if it leaves the transaction unusable."""
         clock, began, handled = self.context.clock, self.context.clock.monotonic(), 0
         self.spent = 0.0
         box = SERIAL_BOX_SECONDS if self.store.serial else BOX_SECONDS
@@ -263,7 +268,7 @@ class Pipeline:
             raise
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise  # Ctrl-C, not the handler's own
+                raise  # Ctrl-C of a user, not a failure of the handler
             ended = unit.ended(error)
             if ended is not None:
                 raise (ConnectionDied(str(ended), unit.shut) if unit.lost else ended) from error
@@ -272,7 +277,7 @@ class Pipeline:
             self.since = None
             self.slot.strike()
             item.outbox.close()
-            item.body = None  # the body may be large, and the items of the last batch are kept
+            item.body = None  # It may be large, and the pipeline keeps the items of the last batch.
         if item.error is not None and access.used and not access.undone:
             unit.check()
             raise Spoiled(delivery) from item.error
@@ -285,8 +290,8 @@ class Pipeline:
             raise (cause if cause is not error else Spoiled()) from error
 
     def stage(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
-        """Write the rows that record the outcomes of the messages, in the same transaction. Returns the copies to be
-        published."""
+        """Decide the outcome of each message, and write its rows in the same transaction. Returns the copies that are
+        published after the commit."""
         rows = Rows(self.context, self.routes)
         for item in items:
             item.outcome = self.decide(item)
@@ -303,10 +308,11 @@ class Pipeline:
         return copies
 
     def commit(self, unit: Unit, items: Sequence[Item]) -> list[Copy]:
-        """Stage and commit everything, with one sync to disk for the batch. Returns the copies to be published."""
+        """Stage and commit the batch, with one sync to disk. Returns the copies to publish. Raises Refused if the
+        database refuses the transaction because of one of the messages."""
         try:
             if not self.early:
-                # The handlers ran outside of the transaction. Flows that subscribed meanwhile get their copies too.
+                # The handlers ran outside of the transaction. Flows that have subscribed since then get a copy, too.
                 self.routes = unit.subscribers(self._channels)
             copies = self.stage(unit, items)
             unit.commit()
@@ -317,13 +323,13 @@ class Pipeline:
             raise Refused from error
 
     def settle(self, items: Sequence[Item]) -> None:
-        """Acknowledge the messages, before anything is published: a blocked publisher must not delay that."""
+        """Tell the transport which deliveries are finished. This comes before `publish`, because a broker that blocks
+        publishers must not delay acknowledgements."""
         self.confirmed.clear()
         self.consumer.settle(finished(items))
 
     def publish(self, copies: Sequence[Copy]) -> None:
-        """Send the committed copies by the transport. If the rows themselves are the queue, wake the lanes that wait
-        for them."""
+        """Send the committed copies to the broker. Without a broker, wake the lanes that wait for message rows."""
         if copies and self.transport.hops:
             receipts = self.transport.send([one for one in copies if not one.delay])
             self.confirmed += record(self.store, receipts, {one.row: BORN for one in copies})
@@ -333,19 +339,19 @@ class Pipeline:
     # ------------------------------------------------------------ what the steps decide
 
     def together(self, deliveries: Sequence[Delivery]) -> int:
-        """Return how many of these messages may run in one batch: half as many for each delivery without an outcome.
-        One of them may kill the process and its supervisor too, so that nobody reports which one it was."""
+        """The number of these messages that may run in one batch. The number halves with each delivery of a message
+        above TRUSTED_DELIVERIES: one message may kill the process with its supervisor, and nothing records which."""
         most = max((one.deliveries for one in deliveries), default=0)
         return max(1, self.flow.reach >> max(0, most - TRUSTED_DELIVERIES))
 
     def claims_first(self) -> bool:
-        """Return whether messages are claimed before they are handled: handlers that take the transaction run inside
-        it, unless they are slow and all others would wait for it."""
+        """Whether handlers run inside the transaction that claims their messages. They do so if they use the
+        transaction, unless they are slow and the store is serial: then all other writers would wait."""
         slow = self.store.serial and bool(self.paces) and median(self.paces) > SLOW_SECONDS
         return self.transactional and not slow
 
     def decide(self, item: Item) -> Outcome | None:
-        """Return the outcome of a message; None if it was not handled."""
+        """The outcome of a message. None if the message was not handled in this batch: it then stays in the lane."""
         if item.claim is None:
             return Duplicate() if item.twin is None or self._ends(item.twin) else None
         if not item.handled:
@@ -355,12 +361,12 @@ class Pipeline:
         return outcome_of(item, item.error, item.claim, self.flow.retry, self.random)
 
     def _ends(self, twin: Item) -> bool:
-        """Return whether a message has its outcome, or gets it with this commit. If not, its duplicate stays too: the
-        duplicate may be the only copy that the broker still has."""
+        """Whether a message has an outcome, or gets one with this commit. Otherwise its duplicate stays in the lane as
+        well, because the broker may know only the duplicate."""
         return twin.outcome is not None or (twin.handled and twin in self.items)
 
     def _known(self, claims: Mapping[Identity, Claim], items: Sequence[Item]) -> None:
-        """Give the claim of each identity to one item. Another item with this identity is a duplicate."""
+        """Give the claim of each identity to one item. Further items with the same identity are duplicates."""
         left, owners = dict(claims), dict[Identity, Item]()
         for item in sorted(items, key=lambda item: -item.delivery.generation):
             identity = item.delivery.identity
@@ -372,14 +378,14 @@ class Pipeline:
                 item.claim = claim._replace(suspect=True)
 
     def _are_claimed(self, items: Sequence[Item]) -> bool:
-        """Return whether the inbox has the claims of a transaction that did not finish: then a handler committed it."""
+        """Whether the inbox holds the claims of a transaction that failed: its handler has then committed it."""
         claims = {item.delivery.identity: item.claim for item in items if item.claimed and item.claim is not None}
         with self.store.unit(self.flow.name, self.flow.deadline, self.lane) as unit:
             return bool(claims) and unit.holds(claims)
 
     def _claim_or_leave(self, unit: Unit, items: Sequence[Item]) -> None:
-        """Claim the message whose handler begins the transaction by its first statement, unless it is claimed already.
-        Raises Superseded if it was applied elsewhere meanwhile."""
+        """Claim the running message when its handler's first statement begins the transaction. Raises Superseded if
+        the message was claimed elsewhere since `look`."""
         if not self.early:
             running = [item for item in items if item.handled and not item.claimed and item.error is None]
             self.claim(unit, running)

@@ -1,4 +1,7 @@
-"""The relay: sends message rows that are committed and due: delayed ones, retries, and those of dead workers."""
+"""The relay: sends committed message rows to the broker when they are due.
+
+Such rows were delayed, are retries, or were left by a worker that died.
+"""
 
 from collections import defaultdict, deque
 from collections.abc import Collection, Mapping, Sequence
@@ -6,19 +9,22 @@ from collections.abc import Collection, Mapping, Sequence
 from flowkit.ports import Clock, Copy, Delivery, Receipt, Store, Transport
 
 BATCH = 100
+"""Most message rows of one flow that are leased and sent at once."""
 PARK_SECONDS = 30.0
-"""The most seconds until a row that the transport refused is due again. It is due at once when its queue is declared,
-and sooner after the first refusals: a queue without a leader refuses too, and gets a leader soon."""
+"""Most seconds for which a row is parked after the broker refused it. The row is due earlier if its queue is declared.
+The first times are shorter, because a queue without a leader refuses rows too, and soon has a leader again."""
 DOUBTFUL = 3
-"""The number of leases after which a row that is not confirmed is parked: its broker cannot keep up."""
+"""Leases after which a row that the broker has not confirmed is parked: the broker cannot keep up, and sending more
+would not help."""
 REMOVE_SECONDS = 0.5
-"""Seconds that rows which the transport took may stay while there is more to send. Their removal is a transaction."""
+"""Seconds between two removals of rows that the broker took, while more rows are due. Each removal is a transaction, so
+the relay removes many rows at once."""
 CLOGGED = 10_000
-"""The number of messages that cannot be sent at which lanes receive no more."""
+"""Pending messages from which on the worker receives no more while the broker cannot be reached."""
 
 
 class Relay:
-    """Sends due rows by a transport that is not the store itself. One thread at a time may step it."""
+    """Sends due message rows to a transport with a broker. Only one thread at a time may step it."""
 
     def __init__(self, store: Store, transport: Transport, clock: Clock, worker: str) -> None:
         self._store = store
@@ -26,15 +32,18 @@ class Relay:
         self._clock = clock
         self._worker = worker
         self.carried: deque[tuple[str, int]] = deque()
-        """Rows that the transport took, and that are to be removed, as (row, token). Any thread may add some."""
+        """(row, token) of the rows that the transport took, to be removed. Any thread may add to it."""
         self._removed = 0.0
         self.told: Collection[str] = ()
-        """The flows that have due rows, by the store's news. If empty, the relay looks for rows of all flows."""
+        """The flows that were reported to have due rows. If empty, the next step queries the store for all flows."""
         self.clogged = False
-        """Whether too many messages wait to be sent for lanes to receive more."""
+        """Whether so many messages wait to be sent that the worker must not receive more."""
 
     def step(self) -> bool:
-        """Send one batch of each flow that has due rows. Returns False if there were none. Blocks."""
+        """Send one batch of each flow that has due rows. False if no flow has any, or if the transport is not ready.
+
+        Blocks for the store and the broker. Raises StoreUnavailable.
+        """
         if not self._transport.hops:
             return False
         if not self._transport.ready:
@@ -46,7 +55,7 @@ class Relay:
         if not due or self._clock.monotonic() - self._removed >= REMOVE_SECONDS:
             self.flush()
         for flow in sorted(due):
-            # An update that commits leases each row before it is sent, so that no other relay sends it too.
+            # The lease is committed before the rows are sent, so that no other relay sends them, too.
             rows = self._store.queue.lease(flow, BATCH, self._worker, self._transport.lease)
             receipts = self._transport.send([_copy(one) for one in rows])
             tokens = {str(one.row): one.deliveries for one in rows}
@@ -54,7 +63,7 @@ class Relay:
         return bool(due)
 
     def flush(self) -> None:
-        """Remove the rows that the transport took. Blocks."""
+        """Remove the rows that the transport took, in one transaction. Blocks. Raises StoreUnavailable."""
         rows = list(self.carried)
         if rows:
             with self._store.unit("") as unit:
@@ -66,10 +75,11 @@ class Relay:
 
 
 def record(store: Store, receipts: Sequence[Receipt], tokens: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Record the receipts of a transport. Returns the rows that it took, as (row, token), which can be removed. Blocks.
+    """Act on the receipts of the transport. Returns (row, token) of the confirmed rows, which can be removed.
 
-    A row that it refused is parked with the reason, for longer the more often it was leased. A row that it did not
-    confirm in time is released, and sent again as soon as possible; after the third lease it is parked too.
+    `tokens`: the token of each row, which is the number of its leases. A row that the transport refused is parked with
+    the reason, for longer with each lease. A row without confirmation and reason timed out or was lost: its lease is
+    released, so that any relay can send the row again at once. After DOUBTFUL leases such a row is parked as well.
     """
     carried: list[tuple[str, int]] = []
     parked: dict[float, dict[tuple[str, int], str]] = defaultdict(dict)

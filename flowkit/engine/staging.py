@@ -1,4 +1,4 @@
-"""Staging: the rows that record the outcomes of a batch, in the transaction of its claims."""
+"""Staging: the rows that record the outcomes of a batch, in the same transaction as the claims of the batch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,10 +10,10 @@ from flowkit.publisher import accepted, address
 
 
 class Rows:
-    """The rows of one batch: copies of what its messages sent, retries, dead letters, and inbox rows to be reopened."""
+    """Collects the rows of one batch: outgoing copies, retries, dead letters, and claims to reopen. Writes nothing."""
 
     def __init__(self, context: Context, routes: Mapping[str, Sequence[str]]) -> None:
-        """`routes`: the subscribers of the channels that the flow sends to."""
+        """`routes`: the subscribers of each channel that the flow sends to."""
         self._context = context
         self._routes = routes
         self._fresh: list[Copy] = []
@@ -23,7 +23,8 @@ class Rows:
         self.letters: list[Letter] = []
 
     def add(self, item: Item) -> None:
-        """Add the rows of one message by its outcome. A message without an outcome has its claim reopened."""
+        """Add the rows of one message after its outcome is decided. The claim of a message without an outcome is opened
+        again, so that the message can run later."""
         outcome, delivery = item.outcome, item.delivery
         match outcome:
             case Done():
@@ -40,7 +41,8 @@ class Rows:
                 )
 
     def _try_again(self, item: Item, outcome: Retried | Deferred) -> None:
-        """Add a copy of the next generation, and reopen the inbox for it. Only a retry counts as an attempt."""
+        """Add a copy of the next generation, and open the inbox for that copy. A retry adds an attempt, a deferral does
+        not."""
         delivery, generation = item.delivery, item.delivery.generation + 1
         attempts = (item.claim.attempts if item.claim else 0) + isinstance(outcome, Retried)
         self.reopened.append(Reopening(delivery.identity, generation, attempts))
@@ -50,12 +52,12 @@ class Rows:
 
     @property
     def copies(self) -> list[Copy]:
-        """The copies that are staged, and published after the commit."""
+        """The copies to stage now, and to publish after the commit."""
         return [*self._fresh, *self._again]
 
     def tallies(self, flow: str, items: Sequence[Item], reused: int) -> dict[str, Tally]:
-        """Return the numbers that the ledger adds for each flow: for `flow` those of the batch with these items, for
-        other flows the copies that they accepted."""
+        """The numbers to add to the ledger, by flow. For `flow`: the outcomes of `items`. For every subscriber: the
+        accepted copies. `reused`: the number that `find_reused` returned."""
         tallies = accepted(self._fresh)
         mine = tallies.get(flow, Tally())
         arrived = [item.delivery for item in items if item.delivery.foreign and _recorded(item.outcome)]
@@ -70,5 +72,5 @@ class Rows:
 
 
 def _recorded(outcome: Outcome | None) -> bool:
-    """Return whether the store records a foreign message for the first time by this outcome."""
+    """Whether the store first records a foreign message with this outcome. The message then counts as accepted."""
     return isinstance(outcome, Done | Retried | Deferred | Dead)

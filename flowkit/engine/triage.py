@@ -12,26 +12,27 @@ from flowkit.errors import Apart, FlowKitError, StoreConflict, StoreUnavailable
 from flowkit.ports import Delivery
 
 CONFLICT_SECONDS = 0.005
+"""Most seconds to wait after the first conflict of a batch. Each further conflict adds as many."""
 SOLO_TRIES = 20
-"""The number of collisions of a message that runs alone after which it waits for a later batch."""
+"""Conflicts in one batch after which a message that runs alone waits for the next batch."""
 SOLO_BATCHES = 5
-"""The number of such batches after which the collisions count as a failure of the message: its handler may raise an
-error that looks like a collision, each time."""
+"""Batches with that many conflicts after which the conflict counts as a failure of the message. Its handler may raise
+an error that looks like a conflict, each time that it runs."""
 DEATHS = 3
-"""The number of connections that die under a message which runs alone until the message counts as the cause, if the
-server has not restarted meanwhile."""
+"""Connections that have to die under a message that runs alone, until the message counts as the cause. The count begins
+anew when the server restarts."""
 Part = tuple[Sequence[Delivery], BaseException | None]
-"""Deliveries that run in one transaction, and the verdict on them: the failure to record, SPOILED, or None."""
+"""(deliveries, verdict): deliveries that run in one transaction, and the error with which they are known to fail."""
 SPOILED = Spoiled()
-"""The verdict on a part that runs once more, carefully."""
+"""The verdict on a part that runs once more, carefully: with a savepoint around each handler."""
 
 
 class Unrecordable(FlowKitError):
-    """The database refused to record how a message failed. This error is recorded instead."""
+    """The database refused to record the failure of a message. This error is recorded instead."""
 
 
 class Triage:
-    """Decides for one lane, on the lane's thread."""
+    """Decides for one lane which messages run again after a failure. Not thread-safe."""
 
     def __init__(self, pipeline: Pipeline, log: logging.Logger) -> None:
         self._pipeline = pipeline
@@ -40,25 +41,27 @@ class Triage:
         self.apart = self._flow.isolate == "single" or self._flow.settings
         """Whether each message runs in a transaction of its own."""
         self.conflicts = 0
-        """The number of times that this batch collided with others."""
+        """The number of conflicts of the current batch."""
         self.later: list[Delivery] = []
-        """Messages that collided again and again, and wait for the next batch."""
+        """Messages with more than SOLO_TRIES conflicts. They wait for the next batch."""
         self._stumbled: list[Spoiled] = []
-        """Failures of handlers whose batch shared a transaction."""
+        """Failures of handlers whose batch shared a transaction. The batch runs again."""
         self._deaths: dict[Hashable, tuple[str, int]] = {}
-        """Messages whose connection died while they ran alone -> the start of the server, and the number of times."""
+        """By delivery, for messages whose connection died while they ran alone: the start of the server, and the number
+        of deaths since then."""
         self._crowded: Counter[Hashable] = Counter()
-        """Messages that collided again and again while they ran alone -> the number of batches."""
+        """By delivery: the number of batches in which a message alone had more than SOLO_TRIES conflicts."""
 
     def begin(self) -> None:
-        """Begin a batch."""
+        """Reset the state of the last batch. Called before each batch."""
         self.conflicts = 0
         self.later, self._stumbled = [], []
 
     def again(self, error: BaseException, part: Sequence[Delivery], verdict: BaseException | None) -> list[Part]:
-        """Return the parts to run after a part failed, the last one first. Raises the error if all have to wait.
+        """The parts to run after `part` failed with `error`. The last one runs first.
 
-        Blocks for some milliseconds after a collision."""
+        Raises the error if the whole batch has to wait. May sleep for a moment after a conflict.
+        """
         match error:
             case Spoiled():
                 return self._spoiled(error, part, verdict)
@@ -73,7 +76,10 @@ class Triage:
         raise error
 
     def end(self, items: Sequence[Item]) -> None:
-        """Note that a part was committed. Logs each handler that failed, and succeeded when its batch ran again."""
+        """Forget the failures of messages that have an outcome. Called after each commit of a part.
+
+        Logs the handlers that failed first, and succeeded when their batch ran again.
+        """
         for item in items:
             if item.outcome is not None:
                 self._deaths.pop(handle_of(item.delivery), None)
@@ -89,8 +95,11 @@ class Triage:
                 )  # fmt: skip
 
     def _spoiled(self, error: Spoiled, part: Sequence[Delivery], verdict: BaseException | None) -> list[Part]:
-        """Decide after a handler failed that had used the transaction. A message that ran alone has failed. Several run
-        again carefully, each with a savepoint, and if a savepoint could not undo the failure, each one alone."""
+        """A failed handler had used the transaction, so nothing of the part was committed.
+
+        If the message ran alone, its failure is recorded. Otherwise the whole part runs once more, carefully.
+        If even a savepoint could not undo the failure, each message runs in a transaction of its own.
+        """
         if len(part) == 1:
             return [(part, error.__cause__)]
         if verdict is SPOILED:
@@ -100,7 +109,7 @@ class Triage:
         return [(part, SPOILED)]
 
     def _run_apart(self, statement: Apart, part: Sequence[Delivery]) -> list[Part]:
-        """Run each message in a transaction of its own from now on."""
+        """Run each message of this flow in a transaction of its own from now on. Logged once."""
         if not self.apart:
             self._log.warning(
                 "flow %s: its handler executes `%s`, which the next messages of its transaction would meet; from now "
@@ -113,10 +122,8 @@ class Triage:
     def _refused(
         self, delivery: Delivery, verdict: BaseException | None, cause: BaseException | None
     ) -> BaseException | None:
-        """Return the failure to record for a message whose transaction the database refused.
-
-        Raises StoreUnavailable if the database refuses that record too: a right or a column is missing, or a trigger
-        raises an error."""
+        """The failure to record for a message whose transaction the database refused. Raises StoreUnavailable if the
+        database refuses every such record, because a right or a column is missing, or because of a trigger."""
         known = error_of(verdict)
         if known is None:
             return cause
@@ -128,9 +135,8 @@ class Triage:
         return Unrecordable(f"the database refused to record how it failed: {describe(cause)}")
 
     def died(self, delivery: Delivery, error: ConnectionDied) -> BaseException:
-        """Return the failure to record for a message whose connection died while it ran alone.
-
-        Raises the error while the cause may be the database, which restarts or cannot be reached."""
+        """The failure to record for a message whose connection died while the message ran alone. Raises the error as
+        long as the database may be the cause: it may have restarted, or cannot be reached."""
         started = self._pipeline.store.started()
         known, deaths = self._deaths.get(handle_of(delivery), (started, 0))
         deaths = deaths + 1 if known == started else 1
@@ -143,8 +149,11 @@ class Triage:
         )
 
     def _collided(self, error: StoreConflict, part: Sequence[Delivery], verdict: BaseException | None) -> list[Part]:
-        """Decide after a collision, which is no attempt. Fewer messages run together then, so that they collide less.
-        A message that collides alone in batch after batch has failed."""
+        """A conflict costs no attempt. The part runs again in halves, because fewer messages collide less often.
+
+        A message that runs alone tries SOLO_TRIES times, and then waits for the next batch. After SOLO_BATCHES such
+        batches the conflict is recorded as a failure of the message.
+        """
         self.conflicts += 1
         if len(part) > 1:
             return halves(part)
@@ -152,7 +161,7 @@ class Triage:
         if self.conflicts <= SOLO_TRIES:
             return [(part, verdict)]
         handle = handle_of(part[0])
-        # A handler that takes no transaction cannot collide. Only statements of FlowKit do then, which may wait.
+        # Without a handler that uses the transaction, the conflict is of FlowKit's own statements: it never counts.
         self._crowded[handle] += self._pipeline.transactional and any(item.handled for item in self._pipeline.items)
         if self._crowded[handle] >= SOLO_BATCHES:
             often = SOLO_BATCHES * SOLO_TRIES
@@ -164,16 +173,16 @@ class Triage:
 
 
 def halves(part: Sequence[Delivery]) -> list[Part]:
-    """Return the two halves of a part; no part for a single message."""
+    """The two halves of a part. The first half runs first. Empty for a part with a single message."""
     middle = len(part) // 2
     return [(part[middle:], None), (part[:middle], None)] if middle else []
 
 
 def singles(part: Sequence[Delivery]) -> list[Part]:
-    """Return parts of one message each."""
+    """Each message as a part with a transaction of its own. The first message runs first."""
     return [([one], None) for one in reversed(part)]
 
 
 def error_of(verdict: BaseException | None) -> BaseException | None:
-    """Return the failure that a verdict tells; None if the handlers are to run."""
+    """The failure to record. None if the verdict is that the handlers run (again)."""
     return None if verdict is SPOILED else verdict

@@ -1,10 +1,12 @@
-"""Keys for tests without a store."""
+"""Keys and headers for tests of signatures without a store."""
 
 from collections.abc import Callable
 
 from flowkit.ports import Key, Ring
 from flowkit.services import SystemClock
 from flowkit.transports.rabbitmq.signature import Signatures
+
+HEADERS = {"tenant": "blue"}
 
 
 def ring() -> Ring:

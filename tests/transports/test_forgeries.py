@@ -24,10 +24,9 @@ from flowkit.transports.rabbitmq import signature
 from flowkit.transports.rabbitmq.envelope import properties
 from flowkit.transports.rabbitmq.queues import Queues
 from flowkit.transports.rabbitmq.transport import RabbitTransport
-from tests.support.keys import ring, signatures
+from tests.support.keys import HEADERS, ring, signatures
 from tests.support.shared_site import Site, Supplier
 from tests.support.shop import Order, new_app
-from tests.support.signed import HEADERS
 from tests.support.waiting import wait_until
 
 # ------------------------------------------------------------ the broker

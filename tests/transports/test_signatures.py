@@ -22,10 +22,9 @@ from flowkit.settings import Settings
 from flowkit.store import keyring, tables
 from flowkit.transports.rabbitmq.envelope import delivery, properties
 from flowkit.transports.sql.transport import SqlTransport
-from tests.support.keys import ring, signatures
+from tests.support.keys import HEADERS, ring, signatures
 from tests.support.migrations import at
 from tests.support.shop import new_app
-from tests.support.signed import HEADERS
 
 DAY = 86_400.0
 SIGNED = "queue", "[1]", HEADERS, b"body"

@@ -125,7 +125,7 @@ def send(
 
 @cli.command(epilog=SERVICES)
 def status(as_json: Json = False) -> None:
-    """Show the workers, and for each flow its pending messages and its ledger."""
+    """Show workers, pending messages of flows, and their ledgers."""
     from flowkit.cli.status import status
 
     status(as_json)
@@ -147,7 +147,7 @@ def pause(names: Names) -> None:
 def drain(
     names: Names, wait: Annotated[str, typer.Option(help="How long to wait until nothing is left")] = "10m"
 ) -> None:
-    """Accept nothing over HTTP for apps or flows, and finish their messages.
+    """Stop accepting HTTP for apps or flows, and empty them.
 
     The command waits until none is left. Routes answer 503, and an app that is drained is not ready. Exit code 1 if
     messages are left in the end.

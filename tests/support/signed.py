@@ -1,3 +1,0 @@
-"""Messages with signatures, and an attacker at the broker."""
-
-HEADERS = {"tenant": "blue"}

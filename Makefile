@@ -42,7 +42,7 @@ test-wheel: .venv-wheel/.test ## run the fast tests on the built wheel, away fro
 	tar -c --exclude='./.*' --exclude=__pycache__ --exclude=./flowkit --exclude=./connectors . | tar -x -C "$$work"; \
 	python="$$PWD/.venv-wheel/bin/python"; cd "$$work"; \
 	"$$python" -c 'import flowkit; assert "site-packages" in flowkit.__file__, flowkit.__file__'; \
-	"$$python" -m pytest $(FAST)
+	"$$python" -m pytest $(FAST) --ignore tests/project
 
 test-oldest: .venv-oldest/.made ## run the fast tests with the lowest versions of what FlowKit needs
 	.venv-oldest/bin/python -m pytest $(FAST) -p no:anyio
@@ -51,11 +51,12 @@ sbom: .venv-sbom/.made ## write build/sbom.json: what an install with constraint
 	mkdir -p build
 	.venv-sbom/tool/bin/cyclonedx-py environment .venv-sbom/plain/bin/python --output-format JSON --output-file build/sbom.json
 
-check: $(VENV)/.dev ## lint, formatting, types, and who may import whom
+check: $(VENV)/.dev ## lint, formatting, types, imports, and the rules for code, language and documentation
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --quiet tests/project
 
 surface: $(VENV)/.dev ## write tests/surface/surface.txt: what users rely on
 	$(BIN)/python -m tests.surface write tests/surface/surface.txt

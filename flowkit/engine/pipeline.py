@@ -78,7 +78,8 @@ class Pipeline:
     lane: str
     retention: float
     halted: Callable[[], bool] = lambda: False
-    """Whether the worker drains. A batch then handles no further message, and the rest of it is given back."""
+    """Whether the lane has to pause: the worker stops, the flow rests, or a suspect waits until it can run alone. A batch
+    then handles no further message."""
     beside: Callable[[], bool] = lambda: False
     """Whether a rollout runs, so that another version of the app may be able to read a message that this one cannot."""
     apps: Callable[[], Collection[str]] = lambda: ()

@@ -80,10 +80,10 @@ class Triage:
 
         Logs the handlers that failed first, and succeeded when their batch ran again.
         """
-        for item in items:
-            if item.outcome is not None:
-                self._deaths.pop(handle_of(item.delivery), None)
-                self._crowded.pop(handle_of(item.delivery), None)
+        if self._deaths or self._crowded:
+            for handle in (handle_of(item.delivery) for item in items if item.outcome is not None):
+                self._deaths.pop(handle, None)
+                self._crowded.pop(handle, None)
         for spoiled in self._stumbled:
             if any(item.delivery is spoiled.delivery and item.handled and item.error is None for item in items):
                 assert spoiled.delivery is not None

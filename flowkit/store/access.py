@@ -44,6 +44,9 @@ class Access(HandlerWatch):
     ) -> None:
         with self.turn:
             self._returned = True
+        if self._is_untouched:
+            self.close()
+            return
         self.unit.close_cursors()
         try:
             if error is None:
@@ -68,8 +71,16 @@ class Access(HandlerWatch):
 
     # ------------------------------------------------------------ its end
 
+    @property
+    def _is_untouched(self) -> bool:
+        """Whether the handler has neither used the transaction nor got anything by which it could."""
+        given = self._session or self._connection or self._lent
+        return given is None and not self.used and not self._careful
+
     def finish(self) -> None:
         """Send the writes of a handler that has returned, and restore the settings that it changed."""
+        if self._is_untouched:
+            return
         self._check()
         if self._finished:
             return

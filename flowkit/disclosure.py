@@ -31,7 +31,9 @@ _SCHEMATIC = ("22001", "23", "25", "26", "40", "42501", "42P01", "53", "54", "55
 """SQLSTATEs whose first line names tables, columns and constraints, but no values; and P0001 of RAISE, whose text is
 for operators, as that of `Reject`."""
 _QUOTING = 1
-"""SQLITE_ERROR: its text quotes the statement."""
+"""SQLITE_ERROR: its text may quote the statement."""
+_MISSING = re.compile(r"no such (?:table|column): [\w.]+|table \w+ has no column named \w+")
+"""Texts of SQLITE_ERROR that name the schema only."""
 
 
 def told(error: BaseException | None) -> str:
@@ -101,7 +103,8 @@ def _of_database(error: Any) -> str:
     """The driver's text of an error, if it names only the schema. SQLAlchemy and PostgreSQL add parameters and rows."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None:
-        return error.sqlite_errorname if code == _QUOTING else str(error)
+        quotes = code == _QUOTING and not _MISSING.fullmatch(str(error))
+        return error.sqlite_errorname if quotes else str(error)
     kind = f"({type(error).__name__}, {error.sqlstate})"
     return f"{kind} {error.diag.message_primary}" if error.sqlstate.startswith(_SCHEMATIC) else kind
 

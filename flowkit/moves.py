@@ -20,7 +20,7 @@ def check_moves(store: Store, app: str, flows: Iterable[Flow]) -> None:
             raise flow.wrong(
                 f"it moves from channel {before} to channel {now} while {why}; give the flow at {now} another "
                 f"name, @app.flow(…, name=…), and keep this one until nothing is sent to {before}; or let its "
-                "messages come to their end, stop all instances, and start the new ones"
+                "messages finish, stop all instances, and start the new ones"
             )
         if before != now and EXCHANGE + before in recorded:
             _log.warning(

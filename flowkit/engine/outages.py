@@ -44,7 +44,7 @@ class Outages:
             if isinstance(error, StoreLost):
                 self._lose(error)
             elif missed not in self._failures:
-                _log.error("the %s is away: %s; nothing is acknowledged until it is back", missed, error)
+                _log.error("the %s cannot be reached: %s; nothing is acknowledged until it is back", missed, error)
         except Exception:
             missed = "step"
             _log.exception("a step failed, and is tried again")

@@ -78,8 +78,8 @@ class Pipeline:
     lane: str
     retention: float
     halted: Callable[[], bool] = lambda: False
-    """Whether the lane has to pause: the worker stops, the flow rests, or a suspect waits until it can run alone. A batch
-    then handles no further message."""
+    """Whether the lane has to pause: the worker stops, the flow rests, or a suspect waits until it can run alone. No
+    further message of the batch is then handled."""
     beside: Callable[[], bool] = lambda: False
     """Whether a rollout runs, so that another version of the app may be able to read a message that this one cannot."""
     apps: Callable[[], Collection[str]] = lambda: ()

@@ -106,8 +106,9 @@ class Flow:
                     f"parameter {name}: {_named(wanted)} is never injected; write the type alone, without None"
                 )
             if wanted not in known and self._required(name):
+                what = f"{name}: {_named(wanted)} cannot be injected" if wanted else f"{name} has no type: annotate it"
                 raise self.wrong(
-                    f"parameter {name}: {_named(wanted)} cannot be injected; known types are "
+                    f"parameter {what}; known types are "
                     f"{', '.join(sorted(_named(one) for one in known))}; provide others with app.provide(type, factory)"
                 )
         self._check_identity()

@@ -36,7 +36,7 @@ def doubts(app: App, services: Services) -> list[str]:
     """Warnings about keys that will stop to verify while messages of an app that they signed may still wait. Blocks."""
     return [
         f"key {key.id} verifies for {duration.ago(key.left)} more, and App(retention={duration.text(app.retention)!r}) "
-        "lets messages wait longer: true ones that it has signed are refused then; see that they are applied before"
+        "lets messages wait longer: valid messages that it signed will be refused then; see that they finish before"
         for key in (operated(services.store).keyring.states() if is_signed(services) else ())
         if key.left is not None and 0 < key.left < app.retention - key.idle
     ]

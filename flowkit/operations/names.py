@@ -7,7 +7,8 @@ from flowkit.plain import plain
 
 
 def similar(name: str, known: Collection[str]) -> str:
-    """A question whether a known name is meant: one that ends in `.name`, or resembles it. Empty if there is none."""
+    """Return a question, in parentheses, whether a known name is meant that ends in `.name` or resembles it. Returns
+    an empty text if there is none."""
     full = [one for one in sorted(known) if one.endswith(f".{name}")]
     found = full or get_close_matches(name, sorted(known), 1)
-    return f"; is {plain(found[0])} meant?" if found else ""
+    return f" (is {plain(found[0])} meant?)" if found else ""

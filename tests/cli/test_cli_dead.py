@@ -142,5 +142,5 @@ def test_a_flow_that_is_misspelt_is_told_with_the_one_that_is_meant(
     result = flowkit(*arguments)
     assert (result.code, result.out) == (code, "")
     assert f"no flow {'or app ' * (arguments[0] in ('pause', 'scale'))}" in result.err
-    assert "is in this store; is shop.accept meant?" in result.err
+    assert "is in this store (is shop.accept meant?)" in result.err
     assert flowkit("dead", "list", "--flow", "shop.accept").code == 0

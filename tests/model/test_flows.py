@@ -27,6 +27,9 @@ class Unknown:
 
 def no_parameters() -> None: ...
 def unknown_parameter(order: Order, thing: Unknown) -> None: ...
+def untyped_parameter(order: Order, db) -> None: ...  # type: ignore[no-untyped-def]
+
+
 def body_is_message(message: Message) -> None: ...
 def returns_unserialisable(order: Order) -> Unknown:
     return Unknown()
@@ -46,6 +49,7 @@ def wants_perhaps(order: Order, db: Session | None = None) -> None: ...
 WRONG: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (no_parameters, {}, "takes no body"),
     (unknown_parameter, {}, r"parameter thing: Unknown cannot be injected.*app\.provide"),
+    (untyped_parameter, {}, "parameter db has no type: annotate it; known types are .*Session"),
     (body_is_message, {}, "first parameter is the body"),
     (returns_unserialisable, {"to": "next"}, "cannot be serialised"),
     (returns_order, {}, "has no to="),

@@ -24,6 +24,8 @@ QUOTED = {("docs/guides/security.md", "told of")}
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 MODULES = sorted((ROOT / "flowkit").rglob("*.py"))
+LEVELS = ("info", "warning", "error", "exception")
+HELP = ("help", "epilog", "description")
 OPENER = re.compile(r"(?:Who|What|So many)\s+\w")
 CODE = re.compile(r"^( *)```.*?^ *```$", re.MULTILINE | re.DOTALL)
 
@@ -106,8 +108,11 @@ def plain(text: str) -> str:
 
 
 def of_module(source: str) -> Iterator[Text]:
-    """Docstrings, also those of values, and comments. Comments of lines that follow each other are one text."""
+    """Docstrings, also those of values, texts that users read, and comments. Comments of lines that follow each other
+    are one text."""
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Raise | ast.Call):
+            yield from (Text(node.lineno, plain(text), prose=False) for text in told(node))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             for part in re.split(r"\n\s*\n|\n\s*(?=- )", node.value.value):
                 yield Text(node.lineno, plain(" ".join(part.split())), prose=False)
@@ -123,6 +128,26 @@ def of_module(source: str) -> Iterator[Text]:
         gathered.append(token.string.lstrip("# "))
     if gathered:
         yield Text(begin, plain(" ".join(gathered)), prose=False)
+
+
+def told(node: ast.Raise | ast.Call) -> Iterator[str]:
+    """The texts of an error that is raised, of a line of the log, and of the help of a command or setting."""
+    if isinstance(node, ast.Raise):
+        yield from map(text_of, node.exc.args if isinstance(node.exc, ast.Call) else ())
+        return
+    called = node.func
+    if isinstance(called, ast.Attribute) and called.attr in LEVELS and "log" in ast.unparse(called.value).lower():
+        yield from map(text_of, node.args[:1])
+    yield from (text_of(one.value) for one in node.keywords if one.arg in HELP)
+
+
+def text_of(node: ast.expr) -> str:
+    """The text of a string, with a mark for each value in it; empty for any other expression."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_of(one) if isinstance(one, ast.Constant) else "…" for one in node.values)
+    return ""
 
 
 def found(path: Path) -> list[str]:

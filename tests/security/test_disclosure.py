@@ -7,8 +7,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from flowkit.cli.commands import main
+from flowkit.disclosure import told
 from flowkit.services import connect
 from flowkit.settings import Settings
 from flowkit.web.metrics import Metrics
@@ -75,3 +77,23 @@ def test_data_of_messages_are_in_no_output(
     (parse, _) = [one for one in letters if one.flow == "canary.parse"]
     assert f"invalid literal for int() with base 10: '{SECRET}'" in parse.stack
     services.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("SELECT * FROM orders", "no such table: orders"),
+        ("INSERT INTO cards (number, totl) VALUES (1, 2)", "table cards has no column named totl"),
+        ("SELECT totl FROM cards", "no such column: totl"),
+        (f"SELEC '{SECRET}'", "SQLITE_ERROR"),
+    ],
+)
+def test_an_error_of_sqlite_names_what_table_or_column_is_missing(sqlite_url: str, statement: str, shown: str) -> None:
+    services = connect(Settings(database_url=sqlite_url))
+    store: Any = services.store
+    with store.dialect.engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE cards (number INTEGER)")
+        with pytest.raises(OperationalError) as raised:
+            connection.exec_driver_sql(statement)
+    services.close()
+    assert told(raised.value) == f"OperationalError: {shown}"

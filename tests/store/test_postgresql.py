@@ -199,7 +199,7 @@ def test_row_c2_an_instance_outlives_a_table_that_is_locked_or_missing(postgresq
         wait_until(lambda: store.fleet.ready("front") == 1)
         pids = {one.pid for one in store.ledger.workers()}
         with locked(postgresql_url, "flowkit_directions"):
-            wait_until(lambda: instance.said("the store is away") > 0)
+            wait_until(lambda: instance.said("the store cannot be reached") > 0)
             outlives()
         wait_until(lambda: instance.said("the store is back") > 0)
         administer(postgresql_url, "ALTER TABLE flowkit_directions RENAME TO hidden")

@@ -6,12 +6,12 @@ import typer
 
 from flowkit.cli.commands.options import STORE, group
 
-commands = group("The schema of the store.")
+commands = group("Check or upgrade the schema of the store.")
 
 
 @commands.command(name="upgrade", epilog=STORE)
 def db_upgrade() -> None:
-    """Bring the schema of the store to this version."""
+    """Upgrade the schema of the store to this version of FlowKit."""
     from flowkit.cli.schema import upgrade
 
     upgrade()
@@ -19,9 +19,9 @@ def db_upgrade() -> None:
 
 @commands.command(name="check", epilog=STORE)
 def db_check() -> None:
-    """Say whether the schema is of this version.
+    """Check whether the schema is of this version of FlowKit.
 
-    Exit code 1 when it is not.
+    Exit code 1 if it is not.
     """
     from flowkit.cli.schema import check
 
@@ -30,14 +30,13 @@ def db_check() -> None:
 
 @commands.command(name="adopt", epilog=STORE)
 def db_adopt(
-    apart: Annotated[
-        bool, typer.Option("--apart", help="Both go on: this copy gets an id, and queues, of its own")
-    ] = False,
+    apart: Annotated[bool, typer.Option("--apart", help="Keep both: this copy becomes a store of its own")] = False,
 ) -> None:
     """Let a copy of a store's database take its place.
 
-    After a dump was restored elsewhere, or pg_upgrade: with a broker, workers refuse a database that the store was not
-    in before. With --apart the copy is a store of its own; its workers have to be stopped.
+    With a broker, workers refuse a database that the store has not been in before, for example after a dump was
+    restored elsewhere or after pg_upgrade. With --apart, the copy gets an id and queues of its own; stop its workers
+    first.
     """
     from flowkit.cli.schema import adopt
 

@@ -6,19 +6,19 @@ import typer
 
 from flowkit.cli.commands.options import STORE, Json, Yes, group
 
-commands = group("Dead letters: list, show, retry or discard them.")
-All = Annotated[bool, typer.Option("--all", help="All of them")]
-Flow = Annotated[str | None, typer.Option(help="Only of this flow, by its full name: app.flow")]
-Error = Annotated[str | None, typer.Option(help="Only with this text in the error")]
-Letters = Annotated[list[str] | None, typer.Argument(help="Ids of letters")]
+commands = group("List, show, retry or discard dead letters.")
+All = Annotated[bool, typer.Option("--all", help="All dead letters")]
+Flow = Annotated[str | None, typer.Option(help="Only those of this flow, by its full name: app.flow")]
+Error = Annotated[str | None, typer.Option(help="Only those with this text in the error")]
+Letters = Annotated[list[str] | None, typer.Argument(help="Ids of dead letters")]
 
 
 @commands.command(name="list", epilog=STORE)
 def dead_list(
     flow: Flow = None,
     error: Error = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many")] = 50,
-    group: Annotated[bool, typer.Option("--group", help="Count them by flow and error")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="The largest number of letters to list")] = 50,
+    group: Annotated[bool, typer.Option("--group", help="Count the letters by flow and error")] = False,
     as_json: Json = False,
 ) -> None:
     """List dead letters, the oldest first."""
@@ -29,7 +29,7 @@ def dead_list(
 
 @commands.command(name="show", epilog=STORE)
 def dead_show(
-    letter: Annotated[str, typer.Argument(help="The letter's id")],
+    letter: Annotated[str, typer.Argument(help="The id of the dead letter")],
     body: Annotated[bool, typer.Option("--body", help="Show also the parts with data: body, stack, headers")] = False,
     as_json: Json = False,
 ) -> None:
@@ -46,7 +46,7 @@ def dead_show(
 def dead_retry(
     letters: Letters = None, flow: Flow = None, error: Error = None, all: All = False, yes: Yes = False
 ) -> None:
-    """Send again: these, or those of a flow or an error."""
+    """Retry dead letters: by id, flow or error."""
     from flowkit.cli.dead import settle
 
     settle("retry", letters or [], flow, error, all, yes)
@@ -56,7 +56,7 @@ def dead_retry(
 def dead_discard(
     letters: Letters = None, flow: Flow = None, error: Error = None, all: All = False, yes: Yes = False
 ) -> None:
-    """Give up for good: these, or those of a flow or an error."""
+    """Discard dead letters for good: by id, flow or error."""
     from flowkit.cli.dead import settle
 
     settle("discard", letters or [], flow, error, all, yes)

@@ -6,7 +6,7 @@ import typer
 
 from flowkit.cli.commands.options import STORE, Json, group
 
-commands = group("Keys that sign messages: list, rotate, require them.")
+commands = group("List, rotate or require the keys that sign messages.")
 
 
 @commands.command(name="list", epilog=STORE)
@@ -20,13 +20,13 @@ def keys_list(as_json: Json = False) -> None:
 @commands.command(name="rotate", epilog=STORE)
 def keys_rotate(
     hold: Annotated[
-        str, typer.Option(help="How long the keys before verify, if not for the longest App(retention=), or 14d")
+        str, typer.Option(help="How long earlier keys verify; default: the longest App(retention=), or 14d")
     ] = "",
 ) -> None:
-    """Make a new key, by which all workers sign a minute later.
+    """Make a new key, with which all workers sign a minute later.
 
-    Messages that were signed before are taken for --hold. With --hold 0s they are dead letters after two minutes: for
-    a key that somebody else knows. Exit code 2 for another time that is shorter than the retention of an app.
+    Earlier keys verify messages for --hold. Use --hold 0s if a key has leaked: messages that it signed become dead
+    letters after two minutes. Exit code 2 for any other time that is shorter than the retention of an app.
     """
     from flowkit.cli.keys import rotate
 
@@ -35,11 +35,11 @@ def keys_rotate(
 
 @commands.command(name="require", epilog=STORE)
 def keys_require() -> None:
-    """Take no unsigned messages any more.
+    """Refuse unsigned messages from now on.
 
-    After an upgrade, messages that versions before signed not are taken for 14 days, or for the longest
-    App(retention=) if that is more. Write this once they are at their end. Exit code 2 while a worker of a version
-    before runs; such versions do not start afterwards.
+    After an upgrade, unsigned messages of earlier versions are accepted for 14 days, or for the longest App(retention=)
+    if that is longer. Run this command once those messages have finished. Exit code 2 while a worker of an earlier
+    version runs; earlier versions cannot start afterwards.
     """
     from flowkit.cli.keys import require
 

@@ -20,7 +20,7 @@ NOTHING = "Environment: no variable is read."
 
 AppName = Annotated[str, typer.Argument(metavar="APP", help="A file such as shop.py, or module:app")]
 Json = Annotated[bool, typer.Option("--json", help="Pure JSON on standard output")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation")]
 
 
 def group(help: str) -> typer.Typer:

@@ -6,22 +6,22 @@ import typer
 
 from flowkit.cli.commands.options import SERVICES, Json, group
 
-commands = group("Versions side by side: start, shift, promote, roll back.")
-OfApp = Annotated[str, typer.Option("--app", help="Which app, if several have versions")]
+commands = group("Run versions side by side: start, shift, roll back.")
+OfApp = Annotated[str, typer.Option("--app", help="The app, if several have versions")]
 Weight = Annotated[int, typer.Option(min=1, max=100, help="Percent of the messages")]
 
 
 @commands.command(name="start", epilog=SERVICES)
 def rollout_start(
     given: typer.Context,
-    version: Annotated[str, typer.Argument(help="What flowkit run --version said")],
+    version: Annotated[str, typer.Argument(help="The version, as given to flowkit run --version")],
     weight: Weight = 5,
     app: OfApp = "",
-    auto: Annotated[bool, typer.Option("--auto", help="Stay, go on by steps, and roll back what is worse")] = False,
-    steps: Annotated[str, typer.Option(help="With --auto: the next percents")] = "25,50,100",
-    every: Annotated[str, typer.Option(help="With --auto: how long each of them is watched")] = "1m",
+    auto: Annotated[bool, typer.Option("--auto", help="Raise the weight by steps, or roll back")] = False,
+    steps: Annotated[str, typer.Option(help="With --auto: the next weights, in percent")] = "25,50,100",
+    every: Annotated[str, typer.Option(help="With --auto: how long each weight is watched")] = "1m",
     errors: Annotated[
-        float, typer.Option(min=0, max=100, help="With --auto: percent that may fail beyond the baseline's")
+        float, typer.Option(min=0, max=100, help="With --auto: percent that may fail more than at the baseline")
     ] = 1.0,
     p99: Annotated[
         str, typer.Option(help="With --auto: the longest time in flight of 99 %, if the baseline's is shorter")
@@ -42,9 +42,10 @@ def rollout_start(
 
 @commands.command(name="shift", epilog=SERVICES)
 def rollout_shift(
-    weight: Annotated[int, typer.Argument(min=1, max=100, metavar="PERCENT", help="Of the messages")], app: OfApp = ""
+    weight: Annotated[int, typer.Argument(min=1, max=100, metavar="PERCENT", help="Its new weight")],
+    app: OfApp = "",
 ) -> None:
-    """Let the candidate have another share."""
+    """Change the candidate's share of the messages."""
     from flowkit.cli.rollout import shift
 
     shift(weight, app)
@@ -53,13 +54,13 @@ def rollout_shift(
 @commands.command(name="promote", epilog=SERVICES)
 def rollout_promote(
     version: Annotated[
-        str | None, typer.Argument(help="The candidate, if nothing else is said; '(none)' for the one without a name")
+        str | None, typer.Argument(help="The version; by default the candidate; '(none)' for the one without a name")
     ] = None,
     app: OfApp = "",
 ) -> None:
-    """Let a version have all messages.
+    """Give a version all messages.
 
-    The one before it is drained, and can be stopped.
+    The version before it is drained, and can then be stopped.
     """
     from flowkit.cli.rollout import promote
 
@@ -68,9 +69,9 @@ def rollout_promote(
 
 @commands.command(name="rollback", epilog=SERVICES)
 def rollout_rollback(app: OfApp = "") -> None:
-    """Let the baseline have all messages again.
+    """Give the baseline all messages again.
 
-    Also those that died at the candidate.
+    Dead letters of the candidate are sent again, to the baseline.
     """
     from flowkit.cli.rollout import rollback
 
@@ -79,7 +80,7 @@ def rollout_rollback(app: OfApp = "") -> None:
 
 @commands.command(name="status", epilog=SERVICES)
 def rollout_status(app: OfApp = "", as_json: Json = False) -> None:
-    """Show the versions of an app, what each gets and how it does."""
+    """Show the versions of an app, with their shares and figures."""
     from flowkit.cli.rollout import status
 
     status(app, as_json)

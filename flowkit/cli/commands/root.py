@@ -18,7 +18,7 @@ cli = typer.Typer(
     rich_markup_mode=None,
 )
 Standby = Literal["none", "hot", "warm"]
-Names = Annotated[list[str], typer.Argument(metavar="FLOW|APP...", help="By their full names")]
+Names = Annotated[list[str], typer.Argument(metavar="FLOW|APP...", help="Full names of flows or apps")]
 
 
 def _version(show: bool) -> None:
@@ -30,7 +30,7 @@ def _version(show: bool) -> None:
 @cli.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version of FlowKit", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Reliable messaging: flows that take effect once, whatever crashes."""
@@ -39,24 +39,24 @@ def options(
 @cli.command(epilog=EVERYTHING)
 def run(
     app: AppName,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="The number of worker processes")] = 1,
     flows: Annotated[str, typer.Option(help="Only these flows, separated by commas")] = "",
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when nothing is pending")] = False,
-    grace: Annotated[str, typer.Option(help="How long workers may take to finish at the end")] = "30s",
-    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Serve the routes of APP there")] = "",
+    grace: Annotated[str, typer.Option(help="How long workers may take to finish at the shutdown")] = "30s",
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to serve the routes of APP")] = "",
     admin: Annotated[
         str,
         typer.Option(
             metavar="HOST:PORT",
-            help="With --http: serve operators there, or at none; by default 127.0.0.1, port + 1000",
+            help="With --http: the listener for operators, or none; default: 127.0.0.1, port + 1000",
         ),
     ] = "",
-    agent: Annotated[str, typer.Option(metavar="HOST:PORT", help="Answer HAProxy's agent checks there")] = "",
-    drain: Annotated[str, typer.Option(help="With --http: how long to be unready before the end")] = "2s",
-    standby: Annotated[Standby, typer.Option(help="Be a spare, loaded or not, that takes over")] = "none",
-    group: Annotated[str, typer.Option(help="Instances that are active, or spare, together")] = "",
-    site: Annotated[str, typer.Option(help="Where this instance is, for flowkit status")] = "",
-    app_version: Annotated[str, typer.Option("--version", help="Of APP; it waits for its rollout")] = "",
+    agent: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to answer HAProxy's agent checks")] = "",
+    drain: Annotated[str, typer.Option(help="With --http: how long to be unready before the shutdown")] = "2s",
+    standby: Annotated[Standby, typer.Option(help="Stand by: hot (loaded) or warm (one small process)")] = "none",
+    group: Annotated[str, typer.Option(help="The group: its instances are active, or on standby, together")] = "",
+    site: Annotated[str, typer.Option(help="A name for the place of this instance, for flowkit status")] = "",
+    app_version: Annotated[str, typer.Option("--version", help="The version of APP; it waits for its rollout")] = "",
 ) -> None:
     """Run the flows of APP: a supervisor and its workers."""
     from flowkit.cli.run import run
@@ -69,31 +69,32 @@ def run(
 
 @cli.command(epilog=SERVICES)
 def check(app: AppName) -> None:
-    """Find what is wrong in APP and its configuration.
+    """Find mistakes in APP and its configuration.
 
-    Warns of what handlers keep in memory or in local files; a line that ends with "# flowkit: stateless" is meant.
+    The command also warns of state that handlers keep in memory or in local files. End a line with "# flowkit:
+    stateless" to say that it is intended.
     """
     from flowkit.cli.describe import check
 
     check(app)
 
 
-@cli.command(epilog="Environment: FLOWKIT_LEASE. The database and the broker are none of the settings'.")
+@cli.command(epilog="Environment: FLOWKIT_LEASE. The database and the broker of the settings are not used.")
 def prove(
     app: AppName,
     scenario: Annotated[str, typer.Argument(help="A function of APP's module, or tests.py:function")],
     directory: Annotated[
-        Path | None, typer.Option(help="Compare the files in it; it is emptied for each run", file_okay=False)
+        Path | None, typer.Option(help="A directory whose files are compared; each run empties it", file_okay=False)
     ] = None,
-    observe: Annotated[str | None, typer.Option(help="A function that returns other effects")] = None,
-    points: Annotated[int, typer.Option(min=1, help="Kill at so many points at most")] = 1000,
+    observe: Annotated[str | None, typer.Option(help="A function that returns further effects to compare")] = None,
+    points: Annotated[int, typer.Option(min=1, help="The largest number of points to kill at")] = 1000,
     as_json: Json = False,
 ) -> None:
     """Kill a worker of APP at each point of a scenario; compare.
 
-    scenario(harness) publishes what the flows work on. Each run has a SQLite database of its own. Exit code 1 when a
-    crash changes what is there at the end; the effect that escaped its transaction is named. Exit code 2 when nothing
-    can be said: the scenario fails, or ends differently each time.
+    scenario(harness) publishes the messages that the flows handle. Each run has a SQLite database of its own. Exit code
+    1 if a crash changes the effects at the end; the command names the effect that escaped its transaction. Exit code 2
+    if nothing can be proven: the scenario fails, or its runs end differently.
     """
     from flowkit.cli.prove import prove
 
@@ -111,11 +112,13 @@ def describe(app: AppName, as_json: Json = False) -> None:
 @cli.command(epilog=SERVICES)
 def send(
     app: AppName,
-    channel: Annotated[str, typer.Argument(help="The channel's name")],
-    body: Annotated[str, typer.Argument(metavar="[JSON|-|@FILE.jsonl]", help="- reads lines of stdin")] = "-",
+    channel: Annotated[str, typer.Argument(help="The name of the channel")],
+    body: Annotated[
+        str, typer.Argument(metavar="[JSON|-|@FILE.jsonl]", help="The body; -: a body on each line of stdin")
+    ] = "-",
     key: Annotated[str | None, typer.Option(help="The key of the message")] = None,
-    id: Annotated[str | None, typer.Option(help="Its id: the same id is accepted once")] = None,
-    delay: Annotated[str, typer.Option(help="Deliver it after so long")] = "0s",
+    id: Annotated[str | None, typer.Option(help="The id of the message; the same id is accepted once")] = None,
+    delay: Annotated[str, typer.Option(help="How long to delay the message")] = "0s",
 ) -> None:
     """Publish one message, or one for each line of a file."""
     from flowkit.cli.send import send
@@ -145,12 +148,12 @@ def pause(names: Names) -> None:
 
 @cli.command(epilog=STORE)
 def drain(
-    names: Names, wait: Annotated[str, typer.Option(help="How long to wait until nothing is left")] = "10m"
+    names: Names, wait: Annotated[str, typer.Option(help="How long to wait until no message is left")] = "10m"
 ) -> None:
     """Stop accepting HTTP for apps or flows, and empty them.
 
-    The command waits until none is left. Routes answer 503, and an app that is drained is not ready. Exit code 1 if
-    messages are left in the end.
+    The command waits until no message is left. Routes answer 503, and a drained app is not ready. Exit code 1 if
+    messages are left when the time is over.
     """
     from flowkit.cli.direct import drain
 
@@ -159,8 +162,8 @@ def drain(
 
 @cli.command(epilog=STORE)
 def scale(
-    name: Annotated[str, typer.Argument(metavar="FLOW|APP", help="By its full name")],
-    many: Annotated[int, typer.Argument(min=1, max=256, help="How many")],
+    name: Annotated[str, typer.Argument(metavar="FLOW|APP", help="Full name of a flow or an app")],
+    many: Annotated[int, typer.Argument(min=1, max=256, help="The number of workers or lanes")],
 ) -> None:
     """Set the number of workers of an app, or lanes of a flow.
 
@@ -174,7 +177,7 @@ def scale(
 
 @cli.command(epilog=STORE)
 def resume(names: Names) -> None:
-    """End pause, drain and scale: flows or apps are as defined."""
+    """End the effect of pause, drain and scale."""
     from flowkit.cli.direct import resume
 
     resume(names)
@@ -184,7 +187,7 @@ def resume(names: Names) -> None:
 def audit(as_json: Json = False) -> None:
     """Check that no message was lost or counted twice.
 
-    For each flow: accepted = applied + dead + discarded + expired + pending. Exit code 1 when it is not so.
+    For each flow, accepted = applied + dead + discarded + expired + pending has to hold. Exit code 1 if it does not.
     """
     from flowkit.cli.status import audit
 

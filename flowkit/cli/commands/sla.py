@@ -7,9 +7,9 @@ import typer
 
 from flowkit.cli.commands.options import EVERYTHING, NOTHING, STORE, AppName, Json, group
 
-commands = group("The service level agreement: plan, measure and verify it.")
-Send = Annotated[str, typer.Option(help="The request: POST /orders. {n} is its number")]
-Content = Annotated[str, typer.Option(help="Its content, as JSON. {n} is its number")]
+commands = group("Plan, measure and verify a service level agreement.")
+Send = Annotated[str, typer.Option(help="The request, such as POST /orders; {n} is its number")]
+Content = Annotated[str, typer.Option(help="The content of the request, as JSON; {n} is its number")]
 
 
 @commands.command(name="budget", epilog=NOTHING)
@@ -27,9 +27,9 @@ def sla_budget(
 def sla_init(
     agreement: Annotated[Path, typer.Argument(metavar="[SLA.TOML]", help="The file to write")] = Path("sla.toml"),
 ) -> None:
-    """Write an agreement with examples and comments, to be changed.
+    """Write an agreement with examples and comments, for you to change.
 
-    A file that is there is kept.
+    The command does not overwrite a file.
     """
     from flowkit.cli.sla import init
 
@@ -42,7 +42,7 @@ def sla_plan(
 ) -> None:
     """Show how many nodes an agreement needs, and why.
 
-    Also how likely each level is missed with so many, and what is a single point of failure.
+    The command also shows how likely that number misses each level, and the single points of failure.
     """
     from flowkit.cli.sla import plan
 
@@ -51,15 +51,15 @@ def sla_plan(
 
 @commands.command(name="apply", epilog=STORE)
 def sla_apply(
-    app: Annotated[str, typer.Argument(metavar="APP", help="Its name, as flowkit status shows it")],
+    app: Annotated[str, typer.Argument(metavar="APP", help="The name of the app, as flowkit status shows it")],
     agreement: Annotated[Path | None, typer.Argument(metavar="SLA.TOML", help="The agreement, unless --off")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes of a node")] = 1,
-    off: Annotated[bool, typer.Option("--off", help="Let the service never be reduced")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="The number of worker processes of a node")] = 1,
+    off: Annotated[bool, typer.Option("--off", help="Never reduce the service")] = False,
 ) -> None:
     """Let flows of low priority= rest while workers are missing.
 
-    That is, while fewer workers of an app are ready than its normal service takes. Their routes answer 503, and
-    their backlog is kept. With no more than the minimum service takes, only those of the highest priority are left.
+    Workers are missing while fewer are ready than the normal service needs. The routes of resting flows answer 503, and
+    their messages wait. With no more workers than the minimum service needs, only flows of the highest priority run.
     """
     from flowkit.cli.direct import reduce
 
@@ -70,15 +70,15 @@ def sla_apply(
 
 @commands.command(name="report", epilog=STORE)
 def sla_report(
-    app: Annotated[str, typer.Argument(metavar="APP", help="Its name, as flowkit status shows it")],
+    app: Annotated[str, typer.Argument(metavar="APP", help="The name of the app, as flowkit status shows it")],
     agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
-    last: Annotated[str, typer.Option(help="How far back")] = "7d",
+    last: Annotated[str, typer.Option(help="The time to look back")] = "7d",
     as_json: Json = False,
 ) -> None:
     """Show how available an app has been, against the agreement.
 
-    Also how much of the permitted downtime is left. Deployments count like failures. Exit code 1 when more than
-    permitted is spent.
+    The command also shows the rest of the permitted downtime. Deployments count like failures. Exit code 1 if more
+    downtime than permitted is spent.
     """
     from flowkit.cli.sla import report
 
@@ -91,8 +91,8 @@ def sla_measure(
     send: Send,
     content: Content = "",
     response: Annotated[str, typer.Option(help="The longest response time")] = "250ms",
-    percentile: Annotated[float, typer.Option(min=1, max=100, help="Of so many percent of the requests")] = 99.0,
-    seconds: Annotated[float, typer.Option(min=1, help="How long each rate is tried")] = 5.0,
+    percentile: Annotated[float, typer.Option(min=1, max=100, help="The percent of requests within that time")] = 99.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds for which each rate is tried")] = 5.0,
     as_json: Json = False,
 ) -> None:
     """Measure how many requests per second one instance of APP sustains on this machine.
@@ -110,10 +110,10 @@ def sla_verify(
     agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
     send: Send,
     content: Content = "",
-    nodes: Annotated[int, typer.Option(min=2, max=100, help="Instances")] = 3,
-    kill: Annotated[int, typer.Option(min=1, help="How many of them are killed at once")] = 1,
-    seconds: Annotated[float, typer.Option(min=1, help="How long to wait before and after each event")] = 10.0,
-    chart: Annotated[Path | None, typer.Option(help="Draw what happened: an SVG or PNG file")] = None,
+    nodes: Annotated[int, typer.Option(min=2, max=100, help="The number of instances")] = 3,
+    kill: Annotated[int, typer.Option(min=1, help="The number of instances that are killed at once")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds to wait before and after each event")] = 10.0,
+    chart: Annotated[Path | None, typer.Option(help="Draw a chart of the events into an SVG or PNG file")] = None,
     as_json: Json = False,
 ) -> None:
     """Test whether APP keeps an agreement while instances fail.

@@ -6,13 +6,13 @@ import typer
 
 from flowkit.cli.commands.options import STORE, Json, Yes, group
 
-commands = group("The flows that are subscribed: list, remove or rename them.")
+commands = group("List, remove or rename flows that are subscribed.")
 FullName = Annotated[str, typer.Argument(metavar="APP.FLOW", help="The full name of a flow")]
 
 
 @commands.command(name="list", epilog=STORE)
 def subscriptions_list(as_json: Json = False) -> None:
-    """List the flows that get messages, and those that no app has."""
+    """List the subscribed flows, and those that no app has any more."""
     from flowkit.cli.subscriptions import show_list
 
     show_list(as_json)
@@ -22,8 +22,8 @@ def subscriptions_list(as_json: Json = False) -> None:
 def subscriptions_remove(flow: FullName, yes: Yes = False) -> None:
     """Remove a flow that no app has any more.
 
-    Waiting messages and dead letters are discarded, and counted so in its ledger. Exit code 2 without --yes when
-    there are some and nobody can be asked.
+    Its waiting messages and dead letters are discarded, and its ledger counts them as discarded. Exit code 2 without
+    --yes if there are some and nobody can be asked.
     """
     from flowkit.cli.subscriptions import remove
 
@@ -34,8 +34,8 @@ def subscriptions_remove(flow: FullName, yes: Yes = False) -> None:
 def subscriptions_move(flow: FullName, name: FullName) -> None:
     """Rename a flow, with all its messages.
 
-    Its waiting messages, also those at the broker, its inbox, its dead letters and its ledger go along. All instances
-    have to be stopped.
+    Its waiting messages (those at the broker too), inbox, dead letters and ledger get the new name. Stop all instances
+    first.
     """
     from flowkit.cli.subscriptions import move
 

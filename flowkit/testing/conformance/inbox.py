@@ -110,7 +110,7 @@ class InboxConformance(StoreKit):
         assert self.attempts(one) == 2, "it was given back"
         assert self.claim(one) == [one.message.id]
         self.store.suspects.begin_solo(one, "another")
-        assert self.claim(one) == [], "it is at its end"
+        assert self.claim(one) == [], "it has its outcome"
 
     def test_a_run_alone_of_a_live_worker_is_no_attempt(self) -> None:
         one, worker = delivery(message()), WorkerInfo(new_id(), "kit", "host", 1)

@@ -19,8 +19,8 @@ def check_moves(store: Store, app: str, flows: Iterable[Flow]) -> None:
         if why:
             raise flow.wrong(
                 f"it moves from channel {before} to channel {now} while {why}; give the flow at {now} another "
-                f"name, @app.flow(…, name=…), and keep this one until nothing is sent to {before}; or let its "
-                "messages finish, stop all instances, and start the new ones"
+                f"name, @app.flow(…, name=…), and keep this one until nothing is sent to {before}; or let it "
+                "finish its messages, stop all instances, and start the new ones"
             )
         if before != now and EXCHANGE + before in recorded:
             _log.warning(

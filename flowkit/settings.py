@@ -32,17 +32,23 @@ class Settings(BaseSettings):
     database_url: Annotated[Url, Field(description="Store and default queue: sqlite:///… or postgresql://…")] = (
         "sqlite:///flowkit.db"
     )
-    broker_url: Annotated[Url, Field(description="Where messages travel; empty means the database")] = ""
-    broker_management_url: Annotated[Url, Field(description="RabbitMQ's management API, to audit policies")] = ""
-    drain_url: Annotated[Url, Field(description="A broker that is left: it is emptied, and nothing is sent there")] = ""
+    broker_url: Annotated[Url, Field(description="Broker that carries messages; empty: the database does")] = ""
+    broker_management_url: Annotated[Url, Field(description="RabbitMQ's management API, to check policies")] = ""
+    drain_url: Annotated[Url, Field(description="Broker to leave: workers empty it and send nothing there")] = ""
     threads: Annotated[int, Field(ge=1, le=64, description="Threads that run handlers in one worker process")] = 4
-    lease: Annotated[float, Field(ge=1, description="Seconds for which a silent worker keeps its messages")] = 30.0
-    group: Annotated[str, Field(description="Instances that are active, or spare, together")] = ""
-    group_lease: Annotated[float, Field(ge=1, description="Seconds for which a silent group stays active")] = 3.0
-    site: Annotated[str, Field(description="Where this instance is, for flowkit status")] = ""
-    version: Annotated[str, Field(description="Which version of the app this is: see flowkit rollout")] = ""
-    log_format: Annotated[Literal["text", "json"], Field(description="Lines of text, or a JSON object each")] = "text"
-    log_level: Annotated[str, Field(description="DEBUG, INFO, WARNING or ERROR")] = "INFO"
+    lease: Annotated[
+        float, Field(ge=1, description="Seconds until a worker's lease of messages expires, unless renewed")
+    ] = 30.0
+    group: Annotated[str, Field(description="Group: its instances are active, or on standby, together")] = ""
+    group_lease: Annotated[
+        float, Field(ge=1, description="Seconds until the lease of a group expires, unless renewed")
+    ] = 3.0
+    site: Annotated[str, Field(description="Label that says where the instance is, for flowkit status")] = ""
+    version: Annotated[str, Field(description="Version of the app: see flowkit rollout")] = ""
+    log_format: Annotated[Literal["text", "json"], Field(description="Lines of text, or one JSON object a line")] = (
+        "text"
+    )
+    log_level: Annotated[str, Field(description="Lowest level that is logged: DEBUG, INFO, WARNING or ERROR")] = "INFO"
 
     @classmethod
     def read(cls) -> "Settings":

@@ -33,10 +33,11 @@ def note(app: App, services: Services) -> None:
 
 
 def doubts(app: App, services: Services) -> list[str]:
-    """Warnings about keys that will stop to verify while messages of an app that they signed may still wait. Blocks."""
+    """Warnings about keys that will stop verifying while messages of an app that they signed may still wait. Blocks."""
     return [
         f"key {key.id} verifies for {duration.ago(key.left)} more, and App(retention={duration.text(app.retention)!r}) "
-        "lets messages wait longer: valid messages that it signed will be refused then; see that they finish before"
+        "lets messages wait longer: valid messages that it signed will then be refused; make sure they are applied "
+        "first"
         for key in (operated(services.store).keyring.states() if is_signed(services) else ())
         if key.left is not None and 0 < key.left < app.retention - key.idle
     ]

@@ -52,7 +52,7 @@ def test_row_g1_a_move_in_a_rolling_update_is_refused_and_nothing_is_lost(url: s
         assert str(refused.value) == (
             "flow shop.accept: it moves from channel old to channel new while workers of app shop run, which may "
             "receive from old; give the flow at new another name, @app.flow(…, name=…), and keep this one until "
-            "nothing is sent to old; or let its messages finish, stop all instances, and start the new ones"
+            "nothing is sent to old; or let it finish its messages, stop all instances, and start the new ones"
         )
         harness.publish("old", Order(name="a"))
         harness.until_quiet()

@@ -6,7 +6,7 @@ import typer
 
 from flowkit.cli.commands.options import STORE, group
 
-commands = group("Check or upgrade the schema of the store.")
+commands = group("Upgrade, check or adopt the database of the store.")
 
 
 @commands.command(name="upgrade", epilog=STORE)
@@ -19,7 +19,7 @@ def db_upgrade() -> None:
 
 @commands.command(name="check", epilog=STORE)
 def db_check() -> None:
-    """Check whether the schema is of this version of FlowKit.
+    """Check whether the schema is that of this version of FlowKit.
 
     Exit code 1 if it is not.
     """
@@ -30,13 +30,14 @@ def db_check() -> None:
 
 @commands.command(name="adopt", epilog=STORE)
 def db_adopt(
-    apart: Annotated[bool, typer.Option("--apart", help="Keep both: this copy becomes a store of its own")] = False,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Keep both databases in use: this copy gets its own id and queues")
+    ] = False,
 ) -> None:
     """Let a copy of a store's database take its place.
 
-    With a broker, workers refuse a database that the store has not been in before, for example after a dump was
-    restored elsewhere or after pg_upgrade. With --apart, the copy gets an id and queues of its own; stop its workers
-    first.
+    Run this after pg_upgrade, or after you restored a dump elsewhere: with a broker, workers refuse a database in which
+    the store was not before. With --apart the copy becomes a store of its own; stop its workers first.
     """
     from flowkit.cli.schema import adopt
 

@@ -11,7 +11,7 @@ commands = group("List, rotate or require the keys that sign messages.")
 
 @commands.command(name="list", epilog=STORE)
 def keys_list(as_json: Json = False) -> None:
-    """List the keys, without their secrets."""
+    """List the signing keys, without their secrets."""
     from flowkit.cli.keys import show_list
 
     show_list(as_json)
@@ -20,13 +20,13 @@ def keys_list(as_json: Json = False) -> None:
 @commands.command(name="rotate", epilog=STORE)
 def keys_rotate(
     hold: Annotated[
-        str, typer.Option(help="How long earlier keys verify; default: the longest App(retention=), or 14d")
+        str, typer.Option(help="Time for which earlier keys verify; default: the longest App(retention=), or 14d")
     ] = "",
 ) -> None:
-    """Make a new key, with which all workers sign a minute later.
+    """Make a new key, with which all workers sign after a minute.
 
-    Earlier keys verify messages for --hold. Use --hold 0s if a key has leaked: messages that it signed become dead
-    letters after two minutes. Exit code 2 for any other time that is shorter than the retention of an app.
+    Earlier keys verify for --hold. Use --hold 0s if a key has leaked: messages signed by it become dead letters after
+    two minutes. Exit code 2 if --hold is not 0s, and shorter than the longest App(retention=).
     """
     from flowkit.cli.keys import rotate
 
@@ -37,9 +37,9 @@ def keys_rotate(
 def keys_require() -> None:
     """Refuse unsigned messages from now on.
 
-    After an upgrade, unsigned messages of earlier versions are accepted for 14 days, or for the longest App(retention=)
-    if that is longer. Run this command once those messages have finished. Exit code 2 while a worker of an earlier
-    version runs; earlier versions cannot start afterwards.
+    After an upgrade, unsigned messages from earlier versions are accepted for 14 days, or for the longest
+    App(retention=) if that is longer. Run this command once they have finished. Exit code 2 while a worker of an
+    earlier version runs; earlier versions cannot start afterwards.
     """
     from flowkit.cli.keys import require
 

@@ -14,12 +14,13 @@ SERVICES = "Environment: FLOWKIT_DATABASE_URL, FLOWKIT_BROKER_URL, FLOWKIT_BROKE
 EVERYTHING = (
     "Environment: FLOWKIT_DATABASE_URL, FLOWKIT_BROKER_URL, FLOWKIT_BROKER_MANAGEMENT_URL, FLOWKIT_DRAIN_URL, "
     "FLOWKIT_THREADS, FLOWKIT_LEASE, FLOWKIT_GROUP, FLOWKIT_GROUP_LEASE, FLOWKIT_SITE, FLOWKIT_VERSION, "
-    "FLOWKIT_LOG_FORMAT and FLOWKIT_LOG_LEVEL; for telemetry OTEL_TRACES_EXPORTER and the others of OpenTelemetry."
+    "FLOWKIT_LOG_FORMAT and FLOWKIT_LOG_LEVEL; for telemetry OTEL_TRACES_EXPORTER and the other variables of "
+    "OpenTelemetry."
 )
-NOTHING = "Environment: no variable is read."
+NOTHING = "Environment: the command reads no variable."
 
 AppName = Annotated[str, typer.Argument(metavar="APP", help="A file such as shop.py, or module:app")]
-Json = Annotated[bool, typer.Option("--json", help="Pure JSON on standard output")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation")]
 
 

@@ -6,9 +6,9 @@ import typer
 
 from flowkit.cli.commands.options import SERVICES, Json, group
 
-commands = group("Run versions side by side: start, shift, roll back.")
-OfApp = Annotated[str, typer.Option("--app", help="The app, if several have versions")]
-Weight = Annotated[int, typer.Option(min=1, max=100, help="Percent of the messages")]
+commands = group("Run two versions: start, shift, promote or roll back.")
+OfApp = Annotated[str, typer.Option("--app", help="Name of the app, if several apps have versions")]
+Weight = Annotated[int, typer.Option(min=1, max=100, help="Percent of the messages for this version")]
 
 
 @commands.command(name="start", epilog=SERVICES)
@@ -17,35 +17,39 @@ def rollout_start(
     version: Annotated[str, typer.Argument(help="The version, as given to flowkit run --version")],
     weight: Weight = 5,
     app: OfApp = "",
-    auto: Annotated[bool, typer.Option("--auto", help="Raise the weight by steps, or roll back")] = False,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Raise the weight step by step; roll back if the candidate is worse")
+    ] = False,
     steps: Annotated[str, typer.Option(help="With --auto: the next weights, in percent")] = "25,50,100",
-    every: Annotated[str, typer.Option(help="With --auto: how long each weight is watched")] = "1m",
+    every: Annotated[str, typer.Option(help="With --auto: time for which each weight is watched")] = "1m",
     errors: Annotated[
-        float, typer.Option(min=0, max=100, help="With --auto: percent that may fail more than at the baseline")
+        float,
+        typer.Option(min=0, max=100, help="With --auto: percentage points of failures permitted above the baseline's"),
     ] = 1.0,
     p99: Annotated[
-        str, typer.Option(help="With --auto: the longest time in flight of 99 %, if the baseline's is shorter")
+        str,
+        typer.Option(help="With --auto: longest time for 99 % of the messages, unless the baseline takes longer"),
     ] = "1s",
 ) -> None:
-    """Give a version a share of the messages.
+    """Give a version a weight of the messages.
 
-    The hash of its key decides about a message, so that the messages of one key stay together. With --auto, the version
-    is promoted in the end, or rolled back. Exit code 1 if it was rolled back.
+    The hash of a message's key decides which version handles it, so messages with the same key stay together. With
+    --auto, the command runs until the version is promoted or rolled back. Exit code 1 if it was rolled back.
     """
     from flowkit.cli.rollout import ramp, start
 
     for one in () if auto else ("steps", "every", "errors", "p99"):
         if getattr(given.get_parameter_source(one), "name", "") == "COMMANDLINE":
-            raise typer.BadParameter(f"--{one} says how a rollout goes on by itself; add --auto")
+            raise typer.BadParameter(f"--{one} is an option of automatic rollouts; add --auto")
     raise typer.Exit(start(version, weight, app, ramp(steps, every, errors, p99) if auto else None))
 
 
 @commands.command(name="shift", epilog=SERVICES)
 def rollout_shift(
-    weight: Annotated[int, typer.Argument(min=1, max=100, metavar="PERCENT", help="Its new weight")],
+    weight: Annotated[int, typer.Argument(min=1, max=100, metavar="PERCENT", help="Percent of the messages")],
     app: OfApp = "",
 ) -> None:
-    """Change the candidate's share of the messages."""
+    """Change the weight of the candidate."""
     from flowkit.cli.rollout import shift
 
     shift(weight, app)
@@ -54,13 +58,13 @@ def rollout_shift(
 @commands.command(name="promote", epilog=SERVICES)
 def rollout_promote(
     version: Annotated[
-        str | None, typer.Argument(help="The version; by default the candidate; '(none)' for the one without a name")
+        str | None, typer.Argument(help="Default: the candidate; write '(none)' for instances without --version")
     ] = None,
     app: OfApp = "",
 ) -> None:
-    """Give a version all messages.
+    """Give all messages to a version.
 
-    The version before it is drained, and can then be stopped.
+    The other version is then drained, and can be stopped.
     """
     from flowkit.cli.rollout import promote
 
@@ -69,9 +73,9 @@ def rollout_promote(
 
 @commands.command(name="rollback", epilog=SERVICES)
 def rollout_rollback(app: OfApp = "") -> None:
-    """Give the baseline all messages again.
+    """Give all messages to the baseline again.
 
-    Dead letters of the candidate are sent again, to the baseline.
+    The candidate's dead letters are retried there.
     """
     from flowkit.cli.rollout import rollback
 
@@ -80,7 +84,7 @@ def rollout_rollback(app: OfApp = "") -> None:
 
 @commands.command(name="status", epilog=SERVICES)
 def rollout_status(app: OfApp = "", as_json: Json = False) -> None:
-    """Show the versions of an app, with their shares and figures."""
+    """Show the versions of an app, with their weights and figures."""
     from flowkit.cli.rollout import status
 
     status(app, as_json)

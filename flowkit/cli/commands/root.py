@@ -18,7 +18,9 @@ cli = typer.Typer(
     rich_markup_mode=None,
 )
 Standby = Literal["none", "hot", "warm"]
-Names = Annotated[list[str], typer.Argument(metavar="FLOW|APP...", help="Full names of flows or apps")]
+Names = Annotated[
+    list[str], typer.Argument(metavar="FLOW|APP...", help="Full names of flows (app.flow), or names of apps")
+]
 
 
 def _version(show: bool) -> None:
@@ -39,24 +41,28 @@ def options(
 @cli.command(epilog=EVERYTHING)
 def run(
     app: AppName,
-    workers: Annotated[int, typer.Option(min=1, help="The number of worker processes")] = 1,
-    flows: Annotated[str, typer.Option(help="Only these flows, separated by commas")] = "",
+    workers: Annotated[int, typer.Option(min=1, help="Number of worker processes")] = 1,
+    flows: Annotated[str, typer.Option(help="Run only these flows; names separated by commas")] = "",
     until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when nothing is pending")] = False,
-    grace: Annotated[str, typer.Option(help="How long workers may take to finish at the shutdown")] = "30s",
-    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to serve the routes of APP")] = "",
+    grace: Annotated[str, typer.Option(help="Longest time for workers to finish when the instance stops")] = "30s",
+    http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Serve the routes of APP at this address")] = "",
     admin: Annotated[
         str,
         typer.Option(
             metavar="HOST:PORT",
-            help="With --http: the listener for operators, or none; default: 127.0.0.1, port + 1000",
+            help="With --http: address for operators, or none; default: 127.0.0.1, port + 1000",
         ),
     ] = "",
-    agent: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to answer HAProxy's agent checks")] = "",
-    drain: Annotated[str, typer.Option(help="With --http: how long to be unready before the shutdown")] = "2s",
+    agent: Annotated[str, typer.Option(metavar="HOST:PORT", help="Answer HAProxy's agent checks at this address")] = "",
+    drain: Annotated[str, typer.Option(help="With --http: time to report not ready before stopping")] = "2s",
     standby: Annotated[Standby, typer.Option(help="Stand by: hot (loaded) or warm (one small process)")] = "none",
-    group: Annotated[str, typer.Option(help="The group: its instances are active, or on standby, together")] = "",
-    site: Annotated[str, typer.Option(help="A name for the place of this instance, for flowkit status")] = "",
-    app_version: Annotated[str, typer.Option("--version", help="The version of APP; it waits for its rollout")] = "",
+    group: Annotated[
+        str, typer.Option(help="Name of the group: its instances are active, or on standby, together")
+    ] = "",
+    site: Annotated[str, typer.Option(help="Label that says where the instance is, for flowkit status")] = "",
+    app_version: Annotated[
+        str, typer.Option("--version", help="Version of APP; a new version waits for its rollout")
+    ] = "",
 ) -> None:
     """Run the flows of APP: a supervisor and its workers."""
     from flowkit.cli.run import run
@@ -71,30 +77,32 @@ def run(
 def check(app: AppName) -> None:
     """Find mistakes in APP and its configuration.
 
-    The command also warns of state that handlers keep in memory or in local files. End a line with "# flowkit:
-    stateless" to say that it is intended.
+    Handlers that keep data in memory or in local files cause warnings. End a line with "# flowkit: stateless" to accept
+    what it does.
     """
     from flowkit.cli.describe import check
 
     check(app)
 
 
-@cli.command(epilog="Environment: FLOWKIT_LEASE. The database and the broker of the settings are not used.")
+@cli.command(epilog="Environment: FLOWKIT_LEASE. It uses no database or broker of the settings.")
 def prove(
     app: AppName,
-    scenario: Annotated[str, typer.Argument(help="A function of APP's module, or tests.py:function")],
+    scenario: Annotated[str, typer.Argument(help="Function of APP's module, or tests.py:function")],
     directory: Annotated[
-        Path | None, typer.Option(help="A directory whose files are compared; each run empties it", file_okay=False)
+        Path | None, typer.Option(help="Folder whose files are compared too; each run empties it", file_okay=False)
     ] = None,
-    observe: Annotated[str | None, typer.Option(help="A function that returns further effects to compare")] = None,
-    points: Annotated[int, typer.Option(min=1, help="The largest number of points to kill at")] = 1000,
+    observe: Annotated[
+        str | None, typer.Option(help="Function that returns other effects, to compare them too")
+    ] = None,
+    points: Annotated[int, typer.Option(min=1, help="Maximum number of points at which a worker is killed")] = 1000,
     as_json: Json = False,
 ) -> None:
     """Kill a worker of APP at each point of a scenario; compare.
 
-    scenario(harness) publishes the messages that the flows handle. Each run has a SQLite database of its own. Exit code
-    1 if a crash changes the effects at the end; the command names the effect that escaped its transaction. Exit code 2
-    if nothing can be proven: the scenario fails, or its runs end differently.
+    The function scenario(harness) publishes the messages. Each run has its own SQLite database. Exit code 1 if a crash
+    changes the final state; the output names the effect that escaped its transaction. Exit code 2 if the scenario
+    fails, or its final state varies without a crash.
     """
     from flowkit.cli.prove import prove
 
@@ -112,13 +120,13 @@ def describe(app: AppName, as_json: Json = False) -> None:
 @cli.command(epilog=SERVICES)
 def send(
     app: AppName,
-    channel: Annotated[str, typer.Argument(help="The name of the channel")],
+    channel: Annotated[str, typer.Argument(help="Name of the channel")],
     body: Annotated[
-        str, typer.Argument(metavar="[JSON|-|@FILE.jsonl]", help="The body; -: a body on each line of stdin")
+        str, typer.Argument(metavar="[JSON|-|@FILE.jsonl]", help="Body of one message; - reads standard input")
     ] = "-",
-    key: Annotated[str | None, typer.Option(help="The key of the message")] = None,
-    id: Annotated[str | None, typer.Option(help="The id of the message; the same id is accepted once")] = None,
-    delay: Annotated[str, typer.Option(help="How long to delay the message")] = "0s",
+    key: Annotated[str | None, typer.Option(help="Key of the message")] = None,
+    id: Annotated[str | None, typer.Option(help="Id of the message; the same id is accepted once")] = None,
+    delay: Annotated[str, typer.Option(help="Time after which the message is delivered")] = "0s",
 ) -> None:
     """Publish one message, or one for each line of a file."""
     from flowkit.cli.send import send
@@ -138,8 +146,8 @@ def status(as_json: Json = False) -> None:
 def pause(names: Names) -> None:
     """Pause flows, or all flows of an app, in the whole fleet.
 
-    Within a second no worker begins another message of them. Messages in flight are finished. New ones are accepted,
-    and wait.
+    The flows begin no more messages. Messages in flight are finished. New messages are accepted, and wait. The command
+    returns when all workers have read this.
     """
     from flowkit.cli.direct import pause
 
@@ -148,12 +156,12 @@ def pause(names: Names) -> None:
 
 @cli.command(epilog=STORE)
 def drain(
-    names: Names, wait: Annotated[str, typer.Option(help="How long to wait until no message is left")] = "10m"
+    names: Names, wait: Annotated[str, typer.Option(help="Longest time to wait until no message is pending")] = "10m"
 ) -> None:
-    """Stop accepting HTTP for apps or flows, and empty them.
+    """Stop accepting requests for apps or flows, and empty them.
 
-    The command waits until no message is left. Routes answer 503, and a drained app is not ready. Exit code 1 if
-    messages are left when the time is over.
+    Routes answer 503, and a drained app is not ready. The command waits until no message is pending. Exit code 1 if
+    messages are still pending after --wait.
     """
     from flowkit.cli.direct import drain
 
@@ -162,13 +170,13 @@ def drain(
 
 @cli.command(epilog=STORE)
 def scale(
-    name: Annotated[str, typer.Argument(metavar="FLOW|APP", help="Full name of a flow or an app")],
-    many: Annotated[int, typer.Argument(min=1, max=256, help="The number of workers or lanes")],
+    name: Annotated[str, typer.Argument(metavar="FLOW|APP", help="Full name of a flow (app.flow), or name of an app")],
+    many: Annotated[int, typer.Argument(min=1, max=256, help="Number of workers or lanes")],
 ) -> None:
     """Set the number of workers of an app, or lanes of a flow.
 
-    For an app, it is the number of worker processes in each instance. For a flow, it is the number of its lanes in each
-    worker. The fleet follows within seconds. New lanes come with new workers, which replace the old ones one by one.
+    For an app: the number of worker processes of each instance. For a flow: the number of its lanes in each worker. The
+    fleet follows within seconds. To change lanes, instances replace their workers one by one.
     """
     from flowkit.cli.direct import scale
 
@@ -177,7 +185,7 @@ def scale(
 
 @cli.command(epilog=STORE)
 def resume(names: Names) -> None:
-    """End the effect of pause, drain and scale."""
+    """End pause, drain and scale: use what the app defines."""
     from flowkit.cli.direct import resume
 
     resume(names)
@@ -187,7 +195,8 @@ def resume(names: Names) -> None:
 def audit(as_json: Json = False) -> None:
     """Check that no message was lost or counted twice.
 
-    For each flow, accepted = applied + dead + discarded + expired + pending has to hold. Exit code 1 if it does not.
+    For each flow: accepted = applied + dead + discarded + expired + pending. Exit code 1
+    if a flow's figures differ.
     """
     from flowkit.cli.status import audit
 

@@ -8,13 +8,15 @@ import typer
 from flowkit.cli.commands.options import EVERYTHING, NOTHING, STORE, AppName, Json, group
 
 commands = group("Plan, measure and verify a service level agreement.")
-Send = Annotated[str, typer.Option(help="The request, such as POST /orders; {n} is its number")]
-Content = Annotated[str, typer.Option(help="The content of the request, as JSON; {n} is its number")]
+Send = Annotated[str, typer.Option(help="Method and path of each request: POST /orders. {n} is its number")]
+Content = Annotated[str, typer.Option(help="Content of each request, as JSON. {n} is its number")]
 
 
 @commands.command(name="budget", epilog=NOTHING)
 def sla_budget(
-    availability: Annotated[list[float], typer.Argument(metavar="PERCENT...", help="Such as 99 99.9")],
+    availability: Annotated[
+        list[float], typer.Argument(metavar="PERCENT...", help="Availabilities in percent, such as 99 99.9")
+    ],
     as_json: Json = False,
 ) -> None:
     """Show the downtime that an availability permits."""
@@ -27,9 +29,9 @@ def sla_budget(
 def sla_init(
     agreement: Annotated[Path, typer.Argument(metavar="[SLA.TOML]", help="The file to write")] = Path("sla.toml"),
 ) -> None:
-    """Write an agreement with examples and comments, for you to change.
+    """Write an agreement with examples and comments, to change it.
 
-    The command does not overwrite a file.
+    An existing file is kept: exit code 2.
     """
     from flowkit.cli.sla import init
 
@@ -40,9 +42,10 @@ def sla_init(
 def sla_plan(
     agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")], as_json: Json = False
 ) -> None:
-    """Show how many nodes an agreement needs, and why.
+    """Show how many instances an agreement needs, and why.
 
-    The command also shows how likely that number misses each level, and the single points of failure.
+    The command also shows how much of the time each number of instances misses a level of service, and which parts are
+    single points of failure. Exit code 1 if none of these numbers keeps the agreement.
     """
     from flowkit.cli.sla import plan
 
@@ -51,15 +54,16 @@ def sla_plan(
 
 @commands.command(name="apply", epilog=STORE)
 def sla_apply(
-    app: Annotated[str, typer.Argument(metavar="APP", help="The name of the app, as flowkit status shows it")],
+    app: Annotated[str, typer.Argument(metavar="APP", help="Name of the app, as flowkit status shows it")],
     agreement: Annotated[Path | None, typer.Argument(metavar="SLA.TOML", help="The agreement, unless --off")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="The number of worker processes of a node")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of worker processes of each instance")] = 1,
     off: Annotated[bool, typer.Option("--off", help="Never reduce the service")] = False,
 ) -> None:
     """Let flows of low priority= rest while workers are missing.
 
-    Workers are missing while fewer are ready than the normal service needs. The routes of resting flows answer 503, and
-    their messages wait. With no more workers than the minimum service needs, only flows of the highest priority run.
+    Flows rest while fewer workers of the app are ready than its normal service needs. Their routes answer 503, and
+    their backlog is kept. When no more workers are ready than the minimum service needs, only flows of the highest
+    priority run.
     """
     from flowkit.cli.direct import reduce
 
@@ -70,15 +74,15 @@ def sla_apply(
 
 @commands.command(name="report", epilog=STORE)
 def sla_report(
-    app: Annotated[str, typer.Argument(metavar="APP", help="The name of the app, as flowkit status shows it")],
+    app: Annotated[str, typer.Argument(metavar="APP", help="Name of the app, as flowkit status shows it")],
     agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
-    last: Annotated[str, typer.Option(help="The time to look back")] = "7d",
+    last: Annotated[str, typer.Option(help="Length of the time before now, such as 7d")] = "7d",
     as_json: Json = False,
 ) -> None:
-    """Show how available an app has been, against the agreement.
+    """Compare the availability of an app with its agreement.
 
-    The command also shows the rest of the permitted downtime. Deployments count like failures. Exit code 1 if more
-    downtime than permitted is spent.
+    The command also shows the downtime and how much is permitted. Deployments count like failures. Exit code 1 if the
+    downtime is longer than permitted.
     """
     from flowkit.cli.sla import report
 
@@ -90,14 +94,17 @@ def sla_measure(
     app: AppName,
     send: Send,
     content: Content = "",
-    response: Annotated[str, typer.Option(help="The longest response time")] = "250ms",
-    percentile: Annotated[float, typer.Option(min=1, max=100, help="The percent of requests within that time")] = 99.0,
-    seconds: Annotated[float, typer.Option(min=1, help="Seconds for which each rate is tried")] = 5.0,
+    response: Annotated[str, typer.Option(help="Longest response time, such as 250ms")] = "250ms",
+    percentile: Annotated[
+        float, typer.Option(min=1, max=100, help="Percent of the requests that must meet --response")
+    ] = 99.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds for which each load is tried")] = 5.0,
     as_json: Json = False,
 ) -> None:
-    """Measure how many requests per second one instance of APP sustains on this machine.
+    """Measure how many requests a second one instance sustains.
 
-    The requests are stored in the database of FLOWKIT_DATABASE_URL, and applied: use a database made for this.
+    The instance runs on this machine. The requests are stored in the database of FLOWKIT_DATABASE_URL, and applied: use
+    a database made for this. Exit code 1 if it does not sustain the lowest load.
     """
     from flowkit.cli.verify import measure
 
@@ -110,10 +117,10 @@ def sla_verify(
     agreement: Annotated[Path, typer.Argument(metavar="SLA.TOML", help="The agreement")],
     send: Send,
     content: Content = "",
-    nodes: Annotated[int, typer.Option(min=2, max=100, help="The number of instances")] = 3,
-    kill: Annotated[int, typer.Option(min=1, help="The number of instances that are killed at once")] = 1,
-    seconds: Annotated[float, typer.Option(min=1, help="Seconds to wait before and after each event")] = 10.0,
-    chart: Annotated[Path | None, typer.Option(help="Draw a chart of the events into an SVG or PNG file")] = None,
+    nodes: Annotated[int, typer.Option(min=2, max=100, help="Number of instances")] = 3,
+    kill: Annotated[int, typer.Option(min=1, help="Number of instances that are killed at once")] = 1,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds before and after each failure")] = 10.0,
+    chart: Annotated[Path | None, typer.Option(help="File for a chart of the test: .svg or .png")] = None,
     as_json: Json = False,
 ) -> None:
     """Test whether APP keeps an agreement while instances fail.

@@ -6,13 +6,13 @@ import typer
 
 from flowkit.cli.commands.options import STORE, Json, Yes, group
 
-commands = group("List, remove or rename flows that are subscribed.")
-FullName = Annotated[str, typer.Argument(metavar="APP.FLOW", help="The full name of a flow")]
+commands = group("List, remove or rename the flows that are subscribed.")
+FullName = Annotated[str, typer.Argument(metavar="APP.FLOW", help="Full name of a flow")]
 
 
 @commands.command(name="list", epilog=STORE)
 def subscriptions_list(as_json: Json = False) -> None:
-    """List the subscribed flows, and those that no app has any more."""
+    """List the flows that receive messages, and the orphans."""
     from flowkit.cli.subscriptions import show_list
 
     show_list(as_json)
@@ -22,8 +22,8 @@ def subscriptions_list(as_json: Json = False) -> None:
 def subscriptions_remove(flow: FullName, yes: Yes = False) -> None:
     """Remove a flow that no app has any more.
 
-    Its waiting messages and dead letters are discarded, and its ledger counts them as discarded. Exit code 2 without
-    --yes if there are some and nobody can be asked.
+    Its pending messages and dead letters are discarded, and its ledger counts them as discarded. If there are any, the
+    command asks first. Without a terminal and without --yes, it changes nothing and exits with code 2.
     """
     from flowkit.cli.subscriptions import remove
 
@@ -32,10 +32,10 @@ def subscriptions_remove(flow: FullName, yes: Yes = False) -> None:
 
 @commands.command(name="move", epilog=STORE)
 def subscriptions_move(flow: FullName, name: FullName) -> None:
-    """Rename a flow, with all its messages.
+    """Rename a flow and keep its messages.
 
-    Its waiting messages (those at the broker too), inbox, dead letters and ledger get the new name. Stop all instances
-    first.
+    The flow keeps its pending messages, also those at the broker, its inbox, its dead letters and its ledger. Stop all
+    instances first.
     """
     from flowkit.cli.subscriptions import move
 

@@ -223,7 +223,7 @@ class App:
             self.check_moves(services.store)
             services.store.subscribers.add({flow.name: flow.source.name for flow in self.flows.values()} | shared)
             if not self.flows:
-                services.store.subscribers.announce(self.name)  # subscriptions do not tell of it
+                services.store.subscribers.announce(self.name)  # no subscription names it
         except StoreConflict as conflict:
             raise StoreUnavailable(f"{conflict}; another transaction held the database for too long") from conflict
         self._services = services

@@ -97,7 +97,7 @@ class Identifier:
         return message.id
 
     def key(self, content: bytes) -> str:
-        """What `id_from` finds in a body. Raises as `find` does."""
+        """The value that `id_from` finds in a body. Raises as `find` does."""
         body = self._body.decode(content)
         found = self._id_from(body) if callable(self._id_from) else _walk(body, str(self._id_from))
         if isinstance(found, bool) or not isinstance(found, str | int | UUID) or found == "":

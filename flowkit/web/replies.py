@@ -47,7 +47,7 @@ class Replies:
             try:
                 found = await asyncio.to_thread(self._look, list(self._waiting))
             except FlowKitError:
-                found = {}  # the database cannot be reached: the requests are answered 202 when their time is over
+                found = {}  # the database cannot be reached: the requests are answered 202 when they time out
             except Exception:
                 found = {}
                 _log.exception("replies could not be read; this is tried again")

@@ -1,4 +1,5 @@
-"""The language of documentation, docstrings and comments: plain sentences, short paragraphs, one word for one thing.
+"""The language of documentation, docstrings, comments, help, errors and logs: plain sentences, short paragraphs, one
+word for one thing.
 
 The words come from the column *instead of* of docs/reference/glossary.md."""
 
@@ -8,6 +9,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,14 +21,14 @@ MOST_WORDS = 120
 """Of a paragraph."""
 
 WRITTEN_BY_TOOLS = {"docs/proof.md"}
-QUOTED = {("docs/guides/security.md", "told of")}
-"""(page, words): the page shows what a program prints."""
+QUOTED = {("docs/guides/security.md", "told of"), ("flowkit/web/balancer.py", "backend")}
+"""(page, words): the page shows what a program prints, or the module writes a word of HAProxy."""
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 MODULES = sorted((ROOT / "flowkit").rglob("*.py"))
-LEVELS = ("info", "warning", "error", "exception")
-HELP = ("help", "epilog", "description")
-OPENER = re.compile(r"(?:Who|What|So many)\s+\w")
+LOGS, LEVELS = {"_log", "log"}, {"debug", "info", "warning", "error", "exception", "critical"}
+"""Loggers, and their methods that take a text."""
+OPENER = re.compile(r"(?:Who|What|So many)\s+[\w…%]")
 CODE = re.compile(r"^( *)```.*?^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -108,11 +110,8 @@ def plain(text: str) -> str:
 
 
 def of_module(source: str) -> Iterator[Text]:
-    """Docstrings, also those of values, texts that users read, and comments. Comments of lines that follow each other
-    are one text."""
+    """Docstrings, also those of values, and comments. Comments of lines that follow each other are one text."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Raise | ast.Call):
-            yield from (Text(node.lineno, plain(text), prose=False) for text in told(node))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             for part in re.split(r"\n\s*\n|\n\s*(?=- )", node.value.value):
                 yield Text(node.lineno, plain(" ".join(part.split())), prose=False)
@@ -130,29 +129,48 @@ def of_module(source: str) -> Iterator[Text]:
         yield Text(begin, plain(" ".join(gathered)), prose=False)
 
 
-def told(node: ast.Raise | ast.Call) -> Iterator[str]:
-    """The texts of an error that is raised, of a line of the log, and of the help of a command or setting."""
-    if isinstance(node, ast.Raise):
-        yield from map(text_of, node.exc.args if isinstance(node.exc, ast.Call) else ())
-        return
-    called = node.func
-    if isinstance(called, ast.Attribute) and called.attr in LEVELS and "log" in ast.unparse(called.value).lower():
-        yield from map(text_of, node.args[:1])
-    yield from (text_of(one.value) for one in node.keywords if one.arg in HELP)
+def of_program(source: str) -> Iterator[Text]:
+    """The texts that a program shows: help, descriptions of settings, errors and logs."""
+    for node in ast.walk(ast.parse(source)):
+        for part in shown(node):
+            for line, text in constants(part):
+                yield Text(line, plain(" ".join(text.split())), prose=False)
 
 
-def text_of(node: ast.expr) -> str:
-    """The text of a string, with a mark for each value in it; empty for any other expression."""
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) else ""
-    if isinstance(node, ast.JoinedStr):
-        return "".join(text_of(one) if isinstance(one, ast.Constant) else "…" for one in node.values)
-    return ""
+def shown(node: ast.AST) -> list[ast.expr]:
+    """The expressions of a node whose strings a program shows."""
+    match node:
+        case ast.Raise(exc=ast.expr() as error):
+            return [error]
+        case ast.Assign(targets=[ast.Name(id=name)], value=value) if name.isupper():  # a text that several calls show
+            return [value] if isinstance(value, ast.Constant | ast.JoinedStr) else []
+        case ast.Call(func=ast.Name(id="group"), args=[help]):
+            return [help]
+        case ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=level)) if name in LOGS and level in LEVELS:
+            return node.args
+        case ast.Call():
+            return [one.value for one in node.keywords if one.arg in ("help", "epilog", "description")]
+    return []
+
+
+def constants(node: ast.AST) -> Iterator[tuple[int, str]]:
+    """Each string in an expression, with its line. The values in an f-string become dots."""
+    match node:
+        case ast.Constant(value=str(text), lineno=line):
+            yield line, text
+        case ast.JoinedStr(values=parts, lineno=line):
+            yield line, "".join(str(one.value) if isinstance(one, ast.Constant) else "…" for one in parts)
+            for one in parts:
+                if isinstance(one, ast.FormattedValue):
+                    yield from constants(one.value)
+        case _:
+            for inner in ast.iter_child_nodes(node):
+                yield from constants(inner)
 
 
 def found(path: Path) -> list[str]:
     page, source = name(path), path.read_text()
-    texts = of_module(source) if path.suffix == ".py" else of_page(source)
+    texts = chain(of_module(source), of_program(source)) if path.suffix == ".py" else of_page(source)
     return [mistake for text in texts for mistake in mistakes(text, page, words=path != GLOSSARY)]
 
 
@@ -164,7 +182,7 @@ def test_a_page_is_plain(page: Path) -> None:
     assert found(page) == []
 
 
-def test_docstrings_and_comments_are_plain() -> None:
+def test_the_texts_of_modules_are_plain() -> None:
     assert [one for module in MODULES for one in found(module)] == []
 
 
@@ -204,6 +222,30 @@ def test_docstrings_and_comments_are_read() -> None:
     )
     texts = [mistake for text in of_module(source) for mistake in mistakes(text, "f.py")]
     assert len(texts) == 3
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'typer.Option(help="What is said")',
+        'Field(description="The pay" "load")',
+        'typer.Typer(help=f"{name}: the payload")',
+        'EPILOG = "Who asks gets it."',
+        'commands = group("The payload")',
+        'raise flow.wrong(f"{name}: the payload {x} is wrong") from None',
+        'raise ConfigError(": ".join([first, "the payload"]))',
+        'raise ConfigError(text(first, second=f"the payload{x}" if x else ""))',
+        "raise ConfigError(f\"{name}: {'the payload' if x else y}\")",
+        '_log.error("the %s is away", name)',
+        'log.info(f"The end. What {x} is left waits")',
+    ],
+)
+def test_texts_that_a_program_shows_are_read(source: str) -> None:
+    assert len([mistake for text in of_program(source) for mistake in mistakes(text, "f.py")]) == 1
+
+
+def test_strings_that_no_program_shows_are_not_read() -> None:
+    assert list(of_program('x = f("payload")\nf(name="payload")\nassert x, "payload"')) == []
 
 
 def test_words_in_italics_are_left_to_the_reader() -> None:

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 EXITS = (
-    "Exit codes: 0 done; 1 the answer is no: unbalanced, a stopped flow, nothing found; 2 wrong usage, configuration "
-    "or definition; 3 the store cannot be reached; 130 interrupted."
+    "Exit codes: 0 done; 1 the answer is no, or something was not done; 2 wrong usage, setting or definition; 3 the "
+    "store cannot be reached, or a conflict remained; 130 interrupted."
 )
 
 STORE = "Environment: FLOWKIT_DATABASE_URL."

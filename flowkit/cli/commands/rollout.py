@@ -6,7 +6,7 @@ import typer
 
 from flowkit.cli.commands.options import SERVICES, Json, group
 
-commands = group("Run two versions: start, shift, promote or roll back.")
+commands = group("Start, shift, promote or roll back a version of an app.")
 OfApp = Annotated[str, typer.Option("--app", help="Name of the app, if several apps have versions")]
 Weight = Annotated[int, typer.Option(min=1, max=100, help="Percent of the messages for this version")]
 
@@ -31,7 +31,7 @@ def rollout_start(
         typer.Option(help="With --auto: longest time for 99 % of the messages, unless the baseline takes longer"),
     ] = "1s",
 ) -> None:
-    """Give a version a weight of the messages.
+    """Start a rollout: give a version a part of the messages.
 
     The hash of a message's key decides which version handles it, so messages with the same key stay together. With
     --auto, the command runs until the version is promoted or rolled back. Exit code 1 if it was rolled back.
@@ -58,7 +58,7 @@ def rollout_shift(
 @commands.command(name="promote", epilog=SERVICES)
 def rollout_promote(
     version: Annotated[
-        str | None, typer.Argument(help="Default: the candidate; write '(none)' for instances without --version")
+        str | None, typer.Argument(help="The version; default: the candidate; '(none)' for instances without --version")
     ] = None,
     app: OfApp = "",
 ) -> None:

@@ -43,7 +43,7 @@ def run(
     app: AppName,
     workers: Annotated[int, typer.Option(min=1, help="Number of worker processes")] = 1,
     flows: Annotated[str, typer.Option(help="Run only these flows; names separated by commas")] = "",
-    until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when nothing is pending")] = False,
+    until_idle: Annotated[bool, typer.Option("--until-idle", help="Stop when no message is pending")] = False,
     grace: Annotated[str, typer.Option(help="Longest time for workers to finish when the instance stops")] = "30s",
     http: Annotated[str, typer.Option(metavar="HOST:PORT", help="Serve the routes of APP at this address")] = "",
     admin: Annotated[
@@ -122,7 +122,10 @@ def send(
     app: AppName,
     channel: Annotated[str, typer.Argument(help="Name of the channel")],
     body: Annotated[
-        str, typer.Argument(metavar="[JSON|-|@FILE.jsonl]", help="Body of one message; - reads standard input")
+        str,
+        typer.Argument(
+            metavar="[JSON|-|@FILE.jsonl]", help="Body as JSON; - reads standard input, @FILE one body a line"
+        ),
     ] = "-",
     key: Annotated[str | None, typer.Option(help="Key of the message")] = None,
     id: Annotated[str | None, typer.Option(help="Id of the message; the same id is accepted once")] = None,
@@ -147,7 +150,7 @@ def pause(names: Names) -> None:
     """Pause flows, or all flows of an app, in the whole fleet.
 
     The flows begin no more messages. Messages in flight are finished. New messages are accepted, and wait. The command
-    returns when all workers have read this.
+    returns when all workers know.
     """
     from flowkit.cli.direct import pause
 
@@ -160,8 +163,8 @@ def drain(
 ) -> None:
     """Stop accepting requests for apps or flows, and empty them.
 
-    Routes answer 503, and a drained app is not ready. The command waits until no message is pending. Exit code 1 if
-    messages are still pending after --wait.
+    Routes answer 503, and a drained app is not ready. The command waits until no message is pending, for --wait at
+    most. Exit code 1 if messages are left.
     """
     from flowkit.cli.direct import drain
 

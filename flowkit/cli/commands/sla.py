@@ -8,8 +8,8 @@ import typer
 from flowkit.cli.commands.options import EVERYTHING, NOTHING, STORE, AppName, Json, group
 
 commands = group("Plan, measure and verify a service level agreement.")
-Send = Annotated[str, typer.Option(help="Method and path of each request: POST /orders. {n} is its number")]
-Content = Annotated[str, typer.Option(help="Content of each request, as JSON. {n} is its number")]
+Send = Annotated[str, typer.Option(help="Method and path of each request: POST /orders. {n} becomes its number")]
+Content = Annotated[str, typer.Option(help="Content of each request, as JSON. {n} becomes its number")]
 
 
 @commands.command(name="budget", epilog=NOTHING)

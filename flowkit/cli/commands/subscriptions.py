@@ -8,6 +8,7 @@ from flowkit.cli.commands.options import STORE, Json, Yes, group
 
 commands = group("List, remove or rename the flows that are subscribed.")
 FullName = Annotated[str, typer.Argument(metavar="APP.FLOW", help="Full name of a flow")]
+NewName = Annotated[str, typer.Argument(metavar="APP.FLOW", help="New full name of the flow")]
 
 
 @commands.command(name="list", epilog=STORE)
@@ -31,7 +32,7 @@ def subscriptions_remove(flow: FullName, yes: Yes = False) -> None:
 
 
 @commands.command(name="move", epilog=STORE)
-def subscriptions_move(flow: FullName, name: FullName) -> None:
+def subscriptions_move(flow: FullName, name: NewName) -> None:
     """Rename a flow and keep its messages.
 
     The flow keeps its pending messages, also those at the broker, its inbox, its dead letters and its ledger. Stop all
